@@ -1,0 +1,127 @@
+"""What importing the package brings along, and that all it promises by name is there."""
+
+import importlib.metadata
+import json
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import speadrx
+
+JIT = {"numba", "llvmlite", "scipy"}
+
+RECEIVE = """
+import spead2, spead2.recv, spead2.send
+from speadrx import Axis, ChunkPool, Layout, TimeAxis, iter_chunks, make_stream
+layout = Layout(
+    heap_bytes=8,
+    time=TimeAxis(item=0x1600, step=1, batches=2),
+    axes=(Axis(name="antenna", item=0x4101, size=1),),
+)
+stream = make_stream(
+    layout=layout,
+    max_active_chunks=1,
+    data_ringbuffer=spead2.recv.ChunkRingbuffer(2),
+    free_ringbuffer=spead2.recv.ChunkRingbuffer(4),
+)
+ChunkPool(stream, 4)
+queue = spead2.InprocQueue()
+stream.add_inproc_reader(queue)
+heap = spead2.send.Heap(spead2.Flavour(4, 64, 48))
+for item_id in (0x1600, 0x4101):
+    heap.add_item(spead2.Item(item_id, "", "", (), format=[("u", 48)], value=0))
+heap.add_item(spead2.Item(0x3300, "", "", (8,), "u1", value=bytes(8)))
+spead2.send.InprocStream(spead2.ThreadPool(), [queue]).send_heap(heap)
+queue.stop()
+n_chunks = 0
+for chunk in iter_chunks(stream):
+    with chunk:
+        n_chunks += 1
+assert n_chunks == 1, n_chunks
+"""
+
+
+def all_modules() -> list[str]:
+    found = pkgutil.walk_packages(speadrx.__path__, "speadrx.")
+    return ["speadrx", *(info.name for info in found if not info.name.endswith("__main__"))]
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after running `code`."""
+    report = "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code + report], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_jit_is_never_imported():
+    imports = "\n".join(f"import {name}" for name in all_modules())
+    assert not JIT & imported_by(imports + RECEIVE)
+
+
+def test_import_brings_numpy_and_spead2_only():
+    added = imported_by("import speadrx") - imported_by("import numpy, spead2.recv")
+    third_party = {name for name in added if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert third_party == {"speadrx"}
+
+
+def test_receiving_needs_no_metrics():
+    assert "prometheus_client" not in imported_by(RECEIVE)
+
+
+@pytest.mark.parametrize("use", ["speadrx.StatsCollector", "speadrx.stats.StatsCollector"])
+def test_collector_imports_prometheus_client(use):
+    module = use.rpartition(".")[0]
+    assert "prometheus_client" in imported_by(f"import {module}; {use}")
+
+
+@pytest.mark.parametrize("module", all_modules())
+def test_all_names_resolve(module):
+    namespace = importlib.import_module(module)
+    names = getattr(namespace, "__all__", [])
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(namespace, name) is not None
+        assert name in dir(namespace)
+
+
+def test_design_names_are_public():
+    promised = {
+        "Axis",
+        "BaseLayout",
+        "Chunk",
+        "ChunkPool",
+        "EVICTION_MODE",
+        "Layout",
+        "LayoutError",
+        "RECV_SENSOR_TIMEOUT_CHUNKS",
+        "RECV_SENSOR_TIMEOUT_MIN",
+        "SideItem",
+        "StatsCollector",
+        "TimeAxis",
+        "add_reader",
+        "iter_chunks",
+        "make_stream",
+        "make_stream_group",
+    }
+    assert promised <= set(speadrx.__all__)
+
+
+def test_unknown_name_is_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = speadrx.no_such_name
+
+
+def test_version():
+    assert speadrx.__version__ == importlib.metadata.version("speadrx")
+
+
+def test_is_typed():
+    package = pathlib.Path(speadrx.__file__).parent
+    assert (package / "py.typed").is_file()
+    assert (package / "_core.pyi").is_file()
