@@ -8,6 +8,7 @@ SHELL := /bin/bash
 
 # The interpreter to make the environment with. Empty: the newest that will do is picked.
 PYTHON ?=
+PYTHONS := python3.14 python3.13 python3.12 python3.11 python3
 VENV ?= .venv
 # Passed on to the command: `make demo ARGS=--help`, `make test-python ARGS='-k readers'`.
 ARGS ?=
@@ -107,7 +108,7 @@ preflight:
 	    || die "Rust $$rust is too old: $(MIN_RUST) or newer is needed" "With rustup: rustup update stable"
 	command -v cc >/dev/null \
 	    || die "no C compiler: Rust links with cc" "On Debian: apt-get install gcc libc6-dev"
-	if [ -n '$(PYTHON)' ] && [ -e '$(VENV)/.made' ]; then
+	if [ -n '$(PYTHON)' ] && [ -x '$(BIN)/python' ]; then
 	    version='import sys; print(*sys.version_info[:3], sep=".")'
 	    asked=$$('$(PYTHON)' -c "$$version") || die "PYTHON=$(PYTHON) does not run" "Name another, or leave it out"
 	    have=$$($(BIN)/python -c "$$version")
@@ -118,21 +119,21 @@ preflight:
 # An environment that is there already is kept, and added to.
 $(VENV)/.made: | preflight
 	@$(SHELL_FUNCTIONS)
-	usable() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
-	python='$(PYTHON)'
-	if [ -z "$$python" ]; then
-	    for candidate in $(BIN)/python python3.14 python3.13 python3.12 python3.11 python3; do
-	        if usable "$$candidate"; then python=$$candidate; break; fi
+	new_enough() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+	complete() { "$$1" -c 'import ensurepip, venv' 2>/dev/null; }
+	if ! { new_enough $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1; }; then
+	    python=
+	    for candidate in $(or $(PYTHON),$(PYTHONS)); do
+	        if new_enough "$$candidate"; then
+	            python=$$candidate
+	            if complete "$$candidate"; then break; fi
+	        fi
 	    done
-	fi
-	[ -n "$$python" ] || die "no Python 3.11 or newer: neither python3.14 to python3.11 nor python3 on PATH will do" \
-	    "On Debian 12 or newer: apt-get install python3 python3-venv; or name one: make PYTHON=/path/to/python3.12"
-	usable "$$python" || die "PYTHON=$$python is no Python 3.11 or newer" "Name another: make PYTHON=/path/to/python3.12"
-	"$$python" -c 'import ensurepip, venv' 2>/dev/null \
-	    || die "$$python cannot make virtual environments" "On Debian: apt-get install python3-venv"
-	if ! [ -x $(BIN)/pip ]; then
+	    [ -n "$$python" ] || die "no Python 3.11 or newer: none of $(or $(PYTHON),$(PYTHONS)) is one" \
+	        "On Debian 12 or newer: apt-get install python3 python3-venv; or name one: make PYTHON=/path/to/python3.12"
+	    complete "$$python" || die "$$python cannot make virtual environments" "On Debian: apt-get install python3-venv"
 	    echo "Making $(VENV) with $$("$$python" --version)"
-	    "$$python" -m venv '$(VENV)'
+	    "$$python" -m venv --clear '$(VENV)'
 	fi
 	$(BIN)/python -c 'import tomllib
 	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > '$(VENV)/build-requires'
