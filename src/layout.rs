@@ -1,0 +1,672 @@
+//! From a declaration to a layout that is proven: no heap can leave its chunk, no two heaps can share a slot.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
+
+use crate::divisor::{Divisor, SmallDivisor};
+use crate::error::LayoutError;
+pub use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+
+/// SPEAD ID of the heap length item.
+pub const HEAP_LENGTH_ID: u64 = 2;
+/// Timestamps are 48 bit wide.
+pub const TIME_BITS: u32 = 48;
+/// Largest ID that any SPEAD flavour can express for an immediate item (SPEAD-64-40: 23 bits).
+const MAX_ITEM_ID: u64 = (1 << 23) - 1;
+/// IDs up to this one (stream control) steer the protocol itself.
+const LAST_CONTROL_ID: u64 = 6;
+/// Item axes that the callback has an instance for.
+pub const MAX_ITEM_AXES: usize = 8;
+/// Heaps of a chunk: a bit for each is kept for every chunk of the window.
+const MAX_CHUNK_HEAPS: u64 = 1 << 28;
+/// Sources: a few counters are kept for each.
+const MAX_SOURCES: u64 = 1 << 20;
+/// Longest chunk in ticks: unwrapping needs at least half of the 48-bit range beyond it.
+const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
+
+/// How the value of an item becomes an index.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    /// A multiple of a step, below a size.
+    Step {
+        /// Divides by the step.
+        divisor: Divisor,
+        /// The step itself.
+        step: u64,
+    },
+    /// One of a list of values.
+    Values(ValueTable),
+}
+
+/// An axis whose index comes from an item of each heap.
+#[derive(Clone, Debug)]
+pub struct ItemAxis {
+    /// Bits to shift the value right by.
+    pub shift: u32,
+    /// Bits to keep after that.
+    pub mask: u64,
+    /// Number of indices.
+    pub size: u64,
+    /// From value to index.
+    pub lookup: Lookup,
+    /// Index of the reject reason.
+    pub reason: usize,
+}
+
+impl ItemAxis {
+    /// The index that an item's value stands for, or None if it is not on the axis.
+    #[inline]
+    #[must_use]
+    pub fn index(&self, value: u64) -> Option<u64> {
+        let value = (value >> self.shift) & self.mask;
+        let index = match &self.lookup {
+            Lookup::Step { divisor, .. } => divisor.exact(value),
+            Lookup::Values(table) => table.get(value)?,
+        };
+        (index < self.size).then_some(index)
+    }
+}
+
+/// From sparse values to their positions, in a bounded number of steps.
+#[derive(Clone, Debug)]
+pub struct ValueTable {
+    multiplier: u64,
+    shift: u32,
+    /// Each home slot is followed by enough others that no probe runs off the end.
+    slots: Box<[(u64, u64)]>,
+    probes: usize,
+}
+
+impl ValueTable {
+    /// No value on an axis is this large.
+    const EMPTY: u64 = u64::MAX;
+
+    /// Hash `values`, which must be distinct, with whichever of a few multipliers needs the fewest probes.
+    fn new(values: &[u64]) -> Self {
+        let bits = (values.len() * 2).next_power_of_two().trailing_zeros().max(1);
+        // Odd multiples of the golden ratio (Knuth, "The Art of Computer Programming" 3, section 6.4).
+        let candidates = (0..16_u64).map(|k| 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(2 * k + 1));
+        candidates
+            .map(|multiplier| Self::with_multiplier(values, multiplier, bits))
+            .min_by_key(|table| table.probes)
+            .unwrap_or_else(|| Self::with_multiplier(values, 1, bits))
+    }
+
+    fn with_multiplier(values: &[u64], multiplier: u64, bits: u32) -> Self {
+        let shift = u64::BITS - bits;
+        let mut slots = vec![(Self::EMPTY, 0); (1 << bits) + values.len()];
+        let mut probes = 0;
+        for (index, &value) in (0..).zip(values) {
+            let home = usize::try_from(value.wrapping_mul(multiplier) >> shift).unwrap_or(0);
+            for (probe, slot) in (1..).zip(&mut slots[home..]) {
+                if slot.0 == Self::EMPTY {
+                    *slot = (value, index);
+                    probes = probes.max(probe);
+                    break;
+                }
+            }
+        }
+        Self { multiplier, shift, slots: slots.into(), probes }
+    }
+
+    #[inline]
+    fn get(&self, value: u64) -> Option<u64> {
+        #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits: abi.rs asserts it")]
+        let home = (value.wrapping_mul(self.multiplier) >> self.shift) as usize;
+        let candidates = self.slots.get(home..)?.iter().take(self.probes);
+        candidates.into_iter().find(|slot| slot.0 == value).map(|slot| slot.1)
+    }
+}
+
+/// Where the index of an axis comes from.
+#[derive(Clone, Debug)]
+pub enum IndexFrom {
+    /// The timestamp.
+    Time,
+    /// An item: position in [`Layout::axes`].
+    Item(usize),
+    /// A constant of the stream: field of its user data.
+    UserData(String),
+}
+
+/// An axis of the chunk, in the order of the chunk's arrays.
+#[derive(Clone, Debug)]
+pub struct Dimension {
+    /// Name of the axis.
+    pub name: String,
+    /// Number of indices.
+    pub size: u64,
+    /// Where the index comes from.
+    pub from: IndexFrom,
+    /// Difference in heap index between neighbours.
+    pub index_stride: u64,
+}
+
+/// A side item.
+#[derive(Clone, Copy, Debug)]
+pub struct SideField {
+    /// Bits to shift right by.
+    pub shift: u32,
+    /// What it is stored as.
+    pub dtype: SideType,
+}
+
+/// A proven layout, of which streams take their [`Geometry`].
+#[derive(Clone, Debug)]
+pub struct Layout {
+    spec: LayoutSpec,
+    /// Item IDs in the order of the callback: time, heap length, axes, side items, required items.
+    pub items: Vec<u64>,
+    /// Ticks of a chunk.
+    pub chunk_step: u64,
+    /// Axes from items, in declaration order: the order in which they are checked.
+    pub axes: Vec<ItemAxis>,
+    /// All axes in the order of the arrays, slowest first.
+    pub dimensions: Vec<Dimension>,
+    /// Side items.
+    pub side: Vec<SideField>,
+    /// Names of the reject reasons, in the order of the checks.
+    pub reasons: Vec<String>,
+    /// Position in `dimensions` of the axis whose index is the source.
+    pub source: Option<usize>,
+}
+
+/// Reasons that every layout has; those of its axes stand between `BAD_TIMESTAMP` and the last two.
+pub mod reason {
+    /// Wrong length, or an item is absent.
+    pub const METADATA: usize = 0;
+    /// Beyond 48 bits, or not a multiple of the step.
+    pub const BAD_TIMESTAMP: usize = 1;
+
+    /// The timeline finds the time implausible.
+    #[must_use]
+    pub const fn implausible(n_reasons: usize) -> usize {
+        n_reasons - 2
+    }
+
+    /// The callback panicked.
+    #[must_use]
+    pub const fn internal_error(n_reasons: usize) -> usize {
+        n_reasons - 1
+    }
+}
+
+fn check(condition: bool, error: impl FnOnce() -> LayoutError) -> Result<(), LayoutError> {
+    if condition { Ok(()) } else { Err(error()) }
+}
+
+fn non_zero(field: &str, value: u64) -> Result<NonZeroU64, LayoutError> {
+    NonZeroU64::new(value).ok_or_else(|| LayoutError::field(field, value, "must be at least 1"))
+}
+
+fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
+    check(id > LAST_CONTROL_ID, || {
+        LayoutError::field(
+            field,
+            format!("{id:#x}"),
+            format!("is reserved by the SPEAD protocol; item IDs of data start above {LAST_CONTROL_ID:#x}"),
+        )
+    })?;
+    check(id <= MAX_ITEM_ID, || {
+        LayoutError::field(
+            field,
+            format!("{id:#x}"),
+            format!("is larger than any SPEAD flavour can express ({MAX_ITEM_ID:#x})"),
+        )
+    })
+}
+
+fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {
+    // The sign bit marks an absent item, so that values have 63 bits at most.
+    u32::try_from(shift)
+        .ok()
+        .filter(|&shift| shift < u64::BITS - 1)
+        .ok_or_else(|| LayoutError::field(field, shift, "must be below 63, the bits of a value"))
+}
+
+fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
+    let mut chars = name.chars();
+    let good = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_');
+    check(good, || {
+        LayoutError::field(
+            field,
+            format!("{name:?}"),
+            "must be a name of letters, digits and underscores that does not start with a digit",
+        )
+    })
+}
+
+fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
+    field: &str,
+    values: impl IntoIterator<Item = T>,
+) -> Result<(), LayoutError> {
+    let mut seen = BTreeSet::new();
+    for value in values {
+        let shown = format!("{value:?}");
+        check(seen.insert(value), || {
+            LayoutError::field(field, shown, "stands there twice; each must be different from the others")
+        })?;
+    }
+    Ok(())
+}
+
+fn product(field: &str, factors: &[u64], limit: u64, what: &str) -> Result<u64, LayoutError> {
+    let shown = || factors.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+    factors
+        .iter()
+        .try_fold(1_u64, |all, &factor| all.checked_mul(factor))
+        .filter(|&all| all <= limit)
+        .ok_or_else(|| LayoutError::field(field, shown(), format!("{what}, which must be at most {limit}")))
+}
+
+impl Layout {
+    /// Check a declaration and prepare it for placement.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Field`] with the first field that cannot be.
+    pub fn new(spec: LayoutSpec) -> Result<Self, LayoutError> {
+        non_zero("heap_bytes", spec.heap_bytes)?;
+        let chunk_step = check_time(&spec.time)?;
+        let mut names = vec![spec.time.name.clone()];
+        names.extend(spec.axes.iter().map(|axis| axis.name.clone()));
+        check_name("time.name", &spec.time.name)?;
+        for (i, axis) in spec.axes.iter().enumerate() {
+            check_name(&format!("axes[{i}].name"), &axis.name)?;
+        }
+        check_distinct("axes", &names)?;
+
+        let mut reasons = vec!["metadata_heaps".to_owned(), "bad_timestamp_heaps".to_owned()];
+        let mut items = vec![spec.time.item, HEAP_LENGTH_ID];
+        let mut axes = Vec::new();
+        let mut sizes = BTreeMap::from([(spec.time.name.clone(), (spec.time.batches, IndexFrom::Time))]);
+        for (i, axis) in spec.axes.iter().enumerate() {
+            let field = format!("axes[{i}]");
+            let (size, from) = if let Some(name) = &axis.from_user_data {
+                check_user_axis(&field, axis, name)?
+            } else {
+                let (item, axis) = check_item_axis(&field, axis, &mut reasons)?;
+                items.push(item);
+                axes.push(axis);
+                (axes[axes.len() - 1].size, IndexFrom::Item(axes.len() - 1))
+            };
+            sizes.insert(axis.name.clone(), (size, from));
+        }
+        check(axes.len() <= MAX_ITEM_AXES, || {
+            LayoutError::field("axes", axes.len(), format!("axes take their index from an item; at most {MAX_ITEM_AXES} can"))
+        })?;
+        reasons.push("implausible_timestamp_heaps".to_owned());
+        reasons.push("internal_error_heaps".to_owned());
+
+        let side = check_side_items(&spec.side_items, &mut items)?;
+        for (i, &id) in spec.required_items.iter().enumerate() {
+            check_item(&format!("required_items[{i}]"), id)?;
+            items.push(id);
+        }
+        check_distinct("required_items", &spec.required_items)?;
+
+        let dimensions = order_dimensions(&spec, &names, &sizes)?;
+        let source = check_sources(&spec, &dimensions)?;
+        for name in spec.strides.keys() {
+            check(names.contains(name), || {
+                LayoutError::field("strides", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
+            })?;
+        }
+        check_distinct(
+            "user_data",
+            spec.axes.iter().filter_map(|axis| axis.from_user_data.as_ref()).chain(spec.strides.values().filter_map(
+                |stride| match stride {
+                    Stride::UserData(name) => Some(name),
+                    Stride::Bytes(_) => None,
+                },
+            )),
+        )?;
+        let layout = Self { spec, items, chunk_step, axes, dimensions, side, reasons, source };
+        // With every user data field at rest: proves the strides that the declaration itself gives.
+        let at_rest = layout.required_user_data().map(|name| (name.to_owned(), 0)).collect();
+        layout.geometry(&at_rest)?;
+        Ok(layout)
+    }
+
+    /// The declaration.
+    #[must_use]
+    pub fn spec(&self) -> &LayoutSpec {
+        &self.spec
+    }
+
+    /// Heaps of a chunk.
+    #[must_use]
+    pub fn chunk_heaps(&self) -> u64 {
+        self.dimensions.iter().map(|dimension| dimension.size).product()
+    }
+
+    /// Bytes of the side items' record.
+    #[must_use]
+    pub fn extra_bytes(&self) -> usize {
+        self.side.iter().map(|field| field.dtype.bytes()).sum()
+    }
+
+    /// Number of sources.
+    #[must_use]
+    pub fn n_sources(&self) -> u64 {
+        self.source.map_or(1, |axis| self.dimensions[axis].size)
+    }
+
+    /// Fields of the user data without which there is no geometry: those that hold an index.
+    pub fn required_user_data(&self) -> impl Iterator<Item = &str> {
+        self.spec.axes.iter().filter_map(|axis| axis.from_user_data.as_deref())
+    }
+
+    /// Fields of the user data that may be absent: those that hold a stride, which is dense then.
+    pub fn optional_user_data(&self) -> impl Iterator<Item = &str> {
+        self.spec.strides.values().filter_map(|stride| match stride {
+            Stride::UserData(name) => Some(name.as_str()),
+            Stride::Bytes(_) => None,
+        })
+    }
+
+    /// Bytes from the start of one chunk's data to its end, or None if that depends on user data.
+    #[must_use]
+    pub fn chunk_bytes(&self) -> Option<u64> {
+        if self.optional_user_data().next().is_some() {
+            return None;
+        }
+        let at_rest = self.required_user_data().map(|name| (name.to_owned(), 0)).collect();
+        // The slowest axis may itself be padded: its last element has its full stride, as in a numpy array.
+        self.geometry(&at_rest).ok().map(|geometry| geometry.padded_bytes)
+    }
+
+    /// Fix what depends on a stream's user data: strides and constant indices.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Field`] if a field is missing, an index is not on its axis, or slots would overlap or
+    /// overflow.
+    pub fn geometry(&self, user_data: &BTreeMap<String, u64>) -> Result<Geometry, LayoutError> {
+        let mut strides = vec![0; self.dimensions.len()];
+        let mut extent = self.spec.heap_bytes;
+        for (dimension, stride) in self.dimensions.iter().zip(&mut strides).rev() {
+            *stride = match self.spec.strides.get(&dimension.name) {
+                Some(Stride::Bytes(bytes)) => *bytes,
+                Some(Stride::UserData(name)) => user_data.get(name).copied().unwrap_or(extent),
+                None => extent,
+            };
+            extent = product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
+        }
+        let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
+        let mut base = Place::default();
+        let mut source = 0;
+        for ((position, dimension), &stride) in self.dimensions.iter().enumerate().zip(&strides) {
+            if let IndexFrom::UserData(name) = &dimension.from {
+                let index = *user_data
+                    .get(name)
+                    .ok_or_else(|| LayoutError::field("user_data", format!("{name:?}"), "is missing; the layout reads it"))?;
+                check(index < dimension.size, || {
+                    LayoutError::field(
+                        format!("user_data[{name:?}]"),
+                        index,
+                        format!("is not on axis {:?}, whose size is {}", dimension.name, dimension.size),
+                    )
+                })?;
+                base.index += index * dimension.index_stride;
+                base.offset += index * stride;
+                if self.source == Some(position) {
+                    source = index;
+                }
+            }
+        }
+        Ok(Geometry { strides, span_bytes: span, padded_bytes: extent.max(span), base, source })
+    }
+}
+
+/// A position in a chunk, or the difference between two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// In heaps.
+    pub index: u64,
+    /// In bytes.
+    pub offset: u64,
+}
+
+/// What is fixed once a stream's user data is known.
+#[derive(Clone, Debug)]
+pub struct Geometry {
+    /// Byte stride of each dimension.
+    pub strides: Vec<u64>,
+    /// Bytes from the start of the first heap to the end of the last: what a buffer must have.
+    pub span_bytes: u64,
+    /// The same with the slowest axis's padding behind its last element.
+    pub padded_bytes: u64,
+    /// Contribution of the constant indices.
+    pub base: Place,
+    /// The source, if a constant index is the source (else 0).
+    pub source: u64,
+}
+
+fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
+    check_item("time.item", time.item)?;
+    non_zero("time.step", time.step)?;
+    non_zero("time.batches", time.batches)?;
+    check(time.align != Align::Mask || time.step.is_power_of_two(), || {
+        LayoutError::field("time.step", time.step, "must be a power of two where timestamps are masked (align)")
+    })?;
+    if let Some(rate) = time.tick_rate {
+        check(rate.is_finite() && rate > 0.0, || {
+            LayoutError::field("time.tick_rate", rate, "must be a positive number of ticks per second")
+        })?;
+    }
+    product("time.step x time.batches", &[time.step, time.batches], MAX_WINDOW_TICKS, "is the length of a chunk in ticks")
+}
+
+fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, IndexFrom), LayoutError> {
+    check(axis.item.is_none(), || {
+        LayoutError::field(format!("{field}.item"), axis.item.unwrap_or(0), "stands beside from_user_data; give one of them")
+    })?;
+    check_name(&format!("{field}.from_user_data"), name)?;
+    check(name != "stats_base", || {
+        LayoutError::field(format!("{field}.from_user_data"), name, "is the field that holds the index of our statistics")
+    })?;
+    let for_items = axis.shift != 0 || axis.mask.is_some() || axis.step != 1 || axis.values.is_some();
+    check(!for_items && axis.reject_name.is_none(), || {
+        LayoutError::field(
+            format!("{field}.from_user_data"),
+            format!("{name:?}"),
+            "takes no shift, mask, step, values or reject_name; it holds the index itself",
+        )
+    })?;
+    let size = axis.size.ok_or_else(|| {
+        LayoutError::field(format!("{field}.size"), "absent", "must say how many indices from_user_data can have")
+    })?;
+    non_zero(&format!("{field}.size"), size)?;
+    Ok((size, IndexFrom::UserData(name.to_owned())))
+}
+
+fn check_item_axis(
+    field: &str,
+    axis: &AxisSpec,
+    reasons: &mut Vec<String>,
+) -> Result<(u64, ItemAxis), LayoutError> {
+    let item = axis.item.ok_or_else(|| {
+        LayoutError::field(format!("{field}.item"), "absent", "must name an item ID (or give from_user_data)")
+    })?;
+    check_item(&format!("{field}.item"), item)?;
+    let shift = check_shift(&format!("{field}.shift"), axis.shift)?;
+    let mask = axis.mask.unwrap_or(u64::MAX);
+    check(mask != 0, || LayoutError::field(format!("{field}.mask"), mask, "keeps no bit; at least one is needed"))?;
+    let step = non_zero(&format!("{field}.step"), axis.step)?;
+    let reach = mask & (i64::MAX as u64 >> shift);
+    let (size, lookup) = match (&axis.values, axis.size) {
+        (Some(values), None) => {
+            check(axis.step == 1, || {
+                LayoutError::field(format!("{field}.step"), axis.step, "stands beside values; give one of them")
+            })?;
+            (check_values(field, values, reach)?, Lookup::Values(ValueTable::new(values)))
+        }
+        (None, Some(size)) => {
+            non_zero(&format!("{field}.size"), size)?;
+            let last = (size - 1).checked_mul(step.get());
+            // A mask may have holes, so this is necessary, not sufficient; unreachable indices just stay missing.
+            check(last.is_some_and(|last| last <= reach), || {
+                LayoutError::field(
+                    format!("{field}.size"),
+                    size,
+                    format!("in steps of {step} goes beyond the largest value that shift and mask let through ({reach})"),
+                )
+            })?;
+            (size, Lookup::Step { divisor: Divisor::new(step), step: step.get() })
+        }
+        (Some(_), Some(size)) => {
+            return Err(LayoutError::field(format!("{field}.size"), size, "stands beside values; give one of them"));
+        }
+        (None, None) => {
+            return Err(LayoutError::field(format!("{field}.size"), "absent", "must be given (or values)"));
+        }
+    };
+    let name = axis.reject_name.clone().unwrap_or_else(|| format!("bad_{}_heaps", axis.name));
+    check_name(&format!("{field}.reject_name"), &name)?;
+    let built_in = ["metadata_heaps", "bad_timestamp_heaps", "implausible_timestamp_heaps", "internal_error_heaps"];
+    check(!built_in.contains(&name.as_str()), || {
+        LayoutError::field(format!("{field}.reject_name"), format!("{name:?}"), "is the name of a reason of its own")
+    })?;
+    let reason = reasons.iter().position(|reason| *reason == name).unwrap_or_else(|| {
+        reasons.push(name);
+        reasons.len() - 1
+    });
+    Ok((item, ItemAxis { shift, mask, size, lookup, reason }))
+}
+
+fn check_values(field: &str, values: &[u64], reach: u64) -> Result<u64, LayoutError> {
+    let field = format!("{field}.values");
+    check(!values.is_empty(), || LayoutError::field(&field, "[]", "must have at least one value"))?;
+    check(values.len() as u64 <= MAX_SOURCES, || {
+        LayoutError::field(&field, values.len(), format!("values are too many; at most {MAX_SOURCES} are possible"))
+    })?;
+    check_distinct(&field, values)?;
+    for &value in values {
+        check(value <= reach, || {
+            LayoutError::field(&field, value, format!("is beyond the largest value that shift and mask let through ({reach})"))
+        })?;
+    }
+    Ok(values.len() as u64)
+}
+
+fn check_side_items(specs: &[SideSpec], items: &mut Vec<u64>) -> Result<Vec<SideField>, LayoutError> {
+    let mut side = Vec::new();
+    for (i, spec) in specs.iter().enumerate() {
+        let field = format!("side_items[{i}]");
+        check_name(&format!("{field}.name"), &spec.name)?;
+        check_item(&format!("{field}.item"), spec.item)?;
+        let shift = check_shift(&format!("{field}.shift"), spec.shift)?;
+        items.push(spec.item);
+        side.push(SideField { shift, dtype: spec.dtype });
+    }
+    check_distinct("side_items", specs.iter().map(|spec| &spec.name))?;
+    Ok(side)
+}
+
+fn order_dimensions(
+    spec: &LayoutSpec,
+    names: &[String],
+    sizes: &BTreeMap<String, (u64, IndexFrom)>,
+) -> Result<Vec<Dimension>, LayoutError> {
+    let order = spec.order.as_deref().unwrap_or(names);
+    check_distinct("order", order)?;
+    let mut dimensions = Vec::new();
+    for name in order {
+        let (size, from) = sizes.get(name).ok_or_else(|| {
+            LayoutError::field("order", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
+        })?;
+        dimensions.push(Dimension { name: name.clone(), size: *size, from: from.clone(), index_stride: 0 });
+    }
+    for name in names {
+        check(order.contains(name), || {
+            LayoutError::field("order", format!("{order:?}"), format!("lacks axis {name:?}; it must name every axis"))
+        })?;
+    }
+    let all: Vec<u64> = dimensions.iter().map(|dimension| dimension.size).collect();
+    product("axes", &all, MAX_CHUNK_HEAPS, "is the number of heaps in a chunk")?;
+    let mut index_stride = 1;
+    for dimension in dimensions.iter_mut().rev() {
+        dimension.index_stride = index_stride;
+        index_stride *= dimension.size;
+    }
+    Ok(dimensions)
+}
+
+fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<usize>, LayoutError> {
+    let source = match &spec.sources {
+        None => None,
+        Some(name) => {
+            let others = || {
+                let others = dimensions.iter().filter(|dimension| !matches!(dimension.from, IndexFrom::Time));
+                others.map(|dimension| &dimension.name).collect::<Vec<_>>()
+            };
+            let found = dimensions
+                .iter()
+                .position(|dimension| dimension.name == *name && !matches!(dimension.from, IndexFrom::Time));
+            Some(found.ok_or_else(|| {
+                LayoutError::field("sources", format!("{name:?}"), format!("must be an axis other than time: one of {:?}", others()))
+            })?)
+        }
+    };
+    let n_sources = source.map_or(1, |axis| dimensions[axis].size);
+    check(n_sources <= MAX_SOURCES, || {
+        LayoutError::field("sources", n_sources, format!("are too many; at most {MAX_SOURCES} are possible"))
+    })?;
+    if let Some(labels) = &spec.source_labels {
+        check(labels.len() as u64 == n_sources, || {
+            LayoutError::field("source_labels", labels.len(), format!("labels, but there are {n_sources} sources"))
+        })?;
+        check_distinct("source_labels", labels)?;
+    }
+    Ok(source)
+}
+
+/// Prove that slots do not overlap, and return the bytes from the first slot's start to the last one's end.
+///
+/// Sorted by stride, each axis must step over all that the axes with smaller strides span. That is sufficient:
+/// two heaps that differ first on some axis (counting from the largest stride) are at least one such step apart,
+/// less what the remaining axes can make up for, which is less than the step. (It refuses some
+/// interleavings that would be disjoint, which nobody has asked for.)
+fn prove_disjoint(heap_bytes: u64, dimensions: &[Dimension], strides: &[u64]) -> Result<u64, LayoutError> {
+    let mut by_stride: Vec<_> = dimensions.iter().zip(strides).filter(|(dimension, _)| dimension.size > 1).collect();
+    by_stride.sort_by_key(|(_, stride)| **stride);
+    let mut extent = heap_bytes;
+    for (dimension, &stride) in by_stride {
+        let field = || format!("strides[{:?}]", dimension.name);
+        check(stride >= extent, || {
+            LayoutError::field(field(), stride, format!("makes heaps overlap; what lies within takes {extent} bytes"))
+        })?;
+        extent = (dimension.size - 1)
+            .checked_mul(stride)
+            .and_then(|bytes| bytes.checked_add(extent))
+            .filter(|&bytes| i64::try_from(bytes).is_ok())
+            .ok_or_else(|| LayoutError::field(field(), stride, "makes the chunk larger than the address space"))?;
+    }
+    Ok(extent)
+}
+
+/// Divides batches since the start of a window into chunks and the batch within.
+///
+/// # Errors
+///
+/// [`LayoutError::Field`] if so many chunks span too long a time.
+pub fn check_window(layout: &Layout, chunks: u64) -> Result<SmallDivisor, LayoutError> {
+    let batches = non_zero("time.batches", layout.spec.time.batches)?;
+    non_zero("max_active_chunks", chunks)?;
+    product("max_active_chunks x chunk", &[chunks, layout.chunk_step], MAX_WINDOW_TICKS, "is the window in ticks")?;
+    product(
+        "max_active_chunks x time.batches",
+        &[chunks, batches.get()],
+        SmallDivisor::MAX,
+        "is the window in batches",
+    )?;
+    product(
+        "max_active_chunks x heaps of a chunk",
+        &[chunks, layout.chunk_heaps()],
+        1 << 32,
+        "is the window in heaps",
+    )?;
+    Ok(SmallDivisor::new(batches))
+}

@@ -1,0 +1,21 @@
+//! Placement of SPEAD heaps into chunks, and the accounting of every heap, for receivers built on
+//! [spead2](https://spead2.readthedocs.io).
+//!
+//! The way of a heap: spead2 extracts the layout's items and calls [`callback`]; [`place`] computes the slot;
+//! a heap outside the current window goes through the cold path into [`timeline`]; [`ledger`] counts it.
+
+#![deny(unsafe_code)]
+
+pub mod abi;
+pub mod callback;
+pub mod chunk;
+pub mod divisor;
+pub mod error;
+pub mod layout;
+pub mod ledger;
+pub mod place;
+#[cfg(feature = "python")]
+mod python;
+pub mod spec;
+pub mod sync;
+pub mod timeline;

@@ -1,0 +1,258 @@
+//! Placement: from the items of a heap to its slot in a chunk, or the reason why it has none.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use std::num::NonZeroU64;
+
+use crate::divisor::{Divisor, SmallDivisor};
+use crate::error::LayoutError;
+use crate::layout::{Align, Geometry, IndexFrom, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
+use crate::timeline::View;
+
+/// The items of a heap, in the order that [`Layout::items`] asks for them; −1 where one is absent.
+#[derive(Clone, Copy, Debug)]
+pub struct Items<'a, const N: usize> {
+    /// The timestamp.
+    pub time: i64,
+    /// The heap's length.
+    pub heap_length: i64,
+    /// One for each item axis.
+    pub axes: &'a [i64; N],
+    /// The required items.
+    pub required: &'a [i64],
+}
+
+/// Where a heap belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Chunks since the first of the window.
+    pub chunk: u64,
+    /// Steps of the time axis since the start of the window.
+    pub batch: u64,
+    /// Heap index and byte offset in the chunk.
+    pub at: Place,
+    /// Index of the source.
+    pub source: u64,
+}
+
+/// Where a heap belongs on the axes other than time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct OnAxes {
+    at: Place,
+    source: u64,
+}
+
+/// One item axis, ready for the fast path.
+#[derive(Clone, Debug)]
+struct AxisPlan {
+    mask: u64,
+    divisor: Divisor,
+    size: u64,
+    stride: Place,
+    /// All ones on the axis whose index is the source, else 0.
+    source: u64,
+    shift: u32,
+    /// The index comes from a list of values, which the fast path leaves to [`Layout::axes`].
+    listed: bool,
+}
+
+const UNIT: Divisor = Divisor::new(NonZeroU64::MIN);
+
+impl AxisPlan {
+    const UNUSED: Self = Self {
+        mask: 0,
+        divisor: UNIT,
+        size: 0,
+        stride: Place { index: 0, offset: 0 },
+        source: 0,
+        shift: 0,
+        listed: false,
+    };
+}
+
+/// A layout with the geometry of one stream, prepared so that a heap costs a few multiplications.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    heap_bytes: u64,
+    time_mask: u64,
+    step: Divisor,
+    batches: u64,
+    per_chunk: SmallDivisor,
+    time: Place,
+    base: OnAxes,
+    axes: [AxisPlan; MAX_ITEM_AXES],
+    dense: bool,
+    layout: Layout,
+}
+
+impl Plan {
+    /// Prepare placement into windows of `window` chunks.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Field`] if so many chunks span too long a time or too many heaps.
+    pub fn new(layout: &Layout, geometry: &Geometry, window: u64) -> Result<Self, LayoutError> {
+        let per_chunk = check_window(layout, window)?;
+        let spec = layout.spec();
+        let mut plan = Self {
+            heap_bytes: spec.heap_bytes,
+            time_mask: match spec.time.align {
+                Align::Reject => u64::MAX,
+                Align::Mask => spec.time.step.wrapping_neg(),
+            },
+            step: NonZeroU64::new(spec.time.step).map_or(UNIT, Divisor::new),
+            batches: spec.time.batches,
+            per_chunk,
+            time: Place::default(),
+            base: OnAxes { at: geometry.base, source: geometry.source },
+            axes: [AxisPlan::UNUSED; MAX_ITEM_AXES],
+            dense: true,
+            layout: layout.clone(),
+        };
+        for (position, (dimension, &offset)) in layout.dimensions.iter().zip(&geometry.strides).enumerate() {
+            let stride = Place { index: dimension.index_stride, offset };
+            plan.dense &= offset == dimension.index_stride.wrapping_mul(spec.heap_bytes);
+            match dimension.from {
+                IndexFrom::Time => plan.time = stride,
+                IndexFrom::UserData(_) => {}
+                IndexFrom::Item(i) => {
+                    let (Some(plan), Some(axis)) = (plan.axes.get_mut(i), layout.axes.get(i)) else { continue };
+                    *plan = AxisPlan {
+                        mask: axis.mask,
+                        divisor: match axis.lookup {
+                            Lookup::Step { divisor, .. } => divisor,
+                            Lookup::Values(_) => UNIT,
+                        },
+                        size: axis.size,
+                        stride,
+                        source: if layout.source == Some(position) { u64::MAX } else { 0 },
+                        shift: axis.shift,
+                        listed: matches!(axis.lookup, Lookup::Values(_)),
+                    };
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether every heap lies at its index times the heap's size.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.dense
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Find the index on axis `i` of a value that is not negative.
+    #[inline]
+    fn index<const N: usize>(&self, i: usize, axis: &AxisPlan, value: u64) -> u64 {
+        if axis.listed {
+            return self.layout.axes.get(i).and_then(|axis| axis.index(value)).unwrap_or(u64::MAX);
+        }
+        axis.divisor.exact(value.wrapping_shr(axis.shift) & axis.mask)
+    }
+
+    /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
+    ///
+    /// All checks are made at once, without saying which one failed: [`judge`] does. `N` must be the number of item
+    /// axes of the layout, and `DENSE` implies [`Plan::is_dense`].
+    #[inline]
+    #[must_use]
+    pub fn place<const N: usize, const DENSE: bool>(&self, window: View, items: &Items<'_, N>) -> Option<Slot> {
+        // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
+        // multiples of the step only those within the window divide to less (see `Divisor` and `View`).
+        let since = (items.time.cast_unsigned() & self.time_mask).wrapping_sub(window.base);
+        let batch = self.step.exact(since);
+        let mut good = (batch < window.limit) & (items.heap_length.cast_unsigned() == self.heap_bytes);
+        let mut absent = items.required.iter().fold(0, |all, item| all | item);
+        let chunk = self.per_chunk.quotient(batch);
+        let in_chunk = batch.wrapping_sub(chunk.wrapping_mul(self.batches));
+        let mut on = self.base;
+        on.step(self.time, in_chunk, 0, DENSE);
+        for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
+            absent |= item;
+            let index = self.index::<N>(i, axis, item.cast_unsigned());
+            good &= index < axis.size;
+            on.step(axis.stride, index, axis.source, DENSE);
+        }
+        if DENSE {
+            on.at.offset = on.at.index.wrapping_mul(self.heap_bytes);
+        }
+        (good & (absent >= 0)).then_some(Slot { chunk, batch, at: on.at, source: on.source })
+    }
+
+    /// The place in a chunk of batch `in_chunk`, on the other axes as `on` says.
+    fn in_chunk(&self, mut on: OnAxes, in_chunk: u64) -> OnAxes {
+        on.step(self.time, in_chunk, 0, false);
+        on
+    }
+}
+
+impl OnAxes {
+    /// Go to `index` on an axis.
+    #[inline]
+    fn step(&mut self, stride: Place, index: u64, source: u64, dense: bool) {
+        self.at.index = self.at.index.wrapping_add(index.wrapping_mul(stride.index));
+        if !dense {
+            self.at.offset = self.at.offset.wrapping_add(index.wrapping_mul(stride.offset));
+        }
+        self.source |= index & source;
+    }
+}
+
+/// A heap that is good, but not (known to be) in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The chunk, counted from time 0.
+    pub chunk: u64,
+    /// Steps of the time axis since time 0.
+    pub batch: u64,
+    /// Heap index and byte offset in the chunk.
+    pub at: Place,
+    /// Index of the source.
+    pub source: u64,
+}
+
+/// The slow path: all checks one after the other, with the reason of the first that fails.
+///
+/// `items` holds the values of [`Layout::items`]; `unwrap` maps a 48-bit timestamp to the time it stands for.
+///
+/// # Errors
+///
+/// The index in [`Layout::reasons`] of the first check that fails.
+pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> i64) -> Result<Judged, usize> {
+    let layout = &plan.layout;
+    let n_axes = layout.axes.len();
+    let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
+    let (axes, rest) = rest.split_at_checked(n_axes).ok_or(reason::METADATA)?;
+    let required = rest.get(layout.side.len()..).unwrap_or_default();
+    let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
+    if absent || heap_length.cast_unsigned() != plan.heap_bytes {
+        return Err(reason::METADATA);
+    }
+    let stamp = time.cast_unsigned();
+    if stamp.wrapping_shr(TIME_BITS) != 0 {
+        return Err(reason::BAD_TIMESTAMP);
+    }
+    let time = unwrap(stamp & plan.time_mask);
+    let step = layout.spec().time.step;
+    // The step is below 2^47, so it has a signed form, and is not 0: Layout::new has checked both.
+    if time.checked_rem_euclid(step.cast_signed()) != Some(0) {
+        return Err(reason::BAD_TIMESTAMP);
+    }
+    let mut on = plan.base;
+    for ((i, axis), &item) in plan.axes.iter().enumerate().zip(axes) {
+        let known = layout.axes.get(i).ok_or(reason::METADATA)?;
+        let index = known.index(item.cast_unsigned()).ok_or(known.reason)?;
+        on.step(axis.stride, index, axis.source, false);
+    }
+    let time = u64::try_from(time).map_err(|_| reason::implausible(layout.reasons.len()))?;
+    let batch = time.checked_div(step).unwrap_or(0);
+    let chunk = batch.checked_div(plan.batches).unwrap_or(0);
+    let on = plan.in_chunk(on, batch.wrapping_sub(chunk.wrapping_mul(plan.batches)));
+    Ok(Judged { chunk, batch, at: on.at, source: on.source })
+}

@@ -1,0 +1,154 @@
+//! `Layout` and `Geometry`: declarations from Python, and what follows from them.
+
+use std::collections::BTreeMap;
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+use pythonize::{depythonize, pythonize};
+
+use super::chunk::count_present;
+use super::placement::{Placement, Timeline};
+use crate::layout as core;
+use crate::spec::LayoutSpec;
+
+fn read_spec(spec: &Bound<'_, PyAny>) -> PyResult<LayoutSpec> {
+    Ok(LayoutSpec::read(&mut pythonize::Depythonizer::from_object(spec))?)
+}
+
+/// Read a declaration from TOML into a dict of the fields that it sets.
+#[pyfunction]
+pub fn spec_from_toml(py: Python<'_>, text: &str) -> PyResult<Py<PyAny>> {
+    Ok(pythonize(py, &LayoutSpec::from_toml(text)?)?.unbind())
+}
+
+/// Write a declaration as TOML.
+#[pyfunction]
+pub fn spec_to_toml(spec: &Bound<'_, PyAny>) -> PyResult<String> {
+    Ok(read_spec(spec)?.to_toml()?)
+}
+
+/// A proven layout.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Layout(core::Layout);
+
+#[pymethods]
+impl Layout {
+    #[new]
+    fn new(spec: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self(core::Layout::new(read_spec(spec)?)?))
+    }
+
+    #[getter]
+    fn items(&self) -> &[u64] {
+        &self.0.items
+    }
+
+    #[getter]
+    fn reject_names(&self) -> Vec<String> {
+        self.0.reasons.clone()
+    }
+
+    #[getter]
+    fn user_data_fields(&self) -> Vec<&str> {
+        self.0.required_user_data().collect()
+    }
+
+    #[getter]
+    fn optional_user_data_fields(&self) -> Vec<&str> {
+        self.0.optional_user_data().collect()
+    }
+
+    #[getter]
+    fn order(&self) -> Vec<&str> {
+        self.0.dimensions.iter().map(|dimension| dimension.name.as_str()).collect()
+    }
+
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.dimensions.iter().map(|dimension| dimension.size))
+    }
+
+    #[getter]
+    fn batch_heaps(&self) -> u64 {
+        self.0.chunk_heaps() / self.0.spec().time.batches
+    }
+
+    #[getter]
+    fn chunk_heaps(&self) -> u64 {
+        self.0.chunk_heaps()
+    }
+
+    #[getter]
+    fn chunk_bytes(&self) -> Option<u64> {
+        self.0.chunk_bytes()
+    }
+
+    #[getter]
+    fn chunk_timestamp_step(&self) -> u64 {
+        self.0.chunk_step
+    }
+
+    #[getter]
+    fn extra_bytes(&self) -> usize {
+        self.0.extra_bytes()
+    }
+
+    #[getter]
+    fn n_sources(&self) -> u64 {
+        self.0.n_sources()
+    }
+
+    #[getter]
+    fn source_axis(&self) -> Option<usize> {
+        self.0.source
+    }
+
+    /// Fix what depends on a stream's user data.
+    fn geometry(&self, user_data: &Bound<'_, PyDict>) -> PyResult<Geometry> {
+        let user_data: BTreeMap<String, u64> = depythonize(user_data)?;
+        Ok(Geometry { geometry: self.0.geometry(&user_data)?, layout: self.0.clone() })
+    }
+
+    /// Count the present heaps of each source, with the GIL released.
+    fn count_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
+        count_present(py, &self.0, &PyUntypedBuffer::get(present)?)
+    }
+}
+
+/// A layout with the strides and constant indices of one stream.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Geometry {
+    layout: core::Layout,
+    geometry: core::Geometry,
+}
+
+#[pymethods]
+impl Geometry {
+    #[getter]
+    fn strides<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.geometry.strides)
+    }
+
+    #[getter]
+    fn span_bytes(&self) -> u64 {
+        self.geometry.span_bytes
+    }
+
+    #[getter]
+    fn padded_bytes(&self) -> u64 {
+        self.geometry.padded_bytes
+    }
+
+    /// Prepare the callback of one stream.
+    #[pyo3(signature = (*, window, stats=None, timeline=None))]
+    fn placement(
+        &self,
+        window: u64,
+        stats: Option<(usize, usize)>,
+        timeline: Option<&Bound<'_, Timeline>>,
+    ) -> PyResult<Placement> {
+        let timeline = timeline.map(|timeline| timeline.get().shared()).unwrap_or_default();
+        Placement::new(&self.layout, &self.geometry, window, stats, timeline)
+    }
+}

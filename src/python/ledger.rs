@@ -1,0 +1,54 @@
+//! `Ledger`: snapshots of a stream's counters for Python.
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::ledger::{Ledger as CoreLedger, Snapshot};
+use crate::sync::Arc;
+
+/// The ledger of one stream, which outlives it.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Ledger(pub Arc<CoreLedger>);
+
+#[pymethods]
+impl Ledger {
+    /// Read all counters, without blocking anybody.
+    fn snapshot(&self) -> LedgerSnapshot {
+        LedgerSnapshot(self.0.snapshot())
+    }
+}
+
+/// What a ledger held: arrays of native 64-bit integers as bytes.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct LedgerSnapshot(Snapshot);
+
+fn bytes<'py, T: Copy, const N: usize>(
+    py: Python<'py>,
+    values: &[T],
+    to_bytes: impl Fn(T) -> [u8; N],
+) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &values.iter().flat_map(|&value| to_bytes(value)).collect::<Vec<_>>())
+}
+
+#[pymethods]
+impl LedgerSnapshot {
+    #[getter]
+    fn placed<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.placed, u64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn duplicates<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.duplicates, u64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn newest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.newest, i64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn rejected<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.rejected, u64::to_ne_bytes)
+    }
+}

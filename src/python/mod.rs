@@ -1,0 +1,35 @@
+//! The Python module `speadrx._core`: glue between the core and the package, nothing else.
+
+mod chunk;
+mod layout;
+mod ledger;
+mod placement;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::LayoutError as CoreError;
+
+pyo3::create_exception!(speadrx, LayoutError, PyValueError, "A layout, or what a stream makes of it, that cannot be.");
+
+impl From<CoreError> for PyErr {
+    fn from(error: CoreError) -> Self {
+        LayoutError::new_err(error.to_string())
+    }
+}
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::LayoutError;
+    #[pymodule_export]
+    use super::layout::{Geometry, Layout, spec_from_toml, spec_to_toml};
+    #[pymodule_export]
+    use super::ledger::{Ledger, LedgerSnapshot};
+    #[pymodule_export]
+    use super::placement::{Placement, Timeline, foreign_capsule};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python expects")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,112 @@
+//! `Placement`: the callback of one stream as a capsule that spead2 takes; and capsules for foreign callbacks.
+#![expect(unsafe_code, reason = "capsules carry raw pointers")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyCapsule;
+
+use super::ledger::Ledger;
+use crate::abi::CAPSULE_NAME;
+use crate::callback::{Context, Stats};
+use crate::layout::{Geometry, Layout};
+use crate::sync::Arc;
+use crate::timeline::Timeline as CoreTimeline;
+
+/// What streams that belong together agree on about time.
+#[pyclass(frozen, module = "speadrx._core")]
+#[derive(Default)]
+pub struct Timeline(Arc<CoreTimeline>);
+
+#[pymethods]
+impl Timeline {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Timeline {
+    pub fn shared(&self) -> Arc<CoreTimeline> {
+        Arc::clone(&self.0)
+    }
+}
+
+/// The callback of one stream.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Placement(Arc<Context>);
+
+impl Placement {
+    pub fn new(
+        layout: &Layout,
+        geometry: &Geometry,
+        window: u64,
+        stats: Option<(usize, usize)>,
+        timeline: Arc<CoreTimeline>,
+    ) -> PyResult<Self> {
+        let stats = stats.map(|(base, count)| Stats { base, count });
+        Ok(Self(Arc::new(Context::new(layout, geometry, window, stats, timeline)?)))
+    }
+}
+
+/// Drops the context's reference that the capsule holds.
+unsafe extern "C" fn drop_context(capsule: *mut ffi::PyObject) {
+    // SAFETY: called by Python as the destructor of a capsule from `Placement::capsule`. Its context is an
+    // `Arc::into_raw` that nobody else gives back, or still null if setting it failed.
+    unsafe {
+        let context = ffi::PyCapsule_GetContext(capsule).cast::<Context>();
+        if !context.is_null() {
+            drop(Arc::from_raw(context));
+        }
+    }
+}
+
+fn set_context(capsule: &Bound<'_, PyCapsule>, context: *mut c_void) -> PyResult<()> {
+    // SAFETY: `capsule` is a live capsule.
+    if unsafe { ffi::PyCapsule_SetContext(capsule.as_ptr(), context) } != 0 {
+        return Err(PyErr::fetch(capsule.py()));
+    }
+    Ok(())
+}
+
+#[pymethods]
+impl Placement {
+    #[getter]
+    fn ledger(&self) -> Ledger {
+        Ledger(Arc::clone(self.0.ledger()))
+    }
+
+    /// The callback as a capsule, which keeps its context alive: for one stream only.
+    fn capsule<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
+        let function = NonNull::new(self.0.function() as *mut c_void)
+            .ok_or_else(|| PyValueError::new_err("the callback has no address"))?;
+        let context = Arc::into_raw(Arc::clone(&self.0)).cast_mut().cast::<c_void>();
+        // SAFETY: the function has static lifetime, and the destructor copes with a capsule that has no context yet.
+        let capsule = unsafe {
+            PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context))
+        }?;
+        set_context(&capsule, context)?;
+        Ok(capsule)
+    }
+
+    /// Test hook: the next heap that is not simply a good one in the window panics inside the callback.
+    fn _panic_next(&self) {
+        self.0.panic_next();
+    }
+}
+
+/// A capsule for a callback that is not ours, such as one compiled by numba.
+///
+/// The caller keeps alive what both addresses point to.
+#[pyfunction]
+pub fn foreign_capsule(py: Python<'_>, address: usize, user_data_address: usize) -> PyResult<Bound<'_, PyCapsule>> {
+    let function = NonNull::new(address as *mut c_void)
+        .ok_or_else(|| PyValueError::new_err("address: 0 is no function; expected the address of a callback"))?;
+    // SAFETY: the pointer is only handed on; what it points to is the caller's to vouch for, as with any C callback.
+    let capsule = unsafe { PyCapsule::new_with_pointer(py, function, CAPSULE_NAME) }?;
+    set_context(&capsule, user_data_address as *mut c_void)?;
+    Ok(capsule)
+}

@@ -1,0 +1,224 @@
+//! The declaration of a layout as data: what TOML files and Python's dataclasses say.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::LayoutError;
+
+/// What to do with a timestamp that is not a multiple of the step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Align {
+    /// Reject the heap.
+    #[default]
+    Reject,
+    /// Clear the low bits; the step must be a power of two.
+    Mask,
+}
+
+/// Unsigned integer that a side item is stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SideType {
+    /// 8 bits.
+    U8,
+    /// 16 bits.
+    U16,
+    /// 32 bits.
+    U32,
+    /// 64 bits.
+    #[default]
+    U64,
+}
+
+impl SideType {
+    /// Size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::U16 => 2,
+            Self::U32 => 4,
+            Self::U64 => 8,
+        }
+    }
+}
+
+/// Byte stride of an axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a number of bytes, or the name of a field of user_data")]
+pub enum Stride {
+    /// A number of bytes.
+    Bytes(u64),
+    /// The name of the field of a stream's user data that holds it.
+    UserData(String),
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(value: &u64) -> bool {
+    *value == 1
+}
+
+fn time() -> String {
+    "time".into()
+}
+
+fn is_time(value: &str) -> bool {
+    value == "time"
+}
+
+/// The time axis.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimeSpec {
+    /// Name of the axis.
+    #[serde(default = "time", skip_serializing_if = "is_time")]
+    pub name: String,
+    /// Item ID of the timestamp.
+    pub item: u64,
+    /// Ticks between successive heaps of a source.
+    pub step: u64,
+    /// Heaps per source per chunk.
+    pub batches: u64,
+    /// Ticks per second.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tick_rate: Option<f64>,
+    /// What to do with misaligned timestamps.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub align: Align,
+}
+
+/// An axis other than time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AxisSpec {
+    /// Name of the axis.
+    pub name: String,
+    /// Item ID of the index.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub item: Option<u64>,
+    /// Bits to shift the value right by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub shift: u64,
+    /// Bits to keep after the shift.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mask: Option<u64>,
+    /// Difference between the values of neighbouring indices.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub step: u64,
+    /// Number of indices.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub size: Option<u64>,
+    /// The value of each index, instead of step and size.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub values: Option<Vec<u64>>,
+    /// Field of the stream's user data that holds the index, instead of an item.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub from_user_data: Option<String>,
+    /// Name of the counter of heaps that are not on the axis.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reject_name: Option<String>,
+}
+
+/// An item stored beside each heap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SideSpec {
+    /// Field name in the record.
+    pub name: String,
+    /// Item ID.
+    pub item: u64,
+    /// Bits to shift the value right by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub shift: u64,
+    /// What it is stored as.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dtype: SideType,
+}
+
+/// A whole layout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayoutSpec {
+    /// A name for messages and files.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Payload bytes of a heap.
+    pub heap_bytes: u64,
+    /// Axis names, slowest to fastest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Option<Vec<String>>,
+    /// Name of the axis whose index is the source.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sources: Option<String>,
+    /// Label of each source.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub source_labels: Option<Vec<String>>,
+    /// Further items without which a heap is rejected.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub required_items: Vec<u64>,
+    /// Numpy type of a heap's elements; of no concern to placement.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dtype: Option<String>,
+    /// Numpy shape of a heap; of no concern to placement.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub heap_shape: Option<Vec<u64>>,
+    /// Samples of a heap; of no concern to placement.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub samples_per_heap: Option<u64>,
+    /// Byte strides that override the dense ones.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub strides: BTreeMap<String, Stride>,
+    /// The time axis.
+    pub time: TimeSpec,
+    /// The other axes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub axes: Vec<AxisSpec>,
+    /// The side items.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub side_items: Vec<SideSpec>,
+}
+
+impl LayoutSpec {
+    /// Read a declaration through any serde deserializer; an error names the path of the field.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Malformed`] if a field is missing, unknown or of the wrong type.
+    pub fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, LayoutError> {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let problem = error.inner().to_string();
+            LayoutError::Malformed(if path == "." { problem } else { format!("{path}: {problem}") })
+        })
+    }
+
+    /// Read a declaration from TOML.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Malformed`] if it is not TOML, or not a layout.
+    pub fn from_toml(text: &str) -> Result<Self, LayoutError> {
+        let deserializer =
+            toml::Deserializer::parse(text).map_err(|error| LayoutError::Malformed(error.to_string()))?;
+        Self::read(deserializer)
+    }
+
+    /// Write the declaration as TOML that [`Self::from_toml`] reads back.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Malformed`] if a number does not fit TOML's 64-bit signed integers.
+    pub fn to_toml(&self) -> Result<String, LayoutError> {
+        toml::to_string(self).map_err(|error| LayoutError::Malformed(error.to_string()))
+    }
+}

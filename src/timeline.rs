@@ -1,0 +1,174 @@
+//! Time: the window of chunks under construction, and what 48-bit timestamps stand for.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use crate::layout::{Layout, TIME_BITS};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What streams that belong together agree on: the newest time accepted so far.
+///
+/// Invariant: `newest` never falls. It is read and raised by cold calls only, from any thread; nothing else is
+/// published through it, so relaxed ordering is enough.
+#[derive(Debug)]
+pub struct Timeline {
+    /// Start of the newest chunk, or [`Timeline::NONE`].
+    newest: AtomicU64,
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self { newest: AtomicU64::new(Self::NONE) }
+    }
+}
+
+impl Timeline {
+    /// Times are below 2^63, so stored one higher they leave 0 for "none yet".
+    const NONE: u64 = 0;
+
+    /// The time nearest the newest chunk's start that agrees with `stamp` in its low 48 bits; may be before 0.
+    #[must_use]
+    pub fn unwrap(&self, stamp: u64) -> i64 {
+        let newest = self.newest.load(Relaxed);
+        if newest == Self::NONE {
+            return stamp.cast_signed();
+        }
+        let newest = newest.wrapping_sub(1);
+        const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
+        // Sign-extends the 48-bit difference.
+        let ahead = stamp.wrapping_sub(newest).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE);
+        newest.cast_signed().wrapping_add(ahead)
+    }
+
+    /// Note that the chunk that starts at `start` is accepted.
+    pub fn accept(&self, start: u64) {
+        self.newest.fetch_max(start.wrapping_add(1), Relaxed);
+    }
+}
+
+/// The window as the fast path needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Timestamp (48 bits) at which the window begins: a multiple of the step, unless time has wrapped.
+    pub base: u64,
+    /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
+    pub limit: u64,
+    /// The first chunk of the window, counted from time 0.
+    pub first_chunk: u64,
+    /// The first batch of the window, counted from time 0.
+    pub first_batch: u64,
+}
+
+/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest.
+///
+/// Invariant: written only by the thread that runs the stream's callback (of which there is one at a time, and
+/// spead2's own locking orders one after the other); nobody else reads it. The atomics are a safe way to have
+/// mutable fields behind a shared reference, at the cost of plain loads and stores.
+///
+/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
+/// before the base is never within the limit.
+#[derive(Debug)]
+pub struct Window {
+    base: AtomicU64,
+    limit: AtomicU64,
+    first_chunk: AtomicU64,
+    first_batch: AtomicU64,
+    chunks: u64,
+    step: u64,
+    batches: u64,
+    chunk_step: u64,
+}
+
+impl Window {
+    /// An empty window of up to `chunks` chunks.
+    #[must_use]
+    pub fn new(layout: &Layout, chunks: u64) -> Self {
+        Self {
+            base: AtomicU64::new(0),
+            limit: AtomicU64::new(0),
+            first_chunk: AtomicU64::new(0),
+            first_batch: AtomicU64::new(0),
+            chunks,
+            step: layout.spec().time.step,
+            batches: layout.spec().time.batches,
+            chunk_step: layout.chunk_step,
+        }
+    }
+
+    /// Number of chunks.
+    #[must_use]
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// The window as it is.
+    #[inline]
+    #[must_use]
+    pub fn view(&self) -> View {
+        View {
+            base: self.base.load(Relaxed),
+            limit: self.limit.load(Relaxed),
+            first_chunk: self.first_chunk.load(Relaxed),
+            first_batch: self.first_batch.load(Relaxed),
+        }
+    }
+
+    /// Start time of a chunk.
+    #[must_use]
+    pub fn start(&self, chunk: u64) -> u64 {
+        chunk.wrapping_mul(self.chunk_step)
+    }
+
+    /// Move the window so that `chunk` is in it, if it is newer than all of it.
+    ///
+    /// Returns by how many chunks the beginning has moved.
+    pub fn follow(&self, chunk: u64) -> u64 {
+        let old = self.view();
+        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
+        let began = old.limit != 0;
+        if began && first <= old.first_chunk {
+            return 0;
+        }
+        let base = self.start(first) & LOW_BITS;
+        // At a wrap the last batches of the window have small timestamps again: those take the cold path.
+        let until_wrap = LOW_BITS.wrapping_sub(base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
+        self.base.store(base, Relaxed);
+        self.limit.store(self.chunks.wrapping_mul(self.batches).min(until_wrap), Relaxed);
+        self.first_chunk.store(first, Relaxed);
+        self.first_batch.store(first.wrapping_mul(self.batches), Relaxed);
+        first.wrapping_sub(old.first_chunk)
+    }
+}
+
+const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn first_timestamp_stands_for_itself() {
+        let timeline = Timeline::default();
+        assert_eq!(timeline.unwrap(LOW_BITS), LOW_BITS.cast_signed());
+        timeline.accept(0);
+        assert_eq!(timeline.unwrap(LOW_BITS), -1);
+    }
+
+    #[test]
+    fn newest_never_falls() {
+        let timeline = Timeline::default();
+        timeline.accept(3 << TIME_BITS);
+        timeline.accept(5);
+        assert_eq!(timeline.unwrap(7), (3 << TIME_BITS) + 7);
+    }
+
+    proptest! {
+        #[test]
+        fn unwraps_to_the_nearest(newest in 0..1_u64 << 62, ahead in -(1_i64 << 47)..1 << 47) {
+            let timeline = Timeline::default();
+            timeline.accept(newest);
+            let time = newest.cast_signed() + ahead;
+            prop_assert_eq!(timeline.unwrap(time.cast_unsigned() & LOW_BITS), time);
+        }
+    }
+}
