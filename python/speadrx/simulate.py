@@ -1,0 +1,874 @@
+"""Simulate the senders of any declarative layout: heaps with seeded faults, over UDP, to a queue or to a pcap file."""
+
+from __future__ import annotations
+
+import heapq
+import ipaddress
+import itertools
+import math
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
+
+import numpy as np
+import spead2
+import spead2.send
+
+from .layout import Axis, DeclarativeLayout
+
+#: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
+DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
+
+#: Item that holds the payload, unless a simulator is told another.
+DEFAULT_PAYLOAD_ITEM = 0x3300
+
+#: The kinds of garbage that `Faults` knows, with what a receiver makes of each.
+GARBAGE_KINDS = {
+    "length": "a heap of the wrong length (metadata_heaps)",
+    "absent": "a heap that lacks the time, an axis item or a required item (metadata_heaps)",
+    "descriptor": "a heap with nothing but a descriptor (metadata_heaps)",
+    "stop": "a stray stop heap (metadata_heaps; ends the stream unless stop_on_stop_item is off)",
+    "timestamp": "a timestamp that is misaligned, or of more than 48 bits (bad_timestamp_heaps)",
+    "axis": "an axis value that is out of range, misaligned or not listed (bad_<axis>_heaps)",
+    "negative": "a timestamp before 0 (implausible_timestamp_heaps)",
+    "noise": "random bytes (unseen: they do not decode)",
+    "unsized": "a heap without HEAP_LENGTH (unseen)",
+    "empty": "a heap whose HEAP_LENGTH is 0 (unseen)",
+}
+
+_TIMESTAMP_BITS = 48
+_SPECIAL_ITEMS = range(spead2.HEAP_CNT_ID, spead2.PAYLOAD_LENGTH_ID + 1)
+_POINTER_BYTES = 8
+_MAGIC, _VERSION = 0x53, 4
+# Payloads are windows on one random pattern. The prime number of windows makes every 65521 successive
+# heaps differ, whatever the (coprime) multiplier that scatters them.
+_WINDOWS = 65521
+_SCATTER = 40503
+_MAX_SLEEP_DEBT = 0.01  # seconds of lateness that a paced sender makes up for in a burst
+_MIN_SLEEP = 0.001  # seconds
+
+_T = TypeVar("_T")
+
+#: What a sink takes: the flow that a packet belongs to (position of its heap in the batch), and its bytes.
+Packet: TypeAlias = tuple[int, bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What goes wrong between the senders and the receiver.
+
+    Parameters
+    ----------
+    loss
+        Probability that a heap is not sent at all.
+    packet_loss
+        Probability that a packet is not sent, for each packet on its own.
+    reorder
+        A heap is overtaken by up to that many later heaps.
+    packet_reorder
+        A packet is overtaken by up to that many later packets.
+    late, late_by
+        Probability that a heap is held back by that many heaps more (make it several chunks, and it is
+        too old when it comes).
+    duplicate
+        Probability that a heap is sent twice (the copy has a heap counter of its own, so that the
+        packets of both never mix).
+    garbage
+        Probability that a heap of garbage is sent before a heap. Garbage is never lost or duplicated.
+    garbage_kinds
+        Kinds to choose from, keys of `GARBAGE_KINDS` (default: all that the layout and flavour have,
+        but not ``"stop"``).
+
+    Raises
+    ------
+    ValueError
+        If a probability is not in 0..1, a number of heaps is negative, or a kind is unknown.
+    """
+
+    loss: float = 0.0
+    packet_loss: float = 0.0
+    reorder: int = 0
+    packet_reorder: int = 0
+    late: float = 0.0
+    late_by: int = 0
+    duplicate: float = 0.0
+    garbage: float = 0.0
+    garbage_kinds: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "packet_loss", "late", "duplicate", "garbage"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a probability from 0 to 1")
+        for name in ("reorder", "packet_reorder", "late_by"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
+        if self.garbage_kinds is not None:
+            object.__setattr__(self, "garbage_kinds", tuple(self.garbage_kinds))
+            for kind in self.garbage_kinds or ():
+                if kind not in GARBAGE_KINDS:
+                    raise ValueError(f"garbage_kinds: {kind!r} is not one of {', '.join(GARBAGE_KINDS)}")
+
+
+@dataclass
+class Truth:
+    """What a simulator has sent, and what a receiver should make of it.
+
+    Attributes
+    ----------
+    sent
+        Copies of heaps sent, for each source (duplicates and incomplete ones included).
+    lost
+        Heaps of which nothing was sent, for each source.
+    duplicated
+        Copies sent beyond the first of each heap, for each source.
+    incomplete
+        Heaps of which no copy was sent with all its packets, for each source.
+    rejected
+        Heaps of garbage sent, for each reason that the receiver counts.
+    unseen
+        Heaps of garbage sent that never reach a placement callback, for each kind.
+    packets, bytes
+        All that was sent, garbage included (without UDP and lower headers).
+    """
+
+    sent: list[int]
+    lost: list[int]
+    duplicated: list[int]
+    incomplete: list[int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    unseen: dict[str, int] = field(default_factory=dict)
+    packets: int = 0
+    bytes: int = 0
+
+    @property
+    def copies(self) -> int:
+        """All heaps sent: the *sent copies* that a receiver has to account for."""
+        return sum(self.sent) + sum(self.rejected.values()) + sum(self.unseen.values())
+
+    @property
+    def complete(self) -> list[int]:
+        """Distinct heaps of each source that a receiver gets whole if nothing else goes wrong."""
+        return [s - d - i for s, d, i in zip(self.sent, self.duplicated, self.incomplete, strict=True)]
+
+    @property
+    def decodable_packets(self) -> int:
+        """Packets that a receiver can decode: the ones that spead2 counts as ``packets``."""
+        return self.packets - self.unseen.get("noise", 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain dicts, lists and numbers."""
+        return asdict(self)
+
+
+class Sink(Protocol):
+    """Where packets go."""
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet of a flow (the position of its heap in the batch)."""
+
+
+class Simulator:
+    """The senders of one stream.
+
+    Heaps are sent batch by batch, for all sources in turn. Each packet of a heap repeats all its items.
+    What is sent depends on the arguments only, never on the clock. A simulator goes on where it stopped
+    when it is told to send again.
+
+    Parameters
+    ----------
+    layout
+        Layout of the heaps.
+    seed
+        Seed of the payload, and with `user_data` of the faults.
+    first_timestamp
+        Timestamp of the first batch, in ticks: a multiple of the layout's time step. Timestamps are sent
+        modulo 2**48.
+    faults
+        What goes wrong.
+    user_data
+        Index on each axis that the layout takes from ``user_data``, by field.
+    payload
+        Makes the payload of a heap from its batch (timestamp / step) and its index on each axis, in
+        the order of declaration (default: windows on a random pattern).
+    side_values
+        Makes the value of each side item from batch and indices, by the item's name (default: scattered).
+    items
+        Value of further items, by ID. Required items not given here are 0.
+    timestamp_jitter
+        Add up to that many ticks to each timestamp, for layouts that mask timestamps.
+    payload_item
+        ID of the item that points to the payload.
+    flavour
+        SPEAD flavour.
+    max_packet_size
+        Bytes of a packet at most, SPEAD header and items included, UDP header not.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit the layout or flavour, or axes that share an item cannot be told apart.
+
+    Examples
+    --------
+    >>> from speadrx.meerkat import DigitiserLayout
+    >>> from speadrx.simulate import Faults, Simulator
+    >>> simulator = Simulator(DigitiserLayout(10, 4096, 65536), faults=Faults(loss=0.25), max_packet_size=9000)
+    >>> sum(1 for _ in simulator.packets(1000)) == sum(simulator.truth.sent)
+    True
+    >>> sum(simulator.truth.sent) + sum(simulator.truth.lost)
+    2000
+    """
+
+    def __init__(
+        self,
+        layout: DeclarativeLayout,
+        *,
+        seed: int = 0,
+        first_timestamp: int = 0,
+        faults: Faults | None = None,
+        user_data: Mapping[str, int] | None = None,
+        payload: Callable[[int, tuple[int, ...]], bytes | memoryview] | None = None,
+        side_values: Mapping[str, Callable[[int, tuple[int, ...]], int]] | None = None,
+        items: Mapping[int, int] | None = None,
+        timestamp_jitter: int = 0,
+        payload_item: int = DEFAULT_PAYLOAD_ITEM,
+        flavour: spead2.Flavour = DEFAULT_FLAVOUR,
+        max_packet_size: int = spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
+    ) -> None:
+        self.layout = layout
+        self.faults = faults if faults is not None else Faults()
+        self._declaration = layout.declaration
+        self._time = self._declaration.time
+        self._axes = self._declaration.axes
+        self._flavour = flavour
+        self._max_packet_size = max_packet_size
+        self._payload = payload
+        self._payload_item = payload_item
+        self._side_values = dict(side_values or {})
+        self._items = {item: 0 for item in self._declaration.required_items if item not in _SPECIAL_ITEMS}
+        self._items.update(items or {})
+        self._jitter = timestamp_jitter
+        self._user_data = dict(user_data or {})
+        self._check_arguments(first_timestamp)
+
+        self._sizes = tuple(_axis_size(axis) for axis in self._axes)
+        pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _WINDOWS - 1)
+        self._pattern = np.frombuffer(pattern, np.uint8)
+        self._pattern_view = memoryview(pattern)
+        self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
+        self._next_batch = first_timestamp // self._time.step
+        self._heap_cnt = itertools.count(1)
+        #: Index on each axis of every heap of a batch, in the order of sending.
+        self.indices: list[tuple[int, ...]] = list(itertools.product(*map(self._axis_range, self._axes)))
+        self._axis_items = {indices: self._compose(indices) for indices in self.indices}
+        self._source_axis = next(
+            (i for i, axis in enumerate(self._axes) if axis.name == self._declaration.sources), None
+        )
+        n_sources = 1 if self._source_axis is None else self._sizes[self._source_axis]
+        #: What has been sent so far.
+        self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
+        # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
+        self._heap_packets(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
+        self._bad_axis_items = self._find_bad_axis_items()
+        self._garbage_kinds = self._choose_garbage_kinds()
+        self._heaps_sent = 0
+
+    def _check_arguments(self, first_timestamp: int) -> None:
+        if first_timestamp < 0 or first_timestamp % self._time.step:
+            raise ValueError(
+                f"first_timestamp: {first_timestamp} must be a multiple of the layout's time step ({self._time.step})"
+            )
+        if self._jitter and not (self._time.align == "mask" and 0 < self._jitter < self._time.step):
+            raise ValueError(
+                f"timestamp_jitter: {self._jitter} must be less than the time step ({self._time.step}), "
+                'and the layout\'s time axis must have align="mask"'
+            )
+        names = [item.name for item in self._declaration.side_items]
+        for name in self._side_values:
+            if name not in names:
+                raise ValueError(f"side_values: the layout has no side item {name!r} (it has {names})")
+        for axis in self._axes:
+            if axis.item == self._time.item:
+                raise ValueError(f"axis {axis.name!r}: shares item {axis.item:#x} with the time, cannot be simulated")
+            if axis.from_user_data is not None:
+                index = self._user_data.get(axis.from_user_data)
+                if index is None:
+                    raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
+                if not 0 <= index < _axis_size(axis):
+                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {_axis_size(axis)}")
+
+    def _axis_range(self, axis: Axis) -> Iterable[int]:
+        return range(_axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
+
+    # What heaps hold
+
+    def _linear(self, batch: int, indices: tuple[int, ...]) -> int:
+        """Number all heaps ever."""
+        for size, index in zip(self._sizes, indices, strict=True):
+            batch = batch * size + index
+        return batch
+
+    def payload(self, batch: int, indices: tuple[int, ...]) -> bytes | memoryview:
+        """Payload of a heap.
+
+        Parameters
+        ----------
+        batch
+            Timestamp divided by the layout's time step.
+        indices
+            Index on each axis, in the order of declaration.
+        """
+        if self._payload is not None:
+            payload = self._payload(batch, indices)
+            if len(payload) != self.layout.heap_bytes:
+                raise ValueError(f"payload: made {len(payload)} bytes, but heap_bytes is {self.layout.heap_bytes}")
+            return payload
+        offset = self._linear(batch, indices) * _SCATTER % _WINDOWS
+        return self._pattern_view[offset : offset + self.layout.heap_bytes]
+
+    def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
+        """Value of every item of a heap, by ID (those of the SPEAD protocol itself left out)."""
+        linear = self._linear(batch, indices)
+        timestamp = batch * self._time.step
+        if self._jitter:
+            timestamp += linear * _SCATTER % (self._jitter + 1)
+        fixed = self._axis_items.get(indices)
+        if fixed is None:  # a heap of another stream of the group
+            fixed = self._compose(indices)
+        items = {**self._items, self._time.item: timestamp % 2**_TIMESTAMP_BITS, **fixed}
+        for side in self._declaration.side_items:
+            if side.item == self._time.item or side.item in fixed or side.item in _SPECIAL_ITEMS:
+                continue
+            make = self._side_values.get(side.name)
+            # An odd 64-bit multiplier reaches the high bits too.
+            value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
+            room = min(int(side.dtype[1:]), self._flavour.heap_address_bits - side.shift)
+            items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
+        return items
+
+    def chunk_data(self, timestamp: int) -> np.ndarray:
+        """Payloads of all heaps of a chunk, those of other streams of the group included.
+
+        Parameters
+        ----------
+        timestamp
+            Timestamp of the chunk, in ticks.
+
+        Returns
+        -------
+        numpy.ndarray
+            Unsigned bytes of shape ``layout.present_shape + (layout.heap_bytes,)``.
+        """
+        first = timestamp // self._time.step
+        if self._payload is not None:
+            data = np.empty((*self.layout.present_shape, self.layout.heap_bytes), np.uint8)
+            for position in np.ndindex(self.layout.present_shape):
+                batch, indices = self._place(first, position)
+                data[position] = np.frombuffer(self.payload(batch, indices), np.uint8)
+            return data
+        coordinates = dict(zip(self._order, np.indices(self.layout.present_shape, sparse=True), strict=True))
+        # Kept small, as the linear number of a late heap could overflow.
+        linear = first % _WINDOWS + coordinates[self._time.name]
+        for axis, size in zip(self._axes, self._sizes, strict=True):
+            linear = linear * size % _WINDOWS + coordinates[axis.name]
+        windows = np.lib.stride_tricks.sliding_window_view(self._pattern, self.layout.heap_bytes)
+        return windows[linear * _SCATTER % _WINDOWS]
+
+    def chunk_extra(self, timestamp: int) -> np.ndarray:
+        """Side items of all heaps of a chunk.
+
+        Parameters
+        ----------
+        timestamp
+            Timestamp of the chunk, in ticks.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``layout.present_shape``, dtype ``layout.extra_dtype``.
+
+        Raises
+        ------
+        ValueError
+            If the layout has no side items.
+        """
+        if self.layout.extra_dtype is None:
+            raise ValueError("side_items: the layout has none")
+        extra = np.empty(self.layout.present_shape, self.layout.extra_dtype)
+        for position in np.ndindex(self.layout.present_shape):
+            items = self.items(*self._place(timestamp // self._time.step, position))
+            extra[position] = tuple(
+                (items[side.item] >> side.shift) % 2 ** int(side.dtype[1:]) for side in self._declaration.side_items
+            )
+        return extra
+
+    @property
+    def _order(self) -> tuple[str, ...]:
+        return self._declaration.order or (self._time.name, *(axis.name for axis in self._axes))
+
+    def _place(self, first_batch: int, position: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """Batch and indices of the heap at a position of a chunk's ``present``."""
+        coordinates = dict(zip(self._order, position, strict=True))
+        return first_batch + coordinates[self._time.name], tuple(coordinates[axis.name] for axis in self._axes)
+
+    # Items of axes
+
+    def _compose(self, indices: tuple[int, ...]) -> dict[int, int]:
+        """Values of the items that place a heap on the axes; an item may carry several axes in its bits."""
+        items: dict[int, int] = {}
+        for axis, index in zip(self._axes, indices, strict=True):
+            if axis.item is not None:
+                value = index * axis.step if axis.values is None else axis.values[index]
+                items[axis.item] = items.get(axis.item, 0) | value << axis.shift
+        for axis, index in zip(self._axes, indices, strict=True):
+            if axis.item is not None and _axis_index(axis, items[axis.item]) != index:
+                raise ValueError(
+                    f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, which is not "
+                    "read back so; the bits of axes that share an item must not overlap"
+                )
+        return items
+
+    def _find_bad_axis_items(self) -> list[tuple[str, dict[int, int]]]:
+        """Find ways in which a heap can miss an axis: the reason that is counted, and the items of all axes."""
+        good = self._axis_items[self.indices[0]]
+        limit = 2**self._flavour.heap_address_bits
+        found = []
+        for axis in self._axes:
+            if axis.item is None:
+                continue
+            if axis.values is None:
+                size = _axis_size(axis)
+                candidates = [size * axis.step, (limit - 1 >> axis.shift) & (axis.mask or limit - 1)]
+                candidates += [1] if axis.step > 1 else []
+            else:
+                candidates = [max(axis.values) + 1, next(v for v in itertools.count() if v not in axis.values)]
+            field_bits = (limit - 1 if axis.mask is None else axis.mask) << axis.shift
+            for candidate in candidates:
+                value = good[axis.item] & ~field_bits | candidate << axis.shift
+                bad = good | {axis.item: value}
+                # The receiver counts the first axis, in the order of declaration, that the heap is not on.
+                missed = [a for a in self._axes if a.item is not None and _axis_index(a, bad[a.item]) is None]
+                if value < limit and missed and missed[0] is axis:
+                    found.append((axis.reject_name or f"bad_{axis.name}_heaps", bad))
+        return found
+
+    # Garbage
+
+    def _choose_garbage_kinds(self) -> list[str]:
+        possible = {
+            "timestamp": (self._time.align == "reject" and self._time.step > 1)
+            or self._flavour.heap_address_bits > _TIMESTAMP_BITS,
+            "axis": bool(self._bad_axis_items),
+            # Unwraps to just before 0 as long as the newest time is in the first half of the range.
+            "negative": self._next_batch * self._time.step < 2 ** (_TIMESTAMP_BITS - 2)
+            and self._flavour.heap_address_bits >= _TIMESTAMP_BITS,
+        }
+        if self.faults.garbage_kinds is None:
+            return [kind for kind in GARBAGE_KINDS if kind != "stop" and possible.get(kind, True)]
+        for kind in self.faults.garbage_kinds:
+            if not possible.get(kind, True):
+                raise ValueError(f"garbage_kinds: this layout, flavour and timestamp have no {kind!r} garbage")
+        return list(self.faults.garbage_kinds)
+
+    def _garbage(self, batch: int, indices: tuple[int, ...]) -> list[bytes]:
+        """Packets of a heap of garbage in place of a good one, counted as what a receiver makes of it."""
+        kind = self._random.choice(self._garbage_kinds)
+        if kind == "negative" and self._heaps_sent <= self.faults.reorder + self.faults.packet_reorder + 1:
+            kind = "length"  # nothing is before 0 until the receiver knows what time it is
+        reason, packets = self._make_garbage(kind, self.items(batch, indices), bytes(self.payload(batch, indices)))
+        counters, key = (self.truth.unseen, kind) if reason is None else (self.truth.rejected, reason)
+        counters[key] = counters.get(key, 0) + 1
+        return packets
+
+    def _make_garbage(self, kind: str, items: dict[int, int], payload: bytes) -> tuple[str | None, list[bytes]]:
+        """Turn a good heap into garbage, and say why it is rejected (None: it is never seen)."""
+        choice = self._random.choice
+        time_item = self._time.item
+        match kind:
+            case "length":
+                shorter, longer = payload[: len(payload) // 2], payload + bytes(8)
+                return "metadata_heaps", self._heap_packets(items, choice([shorter or longer, longer]))
+            case "absent":
+                placing = {time_item, *self._declaration.required_items, *self._axis_items[self.indices[0]]}
+                del items[choice(sorted(placing - set(_SPECIAL_ITEMS)))]
+                return "metadata_heaps", self._heap_packets(items, payload)
+            case "timestamp":
+                bad_time = {time_item: self._bad_timestamp(items[time_item])}
+                return "bad_timestamp_heaps", self._heap_packets(items | bad_time, payload)
+            case "axis":
+                reason, bad_items = choice(self._bad_axis_items)
+                return reason, self._heap_packets(items | bad_items, payload)
+            case "negative":
+                before_0 = {time_item: 2**_TIMESTAMP_BITS - self._time.step}
+                return "implausible_timestamp_heaps", self._heap_packets(items | before_0, payload)
+            case "noise":  # the first byte alone says that this is not SPEAD
+                return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]
+            case "unsized":
+                return None, self._heap_packets(items, payload[:8], sized=False)
+            case "empty":
+                return None, self._heap_packets(items, b"")
+            case _:
+                return "metadata_heaps", self._control_packets(kind)
+
+    def _bad_timestamp(self, timestamp: int) -> int:
+        options = []
+        if self._time.align == "reject" and self._time.step > 1:
+            options.append((timestamp + self._random.randrange(1, self._time.step)) % 2**_TIMESTAMP_BITS)
+        if self._flavour.heap_address_bits > _TIMESTAMP_BITS:
+            options.append(timestamp + 2**_TIMESTAMP_BITS)
+        return self._random.choice(options)
+
+    def _control_packets(self, kind: str) -> list[bytes]:
+        heap = spead2.send.Heap(self._flavour)
+        if kind == "stop":
+            heap.add_end()
+        else:
+            shape = (self.layout.heap_bytes,)
+            heap.add_descriptor(spead2.Descriptor(self._payload_item, "data", "simulated payload", shape, np.uint8))
+        return list(spead2.send.PacketGenerator(heap, next(self._heap_cnt), self._max_packet_size))
+
+    # Packets
+
+    def _heap_packets(
+        self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True
+    ) -> list[bytes]:
+        """Encode a heap, all its items in each of its packets."""
+        address_bits = self._flavour.heap_address_bits
+        value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
+        pointers = []
+        for item, value in items.items():
+            if not (0 < item < id_limit and 0 <= value < value_limit):
+                raise ValueError(
+                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{address_bits} "
+                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
+                )
+            pointers.append(1 << 63 | item << address_bits | value)
+        pointers.append(self._payload_item << address_bits)
+        n_pointers = len(pointers) + len(_SPECIAL_ITEMS) - (not sized)
+        header_bytes = _POINTER_BYTES * (1 + n_pointers)
+        # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
+        room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
+        if room <= 0:
+            raise ValueError(
+                f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
+            )
+        encode = struct.Struct(f">BBBBHH{n_pointers}Q").pack
+        cnt = next(self._heap_cnt) % value_limit
+        packets = []
+        for offset in range(0, max(len(payload), 1), room):
+            part = payload[offset : offset + room]
+            special = [(spead2.HEAP_CNT_ID, cnt)]
+            if sized:
+                special.append((spead2.HEAP_LENGTH_ID, len(payload)))
+            special += [(spead2.PAYLOAD_OFFSET_ID, offset), (spead2.PAYLOAD_LENGTH_ID, len(part))]
+            header = encode(
+                _MAGIC,
+                _VERSION,
+                _POINTER_BYTES - address_bits // 8,
+                address_bits // 8,
+                0,
+                n_pointers,
+                *(1 << 63 | item << address_bits | value for item, value in special),
+                *pointers,
+            )
+            packets.append(b"".join((header, part)))
+        return packets
+
+    def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
+        """Flow and packets of each copy of a heap, in the order of time."""
+        faults, rand, truth = self.faults, self._random.random, self.truth
+        for n in itertools.count() if batches is None else range(batches):
+            batch = self._next_batch
+            if stop is not None and n and batch % self._time.batches == 0 and stop():
+                return
+            for flow, indices in enumerate(self.indices):
+                if rand() < faults.garbage:
+                    yield flow, self._garbage(batch, indices)
+                sent = complete = 0
+                for _ in range(0 if rand() < faults.loss else 1 + (rand() < faults.duplicate)):
+                    packets = self._heap_packets(self.items(batch, indices), self.payload(batch, indices))
+                    kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
+                    if kept:
+                        sent += 1
+                        complete += len(kept) == len(packets)
+                        yield flow, kept
+                source = 0 if self._source_axis is None else indices[self._source_axis]
+                truth.sent[source] += sent
+                truth.lost[source] += not sent
+                truth.duplicated[source] += max(sent - 1, 0)
+                truth.incomplete[source] += bool(sent and not complete)
+                self._heaps_sent += sent
+            self._next_batch += 1
+
+    def packets(self, batches: int | None = None, *, stop: Callable[[], bool] | None = None) -> Iterator[Packet]:
+        """Make the packets of the next batches, counting them in `truth`.
+
+        The truth is exact once the iterator has ended: by then all that was delayed has come out.
+
+        Parameters
+        ----------
+        batches
+            Number of batches (default: no end).
+        stop
+            Asked before each chunk but the first; if it says True, no more heaps are made.
+
+        Yields
+        ------
+        flow : int
+            Position of the heap in its batch.
+        packet : bytes
+            The packet.
+        """
+        faults, rand = self.faults, self._random.random
+
+        def heap_delay() -> int:
+            late = faults.late_by if faults.late and rand() < faults.late else 0
+            return late + int(rand() * (faults.reorder + 1))
+
+        def packet_delay() -> int:
+            return int(rand() * (faults.packet_reorder + 1))
+
+        heaps = self._heaps(batches, stop)
+        if faults.reorder or faults.late:
+            heaps = _delay(heaps, heap_delay)
+        packets: Iterator[Packet] = ((flow, packet) for flow, heap in heaps for packet in heap)
+        if faults.packet_reorder:
+            packets = _delay(packets, packet_delay)
+        for flow, packet in packets:
+            self.truth.packets += 1
+            self.truth.bytes += len(packet)
+            yield flow, packet
+
+    def send(
+        self,
+        sink: Sink,
+        batches: int | None = None,
+        *,
+        rate: float | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Truth:
+        """Send the next batches.
+
+        Parameters
+        ----------
+        sink
+            Where to.
+        batches
+            Number of batches (default: no end).
+        rate
+            Bytes per second, on average over a few milliseconds (default: as fast as possible).
+        stop
+            Asked before each chunk but the first; if it says True, sending ends with the chunk complete.
+
+        Returns
+        -------
+        Truth
+            All that this simulator has sent so far (`truth`).
+        """
+        if rate is not None and not (rate > 0 and math.isfinite(rate)):
+            raise ValueError(f"rate: {rate} must be a positive number of bytes per second")
+        due = time.perf_counter()
+        for flow, packet in self.packets(batches, stop=stop):
+            sink.send(flow, packet)
+            if rate is not None:
+                due += len(packet) / rate
+                ahead = due - time.perf_counter()
+                if ahead > _MIN_SLEEP:
+                    time.sleep(ahead)
+                elif ahead < -_MAX_SLEEP_DEBT:
+                    due -= ahead + _MAX_SLEEP_DEBT  # a longer burst would only overrun the receiver
+        return self.truth
+
+
+def _axis_size(axis: Axis) -> int:
+    return len(axis.values) if axis.values is not None else axis.size or 0
+
+
+def _axis_index(axis: Axis, item: int) -> int | None:
+    """Index on an axis of a heap whose item has that value, or None."""
+    value = item >> axis.shift
+    if axis.mask is not None:
+        value &= axis.mask
+    if axis.values is not None:
+        return axis.values.index(value) if value in axis.values else None
+    index, remainder = divmod(value, axis.step)
+    return index if not remainder and index < _axis_size(axis) else None
+
+
+def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
+    """Let each thing be overtaken by as many later ones as `delay` says."""
+    waiting: list[tuple[int, int, _T]] = []
+    for position, thing in enumerate(things):
+        # The position makes the order of equals that of sending, and things are never compared.
+        heapq.heappush(waiting, (position + delay(), position, thing))
+        while waiting and waiting[0][0] <= position:
+            yield heapq.heappop(waiting)[2]
+    while waiting:
+        yield heapq.heappop(waiting)[2]
+
+
+class InprocSink:
+    """Puts packets into an in-process queue of spead2.
+
+    Parameters
+    ----------
+    queue
+        The queue that an in-process reader of the stream reads.
+    """
+
+    def __init__(self, queue: spead2.InprocQueue) -> None:
+        self._queue = queue
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet."""
+        self._queue.add_packet(packet)
+
+
+class _ClosingSink:
+    """A sink that is a context manager, for what it has to close."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class UdpSink(_ClosingSink):
+    """Sends packets over UDP, unicast or multicast, one datagram each (no segmentation offload).
+
+    A context manager that closes its socket.
+
+    Parameters
+    ----------
+    endpoints
+        Address and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint
+        *i* modulo their number.
+    interface
+        IP address of the local interface to send from (default: as the routes say).
+    ttl
+        Time to live of multicast packets.
+
+    Raises
+    ------
+    ValueError
+        If there are no endpoints, or an address is not one.
+    """
+
+    def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
+        if not endpoints:
+            raise ValueError("endpoints: at least one is needed")
+        addresses = [ipaddress.ip_address(host) for host, _ in endpoints]
+        v6 = addresses[0].version == 6
+        if any((address.version == 6) != v6 for address in addresses):
+            raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6")
+        self._endpoints = [(str(address), port) for address, (_, port) in zip(addresses, endpoints, strict=True)]
+        self._socket = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            if v6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
+            else:
+                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+            if interface is not None:
+                if not v6:  # bind chooses no interface for multicast
+                    packed = ipaddress.IPv4Address(interface).packed
+                    self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, packed)
+                self._socket.bind((interface, 0))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet."""
+        self._socket.sendto(packet, self._endpoints[flow % len(self._endpoints)])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class PcapSink(_ClosingSink):
+    """Writes packets to a capture file, as Ethernet frames with IPv4 and UDP headers and checksums.
+
+    A context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File
+    Format", IETF draft-ietf-opsawg-pcap); headers are those of RFC 791 and RFC 768, their checksums
+    that of RFC 1071. The time stamp of a packet is its number in microseconds, so that the same packets
+    make the same file.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    endpoint
+        Destination address (IPv4) and port.
+    source
+        Source address (IPv4) and port.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        endpoint: tuple[str, int] = ("239.1.2.3", 7148),
+        source: tuple[str, int] = ("10.1.2.3", 7148),
+    ) -> None:
+        destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
+        self._addresses = source_ip.packed + destination_ip.packed
+        self._ports = (source[1], endpoint[1])
+        if destination_ip.is_multicast:  # RFC 1112: the low 23 bits of the group
+            mac = b"\x01\x00\x5e" + (int(destination_ip) & 0x7FFFFF).to_bytes(3, "big")
+        else:
+            mac = b"\x02\x00" + destination_ip.packed
+        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
+        self._number = 0
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        # Magic, version 2.4, time zone, accuracy, longest packet, Ethernet.
+        self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 0x40000, 1))
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Write one packet.
+
+        Raises
+        ------
+        ValueError
+            If the packet does not fit in a UDP datagram.
+        """
+        udp_bytes = 8 + len(packet)
+        ip_bytes = 20 + udp_bytes
+        if ip_bytes > 0xFFFF:
+            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
+        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
+        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
+        # A computed checksum of 0 is sent as all ones: 0 means none.
+        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
+        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, self._number % 0x10000, 0x4000, 64, socket.IPPROTO_UDP, 0)
+        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
+        frame = b"".join((self._ethernet, ip, udp, packet))
+        seconds, microseconds = divmod(self._number, 1_000_000)
+        self._file.write(struct.pack("<IIII", seconds, microseconds, len(frame), len(frame)))
+        self._file.write(frame)
+        self._number += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _checksum(data: bytes) -> int:
+    """Internet checksum: the complement of the ones' complement sum of the big-endian words."""
+    total = int(np.frombuffer(data + bytes(len(data) % 2), dtype=">u2").sum(dtype=np.uint64))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
