@@ -1,0 +1,441 @@
+"""Cost of one call of the placement callback, against numba callbacks for the same formats.
+
+Every callback is called through its C function pointer by the same compiled loop, the callbacks taking turns;
+the figures are per heap and include the loop, whose own cost the row "empty" shows. Before anything is timed, the
+answers of every callback are compared with a reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numba_callbacks
+import numpy as np
+import spead2
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+from spead2.recv.numba import chunk_place_data
+
+from speadrx.layout import Axis, DeclarativeLayout, Layout, TimeAxis
+from speadrx.meerkat import (
+    AntennaChannelisedVoltageLayout,
+    DigitiserLayout,
+    TiedArrayChannelisedVoltageLayout,
+)
+
+SEED = 20240611
+PLACE_DATA_SIZE = chunk_place_data.size
+#: spead2 calls with space for this many statistics or more; the callbacks here use the last three.
+N_STATS = 16
+STATS_BASE = N_STATS - 3
+
+CAPSULE_NAME = b"void (void *, size_t, void *)"
+
+#: Largest ratio of our cost to that of each numba callback (None: shown, but not judged).
+BOUNDS: dict[tuple[str, str], float | None] = {
+    ("digitiser", "numba"): 0.2,
+    ("digitiser", "numba, tuned"): None,
+    ("antenna-channelised", "numba"): 1.5,
+    ("tied-array", "numba"): 1.5,
+}
+
+# Numbers of Valgrind's client requests, from callgrind.h.
+_CALLGRIND = (ord("C") << 24) | (ord("T") << 16)
+CALLGRIND_DUMP_STATS, CALLGRIND_ZERO_STATS = _CALLGRIND, _CALLGRIND + 1
+CALLGRIND_START, CALLGRIND_STOP = _CALLGRIND + 4, _CALLGRIND + 5
+
+
+@intrinsic
+def _call(typingctx: Any, function: Any, data: Any, size: Any, context: Any) -> Any:
+    """Call ``void function(void *data, size_t size, void *context)``, all given as integers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, size_t = ir.IntType(8).as_pointer(), ir.IntType(64)
+        prototype = ir.FunctionType(ir.VoidType(), [pointer, size_t, pointer])
+        builder.call(
+            builder.inttoptr(args[0], prototype.as_pointer()),
+            [builder.inttoptr(args[1], pointer), args[2], builder.inttoptr(args[3], pointer)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _client_request(typingctx: Any, request: Any) -> Any:
+    """Make a request, an array of six words, of the Valgrind that runs us (x86-64 only)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        magic = "rolq $$3, %rdi; rolq $$13, %rdi; rolq $$61, %rdi; rolq $$51, %rdi; xchgq %rbx, %rbx"
+        asm = ir.InlineAsm(
+            ir.FunctionType(word, [word, word]), magic, "={rdx},{rax},0,~{cc},~{memory}", side_effect=True
+        )
+        return builder.call(asm, [args[0], word(0)])
+
+    return types.int64(types.int64), codegen
+
+
+@numba.njit
+def callgrind_request(request: np.ndarray) -> int:
+    return _client_request(request.ctypes.data)  # type: ignore[no-any-return]
+
+
+@numba.njit
+def _prepare(data: np.ndarray, items: int, batch_stats: int) -> None:
+    """Set the fields that spead2 sets before each call."""
+    data[0].packet = items
+    data[0].packet_size = 0
+    data[0].items = items
+    data[0].batch_stats = batch_stats
+    data[0].chunk_id = -1
+    data[0].heap_index = 0
+    data[0].heap_offset = 0
+    data[0].extra_offset = 0
+    data[0].extra_size = 0
+
+
+@numba.njit
+def place_rounds(function: int, context: int, data: np.ndarray, items: np.ndarray, span: int, rounds: int) -> int:
+    """Call for every heap, `rounds` times over, each time `span` later; return the number of heaps placed."""
+    address, first, row = data.ctypes.data, items.ctypes.data, items.strides[0]
+    batch_stats = data[0].batch_stats
+    placed = 0
+    for _ in range(rounds):
+        for i in range(items.shape[0]):
+            _prepare(data, first + i * row, batch_stats)
+            _call(function, address, PLACE_DATA_SIZE, context)
+            placed += data[0].chunk_id >= 0
+            items[i, 0] += span
+    return placed
+
+
+@numba.njit
+def place_once(
+    function: int, context: int, data: np.ndarray, items: np.ndarray, extra: np.ndarray, out: np.ndarray
+) -> None:
+    """Call for every heap and note where each is placed, with its side item."""
+    address, first, row = data.ctypes.data, items.ctypes.data, items.strides[0]
+    batch_stats = data[0].batch_stats
+    for i in range(items.shape[0]):
+        _prepare(data, first + i * row, batch_stats)
+        _call(function, address, PLACE_DATA_SIZE, context)
+        out[i, 0] = data[0].chunk_id
+        out[i, 1] = data[0].heap_index
+        out[i, 2] = data[0].heap_offset
+        out[i, 3] = data[0].extra_offset
+        out[i, 4] = data[0].extra_size
+        out[i, 5] = extra[0] if data[0].extra_size else 0
+
+
+@dataclass
+class Heaps:
+    """Item rows of heaps, and where the heaps belong."""
+
+    items: np.ndarray
+    expected: np.ndarray
+    span: int  # of time, in ticks
+
+
+def make_heaps(
+    layout: DeclarativeLayout,
+    *,
+    chunks: int,
+    source_item: Sequence[int] | None = None,
+    others: Sequence[int] = (),
+    side: bool = False,
+    fixed_pol: int | None = None,
+    shuffled: bool = False,
+) -> Heaps:
+    """Make the heaps of some chunks, time by time, with all sources at each time (or shuffled within chunks).
+
+    Parameters
+    ----------
+    source_item
+        Value of the source's item, for each source.
+    others
+        Values of the items after the source's.
+    side
+        Whether the first of `others` is a side item, whose upper bits go to ``extra``.
+    fixed_pol
+        Polarisation of the stream, where that comes from user data.
+    """
+    declaration = layout.declaration
+    step, batches = declaration.time.step, declaration.time.batches
+    values = np.asarray(source_item)
+    time_index = np.arange(chunks * batches)[:, np.newaxis]
+    source = np.arange(len(values))[np.newaxis, :]
+    shape = (chunks * batches, len(values))
+    items = np.empty((*shape, 3 + len(others)), np.int64)
+    items[..., 0] = time_index * step
+    items[..., 1] = layout.heap_bytes
+    items[..., 2] = values[source]
+    items[..., 3:] = others
+    expected = np.zeros((*shape, 6), np.int64)
+    expected[..., 0] = time_index // batches
+    position = time_index % batches
+    if isinstance(layout, DigitiserLayout):
+        expected[..., 1] = source * batches + position
+    elif fixed_pol is not None:
+        expected[..., 1] = (fixed_pol * batches + position) * len(values) + source
+    else:
+        expected[..., 1] = position * len(values) + source
+    expected[..., 2] = expected[..., 1] * layout.heap_bytes
+    if side:
+        items[..., 3] = (items[..., 0] // step * 3 + source) << 32
+        expected[..., 3] = expected[..., 1] * 2
+        expected[..., 4] = 2
+        expected[..., 5] = (items[..., 3] >> 32) & 0xFFFF
+    chunk_heaps = batches * len(values)
+    order = np.arange(chunks * chunk_heaps)
+    if shuffled:
+        rng = np.random.default_rng(SEED)
+        order = np.concatenate([rng.permutation(part) for part in np.split(order, chunks)])
+    return Heaps(
+        items=np.ascontiguousarray(items.reshape(-1, items.shape[-1])[order]),
+        expected=expected.reshape(-1, 6)[order],
+        span=chunks * batches * step,
+    )
+
+
+class Callback:
+    """A callback with the buffers that it is called with."""
+
+    def __init__(self, name: str, group: str, heaps: Heaps, make: Any) -> None:
+        self.name = name
+        self.group = group
+        self.heaps = heaps
+        self._make = make
+        self.times: list[float] = []
+        self.stats = np.zeros(N_STATS, np.uint64)
+        self.extra = np.zeros(8, np.uint16)
+        self.data = np.zeros(1, chunk_place_data.dtype)
+        self.data["batch_stats"] = self.stats.ctypes.data
+        self.data["extra"] = self.extra.ctypes.data
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, with a callback that has seen nothing."""
+        self.function, self.context, self.keep = self._make()
+        self.items = self.heaps.items.copy()
+
+    def verify(self) -> None:
+        """Compare every placement with the reference, and see that bad heaps are left alone."""
+        out = np.empty_like(self.heaps.expected)
+        place_once(self.function, self.context, self.data, self.items, self.extra, out)
+        wrong = np.flatnonzero((out != self.heaps.expected).any(axis=1))
+        if wrong.size:
+            i = wrong[0]
+            raise AssertionError(f"{self.group}, {self.name}: heap {i} is {out[i]}, not {self.heaps.expected[i]}")
+        bad = np.repeat(self.items[-1:], 4, axis=0)
+        bad[0, 1] += 1
+        bad[1, 0] = -1
+        bad[2, 2] = -1
+        bad[3, 0] += 1
+        out = out[: len(bad)]
+        place_once(self.function, self.context, self.data, bad, self.extra, out)
+        if (out[:, 0] != -1).any():
+            raise AssertionError(f"{self.group}, {self.name}: placed a bad heap: chunk IDs {out[:, 0]}")
+        self.reset()
+
+    def run(self, rounds: int) -> None:
+        placed = place_rounds(self.function, self.context, self.data, self.items, self.heaps.span, rounds)
+        if self.name != "empty" and placed != rounds * len(self.items):
+            raise AssertionError(f"{self.group}, {self.name}: placed {placed} of {rounds * len(self.items)} heaps")
+
+    def time(self, rounds: int) -> None:
+        start = time.perf_counter()
+        self.run(rounds)
+        self.times.append((time.perf_counter() - start) / (rounds * len(self.items)) * 1e9)
+
+
+def from_layout(layout: DeclarativeLayout, user_data: np.ndarray | None = None) -> Any:
+    """How to make speadrx's callback, counting in its ledger."""
+
+    def make() -> tuple[int, int, Any]:
+        place = layout.chunk_place(user_data)
+        api = ctypes.pythonapi
+        for getter in (api.PyCapsule_GetPointer, api.PyCapsule_GetContext):
+            getter.restype = ctypes.c_void_p
+        pointer = api.PyCapsule_GetPointer(ctypes.py_object(place[0]), CAPSULE_NAME)
+        return pointer, api.PyCapsule_GetContext(ctypes.py_object(place[0])), place
+
+    return make
+
+
+def from_numba(cfunc: Any, user_data: np.ndarray) -> Any:
+    return lambda: (cfunc.address, user_data.ctypes.data, (cfunc, user_data))
+
+
+def record(dtype: Any, **values: int) -> np.ndarray:
+    result = np.zeros((), dtype)
+    result["stats_base"] = STATS_BASE
+    for name, value in values.items():
+        result[name] = value
+    return result
+
+
+@numba.cfunc(types.void(types.voidptr, types.uintp, types.voidptr), nopython=True)
+def _empty(data: Any, size: Any, user_data: Any) -> None:
+    pass
+
+
+def make_callbacks() -> list[Callback]:
+    digitiser = DigitiserLayout(10, 4096, 2**20, False)
+    stride = record(numba_callbacks.digitiser_user_data.dtype, stride=digitiser.pol_chunk_bytes)
+    digitiser_heaps = make_heaps(digitiser, chunks=8, source_item=[0, 1], others=[0], side=True)
+    antenna = AntennaChannelisedVoltageLayout(80, 64, 256, 2**21, 8, 16)
+    antenna_heaps = make_heaps(antenna, chunks=4, source_item=range(80))
+    beam = TiedArrayChannelisedVoltageLayout(8, 4096, 64, 256, 16, 2**21)
+    pol = record(numba_callbacks.tied_array_user_data.dtype, pol=1)
+    beam_heaps = make_heaps(beam, chunks=4, source_item=range(0, 4096, 64), others=[0], fixed_pol=1)
+    common = record(numba_callbacks.common_user_data.dtype)
+    callbacks = [
+        Callback("empty", "loop", antenna_heaps, from_numba(_empty, common)),
+        Callback("speadrx", "digitiser", digitiser_heaps, from_layout(digitiser, stride)),
+        Callback("numba", "digitiser", digitiser_heaps, from_numba(numba_callbacks.digitiser(digitiser), stride)),
+        Callback(
+            "numba, tuned",
+            "digitiser",
+            digitiser_heaps,
+            from_numba(numba_callbacks.digitiser(digitiser, tuned=True), stride),
+        ),
+        Callback("speadrx", "antenna-channelised", antenna_heaps, from_layout(antenna)),
+        Callback(
+            "numba",
+            "antenna-channelised",
+            antenna_heaps,
+            from_numba(numba_callbacks.antenna_channelised(antenna), common),
+        ),
+        Callback("speadrx", "tied-array", beam_heaps, from_layout(beam, pol)),
+        Callback("numba", "tied-array", beam_heaps, from_numba(numba_callbacks.tied_array(beam), pol)),
+    ]
+    for n_sources in (4, 1024):
+        layout = Layout(
+            heap_bytes=1024,
+            time=TimeAxis(item=0x1600, step=4096, batches=4096 // n_sources),
+            axes=(Axis(name="antenna", item=0x4101, size=n_sources),),
+            sources="antenna",
+        )
+        for shuffled in (False, True):
+            heaps = make_heaps(layout, chunks=4, source_item=range(n_sources), shuffled=shuffled)
+            name = f"{n_sources} sources, {'shuffled' if shuffled else 'in order'}"
+            callbacks.append(Callback(name, "sources", heaps, from_layout(layout)))
+    return callbacks
+
+
+def measure(callbacks: list[Callback], repeats: int, heaps: int) -> None:
+    rounds = {id(c): max(1, heaps // len(c.items)) for c in callbacks}
+    for callback in callbacks:
+        callback.run(rounds[id(callback)])
+    for _ in range(repeats):
+        for callback in callbacks:
+            callback.time(rounds[id(callback)])
+
+
+def report(callbacks: list[Callback]) -> None:
+    print(f"{'ns per heap':40s} {'minimum':>8s} {'median':>8s} {'quartiles':>16s}")
+    for callback in callbacks:
+        low, median, high = np.percentile(callback.times, [25, 50, 75])
+        name = f"{callback.group}: {callback.name}"
+        print(f"{name:40s} {min(callback.times):8.2f} {median:8.2f} {f'{low:.2f} - {high:.2f}':>16s}")
+
+
+def ratios(callbacks: list[Callback]) -> bool:
+    """Print the ratios of minimums with their bounds; return whether all are within."""
+    best = {(c.group, c.name): min(c.times) for c in callbacks}
+    sources = [value for (group, _), value in best.items() if group == "sources"]
+    rows = [
+        (f"{group}: speadrx / {name}", best[group, "speadrx"] / best[group, name], bound)
+        for (group, name), bound in BOUNDS.items()
+    ]
+    rows.append(("sources: most / least", max(sources) / min(sources), 1.15))
+    print(f"\n{'ratio of minimums':40s} {'':>8s} {'bound':>8s}")
+    for name, ratio, bound in rows:
+        print(f"{name:40s} {ratio:8.3f} {'-' if bound is None else f'{bound:.2f}':>8s}")
+    return all(bound is None or ratio <= bound for _, ratio, bound in rows)
+
+
+def count_instructions(callbacks: list[Callback], rounds: int) -> None:
+    """Run each callback between two requests to the callgrind that runs this process."""
+
+    def request(number: int) -> None:
+        callgrind_request(np.array([number, 0, 0, 0, 0, 0], np.uint64))
+
+    binding.initialize_native_asmparser()  # for the inline assembly of the requests
+    for callback in callbacks:
+        callback.run(1)
+        request(CALLGRIND_START)
+        request(CALLGRIND_ZERO_STATS)
+        place_rounds(callback.function, callback.context, callback.data, callback.items, callback.heaps.span, rounds)
+        request(CALLGRIND_DUMP_STATS)
+        request(CALLGRIND_STOP)
+
+
+def report_instructions(callbacks: list[Callback]) -> None:
+    """Run this program under callgrind and print the instructions per heap of each callback."""
+    if shutil.which("valgrind") is None or platform.machine() != "x86_64":
+        sys.exit("--instructions: needs valgrind, on an x86-64 machine")
+    rounds = 2
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/out"]
+        command += [sys.executable, __file__, "--under-callgrind", str(rounds)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            sys.exit(f"--instructions: valgrind failed:\n{result.stderr}")
+        print(f"\n{'instructions per heap':40s} {'total':>8s} {'less loop':>9s}")
+        empty = None
+        for i, callback in enumerate(callbacks, 1):
+            text = pathlib.Path(folder, f"out.{i}").read_text()
+            (total,) = re.findall(r"^(?:summary|totals): (\d+)", text, re.MULTILINE)[:1]
+            count = int(total) / (rounds * len(callback.items))
+            empty = count if empty is None else empty
+            print(f"{callback.group + ': ' + callback.name:40s} {count:8.1f} {count - empty:9.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--repeats", type=int, default=200, help="times that each callback takes its turn [%(default)s]"
+    )
+    parser.add_argument("--heaps", type=int, default=200_000, help="heaps in a turn, about [%(default)s]")
+    parser.add_argument("--instructions", action="store_true", help="also count instructions with callgrind (a minute)")
+    parser.add_argument("--under-callgrind", type=int, metavar="ROUNDS", help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is exceeded")
+    args = parser.parse_args()
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    callbacks = make_callbacks()
+    if args.under_callgrind:
+        count_instructions(callbacks, args.under_callgrind)
+        return
+    for callback in callbacks:
+        if callback.name != "empty":
+            callback.verify()
+    measure(callbacks, args.repeats, args.heaps)
+    print(f"numba {numba.__version__}, spead2 {spead2.__version__}, Python {platform.python_version()}\n")
+    report(callbacks)
+    within = ratios(callbacks)
+    if args.instructions:
+        report_instructions(callbacks)
+    if args.check and not within:
+        sys.exit("A bound is exceeded.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+//! Cost of the callback per heap, called through its C function pointer, for each format.
+
+mod formats;
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use formats::Feed;
+
+fn callback(c: &mut Criterion) {
+    let mut group = c.benchmark_group("callback");
+    for (name, mut feed) in Feed::all() {
+        group.throughput(Throughput::Elements(feed.len() as u64));
+        group.bench_function(name, |b| {
+            b.iter_custom(|passes| {
+                let mut total = Duration::ZERO;
+                for _ in 0..passes {
+                    feed.advance();
+                    let start = std::time::Instant::now();
+                    assert_eq!(feed.pass(), feed.len());
+                    total += start.elapsed();
+                }
+                total
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, callback);
+criterion_main!(benches);

@@ -1,0 +1,1 @@
+"""Modules that stand in for those of other packages, so that only an import line changes."""

@@ -1,0 +1,225 @@
+"""Prometheus metrics from the statistics of spead2 streams."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+
+class _Source:
+    """One stream, or one member of a group, as seen by one label set.
+
+    spead2 wraps the members of a group anew at each access, so the weak reference is to the group.
+    """
+
+    def __init__(self, owner: Any, member: int | None, stat_names: Iterable[str]) -> None:
+        self.owner = weakref.ref(owner)
+        self.member = member
+        config = self._stream(owner).config
+        self._indices = []
+        for name in stat_names:
+            try:
+                self._indices.append(config.get_stat_index(name))
+            except IndexError as exc:
+                raise IndexError(f"counter_map: the stream has no statistic {name!r}") from exc
+        self.counted = [0] * len(self._indices)
+
+    def _stream(self, owner: Any) -> Any:
+        return owner if self.member is None else owner[self.member]
+
+    def read(self, owner: Any) -> list[int]:
+        stats = self._stream(owner).stats
+        return [stats[index] for index in self._indices]
+
+
+class _LabelSet:
+    """The totals of all streams, present and past, that share the same labels."""
+
+    def __init__(self, stat_names: Sequence[str]) -> None:
+        self.created = time.time()
+        self._stat_names = stat_names
+        self.totals = [0] * len(stat_names)
+        self._sources: list[_Source] = []
+        # Last statistics of streams that go away. A finaliser runs anywhere, also inside `update`: it
+        # must neither wait for a lock nor touch the totals, and this queue allows for that.
+        self._last: queue.SimpleQueue[tuple[_Source, list[int]]] = queue.SimpleQueue()
+
+    def add(self, owner: Any, members: Iterable[int | None]) -> None:
+        known = {source.member for source in self._sources if source.owner() is owner}
+        sources = [_Source(owner, member, self._stat_names) for member in members if member not in known]
+        self._sources += sources
+        if sources and (on_close := getattr(owner, "_on_close", None)) is not None:
+            on_close(functools.partial(self._keep_last, sources))
+        for source in sources:
+            self._count(source, source.read(owner))
+
+    def _keep_last(self, sources: list[_Source], owner: Any) -> None:
+        for source in sources:
+            self._last.put((source, source.read(owner)))
+
+    def update(self) -> None:
+        while not self._last.empty():
+            self._count(*self._last.get_nowait())
+        alive = []
+        for source in self._sources:
+            owner = source.owner()
+            if owner is not None:
+                self._count(source, source.read(owner))
+                alive.append(source)
+        self._sources = alive
+
+    def _count(self, source: _Source, stats: list[int]) -> None:
+        # What a finaliser left in the queue may be older than what was counted since: never step back.
+        for i, value in enumerate(stats):
+            if value > source.counted[i]:
+                self.totals[i] += value - source.counted[i]
+                source.counted[i] = value
+
+
+class StatsCollector(Collector):
+    """Export statistics of spead2 streams as Prometheus counters.
+
+    Streams are held by weak references; their counts stay in the totals when they go away. Streams and
+    groups made by speadrx hand over their last statistics when they stop or are deleted. Of other
+    streams, what came after the last `update` (each scrape is one) is lost when they are deleted.
+
+    Any number of threads may scrape and add streams at the same time, and no counter ever falls.
+
+    Parameters
+    ----------
+    counter_map
+        For each statistic of the streams, the name and the help text of its counter. The metrics
+        appear in this order.
+    labelnames
+        Names of the labels of every counter.
+    namespace
+        Prefix of the names of the counters, joined with an underscore.
+    registry
+        Where to register the collector; None to leave that to the caller.
+    """
+
+    def __init__(
+        self,
+        counter_map: Mapping[str, tuple[str, str]],
+        labelnames: Iterable[str] = (),
+        namespace: str = "",
+        registry: CollectorRegistry | None = REGISTRY,
+    ) -> None:
+        prefix = f"{namespace}_" if namespace else ""
+        self._stat_names = tuple(counter_map)
+        self._counters = [(prefix + name, description) for name, description in counter_map.values()]
+        self._labelnames = tuple(labelnames)
+        self._label_sets: dict[tuple[str, ...], _LabelSet] = {}
+        # Reentrant because a finaliser or a signal handler may call `update` in the midst of another.
+        self._lock = threading.RLock()
+        if not self._labelnames:
+            self.add_label_set()
+        if registry is not None:
+            registry.register(self)  # last: it may collect at once
+
+    def add_label_set(self, labels: Iterable[str] = ()) -> None:
+        """Make the samples of a label set exist, at 0, before it has a stream.
+
+        Does nothing if it exists already.
+
+        Parameters
+        ----------
+        labels
+            A value for each label name of the collector.
+
+        Raises
+        ------
+        ValueError
+            If the number of labels is not that of the label names.
+        """
+        with self._lock:
+            self._label_set(labels)
+
+    def add_stream(self, stream: Any, labels: Iterable[str] = ()) -> None:
+        """Count a stream, including what it has counted so far.
+
+        A stream that was added under the same labels before is not counted again (katgpucbf's
+        collector counts it twice).
+
+        Parameters
+        ----------
+        stream
+            A spead2 stream, or anything with ``config.get_stat_index(name)``, indexable ``stats``, and
+            support for weak references. Use `add_stream_group` for the members of a group.
+        labels
+            A value for each label name of the collector.
+
+        Raises
+        ------
+        ValueError
+            If the number of labels is not that of the label names.
+        IndexError
+            If the stream lacks a statistic of the counter map.
+        """
+        self._add(stream, [None], labels)
+
+    def add_stream_group(self, stream_group: Any, labels: Iterable[str] = ()) -> None:
+        """Count all streams of a group, including what they have counted so far.
+
+        A group that was added under the same labels before is not counted again (katgpucbf's
+        collector counts it twice).
+
+        Parameters
+        ----------
+        stream_group
+            A spead2 stream group, or any sequence of streams that supports weak references.
+        labels
+            A value for each label name of the collector.
+
+        Raises
+        ------
+        ValueError
+            If the number of labels is not that of the label names.
+        IndexError
+            If a stream lacks a statistic of the counter map.
+        """
+        self._add(stream_group, range(len(stream_group)), labels)
+
+    def update(self) -> None:
+        """Bring the totals up to date with the streams.
+
+        `collect` does so by itself. Call this just before a stream not made by speadrx goes away, so
+        that nothing of its counts is lost.
+        """
+        with self._lock:
+            for label_set in self._label_sets.values():
+                label_set.update()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counters, up to date: what a registry calls at each scrape."""
+        metrics = [CounterMetricFamily(name, text, labels=self._labelnames) for name, text in self._counters]
+        with self._lock:
+            self.update()
+            for labels, label_set in self._label_sets.items():
+                for metric, total in zip(metrics, label_set.totals, strict=True):
+                    metric.add_metric(labels, total, created=label_set.created)
+        return metrics
+
+    def _add(self, owner: Any, members: Iterable[int | None], labels: Iterable[str]) -> None:
+        with self._lock:
+            self._label_set(labels).add(owner, members)
+
+    def _label_set(self, labels: Iterable[str]) -> _LabelSet:
+        labels = tuple(labels)
+        if len(labels) != len(self._labelnames):
+            raise ValueError(
+                f"labels: {labels} has {len(labels)} values, but the collector has "
+                f"{len(self._labelnames)} label names: {self._labelnames}"
+            )
+        if labels not in self._label_sets:
+            self._label_sets[labels] = _LabelSet(self._stat_names)
+        return self._label_sets[labels]
