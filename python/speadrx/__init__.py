@@ -1,0 +1,65 @@
+"""Receive SPEAD streams into chunks: declarative layouts, placed in Rust, every heap accounted for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._core import LayoutError, __version__
+from .chunk import Chunk, ChunkPool
+from .layout import Axis, BaseLayout, Layout, SideItem, TimeAxis
+from .receive import iter_chunks
+from .stream import (
+    EVICTION_MODE,
+    RECV_SENSOR_TIMEOUT_CHUNKS,
+    RECV_SENSOR_TIMEOUT_MIN,
+    LedgerSnapshot,
+    add_reader,
+    make_stream,
+    make_stream_group,
+)
+
+if TYPE_CHECKING:
+    from . import meerkat, simulate, stats
+    from .stats import StatsCollector
+
+__all__ = [
+    "EVICTION_MODE",
+    "RECV_SENSOR_TIMEOUT_CHUNKS",
+    "RECV_SENSOR_TIMEOUT_MIN",
+    "Axis",
+    "BaseLayout",
+    "Chunk",
+    "ChunkPool",
+    "Layout",
+    "LayoutError",
+    "LedgerSnapshot",
+    "SideItem",
+    "StatsCollector",
+    "TimeAxis",
+    "__version__",
+    "add_reader",
+    "iter_chunks",
+    "make_stream",
+    "make_stream_group",
+    "meerkat",
+    "simulate",
+    "stats",
+]
+
+# What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
+_LAZY_MODULES = ("meerkat", "simulate", "stats")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name == "StatsCollector":
+        from .stats import StatsCollector
+
+        return StatsCollector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

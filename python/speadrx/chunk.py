@@ -1,0 +1,256 @@
+"""Chunks, the pool that allocates them, and the checks of their buffers."""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import spead2.recv
+
+
+class ChunkSink(Protocol):
+    """Where a chunk goes when its user is done with it: a stream, a group, or a stand-in for one."""
+
+    def add_free_chunk(self, chunk: Any, /) -> None:
+        """Take the chunk back."""
+
+
+def _as_array(name: str, buffer: Any) -> np.ndarray:
+    if isinstance(buffer, np.ndarray):
+        return buffer
+    try:
+        return np.asarray(memoryview(buffer))
+    except TypeError:
+        raise TypeError(f"{name}: given {type(buffer).__name__}, but wanted an object with a buffer") from None
+
+
+def _check_memory(name: str, array: np.ndarray) -> None:
+    """Check what spead2 needs of any buffer, whatever is stored in it."""
+    if array.dtype.hasobject:
+        raise ValueError(f"{name}: given dtype {array.dtype}, but spead2 writes bytes: wanted a plain numeric dtype")
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: given a read-only buffer, but spead2 writes to it: wanted a writable one")
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name}: given shape {array.shape} with strides {array.strides}, but wanted a C-contiguous buffer"
+        )
+
+
+@dataclass(frozen=True)
+class ChunkBuffers:
+    """What the buffers of a chunk must be; None where nothing is known of the stream that they are for.
+
+    spead2 checks none of this, and writes outside of buffers that are too small.
+
+    Parameters
+    ----------
+    data_bytes
+        Least number of bytes in ``data``.
+    heaps
+        Elements of ``present``.
+    heap_extra
+        Bytes that the placement callback may store in ``extra`` for each heap.
+    dtype, shape, present_shape, extra_dtype
+        What the layout stores, for the arrays that `ChunkPool` makes; `shape` is None if heaps are not
+        dense in ``data``.
+    """
+
+    data_bytes: int | None = None
+    heaps: int | None = None
+    heap_extra: int = 0
+    dtype: np.dtype | None = None
+    shape: tuple[int, ...] | None = None
+    present_shape: tuple[int, ...] | None = None
+    extra_dtype: np.dtype | None = None
+
+    def check(self, data: Any, present: Any, extra: Any) -> None:
+        """Check the buffers of a chunk.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If one of them does not fit. The message names the buffer, what was given and what is wanted.
+        """
+        if self.heaps is not None:
+            for name, buffer in (("data", data), ("present", present)):
+                if buffer is None:
+                    raise ValueError(f"{name}: no buffer given (a chunk in a ring has none: is it recycled twice?)")
+        if data is not None:
+            self._check_data(_as_array("data", data))
+        if present is not None:
+            self._check_present(_as_array("present", present))
+        self._check_extra(None if extra is None else _as_array("extra", extra))
+
+    def _check_data(self, data: np.ndarray) -> None:
+        _check_memory("data", data)
+        if self.dtype is not None and data.dtype.itemsize != 1 and data.dtype != self.dtype:
+            raise ValueError(f"data: given dtype {data.dtype}, but wanted {self.dtype} or a dtype of one byte")
+        if self.data_bytes is not None and data.nbytes < self.data_bytes:
+            raise ValueError(f"data: given {data.nbytes} bytes, but wanted at least {self.data_bytes} for a chunk")
+
+    def _check_present(self, present: np.ndarray) -> None:
+        _check_memory("present", present)
+        if present.dtype.kind not in "bui" or present.dtype.itemsize != 1:
+            raise ValueError(f"present: given dtype {present.dtype}, but wanted bool, uint8 or int8")
+        if self.heaps is not None and present.size != self.heaps:
+            raise ValueError(
+                f"present: given {present.size} elements, but wanted exactly {self.heaps}, one for each heap of a chunk"
+            )
+
+    def _check_extra(self, extra: np.ndarray | None) -> None:
+        if extra is not None:
+            _check_memory("extra", extra)
+        if self.heaps is None or not self.heap_extra:
+            return
+        wanted = self.heaps * self.heap_extra
+        reason = f"{self.heap_extra} for each of {self.heaps} heaps"
+        if extra is None:
+            raise ValueError(f"extra: no buffer given, but wanted at least {wanted} bytes ({reason})")
+        if extra.nbytes < wanted:
+            raise ValueError(f"extra: given {extra.nbytes} bytes, but wanted at least {wanted} ({reason})")
+
+
+#: For sinks of which no layout is known.
+_UNKNOWN = ChunkBuffers()
+
+
+class Chunk(spead2.recv.Chunk):
+    """A chunk that knows where to go when it is no longer needed.
+
+    It is a context manager, so that it goes back to its stream however its use ends::
+
+        with chunk:
+            process(chunk.data, chunk.present)
+
+    While a chunk is in a ring, spead2 holds its buffers and `data`, `present` and `extra` are None.
+
+    Parameters
+    ----------
+    sink
+        The stream or group (or stand-in) that `recycle` gives the chunk to; held weakly.
+    data, present, extra
+        Buffers, as wanted by the layout of the sink: `data` of at least the bytes of a chunk, of the
+        layout's dtype or any dtype of one byte; `present` of exactly one bool, uint8 or int8 for each heap;
+        `extra`, if the layout has side items, of at least one record for each heap. Where the sink is not one
+        of ours, its layout is not known, and only what spead2 needs of any buffer is checked.
+    device
+        Any object to go with the chunk, such as the device memory behind its `data`.
+    timestamp
+        Timestamp of the first batch of the chunk, in ticks.
+    **kwargs
+        Further attributes of `spead2.recv.Chunk`: ``chunk_id`` and ``stream_id``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a buffer does not fit. The message names the buffer, what was given and what is wanted.
+    """
+
+    #: Weak reference to the sink.
+    sink: weakref.ref[ChunkSink]
+    #: What the caller wants to go with the chunk.
+    device: Any
+    #: Timestamp of the first batch of the chunk, in ticks.
+    timestamp: int
+
+    def __init__(
+        self,
+        *,
+        sink: ChunkSink,
+        data: Any = None,
+        present: Any = None,
+        extra: Any = None,
+        device: Any = None,
+        timestamp: int = 0,
+        **kwargs: int,
+    ) -> None:
+        buffers = getattr(sink, "_buffers", None)
+        (buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN).check(data, present, extra)
+        super().__init__(data=data, present=present, extra=extra, **kwargs)
+        self.sink = weakref.ref(sink)
+        self.device = device
+        self.timestamp = timestamp
+
+    def recycle(self) -> None:
+        """Give the chunk back to its sink; do nothing if that no longer exists."""
+        sink = self.sink()
+        if sink is not None:
+            sink.add_free_chunk(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.recycle()
+
+
+def _allocate(n_bytes: int) -> np.ndarray:
+    """Zeroed bytes, aligned to a page, and there already: no page faults in the network thread."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return np.frombuffer(mmap.mmap(-1, n_bytes, flags=flags), np.uint8)
+
+
+class ChunkPool:
+    """Chunks fit for a stream or group, allocated and put into its free ring.
+
+    The arrays have the shapes that the layout gives them: ``data`` that of the axes and a heap (flat where
+    strides leave gaps between heaps: see `Layout.view`), ``present`` and ``extra`` that of the axes. With a
+    layout that is not declarative, all are flat.
+
+    Parameters
+    ----------
+    sink
+        A stream or group made by `make_stream` or `make_stream_group`.
+    n
+        Number of chunks: at least as many as the stream has active, plus those that its user holds.
+
+    Raises
+    ------
+    TypeError
+        If `sink` was not made by this package, so that its layout is not known.
+    ValueError
+        If `n` is less than 1 or more than the free ring has space for.
+    """
+
+    #: The chunks.
+    chunks: tuple[Chunk, ...]
+
+    def __init__(self, sink: Any, n: int) -> None:
+        buffers = getattr(sink, "_buffers", None)
+        if not isinstance(buffers, ChunkBuffers):
+            raise TypeError(
+                f"sink: given {type(sink).__name__}, but wanted a stream or group from make_stream or make_stream_group"
+            )
+        ring = sink.free_ringbuffer
+        space = ring.maxsize - ring.qsize()
+        if not 1 <= n <= space:
+            raise ValueError(
+                f"n: given {n}, but wanted 1 to {space}, the space in the free ring (its maxsize is {ring.maxsize})"
+            )
+        self.chunks = tuple(_make_chunk(sink, buffers) for _ in range(n))
+        for chunk in self.chunks:
+            chunk.recycle()
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
+def _make_chunk(sink: ChunkSink, buffers: ChunkBuffers) -> Chunk:
+    assert buffers.data_bytes is not None
+    assert buffers.heaps is not None
+    data = _allocate(buffers.data_bytes)
+    if buffers.dtype is not None and buffers.shape is not None:
+        data = data.view(buffers.dtype).reshape(buffers.shape)
+    present_shape = buffers.present_shape or (buffers.heaps,)
+    extra = None
+    if buffers.heap_extra:
+        extra = np.zeros(buffers.heaps * buffers.heap_extra, np.uint8)
+        if buffers.extra_dtype is not None and buffers.extra_dtype.itemsize == buffers.heap_extra:
+            extra = extra.view(buffers.extra_dtype).reshape(present_shape)
+    return Chunk(sink=sink, data=data, present=np.zeros(present_shape, np.bool_), extra=extra)

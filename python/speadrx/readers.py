@@ -1,0 +1,432 @@
+"""Readers of a stream: UDP sockets of our own (and what the kernel dropped on them), ibverbs, pcap files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import operator
+import os
+import socket
+import stat
+import struct
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import spead2.recv
+
+logger = logging.getLogger(__name__)
+
+# Linux has these, the socket module does not.
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+_UDP_GRO = 104
+
+#: Values that SO_MEMINFO gives, and the index of the packets dropped.
+_MEMINFO = struct.Struct("9I")
+_MEMINFO_DROPS = 8
+
+#: The largest UDP payload. spead2 drops larger packets than its max_size; room costs nothing, since its
+#: buffers have 64 KiB anyway.
+_MAX_UDP_PAYLOAD = 65507
+
+#: The largest packet and the largest pcapng block that libpcap reads.
+_MAX_PCAP_PACKET = 262144
+_MAX_PCAPNG_BLOCK = 2**24
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> int:
+    """Check an argument that must be an integer, and return it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: given {value!r}, but wanted an integer") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name}: {number} must be at least {least}")
+    return number
+
+
+class SocketSet:
+    """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[socket.socket, int] = {}
+        self._total = 0
+        self._closed = False
+
+    def add(self, sock: socket.socket) -> None:
+        """Take over a socket; closes it if the set is closed."""
+        with self._lock:
+            if self._closed:
+                sock.close()
+            else:
+                self._counts[sock] = 0
+
+    def drops(self) -> int:
+        """Packets dropped so far; after `close`, those dropped until then."""
+        with self._lock:
+            return self._read()
+
+    def close(self) -> None:
+        """Close the sockets. Without this they would keep their ports, as spead2 has duplicates."""
+        with self._lock:
+            self._closed = True
+            self._read()
+            for sock in self._counts:
+                sock.close()
+            self._counts.clear()
+
+    def _read(self) -> int:
+        for sock, last in self._counts.items():
+            meminfo = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            count = _MEMINFO.unpack(meminfo)[_MEMINFO_DROPS]
+            self._total += (count - last) % 2**32  # the kernel's counter has 32 bits
+            self._counts[sock] = count
+        return self._total
+
+
+#: The socket sets of the members of our groups. Members are wrapped by spead2 anew at each access and take
+#: no attributes, so this is how a member is known to be one of ours.
+member_sockets: weakref.WeakKeyDictionary[Any, SocketSet] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Endpoint:
+    """A resolved endpoint, and the interface to join its group on."""
+
+    family: socket.AddressFamily
+    address: str
+    port: int
+    interface: str | None
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.address}:{self.port}"
+
+    @property
+    def multicast(self) -> bool:
+        packed = socket.inet_pton(self.family, self.address)
+        return packed[0] == 0xFF if self.family == socket.AF_INET6 else packed[0] >> 4 == 0xE
+
+    @property
+    def interface_index(self) -> int:
+        return 0 if self.interface is None else socket.if_nametoindex(self.interface)
+
+
+def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
+    """Check an endpoint and its interface, and look the host up."""
+    try:
+        host, port = endpoint
+    except (TypeError, ValueError):
+        raise ValueError(f"src: {endpoint!r} is not an endpoint: wanted (host, port) pairs") from None
+    if not isinstance(host, str):
+        raise ValueError(f"src: {host!r} is not a host: wanted a name or an address, in (host, port) pairs")
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"src: {port!r} is not a port: wanted 1 to 65535")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as exc:
+        raise ValueError(f"src: host {host!r} cannot be resolved: {exc}") from exc
+    family, _, _, _, address = found[0]
+    resolved = _Endpoint(family, str(address[0]), port, interface)
+    if interface is None:
+        return resolved
+    if family == socket.AF_INET6:
+        _check_v6_interface(resolved, interface)
+        return resolved
+    try:
+        socket.inet_pton(socket.AF_INET, interface)
+    except OSError:
+        raise ValueError(f"interface: {interface!r} is not the IPv4 address of an interface") from None
+    if resolved.multicast or resolved.address == interface:
+        return resolved
+    if resolved.address == "0.0.0.0":
+        return _Endpoint(family, interface, port, interface)
+    raise ValueError(f"interface: {interface} differs from the address of the unicast endpoint {resolved}")
+
+
+def _check_v6_interface(endpoint: _Endpoint, interface: str) -> None:
+    if not endpoint.multicast:
+        raise ValueError(f"interface: {interface!r} has no use for the IPv6 unicast endpoint {endpoint}: leave it out")
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        raise ValueError(
+            f"interface: {interface!r} is not the name of an interface, as the IPv6 group {endpoint} needs"
+        ) from None
+
+
+@contextlib.contextmanager
+def _naming(endpoint: _Endpoint) -> Iterator[None]:
+    """Make operating system errors name the endpoint, and the interface if it may be to blame."""
+    try:
+        yield
+    except (OSError, RuntimeError) as exc:
+        where = f"src: cannot receive on {endpoint}"
+        if endpoint.interface is not None:
+            where += f" with interface {endpoint.interface}"
+        if isinstance(exc, OSError):
+            raise OSError(exc.errno, f"{where}: {exc.strerror}") from exc
+        raise RuntimeError(f"{where}: {exc}") from exc
+
+
+def _make_socket(endpoint: _Endpoint, buffer: int) -> socket.socket:
+    with _naming(endpoint), contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(endpoint.family, socket.SOCK_DGRAM))
+        if endpoint.multicast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The buffer first: packets may come from the moment that the socket is bound.
+        _set_buffer(sock, buffer)
+        sock.bind((endpoint.address, endpoint.port))
+        if endpoint.multicast:
+            group = socket.inet_pton(endpoint.family, endpoint.address)
+            if endpoint.family == socket.AF_INET6:
+                membership = group + struct.pack("@I", endpoint.interface_index)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
+            else:
+                membership = group + socket.inet_aton(endpoint.interface or "0.0.0.0")
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        stack.pop_all()
+        return sock
+
+
+_warned: set[tuple[int, int]] = set()
+
+
+def _set_buffer(sock: socket.socket, size: int) -> None:
+    """Set the receive buffer of a socket, and warn (once for each size) if the kernel does not grant it."""
+    if not size:
+        return
+    request = min(size, 2**31 - 1)  # the kernel takes no more
+    try:
+        # Needs CAP_NET_ADMIN, and may then exceed the system's limit.
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, request)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request)
+    # The kernel doubles what it grants (to allow for its overhead), and tells the double.
+    granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    if granted < size and (size, granted) not in _warned:
+        _warned.add((size, granted))
+        logger.warning(
+            "buffer: asked for a socket receive buffer of %d bytes, but the kernel granted %d, so packets may be lost. "
+            "Raise the limit net.core.rmem_max with: sysctl -w net.core.rmem_max=%d",
+            size,
+            granted,
+            size,
+        )
+
+
+#: Only one thread at a time looks for the socket that spead2 has made.
+_adopt_lock = threading.Lock()
+
+
+def _own_sockets() -> dict[int, int]:
+    """Descriptors of all sockets of this process, by inode."""
+    sockets = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            status = os.fstat(int(name))
+            if stat.S_ISSOCK(status.st_mode):
+                sockets[status.st_ino] = int(name)
+    return sockets
+
+
+def _is_fresh_reader(sock: socket.socket, endpoint: _Endpoint) -> bool:
+    """Whether this may be a socket that spead2 has just made for an endpoint: not bound, but with GRO on."""
+    if sock.family != endpoint.family or sock.type != socket.SOCK_DGRAM or sock.getsockname()[1] != 0:
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_UDP, _UDP_GRO) != 0
+    except OSError:  # a kernel that cannot tell
+        return True
+
+
+def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> socket.socket | None:
+    """Let spead2 make the socket, which it binds when the stream starts, and return a duplicate of it."""
+    kwargs: dict[str, Any] = {"port": endpoint.port, "max_size": max_size, "buffer_size": 0}
+    if not endpoint.multicast:
+        kwargs["bind_hostname"] = endpoint.address
+    elif endpoint.family == socket.AF_INET6:
+        kwargs.update(multicast_group=endpoint.address, interface_index=endpoint.interface_index)
+    else:
+        kwargs.update(multicast_group=endpoint.address, interface_address=endpoint.interface or "0.0.0.0")
+    with _adopt_lock, _naming(endpoint):
+        before = _own_sockets()
+        stream.add_udp_reader(**kwargs)
+        new = [fd for inode, fd in _own_sockets().items() if inode not in before]
+        candidates = [socket.socket(fileno=os.dup(fd)) for fd in new]
+    found = [sock for sock in candidates if _is_fresh_reader(sock, endpoint)]
+    if len(found) == 1:
+        for sock in candidates:
+            if sock is not found[0]:
+                sock.close()
+        return found[0]
+    for sock in candidates:
+        sock.close()
+    logger.warning("kernel drops of %s are not counted: spead2's socket for it was not found", endpoint)
+    return None
+
+
+def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int, sockets: SocketSet) -> None:
+    if stream.config.explicit_start:
+        # A socket of ours, bound now, would queue packets before the start.
+        for endpoint in endpoints:
+            sock = _add_deferred_reader(stream, endpoint, max_size)
+            if sock is not None:
+                _set_buffer(sock, buffer)
+                sockets.add(sock)
+        return
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(_make_socket(endpoint, buffer)) for endpoint in endpoints]
+        for sock in made:
+            stream.add_udp_reader(sock, max_size=max_size)
+        stack.pop_all()
+    for sock in made:
+        sockets.add(sock)
+
+
+def _add_ibv(
+    stream: Any, endpoints: list[_Endpoint], interface: str, comp_vector: int, buffer: int | None, max_size: int | None
+) -> None:
+    if not hasattr(spead2.recv, "UdpIbvConfig"):
+        raise RuntimeError("ibv: this spead2 was built without ibverbs support; use ibv=False")
+    options = {"buffer_size": buffer, "max_size": max_size}
+    config = spead2.recv.UdpIbvConfig(
+        endpoints=[(endpoint.address, endpoint.port) for endpoint in endpoints],
+        interface_address=interface,
+        comp_vector=comp_vector,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    try:
+        stream.add_udp_ibv_reader(config)
+    except (OSError, RuntimeError, ValueError) as exc:
+        raise RuntimeError(f"ibv: cannot receive through ibverbs on interface {interface}: {exc}") from exc
+
+
+def _pcap_end(path: str, data: mmap.mmap) -> int:
+    """Where the last packet of a pcap or pcapng file ends, by its own word."""
+    classic = {b"\xd4\xc3\xb2\xa1": "<", b"\x4d\x3c\xb2\xa1": "<", b"\xa1\xb2\xc3\xd4": ">", b"\xa1\xb2\x3c\x4d": ">"}
+    magic = data[:4]
+    if magic in classic:
+        position, least, most = 24, 0, _MAX_PCAP_PACKET
+        header = struct.Struct(classic[magic] + "8xI4x")
+        overhead = header.size
+    elif magic == b"\x0a\x0d\x0d\x0a":  # pcapng: all blocks are alike, and their lengths include everything
+        position, least, most = 0, 12, _MAX_PCAPNG_BLOCK
+        header = struct.Struct(("<" if data[8:12] == b"\x4d\x3c\x2b\x1a" else ">") + "4xI")
+        overhead = 0
+    else:
+        raise ValueError(f"src: {path} is not a pcap file: it starts with the bytes {magic.hex(' ')}")
+    while position + header.size <= len(data):
+        (length,) = header.unpack_from(data, position)
+        if not least <= length <= most:
+            raise ValueError(f"src: {path} is damaged: the packet at byte {position} has the length {length}")
+        position += overhead + length
+    return position if position >= len(data) else position + header.size
+
+
+def _check_pcap(path: str) -> None:
+    """Check a pcap file from end to end, since spead2 tries for ever to read on in a truncated one."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"src: {path} is not a regular file")
+    if status.st_size == 0:
+        raise ValueError(f"src: {path} is empty: wanted a pcap file")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = _pcap_end(path, data)
+    if end > status.st_size:
+        raise ValueError(
+            f"src: {path} is truncated: its last packet ends at byte {end}, but the file has {status.st_size}"
+        )
+
+
+def _add_pcap(stream: Any, path: str) -> None:
+    if not hasattr(stream, "add_udp_pcap_file_reader"):
+        raise RuntimeError(f"src: cannot read {path}: this spead2 was built without pcap support")
+    _check_pcap(path)
+    try:
+        stream.add_udp_pcap_file_reader(path)
+    except RuntimeError as exc:
+        raise ValueError(f"src: {path} cannot be read: {exc}") from exc
+
+
+def add_reader(
+    stream: Any,
+    *,
+    src: str | os.PathLike[str] | Iterable[tuple[str, int]],
+    interface: str | None = None,
+    ibv: bool = False,
+    comp_vector: int = 0,
+    buffer: int | None = None,
+    buffer_size: int | None = None,
+    max_size: int | None = None,
+) -> None:
+    """Let a stream receive from the network or from a file.
+
+    UDP sockets are made here, not by spead2, so that ``stream.kernel_drops()`` is exact; ``stream.stop()``
+    closes them. Where the stream has ``explicit_start``, spead2 makes them and binds them when it starts.
+
+    Parameters
+    ----------
+    stream
+        A stream, or a member of a group (``group[i]``).
+    src
+        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file.
+    interface
+        IPv4 address of the interface on which to join multicast groups (for an IPv6 group, the name of the
+        interface). By default, the system chooses. If given with a unicast endpoint, it must be that
+        endpoint's address; an endpoint at 0.0.0.0 is narrowed down to it.
+    ibv
+        Receive through ibverbs, which bypasses the kernel; needs `interface`.
+    comp_vector
+        Completion vector (interrupt) for ibverbs; negative to poll.
+    buffer
+        Bytes of receive buffer, split evenly among the endpoints. By default, each has spead2's default; with
+        0, each has the system's. A warning is logged if the kernel grants less.
+    buffer_size
+        Another name for `buffer`.
+    max_size
+        Largest packet to accept, in bytes. By default any UDP packet, and spead2's default with ibverbs.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong. The message names it and its value.
+    TypeError
+        If both `buffer` and `buffer_size` are given.
+    OSError
+        If a socket cannot be bound or cannot join its group, or a file cannot be opened.
+    RuntimeError
+        If ibverbs cannot be used.
+    """
+    if buffer is not None and buffer_size is not None:
+        raise TypeError(f"buffer: {buffer} and buffer_size: {buffer_size} are the same setting: give one of them")
+    buffer = buffer if buffer is not None else buffer_size
+    if buffer is not None:
+        check_integer("buffer", buffer, 0)
+    if max_size is not None:
+        check_integer("max_size", max_size, 1)
+    check_integer("comp_vector", comp_vector)
+    if isinstance(src, (str, os.PathLike)):
+        _add_pcap(stream, os.fspath(src))
+        return
+    if ibv and interface is None:
+        raise ValueError("interface: None, but ibv needs the address of an interface")
+    endpoints = [_resolve(endpoint, interface) for endpoint in src]
+    if not endpoints:
+        raise ValueError("src: is empty: wanted at least one (host, port) pair, or the path of a pcap file")
+    if ibv:
+        assert interface is not None
+        _add_ibv(stream, endpoints, interface, comp_vector, buffer, max_size)
+        return
+    # Rounded up, since 0 would mean the system's default.
+    share = stream.DEFAULT_UDP_BUFFER_SIZE if buffer is None else -(-buffer // len(endpoints))
+    sockets = getattr(stream, "_sockets", None) or member_sockets.get(stream)
+    # Of streams that are not ours nobody would ask for the drops, nor close the sockets.
+    owned = sockets if sockets is not None else SocketSet()
+    _add_udp(stream, endpoints, share, max_size or _MAX_UDP_PAYLOAD, owned)
+    if sockets is None:
+        owned.close()

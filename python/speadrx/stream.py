@@ -1,0 +1,519 @@
+"""Streams and groups of streams that place their heaps by a layout, and the ledgers that count them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import spead2
+import spead2.recv
+
+from . import _core
+from .chunk import ChunkBuffers
+from .layout import BaseLayout, DeclarativeLayout, user_data_values
+from .readers import SocketSet, add_reader, check_integer, member_sockets
+
+__all__ = [
+    "EVICTION_MODE",
+    "RECV_SENSOR_TIMEOUT_CHUNKS",
+    "RECV_SENSOR_TIMEOUT_MIN",
+    "ChunkRingStream",
+    "ChunkStreamRingGroup",
+    "Ledger",
+    "LedgerSnapshot",
+    "add_reader",
+    "make_stream",
+    "make_stream_group",
+]
+
+#: A group drops the late heaps of a slow stream rather than let it hold up the others.
+EVICTION_MODE = spead2.recv.ChunkStreamGroupConfig.EvictionMode.LOSSY
+
+#: Chunks without data after which a sensor of received timestamps is out of date.
+RECV_SENSOR_TIMEOUT_CHUNKS = 10
+
+#: The least time after which it is, in seconds.
+RECV_SENSOR_TIMEOUT_MIN = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class LedgerSnapshot:
+    """What the placement callback has counted; every number only ever grows.
+
+    After the stream has stopped, with heaps of a single packet each: ``placed`` = heaps present in chunks +
+    ``duplicates`` + spead2's ``too_old_heaps``.
+    """
+
+    #: Heaps given a place, by source: duplicates, and heaps that spead2 then finds too old, included.
+    placed_by_source: np.ndarray
+    #: Placed heaps whose place was taken already, by source.
+    duplicates_by_source: np.ndarray
+    #: Timestamp of the newest heap placed, in ticks, by source; -1 before the first.
+    newest_timestamp_by_source: np.ndarray
+    #: Heaps rejected, by reason: the names of the layout's `stream_stats`, without their prefix.
+    rejected: dict[str, int]
+    #: Label of each source.
+    source_labels: tuple[str, ...]
+
+    @property
+    def placed(self) -> int:
+        """Heaps given a place."""
+        return int(self.placed_by_source.sum())
+
+    @property
+    def duplicates(self) -> int:
+        """Placed heaps whose place was taken already."""
+        return int(self.duplicates_by_source.sum())
+
+    @property
+    def seen(self) -> int:
+        """Heaps that the callback was called for."""
+        return self.placed + sum(self.rejected.values())
+
+
+class Ledger:
+    """The counts of a stream's placement callback, or their sum over a group; outlives the stream."""
+
+    def __init__(self, layout: DeclarativeLayout, cores: Sequence[_core.Ledger]) -> None:
+        self._layout = layout
+        self._cores = tuple(cores)
+
+    @classmethod
+    def _sum(cls, ledgers: Sequence[Ledger]) -> Ledger:
+        return cls(ledgers[0]._layout, [core for ledger in ledgers for core in ledger._cores])
+
+    def snapshot(self) -> LedgerSnapshot:
+        """Read the counts; may be called at any time, from any thread, and blocks nobody."""
+        parts = [core.snapshot() for core in self._cores]
+
+        def stack(field: str, dtype: type[np.generic]) -> np.ndarray:
+            return np.stack([np.frombuffer(getattr(part, field), dtype) for part in parts])
+
+        names = self._layout.declaration._compiled.reject_names
+        rejected = stack("rejected", np.uint64).sum(axis=0)
+        return LedgerSnapshot(
+            placed_by_source=stack("placed", np.uint64).sum(axis=0),
+            duplicates_by_source=stack("duplicates", np.uint64).sum(axis=0),
+            newest_timestamp_by_source=stack("newest", np.int64).max(axis=0),
+            rejected=dict(zip(names, rejected.tolist(), strict=True)),
+            source_labels=self._layout.source_labels,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `make_stream` and `make_stream_group` hand to spead2, and to the objects that they return."""
+
+    layout: BaseLayout
+    buffers: ChunkBuffers
+    stream_config: spead2.recv.StreamConfig
+    #: One for each stream.
+    chunk_configs: list[spead2.recv.ChunkStreamConfig]
+    #: One for each stream, or none if the layout has a callback of its own; so are the ledgers.
+    placements: tuple[_core.Placement, ...]
+    ledgers: tuple[Ledger, ...]
+
+
+if TYPE_CHECKING:
+    _RingPair = spead2.recv.ChunkRingPair
+else:
+    _RingPair = object  # spead2's stream and group have it as a base already
+
+
+class _Receiving(_RingPair):
+    """What our streams and groups share: checks of buffers, sockets, and a last word when they go away."""
+
+    #: The layout that heaps are placed by.
+    layout: BaseLayout
+    #: What the placement callback counted; None if the layout has a callback of its own.
+    ledger: Ledger | None
+
+    def _attach(self, plan: _Plan, n_streams: int) -> None:
+        self.layout = plan.layout
+        self.ledger = Ledger._sum(plan.ledgers) if plan.ledgers else None
+        self._buffers = plan.buffers
+        self._placements = plan.placements
+        self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
+        self._callbacks: list[Callable[[Any], object]] = []
+
+    def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
+        """Check the buffers of a chunk, and put it into the free ring.
+
+        ``free_ringbuffer.put`` checks nothing: do not use it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a buffer does not fit the layout. The message names the buffer, what was given and what is wanted.
+        spead2.Full
+            If the ring is full.
+        """
+        self._buffers.check(chunk.data, chunk.present, chunk.extra)
+        super().add_free_chunk(chunk)
+
+    def kernel_drops(self) -> int:
+        """Packets that the kernel dropped because a socket's buffer was full; keeps its value after `stop`.
+
+        Packets that the kernel had coalesced (GRO) count as one.
+        """
+        return sum(sockets.drops() for sockets in self._socket_sets)
+
+    def stop(self) -> None:
+        """Stop receiving and close the sockets; may be called again.
+
+        Call it also when the sender has ended the stream, so that the ports become free.
+        """
+        super().stop()  # type: ignore[misc]
+        for sockets in self._socket_sets:
+            sockets.close()
+        while self._callbacks:
+            self._callbacks.pop()(self)
+
+    def _on_close(self, callback: Callable[[Any], object]) -> None:
+        """Have a function called with this object once its statistics are final, while they can be read."""
+        self._callbacks.append(callback)
+
+    def __del__(self) -> None:
+        if "_callbacks" in self.__dict__:  # else it was never completed
+            self.stop()
+
+
+class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
+    """A stream that places heaps by a layout; `make_stream` makes it."""
+
+    def __init__(
+        self,
+        thread_pool: spead2.ThreadPool,
+        plan: _Plan,
+        data_ringbuffer: spead2.recv.ChunkRingbuffer,
+        free_ringbuffer: spead2.recv.ChunkRingbuffer,
+    ) -> None:
+        super().__init__(thread_pool, plan.stream_config, plan.chunk_configs[0], data_ringbuffer, free_ringbuffer)
+        self._attach(plan, 1)
+        self._sockets = self._socket_sets[0]
+
+
+class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
+    """A group of streams that place heaps into the same chunks; `make_stream_group` makes it.
+
+    Its members are spead2's own. They are wrapped anew at each access.
+    """
+
+    #: What the callback of each member counted; empty if the layout has a callback of its own.
+    ledgers: tuple[Ledger, ...]
+
+    def __init__(
+        self,
+        thread_pools: Sequence[spead2.ThreadPool],
+        plan: _Plan,
+        max_chunks: int,
+        data_ringbuffer: spead2.recv.ChunkRingbuffer,
+        free_ringbuffer: spead2.recv.ChunkRingbuffer,
+    ) -> None:
+        config = spead2.recv.ChunkStreamGroupConfig(max_chunks=max_chunks, eviction_mode=EVICTION_MODE)
+        super().__init__(config, data_ringbuffer, free_ringbuffer)
+        self._attach(plan, len(thread_pools))
+        self.ledgers = plan.ledgers
+        for thread_pool, chunk_config in zip(thread_pools, plan.chunk_configs, strict=True):
+            self.emplace_back(thread_pool, plan.stream_config, chunk_config)
+
+    @overload
+    def __getitem__(self, index: int) -> spead2.recv.ChunkStreamGroupMember: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[spead2.recv.ChunkStreamGroupMember]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """A member, or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        member = super().__getitem__(index)
+        index = operator.index(index) % len(self)
+        if index < len(self._socket_sets):  # else its user has added it
+            member_sockets[member] = self._socket_sets[index]
+        return member
+
+    def member_kernel_drops(self) -> tuple[int, ...]:
+        """`kernel_drops` of each member."""
+        return tuple(sockets.drops() for sockets in self._socket_sets)
+
+
+def make_stream(
+    *,
+    layout: BaseLayout,
+    spead_items: Iterable[int] | None = None,
+    max_active_chunks: int,
+    data_ringbuffer: spead2.recv.ChunkRingbuffer,
+    free_ringbuffer: spead2.recv.ChunkRingbuffer,
+    affinity: int = -1,
+    stream_stats: Iterable[str] | None = None,
+    user_data: np.ndarray | None = None,
+    max_heap_extra: int | None = None,
+    **kwargs: Any,
+) -> ChunkRingStream:
+    """Make a stream that places heaps by a layout.
+
+    Parameters
+    ----------
+    layout
+        Says where each heap goes. A declarative layout also knows `spead_items`, `stream_stats` and
+        `max_heap_extra`, which may then be left out; so may `user_data`, if the layout reads none of it. One
+        that brings a placement callback of its own needs the caller's.
+    spead_items
+        Item IDs that the callback sees. With a declarative layout, in any order.
+    max_active_chunks
+        Chunks under construction at a time: heaps that are later than these are dropped.
+    data_ringbuffer, free_ringbuffer
+        The rings of finished and of free chunks. Give free chunks to ``stream.add_free_chunk`` (or
+        `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not.
+    affinity
+        Processor for the stream's thread; negative for any.
+    stream_stats
+        Names of the statistics that the callback counts, in its order. With a declarative layout they
+        rename the first of the layout's own.
+    user_data
+        Structured array of shape () or (1,), passed to the callback. Its ``stats_base`` field is filled in
+        with the index of the first of `stream_stats`.
+    max_heap_extra
+        Bytes that the callback stores in the ``extra`` of chunks for each heap, at most.
+    **kwargs
+        Passed to `spead2.recv.StreamConfig`. ``memcpy`` defaults to `spead2.MEMCPY_NONTEMPORAL`. Where heaps have
+        several packets that may be reordered, set ``allow_out_of_order=True``: without it, spead2 drops
+        packets that come out of order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is wrong. The message names it and its value.
+    """
+    check_integer("affinity", affinity)
+    plan = _plan(
+        "make_stream",
+        layout,
+        1,
+        spead_items=spead_items,
+        max_active_chunks=max_active_chunks,
+        rings={"data_ringbuffer": data_ringbuffer, "free_ringbuffer": free_ringbuffer},
+        stream_stats=stream_stats,
+        user_data=user_data,
+        max_heap_extra=max_heap_extra,
+        options=kwargs,
+    )
+    return ChunkRingStream(_thread_pool(affinity), plan, data_ringbuffer, free_ringbuffer)
+
+
+def make_stream_group(
+    *,
+    layout: BaseLayout,
+    spead_items: Iterable[int] | None = None,
+    max_active_chunks: int,
+    data_ringbuffer: spead2.recv.ChunkRingbuffer,
+    free_ringbuffer: spead2.recv.ChunkRingbuffer,
+    affinity: Sequence[int],
+    stream_stats: Iterable[str] | None = None,
+    user_data: np.ndarray | None = None,
+    max_heap_extra: int | None = None,
+    **kwargs: Any,
+) -> ChunkStreamRingGroup:
+    """Make a group of streams that place heaps into the same chunks, each in its own thread.
+
+    The parameters are those of `make_stream`, but for these. A group of more than one stream has one active
+    chunk more than its streams, and drops the late heaps of a slow stream (`EVICTION_MODE`).
+
+    Parameters
+    ----------
+    affinity
+        Processor for the thread of each stream; negative for any. Its length is the number of streams.
+    user_data
+        Of shape () or (1,), shared by all streams; or of one element for each stream.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is wrong. The message names it and its value.
+    """
+    if not isinstance(affinity, Iterable):
+        raise TypeError(f"affinity: given {affinity!r}, but wanted a sequence: one processor for each stream")
+    affinities = [check_integer("affinity", processor) for processor in affinity]
+    if not affinities:
+        raise ValueError("affinity: is empty, but a group needs at least one stream")
+    plan = _plan(
+        "make_stream_group",
+        layout,
+        len(affinities),
+        spead_items=spead_items,
+        max_active_chunks=max_active_chunks,
+        rings={"data_ringbuffer": data_ringbuffer, "free_ringbuffer": free_ringbuffer},
+        stream_stats=stream_stats,
+        user_data=user_data,
+        max_heap_extra=max_heap_extra,
+        options=kwargs,
+    )
+    # With as many chunks as its streams, one stream that runs ahead would evict what the others still fill.
+    max_chunks = max_active_chunks + (len(affinities) > 1)
+    # One pool for each: streams that share one can deadlock when they stop.
+    pools = [_thread_pool(processor) for processor in affinities]
+    return ChunkStreamRingGroup(pools, plan, max_chunks, data_ringbuffer, free_ringbuffer)
+
+
+def _thread_pool(affinity: int) -> spead2.ThreadPool:
+    return spead2.ThreadPool(1) if affinity < 0 else spead2.ThreadPool(1, [affinity])
+
+
+def _plan(
+    function: str,
+    layout: BaseLayout,
+    n_streams: int,
+    *,
+    spead_items: Iterable[int] | None,
+    max_active_chunks: int,
+    rings: dict[str, Any],
+    stream_stats: Iterable[str] | None,
+    user_data: np.ndarray | None,
+    max_heap_extra: int | None,
+    options: dict[str, Any],
+) -> _Plan:
+    check_integer("max_active_chunks", max_active_chunks, 1)
+    for name, ring in rings.items():
+        if not isinstance(ring, spead2.recv.ChunkRingbuffer):
+            raise TypeError(f"{name}: given {type(ring).__name__}, but wanted a spead2.recv.ChunkRingbuffer")
+    config = _stream_config(function, options)
+    stats_base = config.next_stat_index()
+    declared = layout if isinstance(layout, DeclarativeLayout) and not _has_own_callback(layout) else None
+    names = _stat_names(layout, declared, stream_stats)
+    records = _user_data(user_data, n_streams, stats_base, needed=bool(names) and declared is None)
+    # Only now: the caller's array has its stats_base before the statistics are registered.
+    for name in names:
+        config.add_stat(name)
+    extra = _heap_extra(declared, max_heap_extra)
+    items = _items(layout, declared, spead_items)
+    if declared is None:
+        places = [layout.chunk_place(record) for record in records]  # type: ignore[arg-type]
+        buffers = ChunkBuffers(data_bytes=layout.chunk_bytes, heaps=layout.chunk_heaps, heap_extra=extra)
+        placements: list[_core.Placement] = []
+    else:
+        timeline = _core.Timeline()
+        geometries = [declared.declaration._compiled.geometry(user_data_values(declared, record)) for record in records]
+        placements = [
+            geometry.placement(window=max_active_chunks, stats=(stats_base, len(names)), timeline=timeline)
+            for geometry in geometries
+        ]
+        places = [(placement.capsule(), placement) for placement in placements]
+        buffers = _declared_buffers(declared, geometries, extra)
+    return _Plan(
+        layout=layout,
+        buffers=buffers,
+        stream_config=config,
+        chunk_configs=[
+            spead2.recv.ChunkStreamConfig(items=items, max_chunks=max_active_chunks, place=place, max_heap_extra=extra)
+            for place in places
+        ],
+        placements=tuple(placements),
+        ledgers=() if declared is None else tuple(Ledger(declared, [placement.ledger]) for placement in placements),
+    )
+
+
+def _has_own_callback(layout: DeclarativeLayout) -> bool:
+    overridden = type(layout).chunk_place is not DeclarativeLayout.chunk_place
+    return overridden or getattr(layout, "_chunk_place", None) is not None
+
+
+def _stream_config(function: str, options: dict[str, Any]) -> spead2.recv.StreamConfig:
+    config = spead2.recv.StreamConfig(memcpy=spead2.MEMCPY_NONTEMPORAL)
+    properties = vars(spead2.recv.StreamConfig).items()
+    known = [name for name, attr in properties if isinstance(attr, property) and attr.fset is not None]
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}; those of spead2.recv.StreamConfig are "
+                + ", ".join(known)
+            )
+        try:
+            setattr(config, name, value)
+        except (TypeError, ValueError) as exc:
+            # spead2 answers a wrong type with the signature of a nameless function.
+            reason = "wrong type" if isinstance(exc, TypeError) else str(exc)
+            raise type(exc)(f"{name}: spead2.recv.StreamConfig does not take {value!r}: {reason}") from None
+    return config
+
+
+def _stat_names(layout: BaseLayout, declared: DeclarativeLayout | None, given: Iterable[str] | None) -> list[str]:
+    if isinstance(given, str):
+        raise TypeError(f"stream_stats: given {given!r}, but wanted a sequence of names")
+    names = list(given or ())
+    if declared is None:
+        return names
+    own = declared.stream_stats
+    if len(names) > len(own):
+        raise ValueError(
+            f"stream_stats: given {len(names)} names, but the callback of {type(layout).__name__} has only {len(own)} "
+            f"statistics to rename: {', '.join(own)}"
+        )
+    return names + own[len(names) :]
+
+
+def _user_data(user_data: Any, n_streams: int, stats_base: int, *, needed: bool) -> list[np.ndarray | None]:
+    """Fill in the caller's ``stats_base``, and return the part of the array that is each stream's."""
+    if user_data is None:
+        if needed:
+            raise ValueError("user_data: None, but the callback needs its stats_base field to count stream_stats")
+        return [None] * n_streams
+    if not isinstance(user_data, np.ndarray):
+        raise TypeError(f"user_data: given {type(user_data).__name__}, but wanted a structured numpy array")
+    if user_data.shape not in ((), (1,), (n_streams,)):
+        wanted = "() or (1,)" if n_streams == 1 else f"(), (1,) or ({n_streams},)"
+        raise ValueError(f"user_data: given shape {user_data.shape}, but {n_streams} stream(s) want {wanted}")
+    fields = user_data.dtype.names or ()
+    if "stats_base" in fields:
+        if not user_data.flags.writeable:
+            raise ValueError("user_data: is read-only, but its stats_base field has to be filled in")
+        user_data["stats_base"] = stats_base
+    elif needed:
+        raise ValueError(f"user_data: has no field 'stats_base' (it has {list(fields)}), needed to count stream_stats")
+    if user_data.size == 1:
+        return [user_data] * n_streams
+    return [user_data[i : i + 1] for i in range(n_streams)]
+
+
+def _heap_extra(declared: DeclarativeLayout | None, given: int | None) -> int:
+    needed = declared.max_heap_extra if declared is not None else 0
+    if given is None:
+        return needed
+    return check_integer("max_heap_extra", given, needed)
+
+
+def _items(layout: BaseLayout, declared: DeclarativeLayout | None, given: Iterable[int] | None) -> list[int]:
+    if declared is None:
+        if given is None:
+            raise TypeError(f"spead_items: needed, since {type(layout).__name__} has a placement callback of its own")
+        return list(given)
+    items = declared.spead_items
+    if given is not None:
+        chosen = set(given)
+        differences = [
+            f"{what} {', '.join(f'{item:#x}' for item in sorted(ids))}"
+            for what, ids in (("missing", set(items) - chosen), ("not in the layout", chosen - set(items)))
+            if ids
+        ]
+        if differences:
+            raise ValueError(f"spead_items: differ from those of {type(layout).__name__}: {'; '.join(differences)}")
+    return items
+
+
+def _declared_buffers(layout: DeclarativeLayout, geometries: Sequence[_core.Geometry], extra: int) -> ChunkBuffers:
+    declaration = layout.declaration
+    dtype = np.dtype(declaration.dtype)
+    heap_shape = declaration.heap_shape or (declaration.heap_bytes // dtype.itemsize,)
+    axes = layout.present_shape
+    dense = tuple(layout.heap_bytes * math.prod(axes[i + 1 :]) for i in range(len(axes)))
+    return ChunkBuffers(
+        data_bytes=max(geometry.span_bytes for geometry in geometries),
+        heaps=layout.chunk_heaps,
+        heap_extra=extra,
+        dtype=dtype,
+        shape=axes + heap_shape if all(geometry.strides == dense for geometry in geometries) else None,
+        present_shape=axes,
+        extra_dtype=layout.extra_dtype,
+    )
