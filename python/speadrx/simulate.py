@@ -517,7 +517,7 @@ class Simulator:
                 return "metadata_heaps", self._control_packets(kind)
 
     def _bad_timestamp(self, timestamp: int) -> int:
-        options = []
+        options: list[int] = []
         if self._time.align == "reject" and self._time.step > 1:
             options.append((timestamp + self._random.randrange(1, self._time.step)) % 2**_TIMESTAMP_BITS)
         if self._flavour.heap_address_bits > _TIMESTAMP_BITS:

@@ -1,0 +1,394 @@
+"""`speadrx demo`: receive a simulated digitiser array with known faults, and account for every heap."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import click
+import numpy as np
+import spead2.recv
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.table import Table
+
+from speadrx.chunk import ChunkPool
+from speadrx.layout import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.receive import iter_chunks
+from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
+from speadrx.stats import StatsCollector
+from speadrx.stream import ChunkRingStream, add_reader, make_stream
+
+#: Four digitisers of two polarisations: 4096 samples of 10 bits a heap, a heap a packet.
+LAYOUT = Layout(
+    name="demo",
+    heap_bytes=5120,
+    time=TimeAxis(item=0x1600, step=4096, batches=64, tick_rate=1712e6),
+    axes=(
+        Axis(name="antenna", item=0x3101, shift=1, size=4),
+        Axis(name="pol", item=0x3101, mask=1, size=2),
+    ),
+    sources="antenna",
+    source_labels=("m000", "m001", "m002", "m003"),
+    samples_per_heap=4096,
+)
+
+WINDOW_CHUNKS = 4
+POOL_CHUNKS = 24
+FIRST_TIMESTAMP = 2**20 * LAYOUT.chunk_timestamp_step
+MAX_PACKET_BYTES = 9000  # so that a heap is one packet
+
+FAULTS = Faults(
+    loss=0.01,
+    reorder=200,
+    # Later than the window, so too old when they come.
+    late=0.0005,
+    late_by=(WINDOW_CHUNKS + 2) * LAYOUT.chunk_heaps,
+    duplicate=0.005,
+    garbage=0.005,
+    garbage_kinds=tuple(kind for kind in GARBAGE_KINDS if kind != "noise"),
+)
+# Packets that do not decode are counted by nobody. They are sent before all else, when no buffer can be
+# full: so none of them is among the kernel's drops, and both numbers are exact.
+NOISE = Faults(loss=1, garbage=1, garbage_kinds=("noise",))
+NOISE_BATCHES = 2
+
+STATS = ("too_old_heaps", *LAYOUT.stream_stats)
+QUIET_SECONDS = 0.5
+GIVE_UP_SECONDS = 5.0
+
+
+@dataclass
+class Sent:
+    """What the sender reports when it has finished."""
+
+    truth: Truth
+    noise: int  # heaps, each of one packet
+    seconds: float
+
+    @property
+    def copies(self) -> int:
+        """All heaps sent."""
+        return self.truth.copies + self.noise
+
+
+@dataclass
+class Received:
+    """What the receiver knows in the end."""
+
+    labels: tuple[str, ...]
+    present: np.ndarray
+    missing: np.ndarray
+    duplicates: np.ndarray
+    scraped: dict[str, int]  # from /metrics, by statistic
+    seen: int
+    packets: int
+    kernel_drops: int
+    wrong_heaps: int
+
+
+def _simulator(seed: int, faults: Faults = FAULTS) -> Simulator:
+    return Simulator(
+        LAYOUT, seed=seed, first_timestamp=FIRST_TIMESTAMP, faults=faults, max_packet_size=MAX_PACKET_BYTES
+    )
+
+
+def _send(connection: Connection, port: int, seconds: float, rate: float, seed: int) -> None:
+    """Send until the time is over or the other end of the connection says anything or is gone (a process)."""
+    started = time.monotonic()
+
+    def stop() -> bool:
+        return time.monotonic() - started >= seconds or connection.poll()
+
+    with UdpSink([("127.0.0.1", port)]) as sink:
+        noise = _simulator(seed, NOISE).send(sink, NOISE_BATCHES)
+        truth = _simulator(seed).send(sink, rate=rate, stop=stop)
+    report = Sent(truth, noise.copies, time.monotonic() - started)
+    with contextlib.suppress(BrokenPipeError):
+        connection.send(report)
+
+
+@contextlib.contextmanager
+def _sender(*args: Any) -> Iterator[Connection]:
+    """Run `_send` in a process of its own: it shares no interpreter lock with the receiver."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send, args=(theirs, *args), name="speadrx-demo-sender")
+    # Ctrl-C in a terminal goes to both processes. The sender inherits that it is blocked, and is told to stop.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()  # also stops it
+        process.join(GIVE_UP_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Note the first SIGINT or SIGTERM instead of dying of it; the second acts as ever."""
+    interrupted = threading.Event()
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+    def note(signum: int, frame: object) -> None:
+        interrupted.set()
+        restore()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        old[signum] = signal.signal(signum, note)
+    try:
+        yield interrupted
+    finally:
+        restore()
+
+
+def _report(connection: Connection, interrupted: threading.Event) -> Sent:
+    """Wait for the sender's report, and tell it to stop when interrupted."""
+    told = False
+    while not connection.poll(0.05):
+        if interrupted.is_set() and not told:
+            connection.send("stop")
+            told = True
+    try:
+        report: Sent = connection.recv()
+    except EOFError:
+        raise click.ClickException("the sender died before it had finished; no accounts can be made") from None
+    return report
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _drain(stream: ChunkRingStream, decodable_packets: int) -> None:
+    """Wait until the stream has read all that was sent, or nothing more comes."""
+
+    def progress() -> tuple[int, int]:
+        return stream.stats["packets"], stream.kernel_drops()
+
+    before = progress()
+    quiet_since = time.monotonic()
+    # With drops, how much is still to come is not known; without, quiet alone is no reason to give up early.
+    while before[0] < decodable_packets and time.monotonic() - quiet_since < (
+        QUIET_SECONDS if before[1] else GIVE_UP_SECONDS
+    ):
+        time.sleep(0.01)
+        now = progress()
+        if now != before:
+            before, quiet_since = now, time.monotonic()
+
+
+def _consume(chunks: Any, simulator: Simulator) -> int:
+    """Take all chunks; return how many heaps do not hold what was sent."""
+    wrong = 0
+    for chunk in chunks:
+        with chunk:
+            present = chunk.present.reshape(LAYOUT.present_shape).astype(bool)
+            differs = LAYOUT.view(chunk.data) != simulator.chunk_data(chunk.timestamp)
+            wrong += int(np.count_nonzero(differs.any(axis=-1) & present))
+    return wrong
+
+
+def _scrape(port: int) -> dict[str, int]:
+    """Read the statistics that /metrics serves."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GIVE_UP_SECONDS) as reply:
+        text = reply.read().decode()
+    samples = {
+        sample.name: int(sample.value) for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    return {name: samples[f"speadrx_{name.removeprefix(STAT_PREFIX)}_total"] for name in STATS}
+
+
+@contextlib.contextmanager
+def _metrics(stream: ChunkRingStream) -> Iterator[int]:
+    """Serve the statistics of the stream; gives the port."""
+    registry = CollectorRegistry()
+    collector = StatsCollector(
+        {name: (name.removeprefix(STAT_PREFIX), f"Heaps counted as {name}") for name in STATS},
+        namespace="speadrx",
+        registry=registry,
+    )
+    collector.add_stream(stream)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], None]) -> tuple[Sent, Received]:
+    """Send and receive; return what both know of it."""
+    data_ring = spead2.recv.ChunkRingbuffer(POOL_CHUNKS)
+    free_ring = spead2.recv.ChunkRingbuffer(POOL_CHUNKS)
+    stream = make_stream(
+        layout=LAYOUT,
+        max_active_chunks=WINDOW_CHUNKS,
+        data_ringbuffer=data_ring,
+        free_ringbuffer=free_ring,
+        stop_on_stop_item=False,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(stream.stop)
+        interrupted = stack.enter_context(_interruptible())
+        ChunkPool(stream, POOL_CHUNKS)
+        port = _free_port()
+        add_reader(stream, src=[("127.0.0.1", port)])
+        # Stopping a queue that the stream reads ends the stream as if its data had ended: the chunks under
+        # construction come out. stream.stop() would throw them away.
+        end = spead2.InprocQueue()
+        stream.add_inproc_reader(end)
+        chunks = iter_chunks(stream)
+        consumer = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        wrong_heaps = consumer.submit(_consume, chunks, _simulator(seed))
+        stack.callback(end.stop)
+        metrics_port = stack.enter_context(_metrics(stream))
+        with _sender(port, seconds, rate, seed) as connection:
+            announce(port, metrics_port)
+            sent = _report(connection, interrupted)
+        _drain(stream, sent.truth.decodable_packets)
+        end.stop()
+        wrong = wrong_heaps.result()
+        assert stream.ledger is not None  # as the layout is declarative
+        ledger = stream.ledger.snapshot()
+        received = Received(
+            labels=ledger.source_labels,
+            present=chunks.accounting.present_by_source,
+            missing=chunks.accounting.missing_by_source,
+            duplicates=ledger.duplicates_by_source,
+            scraped=_scrape(metrics_port),
+            seen=ledger.seen,
+            packets=stream.stats["packets"],
+            kernel_drops=stream.kernel_drops(),
+            wrong_heaps=wrong,
+        )
+    return sent, received
+
+
+def _accounts(sent: Sent, received: Received) -> dict[str, int]:
+    """What became of the heaps sent, for all reasons that are known.
+
+    All heaps here are of one packet, so that none stays unfinished.
+    """
+    # spead2 counts the packets of heaps sized at 0 or not at all, and nothing more. Those that the kernel
+    # dropped are among its drops.
+    unsized = min(received.packets - received.seen, sum(sent.truth.unseen.values()))
+    too_old = received.scraped["too_old_heaps"]
+    return {
+        "present": int(received.present.sum()),
+        "duplicates": int(received.duplicates.sum()),
+        "too old": too_old,
+        "rejected": sum(received.scraped.values()) - too_old,
+        "unseen": sent.noise + unsized,
+        "dropped": received.kernel_drops,
+    }
+
+
+def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, int], residual: int) -> None:
+    sources = Table(title="Heaps by source", title_justify="left")
+    sources.add_column("antenna")
+    for name in ("withheld", "sent", "present", "missing", "duplicates"):
+        sources.add_column(name, justify="right")
+    columns = (sent.truth.lost, sent.truth.sent, received.present, received.missing, received.duplicates)
+    for label, *numbers in zip(received.labels, *columns, strict=True):
+        sources.add_row(label, *(f"{number:,}" for number in numbers))
+    sources.add_section()
+    sources.add_row("all", *(f"{sum(map(int, column)):,}" for column in columns))
+    console.print(sources)
+
+    others = Table(title="The other heaps, by reason", title_justify="left")
+    others.add_column("reason")
+    others.add_column("sent", justify="right")
+    others.add_column("counted", justify="right")
+    others.add_column("by")
+    for name in LAYOUT.stream_stats:
+        reason = name.removeprefix(STAT_PREFIX)
+        others.add_row(
+            f"rejected: {reason}",
+            f"{sent.truth.rejected.get(reason, 0):,}",
+            f"{received.scraped[name]:,}",
+            "/metrics",
+        )
+    others.add_row("too old", "", f"{received.scraped['too_old_heaps']:,}", "/metrics")
+    unsized = sum(sent.truth.unseen.values())
+    others.add_row("unseen: no length", f"{unsized:,}", f"{received.packets - received.seen:,}", "spead2")
+    others.add_row("unseen: not SPEAD", f"{sent.noise:,}", "", "nobody")
+    others.add_row("kernel drops", "", f"{received.kernel_drops:,}", "the socket")
+    console.print(others)
+
+    rate = sent.truth.copies / sent.seconds
+    gigabits = sent.truth.bytes * 8e-9 / sent.seconds
+    console.print(f"Rates: {rate:,.0f} heaps/s, {gigabits:.2f} Gb/s for {sent.seconds:.1f} s.")
+    if received.wrong_heaps:
+        console.print(f"WRONG DATA in {received.wrong_heaps:,} of {accounts['present']:,} heaps present.")
+    else:
+        console.print(f"Data: every byte of the {accounts['present']:,} heaps present is what was sent.")
+    sums = " + ".join(f"{number:,} {name}" for name, number in accounts.items())
+    console.print(f"Accounts: {sent.copies:,} sent = {sums}.")
+    verdict = "every heap is accounted for" if residual == 0 else "SOME HEAPS ARE NOT ACCOUNTED FOR"
+    console.print(f"Residual: {residual:,} ({verdict}).")
+    console.print(
+        "\nWhere to look next: README.md has a receiver of 20 lines, ARCHITECTURE.md says how\n"
+        "it works, and speadrx.simulate sends heaps of a layout of your own."
+    )
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(0.1, 8.0), default=4.0, show_default=True, help="Time to send for.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.01, 100.0),
+    default=0.8,
+    show_default=True,
+    help="Rate to send at in Gb/s. Too much for this machine shows as kernel drops.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the data and the faults.")
+@click.pass_context
+def demo(context: click.Context, seconds: float, rate: float, seed: int) -> None:
+    """Receive a simulated array, and account for every heap.
+
+    Four simulated digitisers with two polarisations each send heaps over UDP to this machine. Some
+    heaps are lost, reordered, duplicated, far too late or garbage, and it is known how many. The
+    receiver must find what became of each; the exit code is 1 if the residual is not 0. Ctrl-C ends it
+    early, with the accounts of what was sent until then.
+    """
+    console = Console(highlight=False)
+
+    def announce(port: int, metrics_port: int) -> None:
+        console.print(
+            f"Sending: 4 antennas, 2 polarisations, {rate:g} Gb/s for {seconds:g} s\n"
+            f"Receiving: UDP, 127.0.0.1:{port}\n"
+            f"Metrics: http://127.0.0.1:{metrics_port}/metrics\n"
+        )
+
+    sent, received = _run(seconds, rate * 1e9 / 8, seed, announce)
+    accounts = _accounts(sent, received)
+    residual = sent.copies - sum(accounts.values())
+    _show(console, sent, received, accounts, residual)
+    context.exit(1 if residual or received.wrong_heaps else 0)
