@@ -270,10 +270,7 @@ class DeclarativeLayout(BaseLayout):
     @property
     def source_labels(self) -> tuple[str, ...]:
         """The metric label of each source."""
-        declaration = self.declaration
-        if declaration.source_labels is not None:
-            return declaration.source_labels
-        return tuple(str(i) for i in range(declaration._compiled.n_sources))
+        return self.declaration.source_labels
 
     def view(self, data: np.ndarray, user_data: np.ndarray | None = None) -> np.ndarray:
         """View a chunk's data by axis.
@@ -303,9 +300,7 @@ class DeclarativeLayout(BaseLayout):
         dtype = np.dtype(declaration.dtype)
         heap_shape = declaration.heap_shape or (declaration.heap_bytes // dtype.itemsize,)
         inner = np.empty(heap_shape, dtype).strides
-        return np.ndarray(
-            self.present_shape + heap_shape, dtype, buffer=raw.data, strides=geometry.strides + inner
-        )
+        return np.ndarray(self.present_shape + heap_shape, dtype, buffer=raw.data, strides=geometry.strides + inner)
 
     def chunk_place(self, user_data: np.ndarray | None = None) -> tuple[object, ...]:
         """Make the placement callback for a single stream.
@@ -382,7 +377,7 @@ class Layout(DeclarativeLayout):
     strides: Mapping[str, int | str] = field(default_factory=dict, hash=False)
     side_items: tuple[SideItem, ...] = ()
     sources: str | None = None
-    source_labels: tuple[str, ...] | None = None
+    source_labels: tuple[str, ...] = ()
     required_items: tuple[int, ...] = ()
     dtype: str = "uint8"
     heap_shape: tuple[int, ...] | None = None
@@ -390,16 +385,24 @@ class Layout(DeclarativeLayout):
     name: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("axes", "order", "side_items", "source_labels", "required_items", "heap_shape"):
+        for name in ("axes", "order", "side_items", "required_items", "heap_shape"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "source_labels", tuple(self.source_labels or ()))
         object.__setattr__(self, "strides", dict(self.strides))
         dtype = np.dtype(self.dtype)
         # The readable name where it says everything ("int16"); else with its byte order (">i2").
         object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
-        _ = self._compiled
+        n_sources = self._compiled.n_sources
+        if self._has_default_labels:
+            object.__setattr__(self, "source_labels", _index_labels(n_sources))
         self._check_view()
+
+    @property
+    def _has_default_labels(self) -> bool:
+        # Also those that dataclasses.replace hands on, whose number may have to change with the axis.
+        return self.source_labels == _index_labels(len(self.source_labels))
 
     def _check_view(self) -> None:
         dtype = np.dtype(self.dtype)
@@ -434,6 +437,8 @@ class Layout(DeclarativeLayout):
         def plain(value: Any) -> Any:
             if isinstance(value, tuple):
                 return [plain(v) for v in value]
+            if isinstance(value, np.generic):
+                return value.item()
             if dataclasses.is_dataclass(value):
                 return {
                     f.name: plain(v)
@@ -442,7 +447,10 @@ class Layout(DeclarativeLayout):
                 }
             return value
 
-        return plain(self)  # type: ignore[no-any-return]
+        spec: dict[str, Any] = plain(self)
+        if self._has_default_labels:
+            spec.pop("source_labels", None)
+        return spec
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Layout:
@@ -468,6 +476,10 @@ class Layout(DeclarativeLayout):
     def to_toml(self) -> str:
         """Return the layout as TOML text that `from_toml` reads back to an equal layout."""
         return _core.spec_to_toml(self._spec())
+
+
+def _index_labels(n: int) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(n))
 
 
 def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -177,9 +178,7 @@ class AntennaChannelisedVoltageLayout(DeclarativeLayout):
         return Layout(
             name="antenna-channelised-voltage",
             heap_bytes=self.heap_sample_count * COMPLEX * self.sample_bits // BYTE_BITS,
-            time=TimeAxis(
-                item=TIMESTAMP_ID, step=self.heap_timestamp_step, batches=self.heaps_per_fengine_per_chunk
-            ),
+            time=TimeAxis(item=TIMESTAMP_ID, step=self.heap_timestamp_step, batches=self.heaps_per_fengine_per_chunk),
             axes=(Axis(name="antenna", item=FENG_ID_ID, size=self.n_ants, reject_name="bad_feng_id_heaps"),),
             sources="antenna",
             samples_per_heap=self.heap_sample_count,
@@ -274,7 +273,7 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
         )
 
 
-def _component_view(sample_bits: int, shape: tuple[int, ...]) -> dict[str, object]:
+def _component_view(sample_bits: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """The numpy view of heaps of signed components, where numpy has such an integer; else of bytes."""
     if sample_bits in (8, 16, 32, 64):
         return {"dtype": f"int{sample_bits}", "heap_shape": shape}
