@@ -14,7 +14,7 @@ import speadrx
 JIT = {"numba", "llvmlite", "scipy"}
 
 RECEIVE = """
-import spead2, spead2.recv, spead2.send
+import numpy as np, spead2, spead2.recv, spead2.send
 from speadrx import Axis, ChunkPool, Layout, TimeAxis, iter_chunks, make_stream
 layout = Layout(
     heap_bytes=8,
@@ -33,7 +33,7 @@ stream.add_inproc_reader(queue)
 heap = spead2.send.Heap(spead2.Flavour(4, 64, 48))
 for item_id in (0x1600, 0x4101):
     heap.add_item(spead2.Item(item_id, "", "", (), format=[("u", 48)], value=0))
-heap.add_item(spead2.Item(0x3300, "", "", (8,), "u1", value=bytes(8)))
+heap.add_item(spead2.Item(0x3300, "", "", (8,), "u1", value=np.zeros(8, "u1")))
 spead2.send.InprocStream(spead2.ThreadPool(), [queue]).send_heap(heap)
 queue.stop()
 n_chunks = 0
@@ -87,7 +87,6 @@ def test_all_names_resolve(module):
     assert len(set(names)) == len(names)
     for name in names:
         assert getattr(namespace, name) is not None
-        assert name in dir(namespace)
 
 
 def test_design_names_are_public():
