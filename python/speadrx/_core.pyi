@@ -5,6 +5,20 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "Geometry",
+    "Layout",
+    "LayoutError",
+    "Ledger",
+    "LedgerSnapshot",
+    "Placement",
+    "Timeline",
+    "__version__",
+    "foreign_capsule",
+    "spec_from_toml",
+    "spec_to_toml",
+]
+
 __version__: str
 
 class LayoutError(ValueError): ...
