@@ -89,8 +89,8 @@ def make_stream():
     return stream
 
 
-def check_chunks(stream, sent: np.ndarray) -> None:
-    """Every heap arrived, in its place, and is accounted for."""
+def check_chunks(stream, sent: np.ndarray, n_other: int) -> None:
+    """Every heap arrived, in its place, and is accounted for, as are `n_other` heaps without metadata."""
     import speadrx
 
     n_chunks = 0
@@ -106,6 +106,7 @@ def check_chunks(stream, sent: np.ndarray) -> None:
     snapshot = stream.ledger.snapshot()
     assert snapshot.placed == sent.shape[0] * sent.shape[1], snapshot
     assert snapshot.duplicates == 0, snapshot
+    assert snapshot.rejected.pop("metadata_heaps") == n_other, snapshot
     assert not any(snapshot.rejected.values()), snapshot
 
 
@@ -118,7 +119,7 @@ def check_inproc() -> None:
     for heap in heaps:
         sender.send_heap(heap)
     queue.stop()
-    check_chunks(stream, sent)
+    check_chunks(stream, sent, n_other=0)
 
 
 def check_udp() -> None:
@@ -135,7 +136,7 @@ def check_udp() -> None:
     sender = spead2.send.UdpStream(spead2.ThreadPool(), [("127.0.0.1", port)], config)
     for heap in [*heaps, END_HEAP]:
         sender.send_heap(heap)
-    check_chunks(stream, sent)
+    check_chunks(stream, sent, n_other=1)
     assert stream.kernel_drops() == 0
     stream.stop()
 
