@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -323,6 +325,8 @@ def test_update_within_update(registry: CollectorRegistry) -> None:
     """A finaliser or a signal handler may call `update` while another one runs in the same thread."""
 
     class Nested(StandIn):
+        nest = False
+
         @property
         def stats(self) -> list[int]:
             if self.nest:
@@ -330,16 +334,49 @@ def test_update_within_update(registry: CollectorRegistry) -> None:
                 collector.update()
             return [7, 0]
 
+        @stats.setter
+        def stats(self, value: list[int]) -> None:
+            pass
+
     collector = StatsCollector(COUNTERS, registry=registry)
-    streams = []
-    for _ in range(2):
-        stream = Nested.__new__(Nested)
-        stream.config = StandInConfig()
-        stream.nest = False
+    streams = [Nested(), Nested()]
+    for stream in streams:
         collector.add_stream(stream)
         stream.nest = True
-        streams.append(stream)
     assert sample(registry, "input_first_total") == 14
+
+
+def test_stream_added_during_a_scrape(registry: CollectorRegistry) -> None:
+    """A stream that another thread adds in the midst of a scrape is counted from then on."""
+    scraping, added = threading.Event(), threading.Event()
+
+    class Slow(StandIn):
+        slow = False
+
+        @property
+        def stats(self) -> list[int]:
+            if Slow.slow:
+                scraping.set()
+                added.wait(0.2)  # in vain, if `add_stream` waits for the scrape
+            return [1, 0]
+
+        @stats.setter
+        def stats(self, value: list[int]) -> None:
+            pass
+
+    collector = StatsCollector(COUNTERS, ["pol"], registry=registry)
+    slow, other = Slow(), StandIn(first=10)
+    collector.add_stream(slow, "h")
+    Slow.slow = True
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        scrape = executor.submit(collector.update)
+        assert scraping.wait(20)
+        collector.add_stream(other, "v")
+        added.set()
+        scrape.result()
+    other.stats[0] += 5
+    assert sample(registry, "input_first_total", pol="h") == 1
+    assert sample(registry, "input_first_total", pol="v") == 15
 
 
 def test_real_streams(registry: CollectorRegistry, make_receiver: Callable[..., Receiver]) -> None:
@@ -413,37 +450,35 @@ def test_foreign_stream(registry: CollectorRegistry) -> None:
 
 def test_many_threads(registry: CollectorRegistry, make_receiver: Callable[..., Receiver]) -> None:
     """Eight threads scrape while streams come, receive and go: every counter rises, and ends exact."""
-    n_threads, scrapes, n_streams, heaps = 8, 1250, 6, 50
+    n_threads, least_scrapes, n_streams, heaps = 8, 1250, 8, 40
     collector = StatsCollector(OWN_COUNTERS, registry=registry)
     sent = 0
-    seen: list[list[float]] = [[] for _ in range(n_threads)]
-    failures: list[BaseException] = []
+    done = threading.Event()
+    interval = sys.getswitchinterval()
 
-    def scrape(results: list[float]) -> None:
+    def scrape() -> list[float]:
+        values: list[float] = []
+        while not done.is_set() or len(values) < least_scrapes:
+            value = sample(registry, "rx_heaps_total")
+            assert value is not None
+            assert value <= sent
+            values.append(value)
+        return values
+
+    with concurrent.futures.ThreadPoolExecutor(n_threads) as executor:
+        scrapers = [executor.submit(scrape) for _ in range(n_threads)]
+        sys.setswitchinterval(1e-6)  # threads take turns far more often than they usually do
         try:
-            for _ in range(scrapes):
-                value = sample(registry, "rx_heaps_total")
-                assert value is not None
-                assert value <= sent
-                results.append(value)
-        except BaseException as exc:  # noqa: BLE001  # handed to the test's own thread
-            failures.append(exc)
-
-    threads = [threading.Thread(target=scrape, args=(results,)) for results in seen]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(n_streams):
-            receiver = make_receiver()
-            collector.add_stream(receiver.sink)
-            sent += heaps
-            send(receiver.queues[0], [i * STEP for i in range(heaps)])
-            receiver.receive(heaps)
-            del receiver
-    finally:
-        for thread in threads:
-            thread.join()
-    assert not failures
-    for results in seen:
-        assert results == sorted(results)
+            for _ in range(n_streams):
+                receiver = make_receiver()
+                collector.add_stream(receiver.sink)
+                sent += heaps
+                send(receiver.queues[0], [i * STEP for i in range(heaps)])
+                receiver.receive(heaps)
+                del receiver
+        finally:
+            done.set()
+            sys.setswitchinterval(interval)
+    for scraper in scrapers:
+        assert scraper.result() == sorted(scraper.result())
     assert sample(registry, "rx_heaps_total") == sent
