@@ -8,7 +8,7 @@ use std::slice;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
-use crate::layout::{Geometry, Layout, MAX_ITEM_AXES, SideField, SideType, reason};
+use crate::layout::{Geometry, Layout, SideField, SideType, reason};
 use crate::ledger::Ledger;
 use crate::place::{Items, Judged, Plan, judge};
 use crate::sync::Arc;
@@ -31,6 +31,9 @@ pub struct Context {
     plan: Plan,
     ledger: Arc<Ledger>,
     side: Box<[SideField]>,
+    /// Position of an item that is negative only in heaps that cannot be placed: the required one, if there is one.
+    witness: usize,
+    n_axes: usize,
     n_required: usize,
     n_items: usize,
     extra_bytes: usize,
@@ -39,6 +42,13 @@ pub struct Context {
     /// Test hook: the next cold call panics.
     panic_next: AtomicBool,
 }
+
+/// Stands for any number of side items.
+const MANY: usize = usize::MAX;
+/// Position of the first axis among the items.
+const FIRST_AXIS: usize = 2;
+/// Position of the length among the items.
+const HEAP_LENGTH: usize = 1;
 
 /// The head of the items array: what every layout with `N` item axes asks for first.
 #[repr(C)]
@@ -66,6 +76,12 @@ impl Context {
             window: Window::new(layout, window),
             ledger: Arc::new(Ledger::new(layout, window)),
             side: layout.side.clone().into(),
+            witness: if layout.spec().required_items.is_empty() {
+                HEAP_LENGTH
+            } else {
+                layout.items.len().saturating_sub(1)
+            },
+            n_axes: layout.axes.len(),
             n_required: layout.spec().required_items.len(),
             n_items: layout.items.len(),
             extra_bytes: layout.extra_bytes(),
@@ -89,12 +105,31 @@ impl Context {
     /// The callback for this context, which must be passed to it as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        const DENSE: [PlaceFn; MAX_ITEM_AXES + 1] = instances!(true);
-        const STRIDED: [PlaceFn; MAX_ITEM_AXES + 1] = instances!(false);
-        let instances = if self.plan.is_dense() { DENSE } else { STRIDED };
-        let n_axes = self.plan.layout().axes.len();
-        // Layout::new admits no more axes than there are instances.
-        instances.get(n_axes).copied().unwrap_or(place_heap::<0, false>)
+        if self.n_required > 1 || self.plan.is_listed() {
+            return general;
+        }
+        match self.n_axes {
+            0 => self.instance::<0>(),
+            1 => self.instance::<1>(),
+            2 => self.instance::<2>(),
+            3 => self.instance::<3>(),
+            _ => general,
+        }
+    }
+
+    fn instance<const N: usize>(&self) -> PlaceFn {
+        match (self.plan.is_dense(), self.side.len()) {
+            (true, 0) => common::<N, true, 0>,
+            (true, 1) => common::<N, true, 1>,
+            (true, _) => common::<N, true, MANY>,
+            (false, 0) => common::<N, false, 0>,
+            (false, 1) => common::<N, false, 1>,
+            (false, _) => common::<N, false, MANY>,
+        }
+    }
+
+    fn first_required(&self) -> usize {
+        self.n_items.wrapping_sub(self.n_required)
     }
 
     /// Count a rejected heap, here and in spead2's own statistics.
@@ -123,39 +158,21 @@ impl Context {
             self.ledger.slide(moved);
         }
         self.timeline.accept(self.window.start(heap.chunk));
-        self.ledger.placed(heap.source, heap.batch);
-        // An older chunk is spead2's to judge; only the window has slots to mark.
-        if let Some(chunk) = heap.chunk.checked_sub(self.window.view().first_chunk) {
-            self.ledger.mark(heap.source, chunk, heap.at);
-        }
+        // An older chunk is spead2's to judge; it has no slots to mark, so the largest number stands for it.
+        let chunk = heap.chunk.checked_sub(self.window.first_chunk()).unwrap_or(u64::MAX);
+        self.ledger.count(heap.source, heap.batch, chunk, heap.at);
         Ok(heap)
     }
 }
 
-macro_rules! instances {
-    ($dense:literal) => {
-        [
-            place_heap::<0, $dense>,
-            place_heap::<1, $dense>,
-            place_heap::<2, $dense>,
-            place_heap::<3, $dense>,
-            place_heap::<4, $dense>,
-            place_heap::<5, $dense>,
-            place_heap::<6, $dense>,
-            place_heap::<7, $dense>,
-            place_heap::<8, $dense>,
-        ]
-    };
-}
-use instances;
-
-/// What spead2 calls.
+/// The callback of layouts with `N` item axes, none of them a list of values, at most one required item, and `SIDE`
+/// side items ([`MANY`]: any number).
 ///
 /// # Safety
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is; `data` to a `chunk_place_data` of
 /// `data_size` bytes whose `items` are those of the layout; and no two calls with the same context may overlap.
-unsafe extern "C" fn place_heap<const N: usize, const DENSE: bool>(
+unsafe extern "C" fn common<const N: usize, const DENSE: bool, const SIDE: usize>(
     data: *mut ChunkPlaceData,
     data_size: usize,
     context: *mut c_void,
@@ -165,33 +182,67 @@ unsafe extern "C" fn place_heap<const N: usize, const DENSE: bool>(
     }
     // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
     let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
-    // SAFETY: `items` has all items of the layout, of which these come first.
-    let head = unsafe { &*data.items.cast::<Head<N>>() };
-    let required = if context.n_required == 0 {
-        &[]
-    } else {
-        // SAFETY: likewise; the required items come last.
-        unsafe { slice::from_raw_parts(data.items.add(context.n_items.wrapping_sub(context.n_required)), context.n_required) }
+    // SAFETY: `items` has all items of the layout: time and length, the N axes, and at `witness` either the required
+    // item or, without one, the length, which is never negative in a heap that is placed.
+    let (head, required) = unsafe { (&*data.items.cast::<Head<N>>(), &*data.items.add(context.witness)) };
+    let items =
+        Items { time: head.time, heap_length: head.heap_length, axes: &head.axes, required: slice::from_ref(required) };
+    place_heap::<DENSE, false, SIDE>(data, context, &items);
+}
+
+/// The callback of all other layouts.
+///
+/// # Safety
+///
+/// As for [`common`].
+unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
+    if data_size < ChunkPlaceData::SIZE {
+        return;
+    }
+    // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
+    let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
+    // SAFETY: `items` has all items of the layout: time and length, then the axes; at the end, the required items.
+    let (head, axes, required) = unsafe {
+        (
+            &*data.items.cast::<Head<0>>(),
+            slice::from_raw_parts(data.items.add(FIRST_AXIS), context.n_axes),
+            slice::from_raw_parts(data.items.add(context.first_required()), context.n_required),
+        )
     };
-    let items = Items { time: head.time, heap_length: head.heap_length, axes: &head.axes, required };
-    let window = context.window.view();
-    let Some(slot) = context.plan.place::<N, DENSE>(window, &items) else {
+    place_heap::<false, true, MANY>(
+        data,
+        context,
+        &Items { time: head.time, heap_length: head.heap_length, axes, required },
+    );
+}
+
+/// Place a heap on the fast path, or leave it.
+///
+/// The accounting comes last, so that what is rare in it, like leaving, is a jump and needs no stack.
+#[inline(always)]
+fn place_heap<const DENSE: bool, const LISTED: bool, const SIDE: usize>(
+    data: &mut ChunkPlaceData,
+    context: &Context,
+    items: &Items<'_>,
+) {
+    let window = &context.window;
+    let Some(slot) = context.plan.place::<DENSE, LISTED>(window.view(), items) else {
         return leave_fast_path(data, context);
     };
-    context.ledger.placed(slot.source, window.first_batch.wrapping_add(slot.batch));
-    context.ledger.mark(slot.source, slot.chunk, slot.at);
-    data.chunk_id = window.first_chunk.wrapping_add(slot.chunk).cast_signed();
+    data.chunk_id = window.first_chunk().wrapping_add(slot.chunk).cast_signed();
     data.heap_index = slot.at.index as usize;
     data.heap_offset = slot.at.offset as usize;
-    if context.extra_bytes != 0 {
-        store_side_items(data, context);
-    }
+    store_side_items::<SIDE>(data, context);
+    let batch = window.first_batch().wrapping_add(slot.batch);
+    context.ledger.count(slot.source, batch, slot.chunk, slot.at);
 }
 
 /// Everything that is not a good heap in the window.
+///
+/// A panic in here becomes a counted rejection. (As a C function it is known not to unwind: a plain jump leads here.)
 #[cold]
 #[inline(never)]
-fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
+extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
     // SAFETY: as in place_heap, `items` has all items of the layout.
     let items = unsafe { slice::from_raw_parts(data.items, context.n_items) };
     let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(items)));
@@ -200,45 +251,57 @@ fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
             data.chunk_id = heap.chunk.cast_signed();
             data.heap_index = heap.at.index as usize;
             data.heap_offset = heap.at.offset as usize;
-            if context.extra_bytes != 0 {
-                store_side_items(data, context);
-            }
+            store_side_items::<MANY>(data, context);
         }
         Ok(Err(reason)) => context.reject(data, reason),
         Err(_) => context.reject(data, reason::internal_error(context.plan.layout().reasons.len())),
     }
 }
 
-/// Write the record of side items of a placed heap.
-#[inline]
-fn store_side_items(data: &mut ChunkPlaceData, context: &Context) {
-    if data.extra.is_null() {
-        return; // The stream was configured without: the values are not wanted.
+/// Write the record of the `SIDE` side items of a placed heap.
+#[inline(always)]
+fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
+    // Without room the stream was configured not to have them.
+    if SIDE == 0 || context.side.is_empty() || data.extra.is_null() {
+        return;
     }
     // SAFETY: the side items stand in front of the required ones; `extra` has room for the record, which is what the
     // stream's max_heap_extra says.
     let (items, record) = unsafe {
-        let first = context.n_items.wrapping_sub(context.n_required).wrapping_sub(context.side.len());
-        (slice::from_raw_parts(data.items.add(first), context.side.len()), slice::from_raw_parts_mut(data.extra, context.extra_bytes))
+        let first = context.first_required().wrapping_sub(context.side.len());
+        (
+            slice::from_raw_parts(data.items.add(first), context.side.len()),
+            slice::from_raw_parts_mut(data.extra, context.extra_bytes),
+        )
     };
-    let mut rest = record;
-    for (field, &item) in context.side.iter().zip(items) {
-        // An absent item is stored as 0.
-        let value = item.max(0).cast_unsigned().wrapping_shr(field.shift).to_le_bytes();
-        rest = match field.dtype {
-            SideType::U8 => store::<1>(rest, value),
-            SideType::U16 => store::<2>(rest, value),
-            SideType::U32 => store::<4>(rest, value),
-            SideType::U64 => store::<8>(rest, value),
-        };
+    match (context.side.first(), items.first()) {
+        (Some(field), Some(item)) if SIDE == 1 => {
+            store(record, *field, *item);
+        }
+        _ => {
+            context.side.iter().zip(items).fold(record, |rest, (field, item)| store(rest, *field, *item));
+        }
     }
     data.extra_offset = data.heap_index.wrapping_mul(context.extra_bytes);
     data.extra_size = context.extra_bytes;
 }
 
+/// Store a side item at the start of a record, and return the rest of it.
+#[inline(always)]
+fn store(record: &mut [u8], field: SideField, item: i64) -> &mut [u8] {
+    // An absent item is stored as 0.
+    let value = item.max(0).cast_unsigned().wrapping_shr(field.shift).to_le_bytes();
+    match field.dtype {
+        SideType::U8 => store_low::<1>(record, value),
+        SideType::U16 => store_low::<2>(record, value),
+        SideType::U32 => store_low::<4>(record, value),
+        SideType::U64 => store_low::<8>(record, value),
+    }
+}
+
 /// Store the low `BYTES` bytes of a little-endian value, and return what lies behind.
-#[inline]
-fn store<const BYTES: usize>(record: &mut [u8], value: [u8; 8]) -> &mut [u8] {
+#[inline(always)]
+fn store_low<const BYTES: usize>(record: &mut [u8], value: [u8; 8]) -> &mut [u8] {
     match (record.split_first_chunk_mut::<BYTES>(), value.first_chunk::<BYTES>()) {
         (Some((here, rest)), Some(low)) => {
             *here = *low;

@@ -1,10 +1,6 @@
 //! Division by a constant that is only known at run time, without a division instruction.
 
-#![deny(
-    clippy::arithmetic_side_effects,
-    clippy::indexing_slicing,
-    clippy::unwrap_used
-)]
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::num::NonZeroU64;
 
@@ -76,6 +72,7 @@ impl SmallDivisor {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

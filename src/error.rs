@@ -21,11 +21,7 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    pub(crate) fn field(
-        field: impl Into<String>,
-        value: impl Display,
-        problem: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn field(field: impl Into<String>, value: impl Display, problem: impl Into<String>) -> Self {
         Self::Field { field: field.into(), value: value.to_string(), problem: problem.into() }
     }
 }

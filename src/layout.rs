@@ -111,7 +111,6 @@ impl ValueTable {
 
     #[inline]
     fn get(&self, value: u64) -> Option<u64> {
-        #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits: abi.rs asserts it")]
         let home = (value.wrapping_mul(self.multiplier) >> self.shift) as usize;
         let candidates = self.slots.get(home..)?.iter().take(self.probes);
         candidates.into_iter().find(|slot| slot.0 == value).map(|slot| slot.1)
@@ -286,15 +285,19 @@ impl Layout {
             let (size, from) = if let Some(name) = &axis.from_user_data {
                 check_user_axis(&field, axis, name)?
             } else {
-                let (item, axis) = check_item_axis(&field, axis, &mut reasons)?;
+                let (item, checked) = check_item_axis(&field, axis, &mut reasons)?;
                 items.push(item);
-                axes.push(axis);
+                axes.push(checked);
                 (axes[axes.len() - 1].size, IndexFrom::Item(axes.len() - 1))
             };
             sizes.insert(axis.name.clone(), (size, from));
         }
         check(axes.len() <= MAX_ITEM_AXES, || {
-            LayoutError::field("axes", axes.len(), format!("axes take their index from an item; at most {MAX_ITEM_AXES} can"))
+            LayoutError::field(
+                "axes",
+                axes.len(),
+                format!("axes take their index from an item; at most {MAX_ITEM_AXES} can"),
+            )
         })?;
         reasons.push("implausible_timestamp_heaps".to_owned());
         reasons.push("internal_error_heaps".to_owned());
@@ -392,16 +395,17 @@ impl Layout {
                 Some(Stride::UserData(name)) => user_data.get(name).copied().unwrap_or(extent),
                 None => extent,
             };
-            extent = product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
+            extent =
+                product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
         }
         let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
         let mut base = Place::default();
         let mut source = 0;
         for ((position, dimension), &stride) in self.dimensions.iter().enumerate().zip(&strides) {
             if let IndexFrom::UserData(name) = &dimension.from {
-                let index = *user_data
-                    .get(name)
-                    .ok_or_else(|| LayoutError::field("user_data", format!("{name:?}"), "is missing; the layout reads it"))?;
+                let index = *user_data.get(name).ok_or_else(|| {
+                    LayoutError::field("user_data", format!("{name:?}"), "is missing; the layout reads it")
+                })?;
                 check(index < dimension.size, || {
                     LayoutError::field(
                         format!("user_data[{name:?}]"),
@@ -456,16 +460,29 @@ fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
             LayoutError::field("time.tick_rate", rate, "must be a positive number of ticks per second")
         })?;
     }
-    product("time.step x time.batches", &[time.step, time.batches], MAX_WINDOW_TICKS, "is the length of a chunk in ticks")
+    product(
+        "time.step x time.batches",
+        &[time.step, time.batches],
+        MAX_WINDOW_TICKS,
+        "is the length of a chunk in ticks",
+    )
 }
 
 fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, IndexFrom), LayoutError> {
     check(axis.item.is_none(), || {
-        LayoutError::field(format!("{field}.item"), axis.item.unwrap_or(0), "stands beside from_user_data; give one of them")
+        LayoutError::field(
+            format!("{field}.item"),
+            axis.item.unwrap_or(0),
+            "stands beside from_user_data; give one of them",
+        )
     })?;
     check_name(&format!("{field}.from_user_data"), name)?;
     check(name != "stats_base", || {
-        LayoutError::field(format!("{field}.from_user_data"), name, "is the field that holds the index of our statistics")
+        LayoutError::field(
+            format!("{field}.from_user_data"),
+            name,
+            "is the field that holds the index of our statistics",
+        )
     })?;
     let for_items = axis.shift != 0 || axis.mask.is_some() || axis.step != 1 || axis.values.is_some();
     check(!for_items && axis.reject_name.is_none(), || {
@@ -482,11 +499,7 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
     Ok((size, IndexFrom::UserData(name.to_owned())))
 }
 
-fn check_item_axis(
-    field: &str,
-    axis: &AxisSpec,
-    reasons: &mut Vec<String>,
-) -> Result<(u64, ItemAxis), LayoutError> {
+fn check_item_axis(field: &str, axis: &AxisSpec, reasons: &mut Vec<String>) -> Result<(u64, ItemAxis), LayoutError> {
     let item = axis.item.ok_or_else(|| {
         LayoutError::field(format!("{field}.item"), "absent", "must name an item ID (or give from_user_data)")
     })?;
@@ -511,7 +524,9 @@ fn check_item_axis(
                 LayoutError::field(
                     format!("{field}.size"),
                     size,
-                    format!("in steps of {step} goes beyond the largest value that shift and mask let through ({reach})"),
+                    format!(
+                        "in steps of {step} goes beyond the largest value that shift and mask let through ({reach})"
+                    ),
                 )
             })?;
             (size, Lookup::Step { divisor: Divisor::new(step), step: step.get() })
@@ -545,7 +560,11 @@ fn check_values(field: &str, values: &[u64], reach: u64) -> Result<u64, LayoutEr
     check_distinct(&field, values)?;
     for &value in values {
         check(value <= reach, || {
-            LayoutError::field(&field, value, format!("is beyond the largest value that shift and mask let through ({reach})"))
+            LayoutError::field(
+                &field,
+                value,
+                format!("is beyond the largest value that shift and mask let through ({reach})"),
+            )
         })?;
     }
     Ok(values.len() as u64)
@@ -606,7 +625,11 @@ fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<u
                 .iter()
                 .position(|dimension| dimension.name == *name && !matches!(dimension.from, IndexFrom::Time));
             Some(found.ok_or_else(|| {
-                LayoutError::field("sources", format!("{name:?}"), format!("must be an axis other than time: one of {:?}", others()))
+                LayoutError::field(
+                    "sources",
+                    format!("{name:?}"),
+                    format!("must be an axis other than time: one of {:?}", others()),
+                )
             })?)
         }
     };

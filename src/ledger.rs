@@ -56,6 +56,13 @@ pub struct Snapshot {
     pub rejected: Vec<u64>,
 }
 
+impl Source {
+    #[cold]
+    fn duplicate(&self) {
+        increment(&self.duplicates);
+    }
+}
+
 fn zeros(n: u64) -> Box<[AtomicU64]> {
     (0..n).map(|_| AtomicU64::new(0)).collect()
 }
@@ -64,7 +71,6 @@ fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits: abi.rs asserts it")]
 fn get<T>(slice: &[T], index: u64) -> Option<&T> {
     slice.get(index as usize)
 }
@@ -86,35 +92,23 @@ impl Ledger {
         }
     }
 
-    /// Count a placed heap: `batch` is counted from time 0.
-    #[inline]
-    pub fn placed(&self, source: u64, batch: u64) {
-        if let Some(source) = get(&self.sources, source) {
-            increment(&source.placed);
-            let newest = source.newest.load(Relaxed).max(batch.wrapping_add(1));
-            source.newest.store(newest, Relaxed);
-        }
-    }
-
-    /// Mark the slot of a placed heap in a chunk of the window, and count it if it was marked already.
-    #[inline]
-    pub fn mark(&self, source: u64, chunk: u64, at: Place) {
-        let row = get(&self.seen.rows, chunk).map_or(u64::MAX, |row| row.load(Relaxed));
-        let Some(word) = get(&self.seen.bits, row.wrapping_add(at.index >> 6)) else { return };
+    /// Count a placed heap: `batch` is counted from time 0, `chunk` from the start of the window.
+    ///
+    /// In a chunk outside the window no slots are marked, so no duplicates are found there.
+    #[inline(always)]
+    pub fn count(&self, source: u64, batch: u64, chunk: u64, at: Place) {
+        let Some(source) = get(&self.sources, source) else { return };
+        increment(&source.placed);
+        let newest = source.newest.load(Relaxed).max(batch.wrapping_add(1));
+        source.newest.store(newest, Relaxed);
+        let Some(row) = get(&self.seen.rows, chunk) else { return };
+        let Some(word) = get(&self.seen.bits, row.load(Relaxed).wrapping_add(at.index >> 6)) else { return };
         let old = word.load(Relaxed);
         let new = old | 1_u64.wrapping_shl(at.index as u32);
         if new == old {
-            self.duplicate(source);
-        } else {
-            word.store(new, Relaxed);
+            return source.duplicate();
         }
-    }
-
-    #[cold]
-    fn duplicate(&self, source: u64) {
-        if let Some(source) = get(&self.sources, source) {
-            increment(&source.duplicates);
-        }
+        word.store(new, Relaxed);
     }
 
     /// Count a rejected heap.

@@ -6,18 +6,20 @@ use std::num::NonZeroU64;
 
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
-use crate::layout::{Align, Geometry, IndexFrom, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
+use crate::layout::{
+    Align, Geometry, IndexFrom, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason,
+};
 use crate::timeline::View;
 
 /// The items of a heap, in the order that [`Layout::items`] asks for them; −1 where one is absent.
 #[derive(Clone, Copy, Debug)]
-pub struct Items<'a, const N: usize> {
+pub struct Items<'a> {
     /// The timestamp.
     pub time: i64,
     /// The heap's length.
     pub heap_length: i64,
     /// One for each item axis.
-    pub axes: &'a [i64; N],
+    pub axes: &'a [i64],
     /// The required items.
     pub required: &'a [i64],
 }
@@ -147,22 +149,20 @@ impl Plan {
         &self.layout
     }
 
-    /// Find the index on axis `i` of a value that is not negative.
-    #[inline]
-    fn index<const N: usize>(&self, i: usize, axis: &AxisPlan, value: u64) -> u64 {
-        if axis.listed {
-            return self.layout.axes.get(i).and_then(|axis| axis.index(value)).unwrap_or(u64::MAX);
-        }
-        axis.divisor.exact(value.wrapping_shr(axis.shift) & axis.mask)
+    /// Whether an axis has a list of values.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.axes.iter().any(|axis| axis.listed)
     }
 
     /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
     ///
-    /// All checks are made at once, without saying which one failed: [`judge`] does. `N` must be the number of item
-    /// axes of the layout, and `DENSE` implies [`Plan::is_dense`].
-    #[inline]
+    /// All checks are made at once, without saying which one failed: [`judge`] does. `DENSE` may be true only if
+    /// [`Plan::is_dense`], and `LISTED` must be true if [`Plan::is_listed`]. With slices of constant length the
+    /// loops unroll.
+    #[inline(always)]
     #[must_use]
-    pub fn place<const N: usize, const DENSE: bool>(&self, window: View, items: &Items<'_, N>) -> Option<Slot> {
+    pub fn place<const DENSE: bool, const LISTED: bool>(&self, window: View, items: &Items<'_>) -> Option<Slot> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
         // multiples of the step only those within the window divide to less (see `Divisor` and `View`).
         let since = (items.time.cast_unsigned() & self.time_mask).wrapping_sub(window.base);
@@ -175,14 +175,18 @@ impl Plan {
         on.step(self.time, in_chunk, 0, DENSE);
         for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
             absent |= item;
-            let index = self.index::<N>(i, axis, item.cast_unsigned());
+            let index = if LISTED && axis.listed {
+                self.layout.axes.get(i).and_then(|axis| axis.index(item.cast_unsigned())).unwrap_or(u64::MAX)
+            } else {
+                axis.divisor.exact(item.cast_unsigned().wrapping_shr(axis.shift) & axis.mask)
+            };
             good &= index < axis.size;
             on.step(axis.stride, index, axis.source, DENSE);
         }
         if DENSE {
             on.at.offset = on.at.index.wrapping_mul(self.heap_bytes);
         }
-        (good & (absent >= 0)).then_some(Slot { chunk, batch, at: on.at, source: on.source })
+        (good && absent >= 0).then_some(Slot { chunk, batch, at: on.at, source: on.source })
     }
 
     /// The place in a chunk of batch `in_chunk`, on the other axes as `on` says.
@@ -194,7 +198,7 @@ impl Plan {
 
 impl OnAxes {
     /// Go to `index` on an axis.
-    #[inline]
+    #[inline(always)]
     fn step(&mut self, stride: Place, index: u64, source: u64, dense: bool) {
         self.at.index = self.at.index.wrapping_add(index.wrapping_mul(stride.index));
         if !dense {

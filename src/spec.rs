@@ -1,7 +1,9 @@
 //! The declaration of a layout as data: what TOML files and Python's dataclasses say.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LayoutError;
@@ -46,13 +48,82 @@ impl SideType {
 }
 
 /// Byte stride of an axis.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a number of bytes, or the name of a field of user_data")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
 pub enum Stride {
     /// A number of bytes.
     Bytes(u64),
     /// The name of the field of a stream's user data that holds it.
     UserData(String),
+}
+
+/// A number from 0 on. Unlike the integers that serde reads by itself, its errors tell the value that was given.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Number;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number from 0 to 2^64 - 1")
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Number, E> {
+                Ok(Number(value))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Number, E> {
+                let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
+                value.try_into().map(Number).map_err(refuse)
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stride {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Stride;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or the name of a field of user_data")
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Stride, E> {
+                Ok(Stride::Bytes(value))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Stride, E> {
+                let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
+                value.try_into().map(Stride::Bytes).map_err(refuse)
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Stride, E> {
+                Ok(Stride::UserData(name.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Number::deserialize(deserializer).map(|number| number.0)
+}
+
+fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    number(deserializer).map(Some)
+}
+
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+    Vec::<Number>::deserialize(deserializer).map(|all| all.into_iter().map(|number| number.0).collect())
+}
+
+fn optional_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u64>>, D::Error> {
+    numbers(deserializer).map(Some)
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -84,10 +155,13 @@ pub struct TimeSpec {
     #[serde(default = "time", skip_serializing_if = "is_time")]
     pub name: String,
     /// Item ID of the timestamp.
+    #[serde(deserialize_with = "number")]
     pub item: u64,
     /// Ticks between successive heaps of a source.
+    #[serde(deserialize_with = "number")]
     pub step: u64,
     /// Heaps per source per chunk.
+    #[serde(deserialize_with = "number")]
     pub batches: u64,
     /// Ticks per second.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -104,22 +178,22 @@ pub struct AxisSpec {
     /// Name of the axis.
     pub name: String,
     /// Item ID of the index.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub item: Option<u64>,
     /// Bits to shift the value right by.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]
     pub shift: u64,
     /// Bits to keep after the shift.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub mask: Option<u64>,
     /// Difference between the values of neighbouring indices.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[serde(default = "one", skip_serializing_if = "is_one", deserialize_with = "number")]
     pub step: u64,
     /// Number of indices.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub size: Option<u64>,
     /// The value of each index, instead of step and size.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub values: Option<Vec<u64>>,
     /// Field of the stream's user data that holds the index, instead of an item.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -136,9 +210,10 @@ pub struct SideSpec {
     /// Field name in the record.
     pub name: String,
     /// Item ID.
+    #[serde(deserialize_with = "number")]
     pub item: u64,
     /// Bits to shift the value right by.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]
     pub shift: u64,
     /// What it is stored as.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -153,6 +228,7 @@ pub struct LayoutSpec {
     #[serde(default, skip_serializing_if = "is_default")]
     pub name: String,
     /// Payload bytes of a heap.
+    #[serde(deserialize_with = "number")]
     pub heap_bytes: u64,
     /// Axis names, slowest to fastest.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -164,16 +240,16 @@ pub struct LayoutSpec {
     #[serde(default, skip_serializing_if = "is_default")]
     pub source_labels: Option<Vec<String>>,
     /// Further items without which a heap is rejected.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
     pub required_items: Vec<u64>,
     /// Numpy type of a heap's elements; of no concern to placement.
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: Option<String>,
     /// Numpy shape of a heap; of no concern to placement.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub heap_shape: Option<Vec<u64>>,
     /// Samples of a heap; of no concern to placement.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub samples_per_heap: Option<u64>,
     /// Byte strides that override the dense ones.
     #[serde(default, skip_serializing_if = "is_default")]

@@ -33,7 +33,6 @@ impl Timeline {
             return stamp.cast_signed();
         }
         let newest = newest.wrapping_sub(1);
-        const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
         // Sign-extends the 48-bit difference.
         let ahead = stamp.wrapping_sub(newest).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE);
         newest.cast_signed().wrapping_add(ahead)
@@ -52,10 +51,6 @@ pub struct View {
     pub base: u64,
     /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
     pub limit: u64,
-    /// The first chunk of the window, counted from time 0.
-    pub first_chunk: u64,
-    /// The first batch of the window, counted from time 0.
-    pub first_batch: u64,
 }
 
 /// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest.
@@ -104,12 +99,21 @@ impl Window {
     #[inline]
     #[must_use]
     pub fn view(&self) -> View {
-        View {
-            base: self.base.load(Relaxed),
-            limit: self.limit.load(Relaxed),
-            first_chunk: self.first_chunk.load(Relaxed),
-            first_batch: self.first_batch.load(Relaxed),
-        }
+        View { base: self.base.load(Relaxed), limit: self.limit.load(Relaxed) }
+    }
+
+    /// The first chunk of the window, counted from time 0.
+    #[inline]
+    #[must_use]
+    pub fn first_chunk(&self) -> u64 {
+        self.first_chunk.load(Relaxed)
+    }
+
+    /// The first batch of the window, counted from time 0.
+    #[inline]
+    #[must_use]
+    pub fn first_batch(&self) -> u64 {
+        self.first_batch.load(Relaxed)
     }
 
     /// Start time of a chunk.
@@ -122,10 +126,10 @@ impl Window {
     ///
     /// Returns by how many chunks the beginning has moved.
     pub fn follow(&self, chunk: u64) -> u64 {
-        let old = self.view();
+        let old = self.first_chunk();
         let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
-        let began = old.limit != 0;
-        if began && first <= old.first_chunk {
+        let began = self.view().limit != 0;
+        if began && first <= old {
             return 0;
         }
         let base = self.start(first) & LOW_BITS;
@@ -135,13 +139,15 @@ impl Window {
         self.limit.store(self.chunks.wrapping_mul(self.batches).min(until_wrap), Relaxed);
         self.first_chunk.store(first, Relaxed);
         self.first_batch.store(first.wrapping_mul(self.batches), Relaxed);
-        first.wrapping_sub(old.first_chunk)
+        first.wrapping_sub(old)
     }
 }
 
+const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
 const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "tests may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -85,9 +85,8 @@ impl Placement {
             .ok_or_else(|| PyValueError::new_err("the callback has no address"))?;
         let context = Arc::into_raw(Arc::clone(&self.0)).cast_mut().cast::<c_void>();
         // SAFETY: the function has static lifetime, and the destructor copes with a capsule that has no context yet.
-        let capsule = unsafe {
-            PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context))
-        }?;
+        let capsule =
+            unsafe { PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context)) }?;
         set_context(&capsule, context)?;
         Ok(capsule)
     }

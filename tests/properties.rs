@@ -1,0 +1,398 @@
+//! Placement against a slow, obvious reference: random layouts, random heaps, through the C function pointer.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use speadrx::abi::ChunkPlaceData;
+use speadrx::callback::{Context, Stats};
+use speadrx::layout::Layout;
+use speadrx::ledger::Snapshot;
+use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use speadrx::sync::Arc;
+use speadrx::timeline::Timeline;
+
+const CASES: u32 = 2500;
+const HEAPS: usize = 64;
+const STATS_BASE: usize = 5;
+
+/// What the reference says of a heap.
+#[derive(Clone, Debug, PartialEq)]
+enum Verdict {
+    Rejected(String),
+    Placed { chunk: i64, index: usize, offset: usize, extra: Vec<u8>, source: usize, batch: i128 },
+}
+
+/// Placement as design says it: one rule after the other, in numbers that cannot overflow.
+struct Reference<'a> {
+    spec: &'a LayoutSpec,
+    user_data: &'a BTreeMap<String, u64>,
+    window: i128,
+    newest: Option<i128>,
+    seen: BTreeSet<(i128, usize)>,
+}
+
+impl Reference<'_> {
+    fn axes(&self) -> Vec<(String, i128)> {
+        let size = |axis: &AxisSpec| i128::from(axis.size.unwrap_or(axis.values.as_ref().map_or(0, |v| v.len() as u64)));
+        let mut all = vec![(self.spec.time.name.clone(), i128::from(self.spec.time.batches))];
+        all.extend(self.spec.axes.iter().map(|axis| (axis.name.clone(), size(axis))));
+        match &self.spec.order {
+            None => all,
+            Some(order) => order.iter().map(|n| all.iter().find(|(name, _)| name == n).unwrap().clone()).collect(),
+        }
+    }
+
+    fn judge(&mut self, items: &HashMap<u64, i64>) -> Verdict {
+        let reject = |name: &str| Verdict::Rejected(name.to_owned());
+        let spec = self.spec;
+        let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
+        let step = i128::from(spec.time.step);
+        let chunk_step = step * i128::from(spec.time.batches);
+        let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
+        if i128::from(get(2)) != i128::from(spec.heap_bytes)
+            || get(spec.time.item) < 0
+            || needed.into_iter().any(|id| get(id) < 0)
+        {
+            return reject("metadata_heaps");
+        }
+        let mut stamp = i128::from(get(spec.time.item));
+        if stamp >= 1 << 48 {
+            return reject("bad_timestamp_heaps");
+        }
+        if spec.time.align == Align::Mask {
+            stamp -= stamp % step;
+        }
+        let time = match self.newest {
+            None => stamp,
+            Some(newest) => {
+                let reference = newest * chunk_step;
+                let round = (reference - stamp).div_euclid(1 << 48);
+                let candidates = (round - 1..=round + 1).map(|k| stamp + (k << 48));
+                candidates
+                    .filter(|time| (-(1 << 47)..1 << 47).contains(&(time - reference)))
+                    .next()
+                    .expect("one of three is near")
+            }
+        };
+        if time.rem_euclid(step) != 0 {
+            return reject("bad_timestamp_heaps");
+        }
+        let mut indices = HashMap::from([(spec.time.name.clone(), (time / step).rem_euclid(i128::from(spec.time.batches)))]);
+        for axis in &spec.axes {
+            let index = if let Some(field) = &axis.from_user_data {
+                Some(i128::from(self.user_data[field]))
+            } else {
+                let value = (get(axis.item.unwrap()).cast_unsigned() >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
+                match &axis.values {
+                    Some(values) => values.iter().position(|&v| v == value).map(|i| i as i128),
+                    None => (value % axis.step == 0 && value / axis.step < axis.size.unwrap())
+                        .then(|| i128::from(value / axis.step)),
+                }
+            };
+            let Some(index) = index else {
+                return reject(&axis.reject_name.clone().unwrap_or(format!("bad_{}_heaps", axis.name)));
+            };
+            indices.insert(axis.name.clone(), index);
+        }
+        if time < 0 {
+            return reject("implausible_timestamp_heaps");
+        }
+        let chunk = time / chunk_step;
+        let (mut index, mut offset) = (0, 0);
+        let mut stride = i128::from(spec.heap_bytes);
+        let mut index_stride = 1;
+        for (name, size) in self.axes().iter().rev() {
+            stride = match spec.strides.get(name) {
+                Some(Stride::Bytes(bytes)) => i128::from(*bytes),
+                Some(Stride::UserData(field)) => self.user_data.get(field).map_or(stride, |&v| i128::from(v)),
+                None => stride,
+            };
+            index += indices[name] * index_stride;
+            offset += indices[name] * stride;
+            index_stride *= size;
+            stride *= size;
+        }
+        let mut extra = Vec::new();
+        for side in &spec.side_items {
+            let value = get(side.item).max(0).cast_unsigned() >> side.shift;
+            extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
+        }
+        self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
+        let source = spec.sources.as_ref().map_or(0, |name| indices[name]);
+        Verdict::Placed {
+            chunk: i64::try_from(chunk).unwrap(),
+            index: usize::try_from(index).unwrap(),
+            offset: usize::try_from(offset).unwrap(),
+            extra,
+            source: usize::try_from(source).unwrap(),
+            batch: time / step,
+        }
+    }
+
+    /// Whether this slot was filled already, while its chunk is in the window.
+    fn is_duplicate(&mut self, chunk: i64, index: usize) -> bool {
+        let first = (self.newest.unwrap() - self.window + 1).max(0);
+        self.seen.retain(|&(chunk, _)| chunk >= first);
+        i128::from(chunk) >= first && !self.seen.insert((i128::from(chunk), index))
+    }
+}
+
+fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
+    let plain = (1_u64..6, select(vec![1_u64, 2, 3, 7, 64, 100]), 0_u64..6, any::<bool>());
+    let kind = prop_oneof![
+        4 => plain.prop_map(|(size, step, shift, masked)| (Some(size), None, step, shift, masked, false)),
+        2 => (proptest::collection::btree_set(0_u64..1 << 20, 1..6), 0_u64..4)
+            .prop_map(|(values, shift)| (None, Some(values.into_iter().rev().collect()), 1, shift, false, false)),
+        1 => (1_u64..4).prop_map(|size| (Some(size), None, 1, 0, false, true)),
+    ];
+    // Two axes in three have an item of their own; the others share one, and differ in its bits.
+    (kind, select(vec![true, true, false])).prop_map(move |((size, values, step, shift, masked, user), own)| AxisSpec {
+        name: format!("axis{i}"),
+        item: (!user).then_some(if own { 0x4100 + i as u64 } else { 0x3101 }),
+        shift,
+        mask: masked.then(|| ((size.unwrap_or(1) * step).next_power_of_two() * 2) - 1),
+        step,
+        size,
+        values,
+        from_user_data: user.then(|| format!("index{i}")),
+        reject_name: (i == 1).then(|| "bad_feng_id_heaps".to_owned()),
+    })
+}
+
+fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
+    let axes = (0_usize..=4).prop_flat_map(|n| (0..n).map(axis).collect::<Vec<_>>());
+    let steps = vec![1_u64, 2, 3, 4096, 4095, 1 << 21, 1_000_003, (1 << 40) + 15, 1 << 44];
+    (
+        (1_u64..40, select(steps), 1_u64..6, any::<bool>()),
+        axes,
+        any::<[Index; 6]>(),
+        vec((0_u64..3, 0_u64..9, any::<Index>()), 0..4),
+        vec(0_u64..3, 0..3),
+        (any::<Index>(), 0_u64..50, 0_u8..3),
+        1_u64..5,
+        any::<[u64; 6]>(),
+    )
+        .prop_map(|((heap_bytes, step, batches, mask), axes, shuffle, side, required, padding, window, user)| {
+            let mask = mask && step.is_power_of_two();
+            let time = TimeSpec {
+                name: "time".to_owned(),
+                item: 0x1600,
+                step,
+                batches,
+                tick_rate: None,
+                align: if mask { Align::Mask } else { Align::Reject },
+            };
+            let mut order: Vec<_> = std::iter::once("time".to_owned()).chain(axes.iter().map(|a| a.name.clone())).collect();
+            for (i, pick) in shuffle.iter().enumerate().take(order.len()) {
+                let other = pick.index(order.len());
+                order.swap(i, other);
+            }
+            let sources = axes.first().map(|axis| axis.name.clone());
+            let types = [SideType::U8, SideType::U16, SideType::U32, SideType::U64];
+            let side_items = side
+                .iter()
+                .enumerate()
+                .map(|(i, (item, shift, dtype))| SideSpec {
+                    name: format!("side{i}"),
+                    item: 0x3200 + item,
+                    shift: shift * 5,
+                    dtype: types[dtype.index(types.len())],
+                })
+                .collect();
+            let mut user_data: BTreeMap<_, _> = axes
+                .iter()
+                .zip(user)
+                .filter_map(|(axis, value)| Some((axis.from_user_data.clone()?, value % axis.size.unwrap())))
+                .collect();
+            let required: BTreeSet<u64> = required.iter().map(|item| 0x4200 + item).collect();
+            let mut spec = LayoutSpec {
+                name: String::new(),
+                heap_bytes,
+                order: Some(order),
+                sources,
+                source_labels: None,
+                required_items: required.into_iter().collect(),
+                dtype: None,
+                heap_shape: None,
+                samples_per_heap: None,
+                strides: BTreeMap::new(),
+                time,
+                axes,
+                side_items,
+            };
+            let (which, gap, how) = padding;
+            if how != 0 {
+                let order = spec.order.clone().unwrap();
+                let at = which.index(order.len());
+                let size = |name: &String| match spec.axes.iter().find(|axis| axis.name == *name) {
+                    Some(axis) => axis.size.unwrap_or_else(|| axis.values.as_ref().unwrap().len() as u64),
+                    None => spec.time.batches,
+                };
+                let stride = order[at + 1..].iter().map(size).product::<u64>() * heap_bytes + gap;
+                if how == 1 {
+                    spec.strides.insert(order[at].clone(), Stride::Bytes(stride));
+                } else {
+                    spec.strides.insert(order[at].clone(), Stride::UserData("stride".to_owned()));
+                    user_data.insert("stride".to_owned(), stride);
+                }
+            }
+            (spec, user_data, window)
+        })
+}
+
+/// How one heap differs from a good one at the front of time.
+#[derive(Clone, Debug)]
+struct HeapSeed {
+    ahead: i64,
+    time_fault: u8,
+    length_fault: u8,
+    indices: [Index; 4],
+    axis_faults: [u8; 4],
+    other_faults: u8,
+    noise: i64,
+}
+
+fn heap() -> impl Strategy<Value = HeapSeed> {
+    let fault = || prop_oneof![12 => Just(0_u8), 1 => 1_u8..8];
+    let ahead = prop_oneof![12 => -4_i64..6, 2 => -30_i64..30, 1 => -1000_i64..1000];
+    (ahead, fault(), fault(), any::<[Index; 4]>(), [fault(), fault(), fault(), fault()], fault(), any::<i64>()).prop_map(
+        |(ahead, time_fault, length_fault, indices, axis_faults, other_faults, noise)| HeapSeed {
+            ahead,
+            time_fault,
+            length_fault,
+            indices,
+            axis_faults,
+            other_faults,
+            noise,
+        },
+    )
+}
+
+fn spoil(value: i64, fault: u8, noise: i64) -> i64 {
+    match fault {
+        1 => -1,
+        2 => value.wrapping_add(1),
+        3 => value.wrapping_sub(1),
+        4 => noise,
+        5 => noise & ((1 << 48) - 1),
+        6 => i64::MAX,
+        7 => 1 << 48,
+        _ => value,
+    }
+}
+
+fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
+    let mut items = HashMap::new();
+    for ((axis, pick), &fault) in spec.axes.iter().zip(&seed.indices).zip(&seed.axis_faults) {
+        let Some(id) = axis.item else { continue };
+        let value = match &axis.values {
+            Some(values) => values[pick.index(values.len())],
+            None => pick.index(axis.size.unwrap() as usize) as u64 * axis.step,
+        };
+        let value = spoil((value << axis.shift).cast_signed(), fault, seed.noise);
+        items.entry(id).and_modify(|old| *old |= value).or_insert(value);
+    }
+    let time = (front + i128::from(seed.ahead) * i128::from(spec.time.step)).rem_euclid(1 << 48);
+    items.insert(spec.time.item, spoil(i64::try_from(time).unwrap(), seed.time_fault, seed.noise));
+    items.insert(2, spoil(spec.heap_bytes.cast_signed(), seed.length_fault, seed.noise));
+    for (i, side) in spec.side_items.iter().enumerate() {
+        items.insert(side.item, seed.noise.rotate_left(i as u32 * 7));
+    }
+    for &id in &spec.required_items {
+        items.insert(id, spoil(3, seed.other_faults, seed.noise));
+    }
+    items
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn callback_equals_reference(
+        (spec, user_data, window) in layout(),
+        start in prop_oneof![4 => 0_i128..20, 2 => (1_i128 << 48) - 20..1 << 48, 2 => 0_i128..1 << 48],
+        heaps in vec(heap(), HEAPS),
+    ) {
+        let layout = Layout::new(spec.clone()).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let geometry = layout.geometry(&user_data).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let stats = Stats { base: STATS_BASE, count: layout.reasons.len() };
+        // A window of so long chunks may be refused; then one chunk still fits.
+        let make = |window| Context::new(&layout, &geometry, window, Some(stats), Arc::new(Timeline::default()));
+        let (window, context) = match make(window) {
+            Ok(context) => (window, context),
+            Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
+        };
+        let mut reference =
+            Reference { spec: &spec, user_data: &user_data, window: window.into(), newest: None, seen: BTreeSet::new() };
+        let mut expected = Snapshot {
+            placed: vec![0; layout.n_sources() as usize],
+            duplicates: vec![0; layout.n_sources() as usize],
+            newest: vec![-1; layout.n_sources() as usize],
+            rejected: vec![0; layout.reasons.len()],
+        };
+        let mut batch_stats = vec![0_u64; STATS_BASE + layout.reasons.len() + 1];
+        let canary = 0xa5;
+        let mut offsets = BTreeMap::new();
+        let step = i128::from(spec.time.step);
+        let mut front = start / step * step;
+        for seed in &heaps {
+            let values = items(&spec, front, seed);
+            let row: Vec<i64> = layout.items.iter().map(|id| values.get(id).copied().unwrap_or(-1)).collect();
+            let mut extra = vec![canary; layout.extra_bytes() + 1];
+            let mut data = ChunkPlaceData {
+                packet: std::ptr::null(),
+                packet_size: 0,
+                items: row.as_ptr(),
+                chunk_id: -1,
+                heap_index: 0,
+                heap_offset: 0,
+                batch_stats: batch_stats.as_mut_ptr(),
+                extra: extra.as_mut_ptr(),
+                extra_offset: 0,
+                extra_size: 0,
+            };
+            // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
+            unsafe {
+                context.function()(&raw mut data, ChunkPlaceData::SIZE, std::ptr::from_ref(&context).cast_mut().cast());
+            }
+            let verdict = reference.judge(&values);
+            match &verdict {
+                Verdict::Rejected(reason) => {
+                    prop_assert_eq!(data.chunk_id, -1, "{:?}", verdict);
+                    expected.rejected[layout.reasons.iter().position(|name| name == reason).unwrap()] += 1;
+                }
+                Verdict::Placed { chunk, index, offset, extra: record, source, batch } => {
+                    prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (*chunk, *index, *offset));
+                    if !record.is_empty() {
+                        prop_assert_eq!((data.extra_offset, data.extra_size), (index * record.len(), record.len()));
+                        prop_assert_eq!(&extra[..record.len()], &record[..]);
+                    }
+                    expected.placed[*source] += 1;
+                    expected.duplicates[*source] += u64::from(reference.is_duplicate(*chunk, *index));
+                    let newest = &mut expected.newest[*source];
+                    *newest = (*newest).max(i64::try_from(batch * step).unwrap());
+                    front = front.max(batch * step);
+                    prop_assert!((*index as u64) < layout.chunk_heaps());
+                    prop_assert!(*offset as u64 + spec.heap_bytes <= geometry.span_bytes);
+                    prop_assert_eq!(*offsets.entry(*index).or_insert(*offset), *offset);
+                }
+            }
+            prop_assert_eq!(extra.last(), Some(&canary));
+            prop_assert_eq!(&context.ledger().snapshot(), &expected, "after {:?}", values);
+        }
+        let mut slots: Vec<_> = offsets.values().collect();
+        slots.sort();
+        prop_assert!(slots.windows(2).all(|pair| pair[0] + spec.heap_bytes as usize <= *pair[1]), "slots overlap");
+        prop_assert_eq!(&batch_stats[STATS_BASE..STATS_BASE + layout.reasons.len()], &expected.rejected[..]);
+        prop_assert!(batch_stats[..STATS_BASE].iter().all(|&count| count == 0));
+        prop_assert_eq!(batch_stats.last(), Some(&0));
+    }
+
+    #[test]
+    fn toml_round_trip_is_exact((spec, _, _) in layout()) {
+        let text = spec.to_toml().unwrap();
+        prop_assert_eq!(LayoutSpec::from_toml(&text).unwrap(), spec, "{}", text);
+    }
+}
