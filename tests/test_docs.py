@@ -6,6 +6,7 @@ import pathlib
 import pkgutil
 import re
 import runpy
+from typing import Any
 
 import pytest
 
@@ -20,32 +21,40 @@ def code_blocks(document: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-PYTHON_BLOCKS = [
-    pytest.param(block, id=f"{document.name}-{i}")
-    for document in DOCUMENTS
-    for i, block in enumerate(code_blocks(document, "python"))
-]
+@pytest.fixture
+def run(tmp_path, monkeypatch, udp_port):
+    """Run a code block as it stands, but for its UDP port; return its globals."""
+
+    def run_block(block: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        script = tmp_path / "block.py"
+        script.write_text(block.replace("7148", str(udp_port)), "utf-8")
+        return runpy.run_path(str(script))
+
+    return run_block
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS)
-def test_block_runs_as_it_stands(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    script = tmp_path / "block.py"
-    script.write_text(block, "utf-8")
-    runpy.run_path(str(script))
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.name != "README.md"], ids=lambda d: d.name)
+def test_blocks_run(document, run):
+    for block in code_blocks(document, "python"):
+        run(block)
 
 
-def test_readme_receiver(tmp_path, capfd):
-    """The receiver is short, loses nothing, and its layout is the one shown in TOML."""
+def test_readme_receiver(run, tmp_path):
+    """It is short, gets what it says, and its layout is the one shown in TOML."""
     (receiver,) = code_blocks(ROOT / "README.md", "python")
-    assert len([line for line in receiver.splitlines() if line and not line.startswith(("import", "from"))]) <= 25
-    script = tmp_path / "receiver.py"
-    script.write_text(receiver, "utf-8")
-    namespace = runpy.run_path(str(script))
+    statements = [line for line in receiver.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(statements) <= 28
+    result = run(receiver)
+    account = result["chunks"].accounting
+    assert account.chunks == 6
+    assert account.expected == 6 * result["layout"].chunk_heaps
+    assert 0 < account.missing < account.expected
+    assert sum(result["stream"].ledger.snapshot().rejected.values()) == 0
     toml = tmp_path / "array.toml"
     (text,) = code_blocks(ROOT / "README.md", "toml")
     toml.write_text(text, "utf-8")
-    assert speadrx.Layout.from_toml(toml) == namespace["layout"]
+    assert speadrx.Layout.from_toml(toml) == result["layout"]
 
 
 @pytest.mark.parametrize("name", ["speadrx", *MODULES])
@@ -53,7 +62,7 @@ def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_document_points_to_what_is_there(document):
     text = document.read_text("utf-8")
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
