@@ -23,14 +23,12 @@ logger = logging.getLogger(__name__)
 # Linux has these, the socket module does not.
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
-_UDP_GRO = 104
 
 #: Values that SO_MEMINFO gives, and the index of the packets dropped.
 _MEMINFO = struct.Struct("9I")
 _MEMINFO_DROPS = 8
 
-#: The largest UDP payload. spead2 drops larger packets than its max_size; room costs nothing, since its
-#: buffers have 64 KiB anyway.
+#: The largest UDP payload. spead2's default is less, and it drops packets that are larger.
 _MAX_UDP_PAYLOAD = 65507
 
 #: The largest packet and the largest pcapng block that libpcap reads.
@@ -108,12 +106,17 @@ class _Endpoint:
 
     @property
     def multicast(self) -> bool:
-        packed = socket.inet_pton(self.family, self.address)
+        packed = socket.inet_pton(self.family, self.address.partition("%")[0])
         return packed[0] == 0xFF if self.family == socket.AF_INET6 else packed[0] >> 4 == 0xE
 
     @property
     def interface_index(self) -> int:
         return 0 if self.interface is None else socket.if_nametoindex(self.interface)
+
+    @property
+    def bind_address(self) -> tuple[Any, ...]:
+        # An IPv6 group of narrow scope belongs to an interface.
+        return (self.address, self.port, *((0, self.interface_index) if self.family == socket.AF_INET6 else ()))
 
 
 def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
@@ -180,7 +183,7 @@ def _make_socket(endpoint: _Endpoint, buffer: int) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # The buffer first: packets may come from the moment that the socket is bound.
         _set_buffer(sock, buffer)
-        sock.bind((endpoint.address, endpoint.port))
+        sock.bind(endpoint.bind_address)
         if endpoint.multicast:
             group = socket.inet_pton(endpoint.family, endpoint.address)
             if endpoint.family == socket.AF_INET6:
@@ -234,14 +237,8 @@ def _own_sockets() -> dict[int, int]:
     return sockets
 
 
-def _is_fresh_reader(sock: socket.socket, endpoint: _Endpoint) -> bool:
-    """Whether this may be a socket that spead2 has just made for an endpoint: not bound, but with GRO on."""
-    if sock.family != endpoint.family or sock.type != socket.SOCK_DGRAM or sock.getsockname()[1] != 0:
-        return False
-    try:
-        return sock.getsockopt(socket.IPPROTO_UDP, _UDP_GRO) != 0
-    except OSError:  # a kernel that cannot tell
-        return True
+def _is_unbound(sock: socket.socket, family: socket.AddressFamily) -> bool:
+    return sock.family == family and sock.type == socket.SOCK_DGRAM and sock.getsockname()[1] == 0
 
 
 def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> socket.socket | None:
@@ -258,14 +255,13 @@ def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> soc
         stream.add_udp_reader(**kwargs)
         new = [fd for inode, fd in _own_sockets().items() if inode not in before]
         candidates = [socket.socket(fileno=os.dup(fd)) for fd in new]
-    found = [sock for sock in candidates if _is_fresh_reader(sock, endpoint)]
-    if len(found) == 1:
-        for sock in candidates:
-            if sock is not found[0]:
-                sock.close()
-        return found[0]
+    # Normally it is the only one. Other threads may have made sockets meanwhile.
+    found = [sock for sock in candidates if _is_unbound(sock, endpoint.family)]
     for sock in candidates:
-        sock.close()
+        if [sock] != found:
+            sock.close()
+    if len(found) == 1:
+        return found[0]
     logger.warning("kernel drops of %s are not counted: spead2's socket for it was not found", endpoint)
     return None
 
@@ -400,7 +396,7 @@ def add_reader(
     OSError
         If a socket cannot be bound or cannot join its group, or a file cannot be opened.
     RuntimeError
-        If ibverbs cannot be used.
+        If ibverbs cannot be used, or spead2 cannot make the socket where the stream has ``explicit_start``.
     """
     if buffer is not None and buffer_size is not None:
         raise TypeError(f"buffer: {buffer} and buffer_size: {buffer_size} are the same setting: give one of them")

@@ -505,7 +505,9 @@ def _items(layout: BaseLayout, declared: DeclarativeLayout | None, given: Iterab
 def _declared_buffers(layout: DeclarativeLayout, geometries: Sequence[_core.Geometry], extra: int) -> ChunkBuffers:
     declaration = layout.declaration
     dtype = np.dtype(declaration.dtype)
-    heap_shape = declaration.heap_shape or (declaration.heap_bytes // dtype.itemsize,)
+    heap_shape = declaration.heap_shape
+    if heap_shape is None:
+        heap_shape = (declaration.heap_bytes // dtype.itemsize,)
     axes = layout.present_shape
     dense = tuple(layout.heap_bytes * math.prod(axes[i + 1 :]) for i in range(len(axes)))
     return ChunkBuffers(
