@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import multiprocessing
+import json
+import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import click
@@ -104,43 +107,35 @@ def _simulator(seed: int, faults: Faults = FAULTS) -> Simulator:
     )
 
 
-def _send(connection: Connection, port: int, seconds: float, rate: float, seed: int) -> None:
-    """Send until the time is over or the other end of the connection says anything or is gone (a process)."""
+def _send(port: int, seconds: float, rate: float, seed: int) -> None:
+    """Send until the time is over or something, be it its end, comes in on stdin; then report on stdout."""
     started = time.monotonic()
 
     def stop() -> bool:
-        return time.monotonic() - started >= seconds or connection.poll()
+        return time.monotonic() - started >= seconds or bool(select.select([sys.stdin], [], [], 0)[0])
 
     with UdpSink([("127.0.0.1", port)]) as sink:
         noise = _simulator(seed, NOISE).send(sink, NOISE_BATCHES)
         truth = _simulator(seed).send(sink, rate=rate, stop=stop)
-    report = Sent(truth, noise.copies, time.monotonic() - started)
-    with contextlib.suppress(BrokenPipeError):
-        connection.send(report)
+    report = json.dumps([truth.as_dict(), noise.copies, time.monotonic() - started])
+    with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
+        os.write(sys.stdout.fileno(), report.encode())
 
 
 @contextlib.contextmanager
-def _sender(*args: Any) -> Iterator[Connection]:
+def _sender(port: int, seconds: float, rate: float, seed: int) -> Iterator[subprocess.Popen[str]]:
     """Run `_send` in a process of its own: it shares no interpreter lock with the receiver."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_send, args=(theirs, *args), name="speadrx-demo-sender")
+    code = f"from {__name__} import _send; _send({port}, {seconds}, {rate}, {seed})"
     # Ctrl-C in a terminal goes to both processes. The sender inherits that it is blocked, and is told to stop.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        process.start()
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()  # also stops it
-        process.join(GIVE_UP_SECONDS)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        process.close()
+    with process:  # closes its stdin, which stops it, and waits
+        yield process
 
 
 @contextlib.contextmanager
@@ -165,18 +160,18 @@ def _interruptible() -> Iterator[threading.Event]:
         restore()
 
 
-def _report(connection: Connection, interrupted: threading.Event) -> Sent:
+def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> Sent:
     """Wait for the sender's report, and tell it to stop when interrupted."""
-    told = False
-    while not connection.poll(0.05):
-        if interrupted.is_set() and not told:
-            connection.send("stop")
-            told = True
+    assert sender.stdin is not None
+    assert sender.stdout is not None
+    while not select.select([sender.stdout], [], [], 0.05)[0]:
+        if interrupted.is_set():
+            sender.stdin.close()
     try:
-        report: Sent = connection.recv()
-    except EOFError:
+        truth, noise, seconds = json.load(sender.stdout)
+    except json.JSONDecodeError:
         raise click.ClickException("the sender died before it had finished; no accounts can be made") from None
-    return report
+    return Sent(Truth(**truth), noise, seconds)
 
 
 def _free_port() -> int:
@@ -269,9 +264,9 @@ def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], 
         wrong_heaps = consumer.submit(_consume, chunks, _simulator(seed))
         stack.callback(end.stop)
         metrics_port = stack.enter_context(_metrics(stream))
-        with _sender(port, seconds, rate, seed) as connection:
+        with _sender(port, seconds, rate, seed) as sender:
             announce(port, metrics_port)
-            sent = _report(connection, interrupted)
+            sent = _report(sender, interrupted)
         _drain(stream, sent.truth.decodable_packets)
         end.stop()
         wrong = wrong_heaps.result()
@@ -354,8 +349,8 @@ def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, 
     verdict = "every heap is accounted for" if residual == 0 else "SOME HEAPS ARE NOT ACCOUNTED FOR"
     console.print(f"Residual: {residual:,} ({verdict}).")
     console.print(
-        "\nWhere to look next: README.md has a receiver of 20 lines, ARCHITECTURE.md says how\n"
-        "it works, and speadrx.simulate sends heaps of a layout of your own."
+        "\nWhere to look next: README.md has a receiver of 20 lines, ARCHITECTURE.md says\n"
+        "how it works, and speadrx.simulate sends heaps of a layout of your own."
     )
 
 
