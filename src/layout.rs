@@ -236,6 +236,13 @@ fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
     })
 }
 
+fn check_user_data_name(field: &str, name: &str) -> Result<(), LayoutError> {
+    check_name(field, name)?;
+    check(name != "stats_base", || {
+        LayoutError::field(field, format!("{name:?}"), "is the field that holds the index of our statistics")
+    })
+}
+
 fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
     field: &str,
     values: impl IntoIterator<Item = T>,
@@ -311,10 +318,13 @@ impl Layout {
 
         let dimensions = order_dimensions(&spec, &names, &sizes)?;
         let source = check_sources(&spec, &dimensions)?;
-        for name in spec.strides.keys() {
+        for (name, stride) in &spec.strides {
             check(names.contains(name), || {
                 LayoutError::field("strides", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
             })?;
+            if let Stride::UserData(from) = stride {
+                check_user_data_name(&format!("strides[{name:?}]"), from)?;
+            }
         }
         check_distinct(
             "user_data",
@@ -476,14 +486,7 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
             "stands beside from_user_data; give one of them",
         )
     })?;
-    check_name(&format!("{field}.from_user_data"), name)?;
-    check(name != "stats_base", || {
-        LayoutError::field(
-            format!("{field}.from_user_data"),
-            name,
-            "is the field that holds the index of our statistics",
-        )
-    })?;
+    check_user_data_name(&format!("{field}.from_user_data"), name)?;
     let for_items = axis.shift != 0 || axis.mask.is_some() || axis.step != 1 || axis.values.is_some();
     check(!for_items && axis.reject_name.is_none(), || {
         LayoutError::field(
@@ -604,7 +607,8 @@ fn order_dimensions(
         })?;
     }
     let all: Vec<u64> = dimensions.iter().map(|dimension| dimension.size).collect();
-    product("axes", &all, MAX_CHUNK_HEAPS, "is the number of heaps in a chunk")?;
+    let heaps = product("axes", &all, MAX_CHUNK_HEAPS, "is the number of heaps in a chunk")?;
+    product("heap_bytes x axes", &[spec.heap_bytes, heaps], i64::MAX as u64, "is the size of a chunk in bytes")?;
     let mut index_stride = 1;
     for dimension in dimensions.iter_mut().rev() {
         dimension.index_stride = index_stride;
@@ -653,7 +657,9 @@ fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<u
 /// less what the remaining axes can make up for, which is less than the step. (It refuses some
 /// interleavings that would be disjoint, which nobody has asked for.)
 fn prove_disjoint(heap_bytes: u64, dimensions: &[Dimension], strides: &[u64]) -> Result<u64, LayoutError> {
-    let mut by_stride: Vec<_> = dimensions.iter().zip(strides).filter(|(dimension, _)| dimension.size > 1).collect();
+    // Of equal strides (0, say) that of the fastest axis is found wrong: the default ones of the others follow from it.
+    let in_use = |(dimension, _): &(&Dimension, &u64)| dimension.size > 1;
+    let mut by_stride: Vec<_> = dimensions.iter().zip(strides).rev().filter(in_use).collect();
     by_stride.sort_by_key(|(_, stride)| **stride);
     let mut extent = heap_bytes;
     for (dimension, &stride) in by_stride {

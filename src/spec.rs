@@ -67,11 +67,13 @@ impl<'de> Deserialize<'de> for Number {
             type Value = Number;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number from 0 to 2^64 - 1")
+                f.write_str("a whole number from 0 to 2^63 - 1")
             }
 
             fn visit_u64<E: Error>(self, value: u64) -> Result<Number, E> {
-                Ok(Number(value))
+                // More has no form in TOML, and no use: item values have 63 bits.
+                let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
+                i64::try_from(value).map(|_| Number(value)).map_err(refuse)
             }
 
             fn visit_i64<E: Error>(self, value: i64) -> Result<Number, E> {

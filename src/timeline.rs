@@ -66,6 +66,7 @@ pub struct Window {
     base: AtomicU64,
     limit: AtomicU64,
     first_chunk: AtomicU64,
+    newest_chunk: AtomicU64,
     first_batch: AtomicU64,
     chunks: u64,
     step: u64,
@@ -81,6 +82,7 @@ impl Window {
             base: AtomicU64::new(0),
             limit: AtomicU64::new(0),
             first_chunk: AtomicU64::new(0),
+            newest_chunk: AtomicU64::new(0),
             first_batch: AtomicU64::new(0),
             chunks,
             step: layout.spec().time.step,
@@ -122,22 +124,26 @@ impl Window {
         chunk.wrapping_mul(self.chunk_step)
     }
 
-    /// Move the window so that `chunk` is in it, if it is newer than all of it.
+    /// Move the window so that it ends with `chunk`, if that is newer than its newest.
     ///
-    /// Returns by how many chunks the beginning has moved.
+    /// Returns by how many chunks the beginning has moved. The window ends with the newest chunk even where it could
+    /// hold more (before time has gone on for long enough), so that every newer chunk takes the cold path, which tells
+    /// the timeline.
     pub fn follow(&self, chunk: u64) -> u64 {
-        let old = self.first_chunk();
-        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
-        let began = self.view().limit != 0;
-        if began && first <= old {
+        let began = self.limit.load(Relaxed) != 0;
+        if began && chunk <= self.newest_chunk.load(Relaxed) {
             return 0;
         }
+        let old = self.first_chunk();
+        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
         let base = self.start(first) & LOW_BITS;
+        let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
         let until_wrap = LOW_BITS.wrapping_sub(base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
         self.base.store(base, Relaxed);
-        self.limit.store(self.chunks.wrapping_mul(self.batches).min(until_wrap), Relaxed);
+        self.limit.store(batches.min(until_wrap), Relaxed);
         self.first_chunk.store(first, Relaxed);
+        self.newest_chunk.store(chunk, Relaxed);
         self.first_batch.store(first.wrapping_mul(self.batches), Relaxed);
         first.wrapping_sub(old)
     }

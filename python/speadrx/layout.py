@@ -89,6 +89,8 @@ class BaseLayout(ABC):
                 f"{type(self).__name__} has no placement callback: override chunk_place, "
                 "or define _chunk_place with an address attribute"
             )
+        if user_data is None:
+            raise ValueError(f"user_data: None, but the callback of {type(self).__name__} reads it")
         return (_core.foreign_capsule(callback.address, user_data.ctypes.data), callback, user_data)
 
 
@@ -298,7 +300,9 @@ class DeclarativeLayout(BaseLayout):
         if raw.nbytes < geometry.span_bytes:
             raise ValueError(f"data has {raw.nbytes} bytes, but the layout needs {geometry.span_bytes}")
         dtype = np.dtype(declaration.dtype)
-        heap_shape = declaration.heap_shape or (declaration.heap_bytes // dtype.itemsize,)
+        heap_shape = declaration.heap_shape
+        if heap_shape is None:
+            heap_shape = (declaration.heap_bytes // dtype.itemsize,)
         inner = np.empty(heap_shape, dtype).strides
         return np.ndarray(self.present_shape + heap_shape, dtype, buffer=raw.data, strides=geometry.strides + inner)
 
@@ -323,6 +327,9 @@ class DeclarativeLayout(BaseLayout):
         ValueError
             If a field that the layout reads is missing or out of range.
         """
+        if getattr(self, "_chunk_place", None) is not None:
+            return super().chunk_place(user_data)  # type: ignore[arg-type]
+
         import spead2.recv
 
         placement = self.declaration._compiled.geometry(user_data_values(self, user_data)).placement(
@@ -391,7 +398,12 @@ class Layout(DeclarativeLayout):
                 object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "source_labels", tuple(self.source_labels or ()))
         object.__setattr__(self, "strides", dict(self.strides))
-        dtype = np.dtype(self.dtype)
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as exc:
+            raise _core.LayoutError(
+                f"dtype: {self.dtype!r} is no numpy dtype ({exc}); name one, like 'int16'"
+            ) from None
         # The readable name where it says everything ("int16"); else with its byte order (">i2").
         object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
         n_sources = self._compiled.n_sources
@@ -432,7 +444,7 @@ class Layout(DeclarativeLayout):
         return self
 
     def _spec(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, as plain dicts and lists."""
+        """The fields that differ from their defaults, and `heap_bytes`, as plain dicts and lists."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -443,7 +455,9 @@ class Layout(DeclarativeLayout):
                 return {
                     f.name: plain(v)
                     for f in dataclasses.fields(value)
-                    if (v := getattr(value, f.name)) is not None and v != f.default and v not in ((), {})
+                    if (v := getattr(value, f.name)) is not None
+                    and (v != f.default or f.name == "heap_bytes")
+                    and v != {}
                 }
             return value
 
@@ -495,7 +509,7 @@ def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) ->
     Raises
     ------
     ValueError
-        If a field is missing, or `user_data` has more than one element.
+        If a field is missing or negative, or `user_data` has more than one element.
     """
     fields = layout.declaration._compiled.user_data_fields
     optional = layout.declaration._compiled.optional_user_data_fields
@@ -507,4 +521,8 @@ def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) ->
             raise ValueError(f"user_data: has no field {name!r}, which the layout reads (it has {list(have)})")
     if user_data is None:
         return {}
-    return {name: int(user_data[name].reshape(-1)[0]) for name in (*fields, *optional) if name in have}
+    values = {name: int(user_data[name].reshape(-1)[0]) for name in (*fields, *optional) if name in have}
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"user_data[{name!r}]: {value} must not be negative")
+    return values
