@@ -15,7 +15,7 @@ import spead2.send
 from receiving import assert_accounts, assert_data, receiver, residual
 from speadrx import simulate
 from speadrx.layout import Axis, Layout, SideItem, TimeAxis
-from speadrx.simulate import GARBAGE_KINDS, Faults, InprocSink, PcapSink, Simulator, UdpSink
+from speadrx.simulate import GARBAGE_KINDS, Faults, InprocSink, PcapSink, Simulator, Truth, UdpSink
 from speadrx.stream import add_reader
 
 #: Antenna and polarisation in the bits of one item, a side item above them, and sparse sub-bands.
@@ -411,6 +411,12 @@ def test_pcap_checksum_is_never_sent_as_none(tmp_path):
     assert struct.unpack_from(">H", path.read_bytes(), 24 + 16 + 40) == (0xFFFF,)
 
 
+def test_pcap_addresses(tmp_path):
+    with pytest.raises(ValueError, match=r"endpoint, source: '::1', '10\.1\.2\.3' must be IPv4 addresses"):
+        PcapSink(tmp_path / "a.pcap", endpoint=("::1", 1))
+    assert not (tmp_path / "a.pcap").exists()
+
+
 def test_pcap_refuses_what_is_no_datagram(tmp_path):
     with PcapSink(tmp_path / "a.pcap") as sink, pytest.raises(ValueError, match="65508 bytes do not fit"):
         sink.send(0, bytes(65508))
@@ -434,7 +440,8 @@ def test_udp_spreads_flows(udp_port):
 def test_truth_can_be_written_as_json():
     simulator = Simulator(LAYOUT, faults=FAULTS)
     simulator.send(CountingSink(FakeClock()), 12)
-    assert json.loads(json.dumps(simulator.truth.as_dict())) == dataclasses.asdict(simulator.truth)
+    fields = json.loads(json.dumps(dataclasses.asdict(simulator.truth)))
+    assert Truth(**fields) == simulator.truth
     assert simulator.truth.copies == simulator.truth.packets
 
 
@@ -517,8 +524,11 @@ def test_rate_errors(rate):
     [
         ({"endpoints": []}, "endpoints: at least one"),
         ({"endpoints": [("127.0.0.1", 1), ("::1", 1)]}, "endpoints: .* mix IPv4 and IPv6"),
-        ({"endpoints": [("localhost", 1)]}, "'localhost' does not appear to be an IPv4 or IPv6 address"),
-        ({"endpoints": [("127.0.0.1", 1)], "interface": "lo"}, "lo"),
+        ({"endpoints": [("no.such.host.invalid", 1)]}, "endpoints: 'no.such.host.invalid' cannot be resolved"),
+        ({"endpoints": [("127.0.0.1", 1)], "interface": "lo"}, "interface: cannot send from 'lo'"),
+        ({"endpoints": [("127.0.0.1", 1)], "interface": "192.0.2.1"}, r"interface: cannot send from '192\.0\.2\.1'"),
+        ({"endpoints": [("::1", 1)], "interface": "nosuch0"}, "interface: cannot send from 'nosuch0'"),
+        ({"endpoints": [("127.0.0.1", 1)], "ttl": 256}, r"interface: .* \(ttl 256\)"),
     ],
 )
 def test_udp_sink_errors(arguments, message):

@@ -12,9 +12,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
 import spead2
@@ -62,6 +62,9 @@ Packet: TypeAlias = tuple[int, bytes]
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     """What goes wrong between the senders and the receiver.
+
+    Where heaps have several packets, a stream can only count all that happens to them if it is made with
+    ``allow_out_of_order=True`` and enough ``max_heaps`` for all heaps whose packets are mixed.
 
     Parameters
     ----------
@@ -160,10 +163,6 @@ class Truth:
     def decodable_packets(self) -> int:
         """Packets that a receiver can decode: the ones that spead2 counts as ``packets``."""
         return self.packets - self.unseen.get("noise", 0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain dicts, lists and numbers."""
-        return asdict(self)
 
 
 class Sink(Protocol):
@@ -753,41 +752,49 @@ class UdpSink(_ClosingSink):
     Parameters
     ----------
     endpoints
-        Address and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint
-        *i* modulo their number.
+        Host and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint *i* modulo
+        their number.
     interface
-        IP address of the local interface to send from (default: as the routes say).
+        IPv4 address of the interface to send from; for IPv6, the name of the interface to send multicast
+        from (default: as the routes say).
     ttl
         Time to live of multicast packets.
 
     Raises
     ------
     ValueError
-        If there are no endpoints, or an address is not one.
+        If an argument is wrong. The message names it and its value.
     """
 
     def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
         if not endpoints:
             raise ValueError("endpoints: at least one is needed")
-        addresses = [ipaddress.ip_address(host) for host, _ in endpoints]
-        v6 = addresses[0].version == 6
-        if any((address.version == 6) != v6 for address in addresses):
+        found = []
+        for host, port in endpoints:
+            try:
+                found.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0])
+            except OSError as exc:
+                raise ValueError(f"endpoints: {host!r} cannot be resolved: {exc}") from exc
+        (family, *others) = {family for family, *_ in found}
+        if others:
             raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6")
-        self._endpoints = [(str(address), port) for address, (_, port) in zip(addresses, endpoints, strict=True)]
-        self._socket = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+        self._endpoints = [address for *_, address in found]
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            if v6:
+            if family == socket.AF_INET6:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
+                if interface is not None:
+                    index = socket.if_nametoindex(interface)
+                    self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
             else:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
-            if interface is not None:
-                if not v6:  # bind chooses no interface for multicast
+                if interface is not None:  # binding does not choose it for multicast
                     packed = ipaddress.IPv4Address(interface).packed
                     self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, packed)
-                self._socket.bind((interface, 0))
-        except BaseException:
+                    self._socket.bind((interface, 0))
+        except (OSError, ValueError) as exc:
             self._socket.close()
-            raise
+            raise ValueError(f"interface: cannot send from {interface!r} (ttl {ttl}): {exc}") from exc
 
     def send(self, flow: int, packet: bytes) -> None:
         """Send one packet."""
@@ -823,7 +830,10 @@ class PcapSink(_ClosingSink):
         endpoint: tuple[str, int] = ("239.1.2.3", 7148),
         source: tuple[str, int] = ("10.1.2.3", 7148),
     ) -> None:
-        destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
+        try:
+            destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
+        except ValueError as exc:
+            raise ValueError(f"endpoint, source: {endpoint[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}") from exc
         self._addresses = source_ip.packed + destination_ip.packed
         self._ports = (source[1], endpoint[1])
         if destination_ip.is_multicast:  # RFC 1112: the low 23 bits of the group

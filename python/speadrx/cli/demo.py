@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import select
@@ -117,7 +118,7 @@ def _send(port: int, seconds: float, rate: float, seed: int) -> None:
     with UdpSink([("127.0.0.1", port)]) as sink:
         noise = _simulator(seed, NOISE).send(sink, NOISE_BATCHES)
         truth = _simulator(seed).send(sink, rate=rate, stop=stop)
-    report = json.dumps([truth.as_dict(), noise.copies, time.monotonic() - started])
+    report = json.dumps([dataclasses.asdict(truth), noise.copies, time.monotonic() - started])
     with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
         os.write(sys.stdout.fileno(), report.encode())
 
