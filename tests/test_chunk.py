@@ -9,9 +9,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import spead2.recv
-from handmade import SMALL
 
 import speadrx
+from handmade import SMALL
 from speadrx import Axis, BaseLayout, Chunk, ChunkPool
 
 # 4 batches of 3 antennas: 12 heaps of 4 bytes, with 2 bytes of extra each. With this dtype, a heap is two items.
@@ -254,7 +254,7 @@ class TestChunk:
     def test_recycled_twice(self, sink):
         chunk = Chunk(sink=sink, **buffers())
         chunk.recycle()
-        with pytest.raises(ValueError, match="data: no buffer given .*is it recycled twice"):
+        with pytest.raises(ValueError, match=r"data: no buffer given .*is it recycled twice"):
             chunk.recycle()
         assert sink.free_ringbuffer.qsize() == 1
 

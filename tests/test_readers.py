@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import itertools
 import os
 import pathlib
 import re
@@ -17,9 +16,9 @@ import numpy as np
 import pytest
 import spead2
 import spead2.recv
-from handmade import SMALL, STOP_PACKET, encode, small_heap
 
 import speadrx
+from handmade import SMALL, STOP_PACKET, encode, small_heap
 from speadrx import ChunkPool, add_reader, readers
 from speadrx.simulate import PcapSink, Simulator, UdpSink
 
@@ -165,7 +164,7 @@ class TestUnicast:
         check_receives(stream, ("127.0.0.1", udp_port))
 
     def test_several(self, stream, ports):
-        add_reader(stream, src=((("127.0.0.1", port) for port in ports)), buffer=2**16)
+        add_reader(stream, src=(("127.0.0.1", port) for port in ports), buffer=2**16)
         for port in ports:
             check_receives(stream, ("127.0.0.1", port))
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import spead2
 import spead2.recv
-from handmade import SMALL, STOP_PACKET, encode, small_heap
 
 import speadrx
-from speadrx import Axis, BaseLayout, ChunkPool, stream as stream_module
+from handmade import SMALL, STOP_PACKET, encode, small_heap
+from speadrx import Axis, BaseLayout, ChunkPool
+from speadrx import stream as stream_module
 from speadrx.meerkat import DigitiserLayout
 
 REASONS = [
@@ -159,8 +160,7 @@ class TestConfiguration:
             (
                 {"max_heap": 5},
                 TypeError,
-                r"make_stream\(\) got an unexpected keyword argument 'max_heap'; those of spead2.recv.StreamConfig are "
-                "max_heaps, substreams, ",
+                r"make_stream\(\) got an unexpected keyword argument 'max_heap'; those of .* are max_heaps, substreams",
             ),
             (
                 {"max_heap": 5, "affinity": [0]},
@@ -199,8 +199,7 @@ class TestConfiguration:
             (
                 {"stream_stats": list("abcdefg")},
                 ValueError,
-                "stream_stats: given 7 names, but the callback of Layout has only 6 statistics to rename: "
-                "speadrx.metadata_heaps, speadrx.bad_timestamp_heaps, ",
+                "stream_stats: given 7 names, but .* Layout has only 6 statistics to rename: speadrx.metadata_heaps, ",
             ),
             ({"user_data": {}}, TypeError, "user_data: given dict, but wanted a structured numpy array"),
             (
@@ -503,9 +502,9 @@ class TestEnd:
         pool = ChunkPool(source, 4)
         stream = source[1] if isinstance(affinity, list) else source
         feed(stream, {}, {0x40: None})
-        wait_for(lambda: stream.stats["heaps"] == 2)
         del stream
         ledger = source.ledger
+        wait_for(lambda: ledger.snapshot().seen == 2)
         reference = weakref.ref(source)
         del source
         assert reference() is None
@@ -534,7 +533,7 @@ class TestEnd:
         stream.add_inproc_reader(queue)
         for packet in packets({}, {0x40: None}, {0x40: None}):
             queue.add_packet(packet)
-        wait_for(lambda: stream.stats["heaps"] == 3)
+        wait_for(lambda stream=stream: stream.stats["heaps"] == 3)
         if end == "stopped before":
             source.stop()
             assert read == []
