@@ -1,0 +1,111 @@
+//! The callback at its edges: what is rare, and must still be counted.
+
+use std::collections::BTreeMap;
+use std::ptr;
+
+use speadrx::abi::ChunkPlaceData;
+use speadrx::callback::Context;
+use speadrx::layout::Layout;
+use speadrx::spec::LayoutSpec;
+use speadrx::sync::Arc;
+use speadrx::timeline::Timeline;
+
+const SPEC: &str = r#"
+heap_bytes = 8
+sources = "antenna"
+time = { item = 0x1600, step = 16, batches = 4 }
+axes = [{ name = "antenna", item = 0x4101, size = 3 }]
+side_items = [{ name = "status", item = 0x3102, dtype = "u16" }]
+"#;
+
+fn context(timeline: &Arc<Timeline>) -> Context {
+    let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
+    Context::new(&layout, &layout.geometry(&BTreeMap::new()).unwrap(), 2, None, Arc::clone(timeline)).unwrap()
+}
+
+fn call(context: &Context, row: [i64; 4], size: usize, extra: *mut u8) -> ChunkPlaceData {
+    let mut data = ChunkPlaceData {
+        packet: ptr::null(),
+        packet_size: 0,
+        items: row.as_ptr(),
+        chunk_id: -1,
+        heap_index: 0,
+        heap_offset: 0,
+        batch_stats: ptr::null_mut(),
+        extra,
+        extra_offset: 0,
+        extra_size: 0,
+    };
+    // SAFETY: the function belongs to the context, and the row has the four items of the layout.
+    unsafe { context.function()(&raw mut data, size, ptr::from_ref(context).cast_mut().cast()) };
+    data
+}
+
+fn place(context: &Context, row: [i64; 4]) -> i64 {
+    call(context, row, ChunkPlaceData::SIZE, ptr::null_mut()).chunk_id
+}
+
+#[test]
+fn panic_rejects_the_heap_and_reception_goes_on() {
+    let context = context(&Arc::default());
+    context.panic_next();
+    assert_eq!(place(&context, [0, 8, 1, 0]), -1);
+    assert_eq!(place(&context, [0, 8, 1, 0]), 0);
+    let snapshot = context.ledger().snapshot();
+    assert_eq!(snapshot.rejected, [0, 0, 0, 0, 1]);
+    assert_eq!(snapshot.placed, [0, 1, 0]);
+}
+
+#[test]
+fn struct_of_an_older_spead2_is_left_alone() {
+    let context = context(&Arc::default());
+    let data = call(&context, [0, 8, 1, 0], ChunkPlaceData::SIZE - 8, ptr::null_mut());
+    assert_eq!(data.chunk_id, -1);
+    assert_eq!(context.ledger().snapshot().placed, [0, 0, 0]);
+}
+
+#[test]
+fn struct_of_a_newer_spead2_is_welcome() {
+    let context = context(&Arc::default());
+    assert_eq!(call(&context, [64, 8, 1, 0], ChunkPlaceData::SIZE + 8, ptr::null_mut()).chunk_id, 1);
+}
+
+#[test]
+fn stream_without_extra_gets_no_side_items() {
+    let context = context(&Arc::default());
+    for _cold_then_fast in 0..2 {
+        let data = call(&context, [0, 8, 1, 7], ChunkPlaceData::SIZE, ptr::null_mut());
+        assert_eq!((data.chunk_id, data.extra_size), (0, 0));
+    }
+}
+
+#[test]
+fn side_items_stay_within_their_record() {
+    let context = context(&Arc::default());
+    for _cold_then_fast in 0..2 {
+        let mut extra = [0xa5_u8; 3];
+        let data = call(&context, [16, 8, 2, 0x1234_5678], ChunkPlaceData::SIZE, extra.as_mut_ptr());
+        assert_eq!((data.extra_offset, data.extra_size), (5 * 2, 2));
+        assert_eq!(extra, [0x78, 0x56, 0xa5]);
+    }
+}
+
+#[test]
+fn streams_of_a_group_unwrap_alike() {
+    let timeline = Arc::default();
+    let (first, second) = (context(&timeline), context(&timeline));
+    // The first stream sees the end of the 48-bit range; the second starts just beyond it.
+    assert_eq!(place(&first, [(1 << 48) - 16, 8, 0, 0]), (1 << 48) / 64 - 1);
+    assert_eq!(place(&second, [0, 8, 0, 0]), (1 << 48) / 64);
+    assert_eq!(place(&first, [16, 8, 0, 0]), (1 << 48) / 64);
+}
+
+#[test]
+fn duplicates_are_forgotten_with_their_chunk() {
+    let context = context(&Arc::default());
+    let duplicates = || context.ledger().snapshot().duplicates[1];
+    for (time, expected) in [(0, 0), (0, 1), (64, 1), (0, 2), (128, 2), (0, 2), (64, 3), (10 * 64, 3), (10 * 64, 4)] {
+        place(&context, [time, 8, 1, 0]);
+        assert_eq!(duplicates(), expected, "at time {time}");
+    }
+}
