@@ -239,6 +239,13 @@ class TestChunk:
             Chunk(sink)
         with pytest.raises(TypeError, match="sink"):
             Chunk(**buffers())
+        with pytest.raises(TypeError, match="presence"):
+            Chunk(sink=sink, presence=None, **buffers())
+
+    def test_defaults(self, sink):
+        plain, ours = spead2.recv.Chunk(), Chunk(sink=sink, **buffers())
+        assert (ours.chunk_id, ours.stream_id) == (plain.chunk_id, plain.stream_id)
+        assert (ours.timestamp, ours.device) == (0, None)
 
     def test_recycle(self, sink):
         chunk = Chunk(sink=sink, **buffers(present=np.ones(HEAPS, np.bool_)))

@@ -163,6 +163,13 @@ class TestUnicast:
         add_reader(stream, src=[(host, udp_port)], buffer=2**16)
         check_receives(stream, ("127.0.0.1", udp_port))
 
+    def test_prefers_ipv4(self, stream, udp_port, monkeypatch):
+        """Where a host has both kinds of address, whatever their order."""
+        infos = socket.getaddrinfo("::1", udp_port) + socket.getaddrinfo("127.0.0.1", udp_port)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: infos)
+        add_reader(stream, src=[("both", udp_port)], buffer=2**16)
+        assert [sock.getsockname() for sock in own_sockets(stream)] == [("127.0.0.1", udp_port)]
+
     def test_several(self, stream, ports):
         add_reader(stream, src=(("127.0.0.1", port) for port in ports), buffer=2**16)
         for port in ports:

@@ -141,8 +141,8 @@ class Chunk(spead2.recv.Chunk):
         Any object to go with the chunk, such as the device memory behind its `data`.
     timestamp
         Timestamp of the first batch of the chunk, in ticks.
-    **kwargs
-        Further attributes of `spead2.recv.Chunk`: ``chunk_id`` and ``stream_id``.
+    chunk_id, stream_id
+        As in `spead2.recv.Chunk`; streams set them.
 
     Raises
     ------
@@ -166,11 +166,12 @@ class Chunk(spead2.recv.Chunk):
         extra: Any = None,
         device: Any = None,
         timestamp: int = 0,
-        **kwargs: int,
+        chunk_id: int = -1,
+        stream_id: int = 0,
     ) -> None:
         buffers = getattr(sink, "_buffers", None)
         (buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN).check(data, present, extra)
-        super().__init__(data=data, present=present, extra=extra, **kwargs)
+        super().__init__(data=data, present=present, extra=extra, chunk_id=chunk_id, stream_id=stream_id)
         self.sink = weakref.ref(sink)
         self.device = device
         self.timestamp = timestamp

@@ -133,7 +133,7 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
         raise ValueError(f"src: host {host!r} cannot be resolved: {exc}") from exc
-    family, _, _, _, address = found[0]
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     resolved = _Endpoint(family, str(address[0]), port, interface)
     if interface is None:
         return resolved
@@ -370,7 +370,8 @@ def add_reader(
     stream
         A stream, or a member of a group (``group[i]``).
     src
-        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file.
+        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file. A host
+        that has both kinds of address is taken by its IPv4 address.
     interface
         IPv4 address of the interface on which to join multicast groups (for an IPv6 group, the name of the
         interface). By default, the system chooses. If given with a unicast endpoint, it must be that

@@ -161,7 +161,8 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
 
     Each chunk has its true `timestamp`, and is given out only if it holds any data. Use it as a context
     manager, so that it goes back into the free ring. The iteration ends when the source stops; then, or after
-    leaving the loop early, there is nothing to clean up, and another iteration takes up where this one ended.
+    leaving the loop early, there is nothing to clean up; another loop over the same iterator goes on with the
+    next chunk. A new iterator starts an account of its own, to which chunks that others took are missing.
 
     Parameters
     ----------

@@ -158,7 +158,7 @@ class _Receiving(_RingPair):
     def kernel_drops(self) -> int:
         """Packets that the kernel dropped because a socket's buffer was full; keeps its value after `stop`.
 
-        Packets that the kernel had coalesced (GRO) count as one.
+        Only the sockets of `add_reader` are known. Packets that the kernel had coalesced (GRO) count as one.
         """
         return sum(sockets.drops() for sockets in self._socket_sets)
 
