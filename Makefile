@@ -48,7 +48,9 @@ test-rust: $(VENV)/.made | preflight ## Run the Rust tests, without and with the
 	cargo test
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run; fi
 	if [ -e tests/loom.rs ]; then
-	    RUSTFLAGS="$${RUSTFLAGS:-} --cfg loom" cargo test --release --target-dir '$(TARGET_DIR)/loom' --test loom
+	    # Optimised, for loom runs every interleaving; without LTO, for it is linked far more often than run.
+	    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	        RUSTFLAGS="$${RUSTFLAGS:-} --cfg loom" cargo test --release --target-dir '$(TARGET_DIR)/loom' --test loom
 	fi
 	{ set +x; } 2>/dev/null
 	# A test executable that holds the Python module is linked to libpython, which not every Python brings.
