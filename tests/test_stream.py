@@ -192,6 +192,8 @@ class TestConfiguration:
                 ValueError,
                 "missing 0x2, 0x10, 0x20, 0x30, 0x40; not in the layout 0x99$",
             ),
+            ({"spead_items": [0x10, "0x2"]}, TypeError, "spead_items: given '0x2', but wanted an integer"),
+            (OWN | {"spead_items": [-1]}, ValueError, "spead_items: -1 must be at least 0"),
             ({"max_heap_extra": 1}, ValueError, "max_heap_extra: 1 must be at least 2"),
             ({"max_heap_extra": "2"}, TypeError, "max_heap_extra: given '2', but wanted an integer"),
             ({"stream_stats": "heaps"}, TypeError, "stream_stats: given 'heaps', but wanted a sequence of names"),

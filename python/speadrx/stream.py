@@ -264,7 +264,8 @@ def make_stream(
     spead_items
         Item IDs that the callback sees. With a declarative layout, in any order.
     max_active_chunks
-        Chunks under construction at a time: heaps that are later than these are dropped.
+        Chunks under construction at a time. A heap for a newer chunk ends the oldest of them, and heaps that come
+        for it later are too old.
     data_ringbuffer, free_ringbuffer
         The rings of finished and of free chunks. Give free chunks to ``stream.add_free_chunk`` (or
         `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not.
@@ -485,17 +486,18 @@ def _heap_extra(declared: DeclarativeLayout | None, given: int | None) -> int:
 
 
 def _items(layout: BaseLayout, declared: DeclarativeLayout | None, given: Iterable[int] | None) -> list[int]:
+    ids = None if given is None else [check_integer("spead_items", item, 0) for item in given]
     if declared is None:
-        if given is None:
+        if ids is None:
             raise TypeError(f"spead_items: needed, since {type(layout).__name__} has a placement callback of its own")
-        return list(given)
+        return ids
     items = declared.spead_items
-    if given is not None:
-        chosen = set(given)
+    if ids is not None:
+        chosen = set(ids)
         differences = [
-            f"{what} {', '.join(f'{item:#x}' for item in sorted(ids))}"
-            for what, ids in (("missing", set(items) - chosen), ("not in the layout", chosen - set(items)))
-            if ids
+            f"{what} {', '.join(f'{item:#x}' for item in sorted(some))}"
+            for what, some in (("missing", set(items) - chosen), ("not in the layout", chosen - set(items)))
+            if some
         ]
         if differences:
             raise ValueError(f"spead_items: differ from those of {type(layout).__name__}: {'; '.join(differences)}")
