@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "the edge to C: raw pointers from spead2 become references here")]
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
@@ -9,7 +10,7 @@ use std::slice;
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
 use crate::layout::{Geometry, Layout, SideField, SideType, reason};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Slots};
 use crate::place::{Items, Judged, Plan, judge};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,10 +28,15 @@ pub struct Stats {
 /// Everything that the callback of one stream works with.
 #[derive(Debug)]
 pub struct Context {
-    window: Window,
+    /// Only the callback touches it, of which there is one call at a time.
+    state: UnsafeCell<State>,
     plan: Plan,
-    ledger: Arc<Ledger>,
+    ledger: Ledger,
     side: Box<[SideField]>,
+    /// The first of them, if there is any, where the fast path finds it at once.
+    first_field: SideField,
+    /// Position of the first side item.
+    first_side: usize,
     /// Position of an item that is negative only in heaps that cannot be placed: the required one, if there is one.
     witness: usize,
     n_axes: usize,
@@ -42,6 +48,16 @@ pub struct Context {
     /// Test hook: the next cold call panics.
     panic_next: AtomicBool,
 }
+
+/// What changes from heap to heap, and is no one's business but the callback's.
+#[derive(Debug)]
+struct State {
+    window: Window,
+    slots: Slots,
+}
+
+// SAFETY: all fields are Sync but `state`, which only the callback uses, of which there is one call at a time.
+unsafe impl Sync for Context {}
 
 /// Stands for any number of side items.
 const MANY: usize = usize::MAX;
@@ -73,9 +89,11 @@ impl Context {
     ) -> Result<Self, LayoutError> {
         Ok(Self {
             plan: Plan::new(layout, geometry, window)?,
-            window: Window::new(layout, window),
-            ledger: Arc::new(Ledger::new(layout, window)),
+            state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
+            ledger: Ledger::new(layout),
             side: layout.side.clone().into(),
+            first_field: layout.side.first().copied().unwrap_or(SideField { shift: 0, dtype: SideType::U8 }),
+            first_side: layout.axes.len().saturating_add(FIRST_AXIS),
             witness: if layout.spec().required_items.is_empty() {
                 HEAP_LENGTH
             } else {
@@ -91,9 +109,9 @@ impl Context {
         })
     }
 
-    /// The ledger, which outlives the stream.
+    /// The ledger; a clone of it outlives the stream.
     #[must_use]
-    pub fn ledger(&self) -> &Arc<Ledger> {
+    pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
@@ -105,7 +123,7 @@ impl Context {
     /// The callback for this context, which must be passed to it as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        if self.n_required > 1 || self.plan.is_listed() {
+        if self.n_required > 1 || self.plan.is_uncommon() {
             return general;
         }
         match self.n_axes {
@@ -150,22 +168,23 @@ impl Context {
     }
 
     /// Judge a heap that the fast path did not place.
-    fn place_slowly(&self, items: &[i64]) -> Result<Judged, usize> {
+    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Judged, usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
         let heap = judge(&self.plan, items, |stamp| self.timeline.unwrap(stamp))?;
-        let moved = self.window.follow(heap.chunk);
+        let State { window, slots } = state;
+        let moved = window.follow(heap.chunk);
         if moved != 0 {
-            self.ledger.slide(moved);
+            slots.slide(moved);
         }
-        self.timeline.accept(self.window.start(heap.chunk));
+        self.timeline.accept(window.start(heap.chunk));
         // An older chunk is spead2's to judge; it has no slots to mark, so the largest number stands for it.
-        let chunk = heap.chunk.checked_sub(self.window.first_chunk()).unwrap_or(u64::MAX);
-        self.ledger.count(heap.source, heap.batch, chunk, heap.at);
+        let chunk = heap.chunk.checked_sub(window.first_chunk).unwrap_or(u64::MAX);
+        self.ledger.count(slots, heap.source, heap.batch, chunk, heap.at);
         Ok(heap)
     }
 }
 
-/// The callback of layouts with `N` item axes, none of them a list of values, at most one required item, and `SIDE`
+/// The callback of layouts with `N` item axes, none of them uncommon, at most one required item, and `SIDE`
 /// side items ([`MANY`]: any number).
 ///
 /// # Safety
@@ -220,21 +239,22 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
 ///
 /// The accounting comes last, so that what is rare in it, like leaving, is a jump and needs no stack.
 #[inline(always)]
-fn place_heap<const DENSE: bool, const LISTED: bool, const SIDE: usize>(
+fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
     data: &mut ChunkPlaceData,
     context: &Context,
     items: &Items<'_>,
 ) {
-    let window = &context.window;
-    let Some(slot) = context.plan.place::<DENSE, LISTED>(window.view(), items) else {
+    // SAFETY: no two calls with one context overlap, and nothing else touches the state.
+    let State { window, slots } = unsafe { &mut *context.state.get() };
+    let Some(slot) = context.plan.place::<DENSE, UNCOMMON>(window, items) else {
         return leave_fast_path(data, context);
     };
-    data.chunk_id = window.first_chunk().wrapping_add(slot.chunk).cast_signed();
+    data.chunk_id = window.first_chunk.wrapping_add(slot.chunk).cast_signed();
     data.heap_index = slot.at.index as usize;
     data.heap_offset = slot.at.offset as usize;
     store_side_items::<SIDE>(data, context);
-    let batch = window.first_batch().wrapping_add(slot.batch);
-    context.ledger.count(slot.source, batch, slot.chunk, slot.at);
+    let batch = window.first_batch.wrapping_add(slot.batch);
+    context.ledger.count(slots, slot.source, batch, slot.chunk, slot.at);
 }
 
 /// Everything that is not a good heap in the window.
@@ -243,9 +263,10 @@ fn place_heap<const DENSE: bool, const LISTED: bool, const SIDE: usize>(
 #[cold]
 #[inline(never)]
 extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
-    // SAFETY: as in place_heap, `items` has all items of the layout.
-    let items = unsafe { slice::from_raw_parts(data.items, context.n_items) };
-    let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(items)));
+    // SAFETY: as in place_heap, whose own reference to the state is not used any more; `items` has all items of the
+    // layout.
+    let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
+    let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items)));
     match judged {
         Ok(Ok(heap)) => {
             data.chunk_id = heap.chunk.cast_signed();
@@ -262,21 +283,21 @@ extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
 #[inline(always)]
 fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
     // Without room the stream was configured not to have them.
-    if SIDE == 0 || context.side.is_empty() || data.extra.is_null() {
+    if SIDE == 0 || data.extra.is_null() {
         return;
     }
+    let n_side = if SIDE == MANY { context.side.len() } else { SIDE };
     // SAFETY: the side items stand in front of the required ones; `extra` has room for the record, which is what the
     // stream's max_heap_extra says.
     let (items, record) = unsafe {
-        let first = context.first_required().wrapping_sub(context.side.len());
         (
-            slice::from_raw_parts(data.items.add(first), context.side.len()),
+            slice::from_raw_parts(data.items.add(context.first_side), n_side),
             slice::from_raw_parts_mut(data.extra, context.extra_bytes),
         )
     };
-    match (context.side.first(), items.first()) {
-        (Some(field), Some(item)) if SIDE == 1 => {
-            store(record, *field, *item);
+    match items {
+        [item] if SIDE == 1 => {
+            store(record, context.first_field, *item);
         }
         _ => {
             context.side.iter().zip(items).fold(record, |rest, (field, item)| store(rest, *field, *item));

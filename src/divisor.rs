@@ -32,6 +32,12 @@ impl Divisor {
         Self { inverse, shift }
     }
 
+    /// No division, but a rotation to the right by `shift` bits.
+    #[must_use]
+    pub const fn rotation(shift: u32) -> Self {
+        Self { inverse: 1, shift }
+    }
+
     /// The quotient if `x` is a multiple of the divisor `d`, otherwise a number above `(2^64 - 1) / d`.
     #[inline]
     #[must_use]

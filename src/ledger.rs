@@ -2,44 +2,44 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use crate::layout::{Layout, Place};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Counters of one source, together in half a cache line.
-#[derive(Debug, Default)]
-#[repr(align(32))]
+/// What changes with every placed heap of a source: small, so that a thousand sources fit a first-level cache.
+#[derive(Debug)]
+#[repr(align(16))]
 struct Source {
     /// Heaps placed, duplicates and late ones included.
     placed: AtomicU64,
-    /// One more than the newest batch placed, counted from time 0; 0 before the first.
+    /// Newest batch placed, counted from time 0, as a signed number; −1 before the first.
     newest: AtomicU64,
-    /// Heaps placed into a slot of the window that had one already.
-    duplicates: AtomicU64,
 }
 
-/// Counts of one stream's heaps, readable by anyone at any time.
+/// Counts of one stream's heaps, readable by anyone at any time; clones share them.
 ///
 /// Invariant: only the thread that runs the stream's callback writes (one at a time, ordered by spead2's own
 /// locking), so an increment is a load and a store, and no counter ever falls. Readers take each counter by itself:
 /// no counter's value says anything about memory other than itself, so relaxed ordering is enough, and a reader
 /// can neither block nor be blocked. Totals are sums made by the reader, never stored; what a reader sees
 /// of one heap may be torn between counters, never above what was received, and is exact once the stream is quiet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
-    sources: Box<[Source]>,
-    rejected: Box<[AtomicU64]>,
-    seen: SeenSlots,
+    sources: Arc<[Source]>,
+    /// Of each source, heaps placed into a slot of the window that had one already.
+    duplicates: Arc<[AtomicU64]>,
+    rejected: Arc<[AtomicU64]>,
     step: u64,
 }
 
-/// A bit for each slot of each chunk of the window.
-///
-/// Invariant: used only by the thread that runs the callback; atomics for the same reason as in `Window`.
-#[derive(Debug)]
-struct SeenSlots {
+/// A bit for each slot of each chunk of the window: set once a heap was placed there.
+#[derive(Clone, Debug)]
+pub struct Slots {
     /// Where in `bits` each chunk of the window begins, oldest chunk first.
-    rows: Box<[AtomicU64]>,
-    bits: Box<[AtomicU64]>,
+    rows: Box<[u64]>,
+    bits: Box<[u64]>,
+    /// Words of a chunk.
     words: u64,
 }
 
@@ -56,17 +56,6 @@ pub struct Snapshot {
     pub rejected: Vec<u64>,
 }
 
-impl Source {
-    #[cold]
-    fn duplicate(&self) {
-        increment(&self.duplicates);
-    }
-}
-
-fn zeros(n: u64) -> Box<[AtomicU64]> {
-    (0..n).map(|_| AtomicU64::new(0)).collect()
-}
-
 fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
@@ -76,18 +65,14 @@ fn get<T>(slice: &[T], index: u64) -> Option<&T> {
 }
 
 impl Ledger {
-    /// An empty ledger, for a stream that has `window` chunks under construction.
+    /// An empty ledger.
     #[must_use]
-    pub fn new(layout: &Layout, window: u64) -> Self {
-        let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
+    pub fn new(layout: &Layout) -> Self {
+        let source = |_| Source { placed: AtomicU64::new(0), newest: AtomicU64::new(NONE) };
         Self {
-            sources: (0..layout.n_sources()).map(|_| Source::default()).collect(),
-            rejected: zeros(layout.reasons.len() as u64),
-            seen: SeenSlots {
-                rows: (0..window).map(|chunk| AtomicU64::new(chunk.wrapping_mul(words))).collect(),
-                bits: zeros(window.wrapping_mul(words)),
-                words,
-            },
+            sources: (0..layout.n_sources()).map(source).collect(),
+            duplicates: (0..layout.n_sources()).map(|_| AtomicU64::new(0)).collect(),
+            rejected: layout.reasons.iter().map(|_| AtomicU64::new(0)).collect(),
             step: layout.spec().time.step,
         }
     }
@@ -96,19 +81,25 @@ impl Ledger {
     ///
     /// In a chunk outside the window no slots are marked, so no duplicates are found there.
     #[inline(always)]
-    pub fn count(&self, source: u64, batch: u64, chunk: u64, at: Place) {
-        let Some(source) = get(&self.sources, source) else { return };
-        increment(&source.placed);
-        let newest = source.newest.load(Relaxed).max(batch.wrapping_add(1));
-        source.newest.store(newest, Relaxed);
-        let Some(row) = get(&self.seen.rows, chunk) else { return };
-        let Some(word) = get(&self.seen.bits, row.load(Relaxed).wrapping_add(at.index >> 6)) else { return };
-        let old = word.load(Relaxed);
-        let new = old | 1_u64.wrapping_shl(at.index as u32);
-        if new == old {
-            return source.duplicate();
+    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, at: Place) {
+        let Some(counters) = get(&self.sources, source) else { return };
+        increment(&counters.placed);
+        let newest = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
+        counters.newest.store(newest.cast_unsigned(), Relaxed);
+        let Some(row) = get(&slots.rows, chunk) else { return };
+        let Some(word) = slots.bits.get_mut(row.wrapping_add(at.index >> 6) as usize) else { return };
+        let old = *word;
+        *word |= 1_u64.wrapping_shl(at.index as u32);
+        if *word == old {
+            self.duplicate(source);
         }
-        word.store(new, Relaxed);
+    }
+
+    #[cold]
+    fn duplicate(&self, source: u64) {
+        if let Some(counter) = get(&self.duplicates, source) {
+            increment(counter);
+        }
     }
 
     /// Count a rejected heap.
@@ -118,44 +109,41 @@ impl Ledger {
         }
     }
 
-    /// Follow the window, which has moved by `chunks`: what leaves it is forgotten.
-    pub fn slide(&self, chunks: u64) {
-        let rows = &self.seen.rows;
-        let n = rows.len() as u64;
-        let moved = chunks.min(n);
-        let starts: Vec<u64> = rows.iter().map(|row| row.load(Relaxed)).collect();
-        for start in starts.iter().take(usize::try_from(moved).unwrap_or(usize::MAX)) {
-            for word in 0..self.seen.words {
-                if let Some(word) = get(&self.seen.bits, start.wrapping_add(word)) {
-                    word.store(0, Relaxed);
-                }
-            }
-        }
-        let rotated = starts.iter().cycle().skip(usize::try_from(moved).unwrap_or(0));
-        for (row, &start) in rows.iter().zip(rotated) {
-            row.store(start, Relaxed);
-        }
-    }
-
     /// Read all counters.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
-        // A source's duplicates before its placed heaps: the writer counts in the other order, and so a reader that
-        // is in step with it does not see more duplicates than heaps.
-        let duplicates = self.sources.iter().map(|source| read(&source.duplicates)).collect();
+        let time = |batch: u64| if batch == NONE { -1 } else { batch.wrapping_mul(self.step).cast_signed() };
         Snapshot {
-            duplicates,
             placed: self.sources.iter().map(|source| read(&source.placed)).collect(),
-            newest: self
-                .sources
-                .iter()
-                .map(|source| match read(&source.newest) {
-                    0 => -1,
-                    batch => batch.wrapping_sub(1).wrapping_mul(self.step).cast_signed(),
-                })
-                .collect(),
+            duplicates: self.duplicates.iter().map(read).collect(),
+            newest: self.sources.iter().map(|source| time(read(&source.newest))).collect(),
             rejected: self.rejected.iter().map(read).collect(),
         }
+    }
+}
+
+/// No batch yet: −1 as a signed number.
+const NONE: u64 = u64::MAX;
+
+impl Slots {
+    /// No slot filled, in `window` chunks.
+    #[must_use]
+    pub fn new(layout: &Layout, window: u64) -> Self {
+        let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
+        Self {
+            rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
+            bits: vec![0; window.wrapping_mul(words) as usize].into(),
+            words,
+        }
+    }
+
+    /// Follow the window, which has moved by `chunks`: what leaves it is forgotten.
+    pub fn slide(&mut self, chunks: u64) {
+        let moved = chunks.min(self.rows.len() as u64) as usize;
+        for row in self.rows.iter().take(moved) {
+            self.bits.iter_mut().skip(*row as usize).take(self.words as usize).for_each(|word| *word = 0);
+        }
+        self.rows.rotate_left(moved);
     }
 }

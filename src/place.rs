@@ -7,9 +7,9 @@ use std::num::NonZeroU64;
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
 use crate::layout::{
-    Align, Geometry, IndexFrom, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason,
+    Align, Geometry, IndexFrom, ItemAxis, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason,
 };
-use crate::timeline::View;
+use crate::timeline::Window;
 
 /// The items of a heap, in the order that [`Layout::items`] asks for them; −1 where one is absent.
 #[derive(Clone, Copy, Debug)]
@@ -47,29 +47,33 @@ struct OnAxes {
 /// One item axis, ready for the fast path.
 #[derive(Clone, Debug)]
 struct AxisPlan {
-    mask: u64,
+    /// Divides by the step, or, with a step of 1, just rotates by the shift: the same operations either way.
     divisor: Divisor,
+    /// Bits to keep after that.
+    mask: u64,
     size: u64,
     stride: Place,
     /// All ones on the axis whose index is the source, else 0.
     source: u64,
-    shift: u32,
-    /// The index comes from a list of values, which the fast path leaves to [`Layout::axes`].
-    listed: bool,
+    /// More than divisor and mask can say, which is left to [`Layout::axes`].
+    uncommon: bool,
 }
 
 const UNIT: Divisor = Divisor::new(NonZeroU64::MIN);
 
 impl AxisPlan {
-    const UNUSED: Self = Self {
-        mask: 0,
-        divisor: UNIT,
-        size: 0,
-        stride: Place { index: 0, offset: 0 },
-        source: 0,
-        shift: 0,
-        listed: false,
-    };
+    const UNUSED: Self =
+        Self { divisor: UNIT, mask: 0, size: 0, stride: Place { index: 0, offset: 0 }, source: 0, uncommon: false };
+
+    fn new(axis: &ItemAxis, stride: Place, is_source: bool) -> Self {
+        let reach = u64::MAX.wrapping_shr(axis.shift) & axis.mask;
+        let (divisor, mask, uncommon) = match axis.lookup {
+            Lookup::Step { step: 1, .. } => (Divisor::rotation(axis.shift), reach, false),
+            Lookup::Step { divisor, .. } => (divisor, u64::MAX, reach != u64::MAX),
+            Lookup::Values(_) => (UNIT, 0, true),
+        };
+        Self { divisor, mask, size: axis.size, stride, source: if is_source { u64::MAX } else { 0 }, uncommon }
+    }
 }
 
 /// A layout with the geometry of one stream, prepared so that a heap costs a few multiplications.
@@ -119,18 +123,7 @@ impl Plan {
                 IndexFrom::UserData(_) => {}
                 IndexFrom::Item(i) => {
                     let (Some(plan), Some(axis)) = (plan.axes.get_mut(i), layout.axes.get(i)) else { continue };
-                    *plan = AxisPlan {
-                        mask: axis.mask,
-                        divisor: match axis.lookup {
-                            Lookup::Step { divisor, .. } => divisor,
-                            Lookup::Values(_) => UNIT,
-                        },
-                        size: axis.size,
-                        stride,
-                        source: if layout.source == Some(position) { u64::MAX } else { 0 },
-                        shift: axis.shift,
-                        listed: matches!(axis.lookup, Lookup::Values(_)),
-                    };
+                    *plan = AxisPlan::new(axis, stride, layout.source == Some(position));
                 }
             }
         }
@@ -149,22 +142,22 @@ impl Plan {
         &self.layout
     }
 
-    /// Whether an axis has a list of values.
+    /// Whether an axis has a list of values, or both a step and a shift or mask.
     #[must_use]
-    pub fn is_listed(&self) -> bool {
-        self.axes.iter().any(|axis| axis.listed)
+    pub fn is_uncommon(&self) -> bool {
+        self.axes.iter().any(|axis| axis.uncommon)
     }
 
     /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
     ///
     /// All checks are made at once, without saying which one failed: [`judge`] does. `DENSE` may be true only if
-    /// [`Plan::is_dense`], and `LISTED` must be true if [`Plan::is_listed`]. With slices of constant length the
+    /// [`Plan::is_dense`], and `UNCOMMON` must be true if [`Plan::is_uncommon`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
     #[must_use]
-    pub fn place<const DENSE: bool, const LISTED: bool>(&self, window: View, items: &Items<'_>) -> Option<Slot> {
+    pub fn place<const DENSE: bool, const UNCOMMON: bool>(&self, window: &Window, items: &Items<'_>) -> Option<Slot> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
-        // multiples of the step only those within the window divide to less (see `Divisor` and `View`).
+        // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
         let since = (items.time.cast_unsigned() & self.time_mask).wrapping_sub(window.base);
         let batch = self.step.exact(since);
         let mut good = (batch < window.limit) & (items.heap_length.cast_unsigned() == self.heap_bytes);
@@ -175,10 +168,10 @@ impl Plan {
         on.step(self.time, in_chunk, 0, DENSE);
         for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
             absent |= item;
-            let index = if LISTED && axis.listed {
+            let index = if UNCOMMON && axis.uncommon {
                 self.layout.axes.get(i).and_then(|axis| axis.index(item.cast_unsigned())).unwrap_or(u64::MAX)
             } else {
-                axis.divisor.exact(item.cast_unsigned().wrapping_shr(axis.shift) & axis.mask)
+                axis.divisor.exact(item.cast_unsigned()) & axis.mask
             };
             good &= index < axis.size;
             on.step(axis.stride, index, axis.source, DENSE);

@@ -44,30 +44,21 @@ impl Timeline {
     }
 }
 
-/// The window as the fast path needs it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct View {
+/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest.
+///
+/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
+/// before the base is never within the limit.
+#[derive(Clone, Debug)]
+pub struct Window {
     /// Timestamp (48 bits) at which the window begins: a multiple of the step, unless time has wrapped.
     pub base: u64,
     /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
     pub limit: u64,
-}
-
-/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest.
-///
-/// Invariant: written only by the thread that runs the stream's callback (of which there is one at a time, and
-/// spead2's own locking orders one after the other); nobody else reads it. The atomics are a safe way to have
-/// mutable fields behind a shared reference, at the cost of plain loads and stores.
-///
-/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
-/// before the base is never within the limit.
-#[derive(Debug)]
-pub struct Window {
-    base: AtomicU64,
-    limit: AtomicU64,
-    first_chunk: AtomicU64,
-    newest_chunk: AtomicU64,
-    first_batch: AtomicU64,
+    /// The first chunk of the window, counted from time 0.
+    pub first_chunk: u64,
+    /// The first batch of the window, counted from time 0.
+    pub first_batch: u64,
+    newest_chunk: u64,
     chunks: u64,
     step: u64,
     batches: u64,
@@ -79,43 +70,16 @@ impl Window {
     #[must_use]
     pub fn new(layout: &Layout, chunks: u64) -> Self {
         Self {
-            base: AtomicU64::new(0),
-            limit: AtomicU64::new(0),
-            first_chunk: AtomicU64::new(0),
-            newest_chunk: AtomicU64::new(0),
-            first_batch: AtomicU64::new(0),
+            base: 0,
+            limit: 0,
+            first_chunk: 0,
+            first_batch: 0,
+            newest_chunk: 0,
             chunks,
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
             chunk_step: layout.chunk_step,
         }
-    }
-
-    /// Number of chunks.
-    #[must_use]
-    pub fn chunks(&self) -> u64 {
-        self.chunks
-    }
-
-    /// The window as it is.
-    #[inline]
-    #[must_use]
-    pub fn view(&self) -> View {
-        View { base: self.base.load(Relaxed), limit: self.limit.load(Relaxed) }
-    }
-
-    /// The first chunk of the window, counted from time 0.
-    #[inline]
-    #[must_use]
-    pub fn first_chunk(&self) -> u64 {
-        self.first_chunk.load(Relaxed)
-    }
-
-    /// The first batch of the window, counted from time 0.
-    #[inline]
-    #[must_use]
-    pub fn first_batch(&self) -> u64 {
-        self.first_batch.load(Relaxed)
     }
 
     /// Start time of a chunk.
@@ -129,22 +93,21 @@ impl Window {
     /// Returns by how many chunks the beginning has moved. The window ends with the newest chunk even where it could
     /// hold more (before time has gone on for long enough), so that every newer chunk takes the cold path, which tells
     /// the timeline.
-    pub fn follow(&self, chunk: u64) -> u64 {
-        let began = self.limit.load(Relaxed) != 0;
-        if began && chunk <= self.newest_chunk.load(Relaxed) {
+    pub fn follow(&mut self, chunk: u64) -> u64 {
+        let began = self.limit != 0;
+        if began && chunk <= self.newest_chunk {
             return 0;
         }
-        let old = self.first_chunk();
+        let old = self.first_chunk;
         let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
-        let base = self.start(first) & LOW_BITS;
         let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
+        self.base = self.start(first) & LOW_BITS;
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
-        let until_wrap = LOW_BITS.wrapping_sub(base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
-        self.base.store(base, Relaxed);
-        self.limit.store(batches.min(until_wrap), Relaxed);
-        self.first_chunk.store(first, Relaxed);
-        self.newest_chunk.store(chunk, Relaxed);
-        self.first_batch.store(first.wrapping_mul(self.batches), Relaxed);
+        let until_wrap = LOW_BITS.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
+        self.limit = batches.min(until_wrap);
+        self.first_chunk = first;
+        self.first_batch = first.wrapping_mul(self.batches);
+        self.newest_chunk = chunk;
         first.wrapping_sub(old)
     }
 }

@@ -4,11 +4,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::ledger::{Ledger as CoreLedger, Snapshot};
-use crate::sync::Arc;
 
 /// The ledger of one stream, which outlives it.
 #[pyclass(frozen, module = "speadrx._core")]
-pub struct Ledger(pub Arc<CoreLedger>);
+pub struct Ledger(pub CoreLedger);
 
 #[pymethods]
 impl Ledger {

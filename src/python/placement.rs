@@ -76,7 +76,7 @@ fn set_context(capsule: &Bound<'_, PyCapsule>, context: *mut c_void) -> PyResult
 impl Placement {
     #[getter]
     fn ledger(&self) -> Ledger {
-        Ledger(Arc::clone(self.0.ledger()))
+        Ledger(self.0.ledger().clone())
     }
 
     /// The callback as a capsule, which keeps its context alive: for one stream only.
