@@ -71,10 +71,9 @@ impl Reference<'_> {
             Some(newest) => {
                 let reference = newest * chunk_step;
                 let round = (reference - stamp).div_euclid(1 << 48);
-                let candidates = (round - 1..=round + 1).map(|k| stamp + (k << 48));
-                candidates
-                    .filter(|time| (-(1 << 47)..1 << 47).contains(&(time - reference)))
-                    .next()
+                (round - 1..=round + 1)
+                    .map(|k| stamp + (k << 48))
+                    .find(|time| (-(1 << 47)..1 << 47).contains(&(time - reference)))
                     .expect("one of three is near")
             }
         };
