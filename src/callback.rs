@@ -33,8 +33,8 @@ pub struct Context {
     plan: Plan,
     ledger: Ledger,
     side: Box<[SideField]>,
-    /// The first of them, if there is any, where the fast path finds it at once.
-    first_field: SideField,
+    /// Shift of the first of them, where the fast path finds it at once.
+    first_shift: u32,
     /// Position of the first side item.
     first_side: usize,
     /// Position of an item that is negative only in heaps that cannot be placed: the required one, if there is one.
@@ -59,8 +59,8 @@ struct State {
 // SAFETY: all fields are Sync but `state`, which only the callback uses, of which there is one call at a time.
 unsafe impl Sync for Context {}
 
-/// Stands for any number of side items.
-const MANY: usize = usize::MAX;
+/// Stands for several side items; one of so many bytes there is not.
+const MANY: usize = 9;
 /// Position of the first axis among the items.
 const FIRST_AXIS: usize = 2;
 /// Position of the length among the items.
@@ -92,7 +92,7 @@ impl Context {
             state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
             ledger: Ledger::new(layout),
             side: layout.side.clone().into(),
-            first_field: layout.side.first().copied().unwrap_or(SideField { shift: 0, dtype: SideType::U8 }),
+            first_shift: layout.side.first().map_or(0, |field| field.shift),
             first_side: layout.axes.len().saturating_add(FIRST_AXIS),
             witness: if layout.spec().required_items.is_empty() {
                 HEAP_LENGTH
@@ -136,13 +136,19 @@ impl Context {
     }
 
     fn instance<const N: usize>(&self) -> PlaceFn {
-        match (self.plan.is_dense(), self.side.len()) {
-            (true, 0) => common::<N, true, 0>,
-            (true, 1) => common::<N, true, 1>,
-            (true, _) => common::<N, true, MANY>,
-            (false, 0) => common::<N, false, 0>,
-            (false, 1) => common::<N, false, 1>,
-            (false, _) => common::<N, false, MANY>,
+        if self.plan.is_dense() { self.with_strides::<N, true>() } else { self.with_strides::<N, false>() }
+    }
+
+    fn with_strides<const N: usize, const DENSE: bool>(&self) -> PlaceFn {
+        match &*self.side {
+            [] => common::<N, DENSE, 0>,
+            [field] => match field.dtype {
+                SideType::U8 => common::<N, DENSE, 1>,
+                SideType::U16 => common::<N, DENSE, 2>,
+                SideType::U32 => common::<N, DENSE, 4>,
+                SideType::U64 => common::<N, DENSE, 8>,
+            },
+            _ => common::<N, DENSE, MANY>,
         }
     }
 
@@ -184,8 +190,8 @@ impl Context {
     }
 }
 
-/// The callback of layouts with `N` item axes, none of them uncommon, at most one required item, and `SIDE`
-/// side items ([`MANY`]: any number).
+/// The callback of layouts with `N` item axes, none of them uncommon, at most one required item, and either no
+/// side item (`SIDE` 0), one of `SIDE` bytes, or [`MANY`].
 ///
 /// # Safety
 ///
@@ -279,45 +285,42 @@ extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
     }
 }
 
-/// Write the record of the `SIDE` side items of a placed heap.
+/// Write the record of side items of a placed heap: `SIDE` bytes, all of one item, or [`MANY`].
 #[inline(always)]
 fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
     // Without room the stream was configured not to have them.
     if SIDE == 0 || data.extra.is_null() {
         return;
     }
-    let n_side = if SIDE == MANY { context.side.len() } else { SIDE };
+    // An absent item is stored as 0.
+    let value = |item: i64, shift: u32| item.max(0).cast_unsigned().wrapping_shr(shift).to_le_bytes();
+    let (n_items, n_bytes) = if SIDE == MANY { (context.side.len(), context.extra_bytes) } else { (1, SIDE) };
     // SAFETY: the side items stand in front of the required ones; `extra` has room for the record, which is what the
     // stream's max_heap_extra says.
     let (items, record) = unsafe {
         (
-            slice::from_raw_parts(data.items.add(context.first_side), n_side),
-            slice::from_raw_parts_mut(data.extra, context.extra_bytes),
+            slice::from_raw_parts(data.items.add(context.first_side), n_items),
+            slice::from_raw_parts_mut(data.extra, n_bytes),
         )
     };
     match items {
-        [item] if SIDE == 1 => {
-            store(record, context.first_field, *item);
+        [item] if SIDE != MANY => {
+            store_low::<SIDE>(record, value(*item, context.first_shift));
         }
         _ => {
-            context.side.iter().zip(items).fold(record, |rest, (field, item)| store(rest, *field, *item));
+            context.side.iter().zip(items).fold(record, |rest, (field, item)| {
+                let value = value(*item, field.shift);
+                match field.dtype {
+                    SideType::U8 => store_low::<1>(rest, value),
+                    SideType::U16 => store_low::<2>(rest, value),
+                    SideType::U32 => store_low::<4>(rest, value),
+                    SideType::U64 => store_low::<8>(rest, value),
+                }
+            });
         }
     }
-    data.extra_offset = data.heap_index.wrapping_mul(context.extra_bytes);
-    data.extra_size = context.extra_bytes;
-}
-
-/// Store a side item at the start of a record, and return the rest of it.
-#[inline(always)]
-fn store(record: &mut [u8], field: SideField, item: i64) -> &mut [u8] {
-    // An absent item is stored as 0.
-    let value = item.max(0).cast_unsigned().wrapping_shr(field.shift).to_le_bytes();
-    match field.dtype {
-        SideType::U8 => store_low::<1>(record, value),
-        SideType::U16 => store_low::<2>(record, value),
-        SideType::U32 => store_low::<4>(record, value),
-        SideType::U64 => store_low::<8>(record, value),
-    }
+    data.extra_offset = data.heap_index.wrapping_mul(n_bytes);
+    data.extra_size = n_bytes;
 }
 
 /// Store the low `BYTES` bytes of a little-endian value, and return what lies behind.

@@ -88,11 +88,11 @@ impl Ledger {
         counters.newest.store(newest.cast_unsigned(), Relaxed);
         let Some(row) = get(&slots.rows, chunk) else { return };
         let Some(word) = slots.bits.get_mut(row.wrapping_add(at.index >> 6) as usize) else { return };
-        let old = *word;
-        *word |= 1_u64.wrapping_shl(at.index as u32);
-        if *word == old {
-            self.duplicate(source);
+        let slot = 1_u64.wrapping_shl(at.index as u32);
+        if *word & slot != 0 {
+            return self.duplicate(source);
         }
+        *word |= slot;
     }
 
     #[cold]

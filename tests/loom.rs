@@ -45,7 +45,7 @@ fn place(context: &Context, row: [i64; 2]) -> i64 {
 fn snapshots_are_monotonic_and_never_above_what_was_sent() {
     loom::model(|| {
         let context = context(&Arc::new(Timeline::default()));
-        let ledger = Arc::clone(context.ledger());
+        let ledger = context.ledger().clone();
         let reader = thread::spawn(move || {
             let (first, second) = (ledger.snapshot(), ledger.snapshot());
             for (before, after, sent) in [
