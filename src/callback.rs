@@ -37,8 +37,6 @@ pub struct Context {
     first_shift: u32,
     /// Position of the first side item.
     first_side: usize,
-    /// Position of an item that is negative only in heaps that cannot be placed: the required one, if there is one.
-    witness: usize,
     n_axes: usize,
     n_required: usize,
     n_items: usize,
@@ -63,15 +61,15 @@ unsafe impl Sync for Context {}
 const MANY: usize = 9;
 /// Position of the first axis among the items.
 const FIRST_AXIS: usize = 2;
-/// Position of the length among the items.
-const HEAP_LENGTH: usize = 1;
 
-/// The head of the items array: what every layout with `N` item axes asks for first.
+/// The items array of a layout with so many item axes, side items and required items.
 #[repr(C)]
-struct Head<const N: usize> {
+struct Row<const AXES: usize, const SIDE: usize, const REQUIRED: usize> {
     time: i64,
     heap_length: i64,
-    axes: [i64; N],
+    axes: [i64; AXES],
+    side: [i64; SIDE],
+    required: [i64; REQUIRED],
 }
 
 impl Context {
@@ -94,11 +92,6 @@ impl Context {
             side: layout.side.clone().into(),
             first_shift: layout.side.first().map_or(0, |field| field.shift),
             first_side: layout.axes.len().saturating_add(FIRST_AXIS),
-            witness: if layout.spec().required_items.is_empty() {
-                HEAP_LENGTH
-            } else {
-                layout.items.len().saturating_sub(1)
-            },
             n_axes: layout.axes.len(),
             n_required: layout.spec().required_items.len(),
             n_items: layout.items.len(),
@@ -123,32 +116,38 @@ impl Context {
     /// The callback for this context, which must be passed to it as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        if self.n_required > 1 || self.plan.is_uncommon() {
+        if self.plan.is_uncommon() {
             return general;
         }
         match self.n_axes {
-            0 => self.instance::<0>(),
-            1 => self.instance::<1>(),
-            2 => self.instance::<2>(),
-            3 => self.instance::<3>(),
+            0 => self.with_axes::<0>(),
+            1 => self.with_axes::<1>(),
+            2 => self.with_axes::<2>(),
+            3 => self.with_axes::<3>(),
             _ => general,
         }
     }
 
-    fn instance<const N: usize>(&self) -> PlaceFn {
-        if self.plan.is_dense() { self.with_strides::<N, true>() } else { self.with_strides::<N, false>() }
+    fn with_axes<const N: usize>(&self) -> PlaceFn {
+        match &*self.side {
+            [] => self.with_side_item::<N, 0, 0>(),
+            [field] => match field.dtype {
+                SideType::U8 => self.with_side_item::<N, 1, 1>(),
+                SideType::U16 => self.with_side_item::<N, 1, 2>(),
+                SideType::U32 => self.with_side_item::<N, 1, 4>(),
+                SideType::U64 => self.with_side_item::<N, 1, 8>(),
+            },
+            _ => general,
+        }
     }
 
-    fn with_strides<const N: usize, const DENSE: bool>(&self) -> PlaceFn {
-        match &*self.side {
-            [] => common::<N, DENSE, 0>,
-            [field] => match field.dtype {
-                SideType::U8 => common::<N, DENSE, 1>,
-                SideType::U16 => common::<N, DENSE, 2>,
-                SideType::U32 => common::<N, DENSE, 4>,
-                SideType::U64 => common::<N, DENSE, 8>,
-            },
-            _ => common::<N, DENSE, MANY>,
+    fn with_side_item<const N: usize, const SIDE: usize, const BYTES: usize>(&self) -> PlaceFn {
+        match (self.n_required, self.plan.is_dense()) {
+            (0, true) => common::<N, SIDE, BYTES, 0, true>,
+            (0, false) => common::<N, SIDE, BYTES, 0, false>,
+            (1, true) => common::<N, SIDE, BYTES, 1, true>,
+            (1, false) => common::<N, SIDE, BYTES, 1, false>,
+            _ => general,
         }
     }
 
@@ -190,14 +189,20 @@ impl Context {
     }
 }
 
-/// The callback of layouts with `N` item axes, none of them uncommon, at most one required item, and either no
-/// side item (`SIDE` 0), one of `SIDE` bytes, or [`MANY`].
+/// The callback of layouts with `N` item axes, none of them uncommon, `SIDE` (0 or 1) side items of `BYTES` bytes, and
+/// `REQUIRED` required items.
 ///
 /// # Safety
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is; `data` to a `chunk_place_data` of
 /// `data_size` bytes whose `items` are those of the layout; and no two calls with the same context may overlap.
-unsafe extern "C" fn common<const N: usize, const DENSE: bool, const SIDE: usize>(
+unsafe extern "C" fn common<
+    const N: usize,
+    const SIDE: usize,
+    const BYTES: usize,
+    const REQUIRED: usize,
+    const DENSE: bool,
+>(
     data: *mut ChunkPlaceData,
     data_size: usize,
     context: *mut c_void,
@@ -207,12 +212,10 @@ unsafe extern "C" fn common<const N: usize, const DENSE: bool, const SIDE: usize
     }
     // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
     let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
-    // SAFETY: `items` has all items of the layout: time and length, the N axes, and at `witness` either the required
-    // item or, without one, the length, which is never negative in a heap that is placed.
-    let (head, required) = unsafe { (&*data.items.cast::<Head<N>>(), &*data.items.add(context.witness)) };
-    let items =
-        Items { time: head.time, heap_length: head.heap_length, axes: &head.axes, required: slice::from_ref(required) };
-    place_heap::<DENSE, false, SIDE>(data, context, &items);
+    // SAFETY: `items` has all items of the layout, which these are.
+    let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
+    let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
+    place_heap::<DENSE, false, BYTES>(data, context, &items);
 }
 
 /// The callback of all other layouts.
@@ -227,18 +230,15 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
     let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
     // SAFETY: `items` has all items of the layout: time and length, then the axes; at the end, the required items.
-    let (head, axes, required) = unsafe {
+    let (row, axes, required) = unsafe {
         (
-            &*data.items.cast::<Head<0>>(),
+            &*data.items.cast::<Row<0, 0, 0>>(),
             slice::from_raw_parts(data.items.add(FIRST_AXIS), context.n_axes),
             slice::from_raw_parts(data.items.add(context.first_required()), context.n_required),
         )
     };
-    place_heap::<false, true, MANY>(
-        data,
-        context,
-        &Items { time: head.time, heap_length: head.heap_length, axes, required },
-    );
+    let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
+    place_heap::<false, true, MANY>(data, context, &items);
 }
 
 /// Place a heap on the fast path, or leave it.
