@@ -9,9 +9,10 @@ use std::slice;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
-use crate::layout::{Geometry, Layout, SideField, SideType, reason};
+use crate::layout::{Geometry, Layout, SideField, reason};
 use crate::ledger::{Ledger, Slots};
 use crate::place::{Items, Judged, Plan, judge};
+use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::timeline::{Timeline, Window};

@@ -1,121 +1,27 @@
 //! From a declaration to a layout that is proven: no heap can leave its chunk, no two heaps can share a slot.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU64;
+use std::collections::BTreeMap;
 
-use crate::divisor::{Divisor, SmallDivisor};
+use crate::axis::{ItemAxis, check_item_axis};
+use crate::check::{
+    check, check_distinct, check_item, check_name, check_shift, check_user_data_name, non_zero, product,
+};
+use crate::divisor::SmallDivisor;
 use crate::error::LayoutError;
-pub use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
 /// SPEAD ID of the heap length item.
 pub const HEAP_LENGTH_ID: u64 = 2;
 /// Timestamps are 48 bit wide.
 pub const TIME_BITS: u32 = 48;
-/// Largest ID that any SPEAD flavour can express for an immediate item (SPEAD-64-40: 23 bits).
-const MAX_ITEM_ID: u64 = (1 << 23) - 1;
-/// IDs up to this one (stream control) steer the protocol itself.
-const LAST_CONTROL_ID: u64 = 6;
 /// Item axes that the callback has an instance for.
 pub const MAX_ITEM_AXES: usize = 8;
-/// Heaps of a chunk: a bit for each is kept for every chunk of the window.
-const MAX_CHUNK_HEAPS: u64 = 1 << 28;
 /// Sources: a few counters are kept for each.
 const MAX_SOURCES: u64 = 1 << 20;
+/// Heaps of a chunk: a bit for each is kept for every chunk of the window.
+const MAX_CHUNK_HEAPS: u64 = 1 << 28;
 /// Longest chunk in ticks: unwrapping needs at least half of the 48-bit range beyond it.
 const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
-
-/// How the value of an item becomes an index.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    /// A multiple of a step, below a size.
-    Step {
-        /// Divides by the step.
-        divisor: Divisor,
-        /// The step itself.
-        step: u64,
-    },
-    /// One of a list of values.
-    Values(ValueTable),
-}
-
-/// An axis whose index comes from an item of each heap.
-#[derive(Clone, Debug)]
-pub struct ItemAxis {
-    /// Bits to shift the value right by.
-    pub shift: u32,
-    /// Bits to keep after that.
-    pub mask: u64,
-    /// Number of indices.
-    pub size: u64,
-    /// From value to index.
-    pub lookup: Lookup,
-    /// Index of the reject reason.
-    pub reason: usize,
-}
-
-impl ItemAxis {
-    /// The index that an item's value stands for, or None if it is not on the axis.
-    #[inline]
-    #[must_use]
-    pub fn index(&self, value: u64) -> Option<u64> {
-        let value = (value >> self.shift) & self.mask;
-        let index = match &self.lookup {
-            Lookup::Step { divisor, .. } => divisor.exact(value),
-            Lookup::Values(table) => table.get(value)?,
-        };
-        (index < self.size).then_some(index)
-    }
-}
-
-/// From sparse values to their positions, in a bounded number of steps.
-#[derive(Clone, Debug)]
-pub struct ValueTable {
-    multiplier: u64,
-    shift: u32,
-    /// Each home slot is followed by enough others that no probe runs off the end.
-    slots: Box<[(u64, u64)]>,
-    probes: usize,
-}
-
-impl ValueTable {
-    /// No value on an axis is this large.
-    const EMPTY: u64 = u64::MAX;
-
-    /// Hash `values`, which must be distinct, with whichever of a few multipliers needs the fewest probes.
-    fn new(values: &[u64]) -> Self {
-        let bits = (values.len() * 2).next_power_of_two().trailing_zeros().max(1);
-        // Odd multiples of the golden ratio (Knuth, "The Art of Computer Programming" 3, section 6.4).
-        let candidates = (0..16_u64).map(|k| 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(2 * k + 1));
-        candidates
-            .map(|multiplier| Self::with_multiplier(values, multiplier, bits))
-            .min_by_key(|table| table.probes)
-            .unwrap_or_else(|| Self::with_multiplier(values, 1, bits))
-    }
-
-    fn with_multiplier(values: &[u64], multiplier: u64, bits: u32) -> Self {
-        let shift = u64::BITS - bits;
-        let mut slots = vec![(Self::EMPTY, 0); (1 << bits) + values.len()];
-        let mut probes = 0;
-        for (index, &value) in (0..).zip(values) {
-            let home = usize::try_from(value.wrapping_mul(multiplier) >> shift).unwrap_or(0);
-            for (probe, slot) in (1..).zip(&mut slots[home..]) {
-                if slot.0 == Self::EMPTY {
-                    *slot = (value, index);
-                    probes = probes.max(probe);
-                    break;
-                }
-            }
-        }
-        Self { multiplier, shift, slots: slots.into(), probes }
-    }
-
-    #[inline]
-    fn get(&self, value: u64) -> Option<u64> {
-        let home = (value.wrapping_mul(self.multiplier) >> self.shift) as usize;
-        let candidates = self.slots.get(home..)?.iter().take(self.probes);
-        candidates.into_iter().find(|slot| slot.0 == value).map(|slot| slot.1)
-    }
-}
 
 /// Where the index of an axis comes from.
 #[derive(Clone, Debug)]
@@ -188,82 +94,6 @@ pub mod reason {
     pub const fn internal_error(n_reasons: usize) -> usize {
         n_reasons - 1
     }
-}
-
-fn check(condition: bool, error: impl FnOnce() -> LayoutError) -> Result<(), LayoutError> {
-    if condition { Ok(()) } else { Err(error()) }
-}
-
-fn non_zero(field: &str, value: u64) -> Result<NonZeroU64, LayoutError> {
-    NonZeroU64::new(value).ok_or_else(|| LayoutError::field(field, value, "must be at least 1"))
-}
-
-fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
-    check(id > LAST_CONTROL_ID, || {
-        LayoutError::field(
-            field,
-            format!("{id:#x}"),
-            format!("is reserved by the SPEAD protocol; item IDs of data start above {LAST_CONTROL_ID:#x}"),
-        )
-    })?;
-    check(id <= MAX_ITEM_ID, || {
-        LayoutError::field(
-            field,
-            format!("{id:#x}"),
-            format!("is larger than any SPEAD flavour can express ({MAX_ITEM_ID:#x})"),
-        )
-    })
-}
-
-fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {
-    // The sign bit marks an absent item, so that values have 63 bits at most.
-    u32::try_from(shift)
-        .ok()
-        .filter(|&shift| shift < u64::BITS - 1)
-        .ok_or_else(|| LayoutError::field(field, shift, "must be below 63, the bits of a value"))
-}
-
-fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
-    let mut chars = name.chars();
-    let good = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_');
-    check(good, || {
-        LayoutError::field(
-            field,
-            format!("{name:?}"),
-            "must be a name of letters, digits and underscores that does not start with a digit",
-        )
-    })
-}
-
-fn check_user_data_name(field: &str, name: &str) -> Result<(), LayoutError> {
-    check_name(field, name)?;
-    check(name != "stats_base", || {
-        LayoutError::field(field, format!("{name:?}"), "is the field that holds the index of our statistics")
-    })
-}
-
-fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
-    field: &str,
-    values: impl IntoIterator<Item = T>,
-) -> Result<(), LayoutError> {
-    let mut seen = BTreeSet::new();
-    for value in values {
-        let shown = format!("{value:?}");
-        check(seen.insert(value), || {
-            LayoutError::field(field, shown, "stands there twice; each must be different from the others")
-        })?;
-    }
-    Ok(())
-}
-
-fn product(field: &str, factors: &[u64], limit: u64, what: &str) -> Result<u64, LayoutError> {
-    let shown = || factors.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
-    factors
-        .iter()
-        .try_fold(1_u64, |all, &factor| all.checked_mul(factor))
-        .filter(|&all| all <= limit)
-        .ok_or_else(|| LayoutError::field(field, shown(), format!("{what}, which must be at most {limit}")))
 }
 
 impl Layout {
@@ -500,77 +330,6 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
     })?;
     non_zero(&format!("{field}.size"), size)?;
     Ok((size, IndexFrom::UserData(name.to_owned())))
-}
-
-fn check_item_axis(field: &str, axis: &AxisSpec, reasons: &mut Vec<String>) -> Result<(u64, ItemAxis), LayoutError> {
-    let item = axis.item.ok_or_else(|| {
-        LayoutError::field(format!("{field}.item"), "absent", "must name an item ID (or give from_user_data)")
-    })?;
-    check_item(&format!("{field}.item"), item)?;
-    let shift = check_shift(&format!("{field}.shift"), axis.shift)?;
-    let mask = axis.mask.unwrap_or(u64::MAX);
-    check(mask != 0, || LayoutError::field(format!("{field}.mask"), mask, "keeps no bit; at least one is needed"))?;
-    let step = non_zero(&format!("{field}.step"), axis.step)?;
-    let reach = mask & (i64::MAX as u64 >> shift);
-    let (size, lookup) = match (&axis.values, axis.size) {
-        (Some(values), None) => {
-            check(axis.step == 1, || {
-                LayoutError::field(format!("{field}.step"), axis.step, "stands beside values; give one of them")
-            })?;
-            (check_values(field, values, reach)?, Lookup::Values(ValueTable::new(values)))
-        }
-        (None, Some(size)) => {
-            non_zero(&format!("{field}.size"), size)?;
-            let last = (size - 1).checked_mul(step.get());
-            // A mask may have holes, so this is necessary, not sufficient; unreachable indices just stay missing.
-            check(last.is_some_and(|last| last <= reach), || {
-                LayoutError::field(
-                    format!("{field}.size"),
-                    size,
-                    format!(
-                        "in steps of {step} goes beyond the largest value that shift and mask let through ({reach})"
-                    ),
-                )
-            })?;
-            (size, Lookup::Step { divisor: Divisor::new(step), step: step.get() })
-        }
-        (Some(_), Some(size)) => {
-            return Err(LayoutError::field(format!("{field}.size"), size, "stands beside values; give one of them"));
-        }
-        (None, None) => {
-            return Err(LayoutError::field(format!("{field}.size"), "absent", "must be given (or values)"));
-        }
-    };
-    let name = axis.reject_name.clone().unwrap_or_else(|| format!("bad_{}_heaps", axis.name));
-    check_name(&format!("{field}.reject_name"), &name)?;
-    let built_in = ["metadata_heaps", "bad_timestamp_heaps", "implausible_timestamp_heaps", "internal_error_heaps"];
-    check(!built_in.contains(&name.as_str()), || {
-        LayoutError::field(format!("{field}.reject_name"), format!("{name:?}"), "is the name of a reason of its own")
-    })?;
-    let reason = reasons.iter().position(|reason| *reason == name).unwrap_or_else(|| {
-        reasons.push(name);
-        reasons.len() - 1
-    });
-    Ok((item, ItemAxis { shift, mask, size, lookup, reason }))
-}
-
-fn check_values(field: &str, values: &[u64], reach: u64) -> Result<u64, LayoutError> {
-    let field = format!("{field}.values");
-    check(!values.is_empty(), || LayoutError::field(&field, "[]", "must have at least one value"))?;
-    check(values.len() as u64 <= MAX_SOURCES, || {
-        LayoutError::field(&field, values.len(), format!("values are too many; at most {MAX_SOURCES} are possible"))
-    })?;
-    check_distinct(&field, values)?;
-    for &value in values {
-        check(value <= reach, || {
-            LayoutError::field(
-                &field,
-                value,
-                format!("is beyond the largest value that shift and mask let through ({reach})"),
-            )
-        })?;
-    }
-    Ok(values.len() as u64)
 }
 
 fn check_side_items(specs: &[SideSpec], items: &mut Vec<u64>) -> Result<Vec<SideField>, LayoutError> {

@@ -7,7 +7,9 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod axis;
 pub mod callback;
+mod check;
 pub mod chunk;
 pub mod divisor;
 pub mod error;

@@ -4,11 +4,11 @@
 
 use std::num::NonZeroU64;
 
+use crate::axis::{ItemAxis, Lookup};
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
-use crate::layout::{
-    Align, Geometry, IndexFrom, ItemAxis, Layout, Lookup, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason,
-};
+use crate::layout::{Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
+use crate::spec::Align;
 use crate::timeline::Window;
 
 /// The items of a heap, in the order that [`Layout::items`] asks for them; −1 where one is absent.

@@ -1,0 +1,87 @@
+//! Checks that single fields of a declaration must pass, with errors that name field, value and what would be right.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU64;
+
+use crate::error::LayoutError;
+
+/// Largest ID that any SPEAD flavour can express for an immediate item (SPEAD-64-40: 23 bits).
+const MAX_ITEM_ID: u64 = (1 << 23) - 1;
+/// IDs up to this one (stream control) steer the protocol itself.
+const LAST_CONTROL_ID: u64 = 6;
+
+pub(crate) fn check(condition: bool, error: impl FnOnce() -> LayoutError) -> Result<(), LayoutError> {
+    if condition { Ok(()) } else { Err(error()) }
+}
+
+pub(crate) fn non_zero(field: &str, value: u64) -> Result<NonZeroU64, LayoutError> {
+    NonZeroU64::new(value).ok_or_else(|| LayoutError::field(field, value, "must be at least 1"))
+}
+
+pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
+    check(id > LAST_CONTROL_ID, || {
+        LayoutError::field(
+            field,
+            format!("{id:#x}"),
+            format!("is reserved by the SPEAD protocol; item IDs of data start above {LAST_CONTROL_ID:#x}"),
+        )
+    })?;
+    check(id <= MAX_ITEM_ID, || {
+        LayoutError::field(
+            field,
+            format!("{id:#x}"),
+            format!("is larger than any SPEAD flavour can express ({MAX_ITEM_ID:#x})"),
+        )
+    })
+}
+
+pub(crate) fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {
+    // The sign bit marks an absent item, so that values have 63 bits at most.
+    u32::try_from(shift)
+        .ok()
+        .filter(|&shift| shift < u64::BITS - 1)
+        .ok_or_else(|| LayoutError::field(field, shift, "must be below 63, the bits of a value"))
+}
+
+pub(crate) fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
+    let mut chars = name.chars();
+    let good = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_');
+    check(good, || {
+        LayoutError::field(
+            field,
+            format!("{name:?}"),
+            "must be a name of letters, digits and underscores that does not start with a digit",
+        )
+    })
+}
+
+pub(crate) fn check_user_data_name(field: &str, name: &str) -> Result<(), LayoutError> {
+    check_name(field, name)?;
+    check(name != "stats_base", || {
+        LayoutError::field(field, format!("{name:?}"), "is the field that holds the index of our statistics")
+    })
+}
+
+pub(crate) fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
+    field: &str,
+    values: impl IntoIterator<Item = T>,
+) -> Result<(), LayoutError> {
+    let mut seen = BTreeSet::new();
+    for value in values {
+        let shown = format!("{value:?}");
+        check(seen.insert(value), || {
+            LayoutError::field(field, shown, "stands there twice; each must be different from the others")
+        })?;
+    }
+    Ok(())
+}
+
+pub(crate) fn product(field: &str, factors: &[u64], limit: u64, what: &str) -> Result<u64, LayoutError> {
+    let shown = || factors.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+    factors
+        .iter()
+        .try_fold(1_u64, |all, &factor| all.checked_mul(factor))
+        .filter(|&all| all <= limit)
+        .ok_or_else(|| LayoutError::field(field, shown(), format!("{what}, which must be at most {limit}")))
+}
