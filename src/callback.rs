@@ -9,9 +9,9 @@ use std::slice;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
-use crate::layout::{Geometry, Layout, SideField, reason};
+use crate::layout::{FIRST_AXIS, Geometry, Layout, SideField, reason};
 use crate::ledger::{Ledger, Slots};
-use crate::place::{Items, Judged, Plan, judge};
+use crate::place::{Items, Judged, Plan, judge, source};
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -60,8 +60,6 @@ unsafe impl Sync for Context {}
 
 /// Stands for several side items; one of so many bytes there is not.
 const MANY: usize = 9;
-/// Position of the first axis among the items.
-const FIRST_AXIS: usize = 2;
 
 /// The items array of a layout with so many item axes, side items and required items.
 #[repr(C)]
@@ -89,7 +87,7 @@ impl Context {
         Ok(Self {
             plan: Plan::new(layout, geometry, window)?,
             state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
-            ledger: Ledger::new(layout),
+            ledger: Ledger::new(layout, window),
             side: layout.side.clone().into(),
             first_shift: layout.side.first().map_or(0, |field| field.shift),
             first_side: layout.axes.len().saturating_add(FIRST_AXIS),
@@ -157,9 +155,9 @@ impl Context {
     }
 
     /// Count a rejected heap, here and in spead2's own statistics.
-    fn reject(&self, data: &mut ChunkPlaceData, reason: usize) {
+    fn reject(&self, data: &mut ChunkPlaceData, items: &[i64], reason: usize) {
         data.chunk_id = -1;
-        self.ledger.rejected(reason);
+        self.ledger.rejected(reason, source(&self.plan, items));
         if let Some(stats) = self.stats
             && reason < stats.count
             && !data.batch_stats.is_null()
@@ -183,9 +181,9 @@ impl Context {
             slots.slide(moved);
         }
         self.timeline.accept(window.start(heap.chunk));
-        // An older chunk is spead2's to judge; it has no slots to mark, so the largest number stands for it.
-        let chunk = heap.chunk.checked_sub(window.first_chunk).unwrap_or(u64::MAX);
-        self.ledger.count(slots, heap.source, heap.batch, chunk, heap.at);
+        // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
+        let chunk = heap.chunk.wrapping_sub(window.first_chunk);
+        self.ledger.count(slots, heap.source, heap.batch, chunk, window.newest(), heap.at);
         Ok(heap)
     }
 }
@@ -261,7 +259,7 @@ fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
     data.heap_offset = slot.at.offset as usize;
     store_side_items::<SIDE>(data, context);
     let batch = window.first_batch.wrapping_add(slot.batch);
-    context.ledger.count(slots, slot.source, batch, slot.chunk, slot.at);
+    context.ledger.count(slots, slot.source, batch, slot.chunk, window.newest(), slot.at);
 }
 
 /// Everything that is not a good heap in the window.
@@ -281,8 +279,10 @@ extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
             data.heap_offset = heap.at.offset as usize;
             store_side_items::<MANY>(data, context);
         }
-        Ok(Err(reason)) => context.reject(data, reason),
-        Err(_) => context.reject(data, reason::internal_error(context.plan.layout().reasons.len())),
+        Ok(Err(reason)) => context.reject(data, items, reason),
+        Err(_) => {
+            context.reject(data, items, reason::internal_error(context.plan.layout().reasons.len()));
+        }
     }
 }
 

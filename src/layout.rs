@@ -14,6 +14,8 @@ use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeS
 pub const HEAP_LENGTH_ID: u64 = 2;
 /// Timestamps are 48 bit wide.
 pub const TIME_BITS: u32 = 48;
+/// Position of the first axis among the items.
+pub const FIRST_AXIS: usize = 2;
 /// Item axes that the callback has an instance for.
 pub const MAX_ITEM_AXES: usize = 8;
 /// Sources: a few counters are kept for each.

@@ -29,13 +29,25 @@ pub struct Ledger {
     sources: Arc<[Source]>,
     /// Of each source, heaps placed into a slot of the window that had one already.
     duplicates: Arc<[AtomicU64]>,
+    /// Placed heaps of the newest chunk, by how many batches they are behind the newest: 0, 1, 2-3, 4-7, ...
+    late_batches: Arc<[AtomicU64; LATE_BATCHES]>,
+    /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those beyond the window.
+    late_chunks: Arc<[AtomicU64]>,
+    /// For each reason, rejected heaps of each source, and then those whose source is unknown.
     rejected: Arc<[AtomicU64]>,
     step: u64,
 }
 
+/// As many as the highest bit of a number has positions, so that none needs a check.
+const LATE_BATCHES: usize = 64;
+/// A window has less than 2^31 batches: no heap gets into the buckets beyond.
+const USED_LATE_BATCHES: usize = 33;
+
 /// A bit for each slot of each chunk of the window: set once a heap was placed there.
 #[derive(Clone, Debug)]
 pub struct Slots {
+    /// The newest batch placed, counted from time 0.
+    newest: u64,
     /// Where in `bits` each chunk of the window begins, oldest chunk first.
     rows: Box<[u64]>,
     bits: Box<[u64]>,
@@ -52,12 +64,20 @@ pub struct Snapshot {
     pub duplicates: Vec<u64>,
     /// Newest timestamp of each source; −1 if there is none.
     pub newest: Vec<i64>,
-    /// Rejected heaps, for each reason.
-    pub rejected: Vec<u64>,
+    /// Rejected heaps: for each reason those of each source, and then those whose source is unknown.
+    pub rejected: Vec<Vec<u64>>,
+    /// Placed heaps of the newest chunk, by how many batches behind the newest: bucket k > 0 is from 2^(k-1) on.
+    pub late_batches: Vec<u64>,
+    /// Placed heaps by how many chunks behind the newest, from 0 on; the last is of those beyond the window.
+    pub late_chunks: Vec<u64>,
 }
 
 fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+fn zeros(n: u64) -> Arc<[AtomicU64]> {
+    (0..n).map(|_| AtomicU64::new(0)).collect()
 }
 
 fn get<T>(slice: &[T], index: u64) -> Option<&T> {
@@ -65,27 +85,41 @@ fn get<T>(slice: &[T], index: u64) -> Option<&T> {
 }
 
 impl Ledger {
-    /// An empty ledger.
+    /// An empty ledger, for a stream that has `window` chunks under construction.
     #[must_use]
-    pub fn new(layout: &Layout) -> Self {
+    pub fn new(layout: &Layout, window: u64) -> Self {
         let source = |_| Source { placed: AtomicU64::new(0), newest: AtomicU64::new(NONE) };
         Self {
             sources: (0..layout.n_sources()).map(source).collect(),
-            duplicates: (0..layout.n_sources()).map(|_| AtomicU64::new(0)).collect(),
-            rejected: layout.reasons.iter().map(|_| AtomicU64::new(0)).collect(),
+            duplicates: zeros(layout.n_sources()),
+            late_batches: Arc::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            late_chunks: zeros(window),
+            rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
             step: layout.spec().time.step,
         }
     }
 
-    /// Count a placed heap: `batch` is counted from time 0, `chunk` from the start of the window.
+    /// Count a placed heap: `batch` is counted from time 0, `chunk` from the start of the window, `newest` is the newest
+    /// chunk, counted likewise.
     ///
     /// In a chunk outside the window no slots are marked, so no duplicates are found there.
     #[inline(always)]
-    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, at: Place) {
+    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, newest: u64, at: Place) {
         let Some(counters) = get(&self.sources, source) else { return };
         increment(&counters.placed);
-        let newest = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
-        counters.newest.store(newest.cast_unsigned(), Relaxed);
+        let newest_batch = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
+        counters.newest.store(newest_batch.cast_unsigned(), Relaxed);
+        if chunk == newest {
+            let behind = slots.newest.saturating_sub(batch);
+            slots.newest = slots.newest.max(batch);
+            // The bits of a number are the index of the highest bit of twice that and one, which is never 0.
+            let bits = (behind.wrapping_mul(2) | 1).ilog2();
+            if let Some(bucket) = self.late_batches.get(bits as usize) {
+                increment(bucket);
+            }
+        } else {
+            self.late(newest.wrapping_sub(chunk));
+        }
         let Some(row) = get(&slots.rows, chunk) else { return };
         let Some(word) = slots.bits.get_mut(row.wrapping_add(at.index >> 6) as usize) else { return };
         let slot = 1_u64.wrapping_shl(at.index as u32);
@@ -95,6 +129,15 @@ impl Ledger {
         *word |= slot;
     }
 
+    /// Count a placed heap that is `chunks` behind the newest; beyond the window for any number larger than that.
+    #[inline]
+    fn late(&self, chunks: u64) {
+        let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
+        if let Some(bucket) = bucket {
+            increment(bucket);
+        }
+    }
+
     #[cold]
     fn duplicate(&self, source: u64) {
         if let Some(counter) = get(&self.duplicates, source) {
@@ -102,9 +145,11 @@ impl Ledger {
         }
     }
 
-    /// Count a rejected heap.
-    pub fn rejected(&self, reason: usize) {
-        if let Some(counter) = self.rejected.get(reason) {
+    /// Count a rejected heap, of a source if that is known.
+    pub fn rejected(&self, reason: usize, source: Option<u64>) {
+        let n_sources = self.sources.len() as u64;
+        let row = n_sources.wrapping_add(1).wrapping_mul(reason as u64);
+        if let Some(counter) = get(&self.rejected, row.wrapping_add(source.unwrap_or(n_sources))) {
             increment(counter);
         }
     }
@@ -113,12 +158,17 @@ impl Ledger {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let read_all = |counters: &[AtomicU64]| counters.iter().map(read).collect::<Vec<_>>();
         let time = |batch: u64| if batch == NONE { -1 } else { batch.wrapping_mul(self.step).cast_signed() };
+        let late_batches: Vec<_> = self.late_batches.iter().take(USED_LATE_BATCHES).map(read).collect();
+        let newest_chunk = late_batches.iter().sum();
         Snapshot {
             placed: self.sources.iter().map(|source| read(&source.placed)).collect(),
-            duplicates: self.duplicates.iter().map(read).collect(),
+            duplicates: read_all(&self.duplicates),
             newest: self.sources.iter().map(|source| time(read(&source.newest))).collect(),
-            rejected: self.rejected.iter().map(read).collect(),
+            rejected: self.rejected.chunks(self.sources.len().wrapping_add(1)).map(read_all).collect(),
+            late_chunks: std::iter::once(newest_chunk).chain(read_all(&self.late_chunks)).collect(),
+            late_batches,
         }
     }
 }
@@ -132,6 +182,7 @@ impl Slots {
     pub fn new(layout: &Layout, window: u64) -> Self {
         let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
         Self {
+            newest: 0,
             rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
             bits: vec![0; window.wrapping_mul(words) as usize].into(),
             words,

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use crate::axis::{ItemAxis, Lookup};
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
-use crate::layout::{Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
+use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
 use crate::spec::Align;
 use crate::timeline::Window;
 
@@ -212,6 +212,16 @@ pub struct Judged {
     pub at: Place,
     /// Index of the source.
     pub source: u64,
+}
+
+/// The source of a heap, good or bad, if it can be known.
+#[must_use]
+pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
+    let layout = &plan.layout;
+    let of_axis = layout.source.and_then(|axis| layout.dimensions.get(axis)).map(|axis| &axis.from);
+    let Some(&IndexFrom::Item(i)) = of_axis else { return Some(plan.base.source) };
+    let item = items.get(FIRST_AXIS.wrapping_add(i)).filter(|&&item| item >= 0)?;
+    layout.axes.get(i)?.index(item.cast_unsigned())
 }
 
 /// The slow path: all checks one after the other, with the reason of the first that fails.

@@ -58,7 +58,8 @@ pub struct Window {
     pub first_chunk: u64,
     /// The first batch of the window, counted from time 0.
     pub first_batch: u64,
-    newest_chunk: u64,
+    /// The newest chunk, counted from the first of the window.
+    newest: u64,
     chunks: u64,
     step: u64,
     batches: u64,
@@ -74,12 +75,19 @@ impl Window {
             limit: 0,
             first_chunk: 0,
             first_batch: 0,
-            newest_chunk: 0,
+            newest: 0,
             chunks,
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
             chunk_step: layout.chunk_step,
         }
+    }
+
+    /// The newest chunk, counted from the first of the window.
+    #[inline]
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// Start time of a chunk.
@@ -95,10 +103,10 @@ impl Window {
     /// the timeline.
     pub fn follow(&mut self, chunk: u64) -> u64 {
         let began = self.limit != 0;
-        if began && chunk <= self.newest_chunk {
+        let old = self.first_chunk;
+        if began && chunk <= old.wrapping_add(self.newest) {
             return 0;
         }
-        let old = self.first_chunk;
         let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
         let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
         self.base = self.start(first) & LOW_BITS;
@@ -107,7 +115,7 @@ impl Window {
         self.limit = batches.min(until_wrap);
         self.first_chunk = first;
         self.first_batch = first.wrapping_mul(self.batches);
-        self.newest_chunk = chunk;
+        self.newest = chunk.wrapping_sub(first);
         first.wrapping_sub(old)
     }
 }

@@ -51,7 +51,7 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
             for (before, after, sent) in [
                 (first.placed[0], second.placed[0], 2),
                 (first.duplicates[0], second.duplicates[0], 1),
-                (first.rejected[0], second.rejected[0], 1),
+                (first.rejected[0][0], second.rejected[0][0], 1),
             ] {
                 assert!(before <= after && after <= sent);
             }
@@ -62,7 +62,7 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
         assert_eq!(place(&context, [0, 8]), 0);
         reader.join().unwrap();
         let last = context.ledger().snapshot();
-        assert_eq!((last.placed[0], last.duplicates[0], last.rejected[0], last.newest[0]), (2, 1, 1, 0));
+        assert_eq!((last.placed[0], last.duplicates[0], last.rejected[0][0], last.newest[0]), (2, 1, 1, 0));
     });
 }
 

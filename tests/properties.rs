@@ -21,7 +21,7 @@ const STATS_BASE: usize = 5;
 /// What the reference says of a heap.
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
-    Rejected(String),
+    Rejected(String, Option<usize>),
     Placed { chunk: i64, index: usize, offset: usize, extra: Vec<u8>, source: usize, batch: i128 },
 }
 
@@ -31,6 +31,7 @@ struct Reference<'a> {
     user_data: &'a BTreeMap<String, u64>,
     window: i128,
     newest: Option<i128>,
+    newest_batch: i128,
     seen: BTreeSet<(i128, usize)>,
 }
 
@@ -46,9 +47,25 @@ impl Reference<'_> {
         }
     }
 
+    /// The index on an axis; None if the value is not on it.
+    fn index(&self, axis: &AxisSpec, items: &HashMap<u64, i64>) -> Option<i128> {
+        let Some(item) = axis.item else { return Some(self.user_data[axis.from_user_data.as_ref().unwrap()].into()) };
+        let value = u64::try_from(items.get(&item).copied().unwrap_or(-1)).ok()?;
+        let value = (value >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
+        match &axis.values {
+            Some(values) => values.iter().position(|&v| v == value).map(|i| i as i128),
+            None => (value % axis.step == 0 && value / axis.step < axis.size.unwrap())
+                .then(|| i128::from(value / axis.step)),
+        }
+    }
+
     fn judge(&mut self, items: &HashMap<u64, i64>) -> Verdict {
-        let reject = |name: &str| Verdict::Rejected(name.to_owned());
         let spec = self.spec;
+        let source = match spec.axes.iter().find(|axis| Some(&axis.name) == spec.sources.as_ref()) {
+            Some(axis) => self.index(axis, items).map(|index| index as usize),
+            None => Some(0),
+        };
+        let reject = |name: &str| Verdict::Rejected(name.to_owned(), source);
         let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
         let step = i128::from(spec.time.step);
         let chunk_step = step * i128::from(spec.time.batches);
@@ -83,16 +100,7 @@ impl Reference<'_> {
         let mut indices =
             HashMap::from([(spec.time.name.clone(), (time / step).rem_euclid(i128::from(spec.time.batches)))]);
         for axis in &spec.axes {
-            let index = if let Some(field) = &axis.from_user_data {
-                Some(i128::from(self.user_data[field]))
-            } else {
-                let value = (get(axis.item.unwrap()).cast_unsigned() >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
-                match &axis.values {
-                    Some(values) => values.iter().position(|&v| v == value).map(|i| i as i128),
-                    None => (value % axis.step == 0 && value / axis.step < axis.size.unwrap())
-                        .then(|| i128::from(value / axis.step)),
-                }
-            };
+            let index = self.index(axis, items);
             let Some(index) = index else {
                 return reject(&axis.reject_name.clone().unwrap_or(format!("bad_{}_heaps", axis.name)));
             };
@@ -122,6 +130,7 @@ impl Reference<'_> {
             extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
         }
         self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
+        self.newest_batch = self.newest_batch.max(time / step);
         let source = spec.sources.as_ref().map_or(0, |name| indices[name]);
         Verdict::Placed {
             chunk: i64::try_from(chunk).unwrap(),
@@ -131,6 +140,12 @@ impl Reference<'_> {
             source: usize::try_from(source).unwrap(),
             batch: time / step,
         }
+    }
+
+    /// Chunks and batches behind the newest, which the heap itself may be.
+    fn lateness(&self, chunk: i64, batch: i128) -> (usize, u64) {
+        let chunks = (self.newest.unwrap() - i128::from(chunk)).min(self.window);
+        (usize::try_from(chunks).unwrap(), u64::try_from(self.newest_batch - batch).unwrap())
     }
 
     /// Whether this slot was filled already, while its chunk is in the window.
@@ -333,12 +348,14 @@ proptest! {
             Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
         };
         let mut reference =
-            Reference { spec: &spec, user_data: &user_data, window: window.into(), newest: None, seen: BTreeSet::new() };
+            Reference { spec: &spec, user_data: &user_data, window: window.into(), newest: None, newest_batch: 0, seen: BTreeSet::new() };
         let mut expected = Snapshot {
             placed: vec![0; layout.n_sources() as usize],
             duplicates: vec![0; layout.n_sources() as usize],
             newest: vec![-1; layout.n_sources() as usize],
-            rejected: vec![0; layout.reasons.len()],
+            rejected: vec![vec![0; layout.n_sources() as usize + 1]; layout.reasons.len()],
+            late_batches: vec![0; 33],
+            late_chunks: vec![0; window as usize + 1],
         };
         let mut batch_stats = vec![0_u64; STATS_BASE + layout.reasons.len() + 1];
         let canary = 0xa5;
@@ -367,9 +384,10 @@ proptest! {
             }
             let verdict = reference.judge(&values);
             match &verdict {
-                Verdict::Rejected(reason) => {
+                Verdict::Rejected(reason, source) => {
                     prop_assert_eq!(data.chunk_id, -1, "{:?}", verdict);
-                    expected.rejected[layout.reasons.iter().position(|name| name == reason).unwrap()] += 1;
+                    let row = &mut expected.rejected[layout.reasons.iter().position(|name| name == reason).unwrap()];
+                    row[source.unwrap_or(layout.n_sources() as usize)] += 1;
                 }
                 Verdict::Placed { chunk, index, offset, extra: record, source, batch } => {
                     prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (*chunk, *index, *offset));
@@ -378,6 +396,11 @@ proptest! {
                         prop_assert_eq!(&extra[..record.len()], &record[..]);
                     }
                     expected.placed[*source] += 1;
+                    let (chunks, batches) = reference.lateness(*chunk, *batch);
+                    expected.late_chunks[chunks] += 1;
+                    if chunks == 0 {
+                        expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
+                    }
                     expected.duplicates[*source] += u64::from(reference.is_duplicate(*chunk, *index));
                     let newest = &mut expected.newest[*source];
                     *newest = (*newest).max(i64::try_from(batch * step).unwrap());
@@ -393,7 +416,8 @@ proptest! {
         let mut slots: Vec<_> = offsets.values().collect();
         slots.sort();
         prop_assert!(slots.windows(2).all(|pair| pair[0] + spec.heap_bytes as usize <= *pair[1]), "slots overlap");
-        prop_assert_eq!(&batch_stats[STATS_BASE..STATS_BASE + layout.reasons.len()], &expected.rejected[..]);
+        let rejected: Vec<u64> = expected.rejected.iter().map(|row| row.iter().sum()).collect();
+        prop_assert_eq!(&batch_stats[STATS_BASE..STATS_BASE + layout.reasons.len()], &rejected[..]);
         prop_assert!(batch_stats[..STATS_BASE].iter().all(|&count| count == 0));
         prop_assert_eq!(batch_stats.last(), Some(&0));
     }

@@ -601,7 +601,8 @@ def test_chunk_place_alone_never_writes_statistics(n_stats: int) -> None:
     assert stats["heaps"] == 16
     assert stats["worker_blocked"] == 0
     snapshot = placement.ledger.snapshot()
-    assert np.frombuffer(snapshot.rejected, np.uint64).tolist() == [3, 3, 3, 3, 3, 0]
+    rejected = np.frombuffer(snapshot.rejected_by_source, np.uint64).reshape(6, -1)
+    assert rejected.sum(axis=1).tolist() == [3, 3, 3, 3, 3, 0]
     assert np.frombuffer(snapshot.placed, np.uint64).tolist() == [0, 1, 0]
 
 

@@ -252,8 +252,8 @@ def test_panic_in_callback_rejects_the_heap() -> None:
     assert np.flatnonzero(np.asarray(chunk.present)).tolist() == [1, 4]
     assert stats["rejected_heaps"] == 1
     snapshot = placement.ledger.snapshot()
-    rejected = np.frombuffer(snapshot.rejected, np.uint64)
-    assert rejected.tolist() == [int(name == "speadrx.internal_error_heaps") for name in SMALL.stream_stats]
+    rejected = np.frombuffer(snapshot.rejected_by_source, np.uint64).reshape(len(SMALL.stream_stats), -1)
+    assert rejected.sum(axis=1).tolist() == [int(name == "speadrx.internal_error_heaps") for name in SMALL.stream_stats]
     assert np.frombuffer(snapshot.placed, np.uint64).tolist() == [0, 2, 0]
 
 

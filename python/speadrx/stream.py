@@ -54,8 +54,15 @@ class LedgerSnapshot:
     duplicates_by_source: np.ndarray
     #: Timestamp of the newest heap placed, in ticks, by source; -1 before the first.
     newest_timestamp_by_source: np.ndarray
-    #: Heaps rejected, by reason: the names of the layout's `stream_stats`, without their prefix.
-    rejected: dict[str, int]
+    #: Heaps rejected, by reason (the names of the layout's `stream_stats`, without their prefix) and source; the last
+    #: element counts those whose source is unknown, because the item that tells it is absent or wrong.
+    rejected_by_source: dict[str, np.ndarray]
+    #: Placed heaps of the chunk that was the newest, by how many batches they were behind the newest batch:
+    #: not at all, 1, 2 to 3, 4 to 7, and so on.
+    late_batches: np.ndarray
+    #: Placed heaps by how many chunks they were behind the newest: 0 (as many as `late_batches` has), 1, and so on;
+    #: the last element counts those older than all chunks under construction, which spead2 finds too old.
+    late_chunks: np.ndarray
     #: Label of each source.
     source_labels: tuple[str, ...]
 
@@ -68,6 +75,11 @@ class LedgerSnapshot:
     def duplicates(self) -> int:
         """Placed heaps whose place was taken already."""
         return int(self.duplicates_by_source.sum())
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Heaps rejected, by reason."""
+        return {reason: int(heaps.sum()) for reason, heaps in self.rejected_by_source.items()}
 
     @property
     def seen(self) -> int:
@@ -94,12 +106,14 @@ class Ledger:
             return np.stack([np.frombuffer(getattr(part, field), dtype) for part in parts])
 
         names = self._layout.declaration._compiled.reject_names
-        rejected = stack("rejected", np.uint64).sum(axis=0)
+        rejected = stack("rejected_by_source", np.uint64).sum(axis=0).reshape(len(names), -1)
         return LedgerSnapshot(
             placed_by_source=stack("placed", np.uint64).sum(axis=0),
             duplicates_by_source=stack("duplicates", np.uint64).sum(axis=0),
             newest_timestamp_by_source=stack("newest", np.int64).max(axis=0),
-            rejected=dict(zip(names, rejected.tolist(), strict=True)),
+            rejected_by_source=dict(zip(names, rejected, strict=True)),
+            late_batches=stack("late_batches", np.uint64).sum(axis=0),
+            late_chunks=stack("late_chunks", np.uint64).sum(axis=0),
             source_labels=self._layout.source_labels,
         )
 

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use crate::chunk;
 use crate::layout::Layout;
 
-pub fn count_present(py: Python<'_>, layout: &Layout, present: &PyUntypedBuffer) -> PyResult<Vec<u64>> {
+pub fn account_present(py: Python<'_>, layout: &Layout, present: &PyUntypedBuffer) -> PyResult<(Vec<u64>, usize)> {
     if !present.is_c_contiguous() {
         return Err(PyValueError::new_err("present: is not C-contiguous"));
     }
@@ -21,11 +21,12 @@ pub fn count_present(py: Python<'_>, layout: &Layout, present: &PyUntypedBuffer)
     // stream, so nobody writes to it meanwhile, unless a caller writes to it from another thread, which would be as
     // wrong with any numpy function that releases the GIL.
     let bytes = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), present.len_bytes()) };
-    py.detach(|| chunk::count_present(layout, bytes)).ok_or_else(|| {
+    let account = py.detach(|| chunk::account_present(layout, bytes)).ok_or_else(|| {
         PyValueError::new_err(format!(
             "present: has {} elements, but a chunk has {} heaps",
             bytes.len(),
             layout.chunk_heaps()
         ))
-    })
+    })?;
+    Ok((account.by_source, account.first_batch))
 }

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
-use super::chunk::count_present;
+use super::chunk::account_present;
 use super::placement::{Placement, Timeline};
 use crate::layout as core;
 use crate::spec::LayoutSpec;
@@ -110,9 +110,9 @@ impl Layout {
         Ok(Geometry { geometry: self.0.geometry(&user_data)?, layout: self.0.clone() })
     }
 
-    /// Count the present heaps of each source, with the GIL released.
-    fn count_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
-        count_present(py, &self.0, &PyUntypedBuffer::get(present)?)
+    /// Count the present heaps of each source, and find the first batch that has any, with the GIL released.
+    fn account_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<(Vec<u64>, usize)> {
+        account_present(py, &self.0, &PyUntypedBuffer::get(present)?)
     }
 }
 

@@ -47,7 +47,17 @@ impl LedgerSnapshot {
     }
 
     #[getter]
-    fn rejected<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        bytes(py, &self.0.rejected, u64::to_ne_bytes)
+    fn rejected_by_source<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.rejected.concat(), u64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn late_batches<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.late_batches, u64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn late_chunks<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.late_chunks, u64::to_ne_bytes)
     }
 }
