@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from dataclasses import dataclass
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import spead2
@@ -15,48 +15,83 @@ from .layout import DeclarativeLayout
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
-@dataclass
-class Accounting:
-    """What was received, counted from the first chunk that held any data to the last.
+class _Counts(NamedTuple):
+    """What an account holds at one moment."""
 
-    Counts include the chunk that an iterator is about to give out. With a layout that is not declarative
-    there is a single source, which stands for all of them.
+    present: list[int]  # by source
+    expected: int  # of each source
+    chunks: int
+    first_timestamp: int | None
+    last_timestamp: int | None
+
+
+class Accounting:
+    """What was received, counted from the first batch of which any heap came to the end of the last chunk.
+
+    Of whole missing chunks in between, all heaps are missing. The last chunk counts whole too, though a sender
+    that stops may never have sent all of it. With a layout that is not declarative there is a single source,
+    which stands for all, and the first chunk counts whole.
+
+    An account is of the chunks that one iterator has given out, with the one that it is about to give out. It
+    may be read at any time from any thread, and outlives the iterator. No number of it ever falls.
     """
 
     #: Label of each source.
     source_labels: tuple[str, ...]
-    #: Heaps present, by source.
-    present_by_source: np.ndarray
-    #: Heaps that should have been present, of all sources together; each has an equal share of them.
-    expected: int = 0
-    #: Chunks that held data.
-    chunks: int = 0
-    #: Timestamp of the first of them, in ticks.
-    first_timestamp: int | None = None
-    #: Timestamp of the last of them, in ticks.
-    last_timestamp: int | None = None
+
+    def __init__(self, source_labels: tuple[str, ...]) -> None:
+        self.source_labels = source_labels
+        # Replaced as a whole by the iterator, so that no other thread ever sees half a chunk: `missing` is a
+        # difference, which could fall if its terms were of different moments.
+        self._counts = _Counts([0] * len(source_labels), 0, 0, None, None)
+
+    @property
+    def present_by_source(self) -> np.ndarray:
+        """Heaps present, by source."""
+        return np.array(self._counts.present)
 
     @property
     def expected_by_source(self) -> np.ndarray:
         """Heaps that should have been present, by source."""
-        sources = len(self.present_by_source)
-        return np.full(sources, self.expected // sources)
+        return np.full(len(self.source_labels), self._counts.expected)
 
     @property
     def missing_by_source(self) -> np.ndarray:
-        """Heaps that are missing, by source, those of whole missing chunks included."""
-        missing: np.ndarray = self.expected_by_source - self.present_by_source
+        """Heaps missing, by source."""
+        counts = self._counts
+        missing: np.ndarray = counts.expected - np.array(counts.present)
         return missing
 
     @property
     def present(self) -> int:
         """Heaps present."""
-        return int(self.present_by_source.sum())
+        return sum(self._counts.present)
+
+    @property
+    def expected(self) -> int:
+        """Heaps that should have been present."""
+        return self._counts.expected * len(self.source_labels)
 
     @property
     def missing(self) -> int:
         """Heaps missing."""
-        return self.expected - self.present
+        counts = self._counts
+        return counts.expected * len(counts.present) - sum(counts.present)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that held data."""
+        return self._counts.chunks
+
+    @property
+    def first_timestamp(self) -> int | None:
+        """Timestamp of the first chunk that held data, in ticks."""
+        return self._counts.first_timestamp
+
+    @property
+    def last_timestamp(self) -> int | None:
+        """Timestamp of the last chunk that held data, in ticks."""
+        return self._counts.last_timestamp
 
 
 async def _wait_readable(fd: int) -> None:
@@ -77,7 +112,10 @@ async def _wait_readable(fd: int) -> None:
 
 
 class ChunkIterator:
-    """The chunks of a stream or group in order, for ``for`` and ``async for``; `iter_chunks` makes it."""
+    """The chunks of a stream or group in order, for ``for`` and ``async for``; `iter_chunks` makes it.
+
+    It is for one thread at a time; other threads that take chunks of the same source need iterators of their own.
+    """
 
     #: What was received so far.
     accounting: Accounting
@@ -90,11 +128,13 @@ class ChunkIterator:
             )
         self._source = source
         self._ring = source.data_ringbuffer
-        self._last_id = -1
         layout = source.layout
+        self._timestamp_step = layout.chunk_timestamp_step
+        self._batches = layout.chunk_batches
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
-        labels = layout.source_labels if isinstance(layout, DeclarativeLayout) else ("0",)
-        self.accounting = Accounting(labels, np.zeros(len(labels), np.int64))
+        self.accounting = Accounting(layout.source_labels if isinstance(layout, DeclarativeLayout) else ("0",))
+        self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
+        self._first_batch: int | None = None  # counted from the beginning of time
 
     def __iter__(self) -> Self:
         return self
@@ -131,29 +171,34 @@ class ChunkIterator:
 
     def _take(self, chunk: spead2.recv.Chunk) -> Chunk | None:
         """Account for a chunk and date it; recycle it if there is nothing in it."""
-        present = self._count(chunk.present)
-        if not present.any() or not isinstance(chunk, Chunk):
+        present, first_batch = self._account(chunk.present)
+        if first_batch == self._batches or not isinstance(chunk, Chunk):
             self._source.add_free_chunk(chunk)
-            if present.any():
+            if first_batch < self._batches:
                 raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
             return None
-        layout, account = self._source.layout, self.accounting
-        chunk.timestamp = chunk.chunk_id * layout.chunk_timestamp_step
-        steps = chunk.chunk_id - self._last_id if account.chunks else 1
-        self._last_id = chunk.chunk_id
-        account.chunks += 1
-        account.expected += steps * layout.chunk_heaps
-        account.present_by_source += present
-        if account.first_timestamp is None:
-            account.first_timestamp = chunk.timestamp
-        account.last_timestamp = chunk.timestamp
+        chunk.timestamp = chunk.chunk_id * self._timestamp_step
+        before = self.accounting._counts
+        if self._first_batch is None:
+            self._first_batch = chunk.chunk_id * self._batches + first_batch
+        end = (chunk.chunk_id + 1) * self._batches
+        self.accounting._counts = _Counts(
+            # A list is faster here than an array, which would have to be made of the kernel's list first.
+            present=list(map(operator.add, before.present, present)),
+            expected=(end - self._first_batch) * self._batch_heaps,
+            chunks=before.chunks + 1,
+            first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
+            last_timestamp=chunk.timestamp,
+        )
         return chunk
 
-    def _count(self, present: object) -> np.ndarray:
-        """Present heaps by source."""
+    def _account(self, present: Any) -> tuple[list[int], int]:
+        """Present heaps by source, and the first batch that has any (the number of batches if none has)."""
         if self._core is not None:
-            return np.array(self._core.count_present(present))  # type: ignore[arg-type]
-        return np.array([np.count_nonzero(present)])  # type: ignore[call-overload]
+            return self._core.account_present(present)
+        # Where the batches are in a layout of somebody else is not known.
+        count = int(np.count_nonzero(present))
+        return [count], 0 if count else self._batches
 
 
 def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator:
