@@ -176,11 +176,10 @@ impl Context {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
         let heap = judge(&self.plan, items, |stamp| self.timeline.unwrap(stamp))?;
         let State { window, slots } = state;
-        let moved = window.follow(heap.chunk);
-        if moved != 0 {
-            slots.slide(moved);
+        if let Some(moved) = window.follow(heap.chunk) {
+            slots.slide(moved, window.newest());
+            self.timeline.accept(window.start(heap.chunk));
         }
-        self.timeline.accept(window.start(heap.chunk));
         // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
         let chunk = heap.chunk.wrapping_sub(window.first_chunk);
         self.ledger.count(slots, heap.source, heap.batch, chunk, window.newest(), heap.at);

@@ -47,7 +47,9 @@ const USED_LATE_BATCHES: usize = 33;
 #[derive(Clone, Debug)]
 pub struct Slots {
     /// The newest batch placed, counted from time 0.
-    newest: u64,
+    newest_batch: u64,
+    /// Where in `bits` the newest chunk begins.
+    newest_row: u64,
     /// Where in `bits` each chunk of the window begins, oldest chunk first.
     rows: Box<[u64]>,
     bits: Box<[u64]>,
@@ -109,28 +111,30 @@ impl Ledger {
         increment(&counters.placed);
         let newest_batch = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
         counters.newest.store(newest_batch.cast_unsigned(), Relaxed);
-        if chunk == newest {
-            let behind = slots.newest.saturating_sub(batch);
-            slots.newest = slots.newest.max(batch);
+        let row = if chunk == newest {
+            let behind = slots.newest_batch.saturating_sub(batch);
+            slots.newest_batch = batch.wrapping_add(behind);
             // The bits of a number are the index of the highest bit of twice that and one, which is never 0.
             let bits = (behind.wrapping_mul(2) | 1).ilog2();
             if let Some(bucket) = self.late_batches.get(bits as usize) {
                 increment(bucket);
             }
+            slots.newest_row
         } else {
             self.late(newest.wrapping_sub(chunk));
-        }
-        let Some(row) = get(&slots.rows, chunk) else { return };
+            let Some(row) = get(&slots.rows, chunk) else { return };
+            *row
+        };
         let Some(word) = slots.bits.get_mut(row.wrapping_add(at.index >> 6) as usize) else { return };
-        let slot = 1_u64.wrapping_shl(at.index as u32);
-        if *word & slot != 0 {
-            return self.duplicate(source);
+        let old = *word;
+        *word |= 1_u64.wrapping_shl(at.index as u32);
+        if *word == old {
+            self.duplicate(source);
         }
-        *word |= slot;
     }
 
     /// Count a placed heap that is `chunks` behind the newest; beyond the window for any number larger than that.
-    #[inline]
+    #[cold]
     fn late(&self, chunks: u64) {
         let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
         if let Some(bucket) = bucket {
@@ -182,19 +186,21 @@ impl Slots {
     pub fn new(layout: &Layout, window: u64) -> Self {
         let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
         Self {
-            newest: 0,
+            newest_batch: 0,
+            newest_row: 0,
             rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
             bits: vec![0; window.wrapping_mul(words) as usize].into(),
             words,
         }
     }
 
-    /// Follow the window, which has moved by `chunks`: what leaves it is forgotten.
-    pub fn slide(&mut self, chunks: u64) {
+    /// Follow the window, which has moved by `chunks` and ends with `newest` now: what leaves it is forgotten.
+    pub fn slide(&mut self, chunks: u64, newest: u64) {
         let moved = chunks.min(self.rows.len() as u64) as usize;
         for row in self.rows.iter().take(moved) {
             self.bits.iter_mut().skip(*row as usize).take(self.words as usize).for_each(|word| *word = 0);
         }
         self.rows.rotate_left(moved);
+        self.newest_row = get(&self.rows, newest).copied().unwrap_or(0);
     }
 }

@@ -98,14 +98,14 @@ impl Window {
 
     /// Move the window so that it ends with `chunk`, if that is newer than its newest.
     ///
-    /// Returns by how many chunks the beginning has moved. The window ends with the newest chunk even where it could
+    /// Returns by how many chunks the beginning has moved, or None if the heap changes nothing. The window ends with the newest chunk even where it could
     /// hold more (before time has gone on for long enough), so that every newer chunk takes the cold path, which tells
     /// the timeline.
-    pub fn follow(&mut self, chunk: u64) -> u64 {
+    pub fn follow(&mut self, chunk: u64) -> Option<u64> {
         let began = self.limit != 0;
         let old = self.first_chunk;
         if began && chunk <= old.wrapping_add(self.newest) {
-            return 0;
+            return None;
         }
         let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
         let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
@@ -116,7 +116,7 @@ impl Window {
         self.first_chunk = first;
         self.first_batch = first.wrapping_mul(self.batches);
         self.newest = chunk.wrapping_sub(first);
-        first.wrapping_sub(old)
+        Some(first.wrapping_sub(old))
     }
 }
 
