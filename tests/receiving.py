@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Receiver:
         ChunkPool(self.stream, pool)
         self.iterator = iter_chunks(self.stream)
         self.chunks: list[Received] = []
+        self._going = threading.Event()
+        self._going.set()
         self._executor = concurrent.futures.ThreadPoolExecutor(1)
         self._consumer = self._executor.submit(self._consume)
 
@@ -61,6 +64,7 @@ class Receiver:
         shape = (*self.layout.present_shape, self.layout.heap_bytes)
         for chunk in self.iterator:
             with chunk:
+                self._going.wait()
                 heaps = self.layout.view(chunk.data, record)
                 extra = None
                 if self.layout.extra_dtype is not None:
@@ -73,6 +77,15 @@ class Receiver:
                         extra=None if extra is None else extra.copy(),
                     )
                 )
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Take no chunks for a while, but for one that is kept."""
+        self._going.clear()
+        try:
+            yield
+        finally:
+            self._going.set()
 
     def finish(self) -> list[Received]:
         """End the streams (all that was put into their queues comes first), and return all chunks."""
