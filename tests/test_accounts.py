@@ -253,6 +253,39 @@ def test_incomplete_heaps_of_spead2_are_others():
         assert rx.stat("incomplete_heaps_evicted") + rx.stat("incomplete_heaps_flushed") == 3
 
 
+@pytest.mark.parametrize(("order", "complete"), [([0, 1], True), ([0, 0, 1], True), ([1, 0], False)])
+def test_packets_repeated_or_out_of_order(order, complete):
+    """What spead2 drops within a heap only shows in its packets, and if the heap suffers, as an unfinished heap."""
+    heap = dataclasses.replace(small_heap({0x10: 656}), n_packets=2)
+    with receiver(SMALL, window=2) as rx:
+        rx.queues[0].add_packet(encode(small_heap({0x10: 640}), 0, 48)[0])
+        packets = encode(heap, 1, 48)
+        for i in order:
+            rx.queues[0].add_packet(packets[i])
+        rx.finish()
+        ledger = rx.stream.ledger.snapshot()
+        assert (ledger.placed, ledger.duplicates) == (2, 0)
+        assert rx.iterator.accounting.present == 1 + complete
+        assert rx.stat("packets") == 1 + len(order)
+
+
+def test_stop_throws_chunks_away():
+    """Heaps of chunks under construction count as unfinished if the stream is stopped rather than ended."""
+    with receiver(SMALL, window=2) as rx:
+        for i in range(6):
+            rx.queues[0].add_packet(encode(small_heap({0x10: i * SMALL.chunk_timestamp_step}), i, 48)[0])
+        deadline = time.monotonic() + 60
+        while rx.stream.ledger.snapshot().seen < 6 or rx.iterator.accounting.chunks < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        rx.stream.stop()
+        rx.wait()
+        accounting = rx.iterator.accounting
+        assert rx.stream.ledger.snapshot().placed_by_source.tolist() == [0, 6, 0]
+        assert accounting.present_by_source.tolist() == [0, 4, 0]
+        assert (accounting.expected, rx.stat("too_old_heaps")) == (4 * SMALL.chunk_heaps, 0)
+
+
 # Kernel drops
 
 
