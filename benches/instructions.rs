@@ -1,4 +1,5 @@
-//! Calls the callback a given number of times, for an instruction counter to watch: `instructions FORMAT PASSES`.
+//! Calls the callback a given number of times, for an instruction counter to watch: `instructions FORMAT PASSES`, or
+//! `instructions FORMAT PASSES alone` for placement without accounting. Without arguments, lists the formats.
 
 mod formats;
 
@@ -7,7 +8,7 @@ use formats::Feed;
 fn main() {
     // Cargo adds --bench to the arguments.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let [format, passes] = args.as_slice() else {
+    let [format, passes, how @ ..] = args.as_slice() else {
         for (name, feed) in Feed::all() {
             println!("{name}\t{}", feed.heaps());
         }
@@ -16,6 +17,7 @@ fn main() {
     let (_, mut feed) = Feed::all().into_iter().find(|(name, _)| name == format).expect("a format");
     for _ in 0..passes.parse().expect("a number of passes") {
         feed.advance();
-        assert_eq!(feed.pass(), feed.heaps());
+        let placed = if how.is_empty() { feed.pass() } else { feed.pass_alone() };
+        assert_eq!(placed, feed.heaps());
     }
 }

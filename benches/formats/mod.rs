@@ -1,12 +1,15 @@
 //! The three MeerKAT formats as layouts and item rows, for the benchmarks.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 
-use speadrx::abi::ChunkPlaceData;
+use speadrx::abi::{ChunkPlaceData, PlaceFn};
 use speadrx::callback::Context;
 use speadrx::layout::Layout;
+use speadrx::place::{Items, Plan, judge};
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
+use speadrx::timeline::{Timeline, Window};
 
 /// Chunks that are under construction at a time.
 pub const WINDOW: u64 = 4;
@@ -41,9 +44,59 @@ time = { item = 0x1600, step = 2097152, batches = 8 }
 axes = [{ name = "substream", item = 0x4103, step = 64, size = 64 }, { name = "pol", from_user_data = "pol", size = 2 }]
 "#;
 
+/// Placement without any accounting: what the ledger's cost is measured against.
+pub struct Alone {
+    plan: Plan,
+    window: Window,
+    timeline: Timeline,
+}
+
+/// The callback of [`Alone`], for layouts with one item axis and `REQUIRED` required items behind `SIDE` side items.
+///
+/// # Safety
+///
+/// `context` points to an [`Alone`] that nobody else uses, `data` to what spead2 passes.
+unsafe extern "C" fn place_alone<const SIDE: usize, const REQUIRED: usize, const DENSE: bool>(
+    data: *mut ChunkPlaceData,
+    data_size: usize,
+    context: *mut c_void,
+) {
+    if data_size < ChunkPlaceData::SIZE {
+        return;
+    }
+    // SAFETY: see above; the items are time, length, one axis, side items and required items.
+    let (data, alone) = unsafe { (&mut *data, &mut *context.cast::<Alone>()) };
+    // SAFETY: likewise.
+    let (head, required) =
+        unsafe { (&*data.items.cast::<[i64; 3]>(), &*data.items.add(3 + SIDE).cast::<[i64; REQUIRED]>()) };
+    let items = Items { time: head[0], heap_length: head[1], axes: &head[2..], required };
+    let Some(slot) = alone.plan.place::<DENSE, false>(&alone.window, &items) else {
+        return leave_alone(data, alone, 3 + SIDE + REQUIRED);
+    };
+    data.chunk_id = alone.window.first_chunk.wrapping_add(slot.chunk).cast_signed();
+    data.heap_index = slot.at.index as usize;
+    data.heap_offset = slot.at.offset as usize;
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items: usize) {
+    // SAFETY: as in place_alone.
+    let items = unsafe { std::slice::from_raw_parts(data.items, n_items) };
+    if let Ok(heap) = judge(&alone.plan, items, |stamp| alone.timeline.unwrap(stamp)) {
+        if alone.window.follow(heap.chunk).is_some() {
+            alone.timeline.accept(alone.window.start(heap.chunk));
+        }
+        data.chunk_id = heap.chunk.cast_signed();
+        data.heap_index = heap.at.index as usize;
+        data.heap_offset = heap.at.offset as usize;
+    }
+}
+
 /// One callback with the heaps of a few chunks, in order or shuffled within the window.
 pub struct Feed {
     context: Context,
+    alone: Alone,
     rows: Vec<i64>,
     n_items: usize,
     span: i64,
@@ -93,8 +146,14 @@ impl Feed {
                 rows.swap(i, (state >> 33) as usize % (i + 1));
             }
         }
+        let alone = Alone {
+            plan: Plan::new(&layout, &geometry, WINDOW).expect("plan"),
+            window: Window::new(&layout, WINDOW),
+            timeline: Timeline::default(),
+        };
         Self {
             context,
+            alone,
             rows: rows.concat(),
             n_items: layout.items.len(),
             span: (layout.chunk_step * WINDOW / 2).cast_signed(),
@@ -118,8 +177,27 @@ impl Feed {
     /// Call the callback for every heap, as spead2 does; return the number placed.
     #[inline(never)]
     pub fn pass(&mut self) -> usize {
-        let function = self.context.function();
-        let context = std::ptr::from_ref(&self.context).cast_mut().cast();
+        let context = std::ptr::from_mut(&mut self.context).cast();
+        self.call_for_all(self.context.function(), context)
+    }
+
+    /// The same without any accounting.
+    #[inline(never)]
+    pub fn pass_alone(&mut self) -> usize {
+        let layout = self.alone.plan.layout();
+        let function: PlaceFn =
+            match (layout.side.len(), self.n_items - 3 - layout.side.len(), self.alone.plan.is_dense()) {
+                (1, 0, false) => place_alone::<1, 0, false>,
+                (0, 1, true) => place_alone::<0, 1, true>,
+                (0, 0, true) => place_alone::<0, 0, true>,
+                other => panic!("no instance for {other:?}"),
+            };
+        let context = std::ptr::from_mut(&mut self.alone).cast();
+        self.call_for_all(function, context)
+    }
+
+    #[inline(never)]
+    fn call_for_all(&mut self, function: PlaceFn, context: *mut c_void) -> usize {
         let mut data = ChunkPlaceData {
             packet: std::ptr::null(),
             packet_size: 0,
