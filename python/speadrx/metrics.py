@@ -1,0 +1,77 @@
+"""Names, labels and meanings of the metrics: what collectors, dashboard, alerts and ``speadrx top`` agree on."""
+
+from __future__ import annotations
+
+#: Labels of the metrics, next to those that the user gives to a stream.
+SOURCE = "source"
+REASON = "reason"
+RING = "ring"
+ENDPOINT = "endpoint"
+
+#: Values of the label `RING`.
+DATA_RING = "data"
+FREE_RING = "free"
+
+#: Value of the label `SOURCE` for heaps whose source is unknown.
+UNKNOWN_SOURCE = ""
+
+# By source, from the ledger.
+HEAPS_PLACED = "speadrx_heaps_placed_total"
+HEAPS_DUPLICATE = "speadrx_heaps_duplicate_total"
+HEAPS_REJECTED = "speadrx_heaps_rejected_total"
+NEWEST_TIMESTAMP = "speadrx_newest_timestamp"
+
+# Histograms, from the ledger.
+HEAP_LATENESS_BATCHES = "speadrx_heap_lateness_batches"
+HEAP_LATENESS_CHUNKS = "speadrx_heap_lateness_chunks"
+
+# From the iterators over chunks; heaps by source.
+HEAPS_PRESENT = "speadrx_heaps_present_total"
+HEAPS_MISSING = "speadrx_heaps_missing_total"
+CHUNKS = "speadrx_chunks_total"
+
+# By ring.
+RING_CHUNKS = "speadrx_ring_chunks"
+RING_CAPACITY_CHUNKS = "speadrx_ring_capacity_chunks"
+RING_BLOCKED_SECONDS = "speadrx_ring_blocked_seconds_total"
+RING_CHUNK_SECONDS = "speadrx_ring_chunk_seconds_total"
+
+# By endpoint, from the kernel.
+SOCKET_DROPS = "speadrx_socket_drops_total"
+SOCKET_RECEIVE_QUEUE_BYTES = "speadrx_socket_receive_queue_bytes"
+SOCKET_RECEIVE_BUFFER_BYTES = "speadrx_socket_receive_buffer_bytes"
+
+# From spead2.
+HEAPS_TOO_OLD = "speadrx_heaps_too_old_total"
+HEAPS_INCOMPLETE_EVICTED = "speadrx_heaps_incomplete_evicted_total"
+HEAPS_INCOMPLETE_FLUSHED = "speadrx_heaps_incomplete_flushed_total"
+PACKETS = "speadrx_packets_total"
+WORKER_BLOCKED = "speadrx_worker_blocked_total"
+
+#: What each metric says, by its name.
+HELP = {
+    HEAPS_PLACED: "Heaps given a place in a chunk; duplicates and heaps then found too old included",
+    HEAPS_DUPLICATE: "Placed heaps whose place was taken already",
+    HEAPS_REJECTED: "Heaps rejected, by reason; with an empty source where the heap does not tell it",
+    NEWEST_TIMESTAMP: "Timestamp of the newest heap placed, in ticks",
+    HEAP_LATENESS_BATCHES: "Batches that a placed heap of the newest chunk was behind the newest batch",
+    HEAP_LATENESS_CHUNKS: "Chunks that a placed heap was behind the newest chunk; +Inf: behind all under construction",
+    HEAPS_PRESENT: "Heaps present in the chunks handed to the consumer",
+    HEAPS_MISSING: "Heaps missing from the chunks handed to the consumer, and from chunks that never came",
+    CHUNKS: "Chunks handed to the consumer",
+    RING_CHUNKS: "Chunks in the ring",
+    RING_CAPACITY_CHUNKS: "Chunks that the ring can hold",
+    RING_BLOCKED_SECONDS: "Seconds that the data ring was full or the free ring empty, sampled",
+    RING_CHUNK_SECONDS: "Chunks in the ring integrated over time, sampled; per chunk taken, the mean wait",
+    SOCKET_DROPS: "Packets that the kernel dropped because the socket's receive buffer was full",
+    SOCKET_RECEIVE_QUEUE_BYTES: "Bytes of its receive buffer that the socket uses",
+    SOCKET_RECEIVE_BUFFER_BYTES: "Size of the socket's receive buffer",
+    HEAPS_TOO_OLD: "Placed heaps that came after their chunk was finished",
+    HEAPS_INCOMPLETE_EVICTED: "Heaps given up before all their packets came",
+    HEAPS_INCOMPLETE_FLUSHED: "Heaps still incomplete when the stream ended",
+    PACKETS: "Packets received",
+    WORKER_BLOCKED: "Times that the network thread waited for space in a ring or for a free chunk",
+}
+
+#: All of them; histograms have further suffixes.
+NAMES = frozenset(HELP)
