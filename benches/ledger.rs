@@ -10,7 +10,7 @@ const ROUNDS: u32 = 3000;
 
 /// Time per heap in ns of one kind of pass.
 fn per_heap(time: Duration, heaps: usize) -> f64 {
-    time.as_secs_f64() * 1e9 / heaps as f64
+    time.as_secs_f64() * 1e9 / f64::from(u32::try_from(heaps).expect("a pass is short"))
 }
 
 fn main() {

@@ -9,9 +9,9 @@ use std::slice;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
-use crate::layout::{FIRST_AXIS, Geometry, Layout, SideField, reason};
+use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
 use crate::ledger::{Ledger, Slots};
-use crate::place::{Items, Judged, Plan, judge, source};
+use crate::place::{Items, Plan, Slot, judge, source};
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -78,14 +78,14 @@ impl Context {
     ///
     /// [`LayoutError::Field`] if so many chunks span too long a time or too many heaps.
     pub fn new(
-        layout: &Layout,
         geometry: &Geometry,
         window: u64,
         stats: Option<Stats>,
         timeline: Arc<Timeline>,
     ) -> Result<Self, LayoutError> {
+        let layout = geometry.layout();
         Ok(Self {
-            plan: Plan::new(layout, geometry, window)?,
+            plan: Plan::new(geometry, window)?,
             state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
             ledger: Ledger::new(layout, window),
             side: layout.side.clone().into(),
@@ -155,15 +155,18 @@ impl Context {
     }
 
     /// Count a rejected heap, here and in spead2's own statistics.
-    fn reject(&self, data: &mut ChunkPlaceData, items: &[i64], reason: usize) {
+    ///
+    /// # Safety
+    ///
+    /// As for [`common`].
+    unsafe fn reject(&self, data: &mut ChunkPlaceData, reason: usize, source: Option<u64>) {
         data.chunk_id = -1;
-        self.ledger.rejected(reason, source(&self.plan, items));
+        self.ledger.rejected(reason, source);
         if let Some(stats) = self.stats
             && reason < stats.count
             && !data.batch_stats.is_null()
         {
-            // SAFETY: the stream was configured with `count` statistics from index `base` on (`Stats`), and spead2
-            // passes an array with all of them, which nobody else touches during the call.
+            // SAFETY: the caller vouches for `batch_stats`, which nobody else touches during the call.
             unsafe {
                 let counter = data.batch_stats.wrapping_add(stats.base.wrapping_add(reason));
                 *counter = (*counter).wrapping_add(1);
@@ -171,10 +174,19 @@ impl Context {
         }
     }
 
+    fn internal_error(&self) -> usize {
+        reason::internal_error(self.plan.layout().reasons().len())
+    }
+
     /// Judge a heap that the fast path did not place.
-    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Judged, usize> {
+    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Slot, usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
-        let heap = judge(&self.plan, items, |stamp| self.timeline.unwrap(stamp))?;
+        let judge = || judge(&self.plan, items, |stamp| self.timeline.unwrap(stamp));
+        let is_first = !self.timeline.has_begun();
+        let mut heap = judge()?;
+        if is_first && !self.timeline.begin(state.window.start(heap.chunk)) {
+            heap = judge()?; // Another stream of the group was faster.
+        }
         let State { window, slots } = state;
         if let Some(moved) = window.follow(heap.chunk) {
             slots.slide(moved, window.newest());
@@ -192,8 +204,9 @@ impl Context {
 ///
 /// # Safety
 ///
-/// `context` must point to a [`Context`] whose [`Context::function`] this is; `data` to a `chunk_place_data` of
-/// `data_size` bytes whose `items` are those of the layout; and no two calls with the same context may overlap.
+/// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
+/// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout,
+/// `batch_stats` is null or has all that [`Stats`] says, and `extra` is null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
     const SIDE: usize,
@@ -205,15 +218,18 @@ unsafe extern "C" fn common<
     data_size: usize,
     context: *mut c_void,
 ) {
+    // SAFETY: the caller vouches for the context.
+    let context = unsafe { &*context.cast::<Context>() };
     if data_size < ChunkPlaceData::SIZE {
-        return; // Not the struct that we know: the heap stays rejected.
+        return unknown_struct(context);
     }
-    // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
-    let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
+    // SAFETY: the caller vouches for the pointer, and data_size for the size of what it points to.
+    let data = unsafe { &mut *data };
     // SAFETY: `items` has all items of the layout, which these are.
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
     let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
-    place_heap::<DENSE, false, BYTES>(data, context, &items);
+    // SAFETY: the caller vouches for everything.
+    unsafe { place_heap::<DENSE, false, BYTES>(data, context, &items) };
 }
 
 /// The callback of all other layouts.
@@ -222,11 +238,13 @@ unsafe extern "C" fn common<
 ///
 /// As for [`common`].
 unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
+    // SAFETY: the caller vouches for the context.
+    let context = unsafe { &*context.cast::<Context>() };
     if data_size < ChunkPlaceData::SIZE {
-        return;
+        return unknown_struct(context);
     }
-    // SAFETY: the caller vouches for both pointers, and data_size for the size of what `data` points to.
-    let (data, context) = unsafe { (&mut *data, &*context.cast::<Context>()) };
+    // SAFETY: the caller vouches for the pointer, and data_size for the size of what it points to.
+    let data = unsafe { &mut *data };
     // SAFETY: `items` has all items of the layout: time and length, then the axes; at the end, the required items.
     let (row, axes, required) = unsafe {
         (
@@ -236,14 +254,20 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
         )
     };
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
-    place_heap::<false, true, MANY>(data, context, &items);
+    // SAFETY: the caller vouches for everything.
+    unsafe { place_heap::<false, true, MANY>(data, context, &items) };
 }
 
 /// Place a heap on the fast path, or leave it.
 ///
-/// The accounting comes last, so that what is rare in it, like leaving, is a jump and needs no stack.
+/// The accounting comes last, so that what is rare in it, like leaving, is a jump and needs no stack. Nothing in here can
+/// panic (the lints above hold it to that), so nothing catches a panic either.
+///
+/// # Safety
+///
+/// As for [`common`].
 #[inline(always)]
-fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
+unsafe fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
     data: &mut ChunkPlaceData,
     context: &Context,
     items: &Items<'_>,
@@ -251,43 +275,59 @@ fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, slots } = unsafe { &mut *context.state.get() };
     let Some(slot) = context.plan.place::<DENSE, UNCOMMON>(window, items) else {
-        return leave_fast_path(data, context);
+        // SAFETY: the caller vouches for everything.
+        return unsafe { leave_fast_path(data, context) };
     };
     data.chunk_id = window.first_chunk.wrapping_add(slot.chunk).cast_signed();
     data.heap_index = slot.at.index as usize;
     data.heap_offset = slot.at.offset as usize;
-    store_side_items::<SIDE>(data, context);
+    // SAFETY: the caller vouches for everything.
+    unsafe { store_side_items::<SIDE>(data, context) };
     let batch = window.first_batch.wrapping_add(slot.batch);
     context.ledger.count(slots, slot.source, batch, slot.chunk, window.newest(), slot.at);
+}
+
+/// A heap of which nothing can be told, for spead2 passes a struct that we do not know: it stays rejected.
+#[cold]
+extern "C" fn unknown_struct(context: &Context) {
+    context.ledger.rejected(context.internal_error(), None);
 }
 
 /// Everything that is not a good heap in the window.
 ///
 /// A panic in here becomes a counted rejection. (As a C function it is known not to unwind: a plain jump leads here.)
+///
+/// # Safety
+///
+/// As for [`common`].
 #[cold]
 #[inline(never)]
-extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
-    // SAFETY: as in place_heap, whose own reference to the state is not used any more; `items` has all items of the
-    // layout.
+unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
+    // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
     let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
     let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items)));
-    match judged {
-        Ok(Ok(heap)) => {
-            data.chunk_id = heap.chunk.cast_signed();
-            data.heap_index = heap.at.index as usize;
-            data.heap_offset = heap.at.offset as usize;
-            store_side_items::<MANY>(data, context);
-        }
-        Ok(Err(reason)) => context.reject(data, items, reason),
-        Err(_) => {
-            context.reject(data, items, reason::internal_error(context.plan.layout().reasons.len()));
+    let judged = judged.unwrap_or(Err(context.internal_error()));
+    // SAFETY: the caller vouches for everything.
+    unsafe {
+        match judged {
+            Ok(heap) => {
+                data.chunk_id = heap.chunk.cast_signed();
+                data.heap_index = heap.at.index as usize;
+                data.heap_offset = heap.at.offset as usize;
+                store_side_items::<MANY>(data, context);
+            }
+            Err(reason) => context.reject(data, reason, source(&context.plan, items)),
         }
     }
 }
 
 /// Write the record of side items of a placed heap: `SIDE` bytes, all of one item, or [`MANY`].
+///
+/// # Safety
+///
+/// As for [`common`].
 #[inline(always)]
-fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
+unsafe fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
     // Without room the stream was configured not to have them.
     if SIDE == 0 || data.extra.is_null() {
         return;
@@ -295,8 +335,7 @@ fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Cont
     // An absent item is stored as 0.
     let value = |item: i64, shift: u32| item.max(0).cast_unsigned().wrapping_shr(shift).to_le_bytes();
     let (n_items, n_bytes) = if SIDE == MANY { (context.side.len(), context.extra_bytes) } else { (1, SIDE) };
-    // SAFETY: the side items stand in front of the required ones; `extra` has room for the record, which is what the
-    // stream's max_heap_extra says.
+    // SAFETY: the side items stand in front of the required ones; the caller vouches that `extra` has room for them.
     let (items, record) = unsafe {
         (
             slice::from_raw_parts(data.items.add(context.first_side), n_items),

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use crate::error::LayoutError;
 
-/// Largest ID that any SPEAD flavour can express for an immediate item (SPEAD-64-40: 23 bits).
+/// Largest item ID of SPEAD-64-40, the flavour with the widest IDs that is in use.
 const MAX_ITEM_ID: u64 = (1 << 23) - 1;
 /// IDs up to this one (stream control) steer the protocol itself.
 const LAST_CONTROL_ID: u64 = 6;
@@ -30,7 +30,7 @@ pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
         LayoutError::field(
             field,
             format!("{id:#x}"),
-            format!("is larger than any SPEAD flavour can express ({MAX_ITEM_ID:#x})"),
+            format!("does not fit the 23 bits that SPEAD-64-40 has for item IDs ({MAX_ITEM_ID:#x})"),
         )
     })
 }
@@ -69,9 +69,12 @@ pub(crate) fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
 ) -> Result<(), LayoutError> {
     let mut seen = BTreeSet::new();
     for value in values {
-        let shown = format!("{value:?}");
-        check(seen.insert(value), || {
-            LayoutError::field(field, shown, "stands there twice; each must be different from the others")
+        check(seen.insert(value.clone()), || {
+            LayoutError::field(
+                field,
+                format!("{value:?}"),
+                "stands there twice; each must be different from the others",
+            )
         })?;
     }
     Ok(())

@@ -31,8 +31,14 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
             let (size, together) = axis(i)?;
             let mut counts = vec![0; size];
             for block in present.chunks_exact(size * together) {
-                for (total, heaps) in counts.iter_mut().zip(block.chunks_exact(together)) {
-                    *total += count(heaps);
+                if together == 1 {
+                    // The same as below, in a loop that the compiler turns into vector instructions.
+                    counts.iter_mut().zip(block).for_each(|(total, &byte)| *total += u64::from(byte != 0));
+                } else {
+                    counts
+                        .iter_mut()
+                        .zip(block.chunks_exact(together))
+                        .for_each(|(total, heaps)| *total += count(heaps));
                 }
             }
             counts

@@ -1,12 +1,13 @@
 //! From a declaration to a layout that is proven: no heap can leave its chunk, no two heaps can share a slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 
 use crate::axis::{ItemAxis, check_item_axis};
 use crate::check::{
     check, check_distinct, check_item, check_name, check_shift, check_user_data_name, non_zero, product,
 };
-use crate::divisor::SmallDivisor;
 use crate::error::LayoutError;
 use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
@@ -16,18 +17,18 @@ pub const HEAP_LENGTH_ID: u64 = 2;
 pub const TIME_BITS: u32 = 48;
 /// Position of the first axis among the items.
 pub const FIRST_AXIS: usize = 2;
-/// Item axes that the callback has an instance for.
+/// Most item axes: `Plan` holds them in an array.
 pub const MAX_ITEM_AXES: usize = 8;
 /// Sources: a few counters are kept for each.
 const MAX_SOURCES: u64 = 1 << 20;
 /// Heaps of a chunk: a bit for each is kept for every chunk of the window.
 const MAX_CHUNK_HEAPS: u64 = 1 << 28;
-/// Longest chunk in ticks: unwrapping needs at least half of the 48-bit range beyond it.
-const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
+/// Longest chunk in ticks: all of the next chunk must lie within the half range that unwrapping reaches ahead.
+const MAX_CHUNK_TICKS: u64 = 1 << (TIME_BITS - 2);
 
 /// Where the index of an axis comes from.
 #[derive(Clone, Debug)]
-pub enum IndexFrom {
+pub(crate) enum IndexFrom {
     /// The timestamp.
     Time,
     /// An item: position in [`Layout::axes`].
@@ -38,7 +39,7 @@ pub enum IndexFrom {
 
 /// An axis of the chunk, in the order of the chunk's arrays.
 #[derive(Clone, Debug)]
-pub struct Dimension {
+pub(crate) struct Dimension {
     /// Name of the axis.
     pub name: String,
     /// Number of indices.
@@ -51,35 +52,37 @@ pub struct Dimension {
 
 /// A side item.
 #[derive(Clone, Copy, Debug)]
-pub struct SideField {
+pub(crate) struct SideField {
     /// Bits to shift right by.
     pub shift: u32,
     /// What it is stored as.
     pub dtype: SideType,
 }
 
-/// A proven layout, of which streams take their [`Geometry`].
+/// A proven layout, of which streams take their [`Geometry`]. Its fields are its own: they are what is proven.
 #[derive(Clone, Debug)]
 pub struct Layout {
     spec: LayoutSpec,
-    /// Item IDs in the order of the callback: time, heap length, axes, side items, required items.
-    pub items: Vec<u64>,
-    /// Ticks of a chunk.
-    pub chunk_step: u64,
+    pub(crate) items: Vec<u64>,
+    pub(crate) chunk_step: u64,
     /// Axes from items, in declaration order: the order in which they are checked.
-    pub axes: Vec<ItemAxis>,
+    pub(crate) axes: Vec<ItemAxis>,
     /// All axes in the order of the arrays, slowest first.
-    pub dimensions: Vec<Dimension>,
+    pub(crate) dimensions: Vec<Dimension>,
     /// Side items.
-    pub side: Vec<SideField>,
-    /// Names of the reject reasons, in the order of the checks.
-    pub reasons: Vec<String>,
+    pub(crate) side: Vec<SideField>,
+    pub(crate) reasons: Vec<String>,
     /// Position in `dimensions` of the axis whose index is the source.
-    pub source: Option<usize>,
+    pub(crate) source: Option<usize>,
 }
 
 /// Reasons that every layout has; those of its axes stand between `BAD_TIMESTAMP` and the last two.
 pub mod reason {
+    /// Names of the first.
+    pub(crate) const FIRST: [&str; 2] = ["metadata_heaps", "bad_timestamp_heaps"];
+    /// Names of the last.
+    pub(crate) const LAST: [&str; 2] = ["implausible_timestamp_heaps", "internal_error_heaps"];
+
     /// Wrong length, or an item is absent.
     pub const METADATA: usize = 0;
     /// Beyond 48 bits, or not a multiple of the step.
@@ -115,7 +118,7 @@ impl Layout {
         }
         check_distinct("axes", &names)?;
 
-        let mut reasons = vec!["metadata_heaps".to_owned(), "bad_timestamp_heaps".to_owned()];
+        let mut reasons: Vec<String> = reason::FIRST.map(str::to_owned).into();
         let mut items = vec![spec.time.item, HEAP_LENGTH_ID];
         let mut axes = Vec::new();
         let mut sizes = BTreeMap::from([(spec.time.name.clone(), (spec.time.batches, IndexFrom::Time))]);
@@ -138,15 +141,14 @@ impl Layout {
                 format!("axes take their index from an item; at most {MAX_ITEM_AXES} can"),
             )
         })?;
-        reasons.push("implausible_timestamp_heaps".to_owned());
-        reasons.push("internal_error_heaps".to_owned());
+        reasons.extend(reason::LAST.map(str::to_owned));
 
         let side = check_side_items(&spec.side_items, &mut items)?;
         for (i, &id) in spec.required_items.iter().enumerate() {
             check_item(&format!("required_items[{i}]"), id)?;
             items.push(id);
         }
-        check_distinct("required_items", &spec.required_items)?;
+        check_distinct("required_items", spec.required_items.iter().map(|id| Hex(*id)))?;
 
         let dimensions = order_dimensions(&spec, &names, &sizes)?;
         let source = check_sources(&spec, &dimensions)?;
@@ -154,23 +156,25 @@ impl Layout {
             check(names.contains(name), || {
                 LayoutError::field("strides", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
             })?;
-            if let Stride::UserData(from) = stride {
+            if let Some(from) = stride.user_data() {
                 check_user_data_name(&format!("strides[{name:?}]"), from)?;
             }
         }
-        check_distinct(
-            "user_data",
-            spec.axes.iter().filter_map(|axis| axis.from_user_data.as_ref()).chain(spec.strides.values().filter_map(
-                |stride| match stride {
-                    Stride::UserData(name) => Some(name),
-                    Stride::Bytes(_) => None,
-                },
-            )),
-        )?;
+        let mut fields = BTreeSet::new();
+        let indices = spec.axes.iter().filter_map(|axis| axis.from_user_data.as_ref());
+        for name in indices.chain(spec.strides.values().filter_map(Stride::user_data)) {
+            check(fields.insert(name), || {
+                LayoutError::field(
+                    "user_data",
+                    format!("{name:?}"),
+                    "is read by two of from_user_data and strides; each needs a field of its own",
+                )
+            })?;
+        }
         let layout = Self { spec, items, chunk_step, axes, dimensions, side, reasons, source };
         // With every user data field at rest: proves the strides that the declaration itself gives.
         let at_rest = layout.required_user_data().map(|name| (name.to_owned(), 0)).collect();
-        layout.geometry(&at_rest)?;
+        layout.resolve(&at_rest)?;
         Ok(layout)
     }
 
@@ -178,6 +182,24 @@ impl Layout {
     #[must_use]
     pub fn spec(&self) -> &LayoutSpec {
         &self.spec
+    }
+
+    /// Item IDs in the order of the callback: time, heap length, axes, side items, required items.
+    #[must_use]
+    pub fn items(&self) -> &[u64] {
+        &self.items
+    }
+
+    /// Names of the reject reasons, in the order of the checks.
+    #[must_use]
+    pub fn reasons(&self) -> &[String] {
+        &self.reasons
+    }
+
+    /// Ticks of a chunk.
+    #[must_use]
+    pub fn chunk_step(&self) -> u64 {
+        self.chunk_step
     }
 
     /// Heaps of a chunk.
@@ -205,10 +227,7 @@ impl Layout {
 
     /// Fields of the user data that may be absent: those that hold a stride, which is dense then.
     pub fn optional_user_data(&self) -> impl Iterator<Item = &str> {
-        self.spec.strides.values().filter_map(|stride| match stride {
-            Stride::UserData(name) => Some(name.as_str()),
-            Stride::Bytes(_) => None,
-        })
+        self.spec.strides.values().filter_map(Stride::user_data).map(String::as_str)
     }
 
     /// Bytes from the start of one chunk's data to its end, or None if that depends on user data.
@@ -219,7 +238,7 @@ impl Layout {
         }
         let at_rest = self.required_user_data().map(|name| (name.to_owned(), 0)).collect();
         // The slowest axis may itself be padded: its last element has its full stride, as in a numpy array.
-        self.geometry(&at_rest).ok().map(|geometry| geometry.padded_bytes)
+        self.resolve(&at_rest).ok().map(|resolved| resolved.padded_bytes)
     }
 
     /// Fix what depends on a stream's user data: strides and constant indices.
@@ -228,7 +247,11 @@ impl Layout {
     ///
     /// [`LayoutError::Field`] if a field is missing, an index is not on its axis, or slots would overlap or
     /// overflow.
-    pub fn geometry(&self, user_data: &BTreeMap<String, u64>) -> Result<Geometry, LayoutError> {
+    pub fn geometry(self: &Arc<Self>, user_data: &BTreeMap<String, u64>) -> Result<Geometry, LayoutError> {
+        self.resolve(user_data).map(|resolved| Geometry { layout: Arc::clone(self), resolved })
+    }
+
+    fn resolve(&self, user_data: &BTreeMap<String, u64>) -> Result<Resolved, LayoutError> {
         let mut strides = vec![0; self.dimensions.len()];
         let mut extent = self.spec.heap_bytes;
         for (dimension, stride) in self.dimensions.iter().zip(&mut strides).rev() {
@@ -237,8 +260,13 @@ impl Layout {
                 Some(Stride::UserData(name)) => user_data.get(name).copied().unwrap_or(extent),
                 None => extent,
             };
-            extent =
-                product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
+            // A single index takes no steps: its stride says nothing about the axes around it.
+            extent = extent.max(product(
+                "strides",
+                &[*stride, dimension.size],
+                i64::MAX as u64,
+                "is the size of a chunk in bytes",
+            )?);
         }
         let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
         let mut base = Place::default();
@@ -262,7 +290,7 @@ impl Layout {
                 }
             }
         }
-        Ok(Geometry { strides, span_bytes: span, padded_bytes: extent.max(span), base, source })
+        Ok(Resolved { strides, span_bytes: span, padded_bytes: extent.max(span), base, source })
     }
 }
 
@@ -275,19 +303,67 @@ pub struct Place {
     pub offset: u64,
 }
 
-/// What is fixed once a stream's user data is known.
+/// A layout with what is fixed once a stream's user data is known: strides and constant indices.
 #[derive(Clone, Debug)]
 pub struct Geometry {
-    /// Byte stride of each dimension.
-    pub strides: Vec<u64>,
+    layout: Arc<Layout>,
+    resolved: Resolved,
+}
+
+/// What depends on user data.
+#[derive(Clone, Debug)]
+struct Resolved {
+    strides: Vec<u64>,
+    span_bytes: u64,
+    padded_bytes: u64,
+    base: Place,
+    source: u64,
+}
+
+impl Geometry {
+    /// The layout.
+    #[must_use]
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Byte stride of each axis, slowest first.
+    #[must_use]
+    pub fn strides(&self) -> &[u64] {
+        &self.resolved.strides
+    }
+
     /// Bytes from the start of the first heap to the end of the last: what a buffer must have.
-    pub span_bytes: u64,
+    #[must_use]
+    pub fn span_bytes(&self) -> u64 {
+        self.resolved.span_bytes
+    }
+
     /// The same with the slowest axis's padding behind its last element.
-    pub padded_bytes: u64,
+    #[must_use]
+    pub fn padded_bytes(&self) -> u64 {
+        self.resolved.padded_bytes
+    }
+
     /// Contribution of the constant indices.
-    pub base: Place,
+    pub(crate) fn base(&self) -> Place {
+        self.resolved.base
+    }
+
     /// The source, if a constant index is the source (else 0).
-    pub source: u64,
+    pub(crate) fn source(&self) -> u64 {
+        self.resolved.source
+    }
+}
+
+/// An item ID, as messages show it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Hex(u64);
+
+impl fmt::Debug for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
 }
 
 fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
@@ -305,7 +381,7 @@ fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
     product(
         "time.step x time.batches",
         &[time.step, time.batches],
-        MAX_WINDOW_TICKS,
+        MAX_CHUNK_TICKS,
         "is the length of a chunk in ticks",
     )
 }
@@ -328,7 +404,11 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
         )
     })?;
     let size = axis.size.ok_or_else(|| {
-        LayoutError::field(format!("{field}.size"), "absent", "must say how many indices from_user_data can have")
+        LayoutError::field(
+            format!("{field}.size"),
+            "is absent",
+            "; it must say how many indices from_user_data can have",
+        )
     })?;
     non_zero(&format!("{field}.size"), size)?;
     Ok((size, IndexFrom::UserData(name.to_owned())))
@@ -384,7 +464,8 @@ fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<u
         Some(name) => {
             let others = || {
                 let others = dimensions.iter().filter(|dimension| !matches!(dimension.from, IndexFrom::Time));
-                others.map(|dimension| &dimension.name).collect::<Vec<_>>()
+                let names: Vec<_> = others.map(|dimension| &dimension.name).collect();
+                if names.is_empty() { "there is none".to_owned() } else { format!("one of {names:?}") }
             };
             let found = dimensions
                 .iter()
@@ -393,7 +474,7 @@ fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<u
                 LayoutError::field(
                     "sources",
                     format!("{name:?}"),
-                    format!("must be an axis other than time: one of {:?}", others()),
+                    format!("must be an axis other than time: {}", others()),
                 )
             })?)
         }
@@ -435,28 +516,4 @@ fn prove_disjoint(heap_bytes: u64, dimensions: &[Dimension], strides: &[u64]) ->
             .ok_or_else(|| LayoutError::field(field(), stride, "makes the chunk larger than the address space"))?;
     }
     Ok(extent)
-}
-
-/// Divides batches since the start of a window into chunks and the batch within.
-///
-/// # Errors
-///
-/// [`LayoutError::Field`] if so many chunks span too long a time.
-pub fn check_window(layout: &Layout, chunks: u64) -> Result<SmallDivisor, LayoutError> {
-    let batches = non_zero("time.batches", layout.spec.time.batches)?;
-    non_zero("max_active_chunks", chunks)?;
-    product("max_active_chunks x chunk", &[chunks, layout.chunk_step], MAX_WINDOW_TICKS, "is the window in ticks")?;
-    product(
-        "max_active_chunks x time.batches",
-        &[chunks, batches.get()],
-        SmallDivisor::MAX,
-        "is the window in batches",
-    )?;
-    product(
-        "max_active_chunks x heaps of a chunk",
-        &[chunks, layout.chunk_heaps()],
-        1 << 32,
-        "is the window in heaps",
-    )?;
-    Ok(SmallDivisor::new(batches))
 }

@@ -3,13 +3,21 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use crate::axis::{ItemAxis, Lookup};
+use crate::check::{check, product};
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
-use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, check_window, reason};
+use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, reason};
 use crate::spec::Align;
 use crate::timeline::Window;
+
+/// Longest window in ticks: unwrapping reaches half of the 48-bit range back.
+const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
+/// Most chunks of a window, and heaps of them all: a few bytes are kept for each chunk, and a bit for each heap.
+const MAX_WINDOW_CHUNKS: u64 = 1 << 16;
+const MAX_WINDOW_HEAPS: u64 = 1 << 30;
 
 /// The items of a heap, in the order that [`Layout::items`] asks for them; −1 where one is absent.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +32,12 @@ pub struct Items<'a> {
     pub required: &'a [i64],
 }
 
-/// Where a heap belongs.
+/// Where a heap belongs. [`Plan::place`] counts time from the start of the window, [`judge`] from time 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Chunks since the first of the window.
+    /// The chunk.
     pub chunk: u64,
-    /// Steps of the time axis since the start of the window.
+    /// Steps of the time axis.
     pub batch: u64,
     /// Heap index and byte offset in the chunk.
     pub at: Place,
@@ -88,7 +96,7 @@ pub struct Plan {
     base: OnAxes,
     axes: [AxisPlan; MAX_ITEM_AXES],
     dense: bool,
-    layout: Layout,
+    layout: Arc<Layout>,
 }
 
 impl Plan {
@@ -97,8 +105,9 @@ impl Plan {
     /// # Errors
     ///
     /// [`LayoutError::Field`] if so many chunks span too long a time or too many heaps.
-    pub fn new(layout: &Layout, geometry: &Geometry, window: u64) -> Result<Self, LayoutError> {
-        let per_chunk = check_window(layout, window)?;
+    pub fn new(geometry: &Geometry, window: u64) -> Result<Self, LayoutError> {
+        let layout = geometry.layout();
+        check_window(layout, window)?;
         let spec = layout.spec();
         let mut plan = Self {
             heap_bytes: spec.heap_bytes,
@@ -108,22 +117,22 @@ impl Plan {
             },
             step: NonZeroU64::new(spec.time.step).map_or(UNIT, Divisor::new),
             batches: spec.time.batches,
-            per_chunk,
+            per_chunk: SmallDivisor::new(NonZeroU64::new(spec.time.batches).unwrap_or(NonZeroU64::MIN)),
             time: Place::default(),
-            base: OnAxes { at: geometry.base, source: geometry.source },
+            base: OnAxes { at: geometry.base(), source: geometry.source() },
             axes: [AxisPlan::UNUSED; MAX_ITEM_AXES],
             dense: true,
-            layout: layout.clone(),
+            layout: Arc::clone(layout),
         };
-        for (position, (dimension, &offset)) in layout.dimensions.iter().zip(&geometry.strides).enumerate() {
+        for (position, (dimension, &offset)) in layout.dimensions.iter().zip(geometry.strides()).enumerate() {
             let stride = Place { index: dimension.index_stride, offset };
             plan.dense &= offset == dimension.index_stride.wrapping_mul(spec.heap_bytes);
             match dimension.from {
                 IndexFrom::Time => plan.time = stride,
                 IndexFrom::UserData(_) => {}
                 IndexFrom::Item(i) => {
-                    let (Some(plan), Some(axis)) = (plan.axes.get_mut(i), layout.axes.get(i)) else { continue };
-                    *plan = AxisPlan::new(axis, stride, layout.source == Some(position));
+                    let (Some(place), Some(axis)) = (plan.axes.get_mut(i), layout.axes.get(i)) else { continue };
+                    *place = AxisPlan::new(axis, stride, layout.source == Some(position));
                 }
             }
         }
@@ -138,7 +147,7 @@ impl Plan {
 
     /// The layout.
     #[must_use]
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }
 
@@ -181,12 +190,6 @@ impl Plan {
         }
         (good && absent >= 0).then_some(Slot { chunk, batch, at: on.at, source: on.source })
     }
-
-    /// The place in a chunk of batch `in_chunk`, on the other axes as `on` says.
-    fn in_chunk(&self, mut on: OnAxes, in_chunk: u64) -> OnAxes {
-        on.step(self.time, in_chunk, 0, false);
-        on
-    }
 }
 
 impl OnAxes {
@@ -201,19 +204,6 @@ impl OnAxes {
     }
 }
 
-/// A heap that is good, but not (known to be) in the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judged {
-    /// The chunk, counted from time 0.
-    pub chunk: u64,
-    /// Steps of the time axis since time 0.
-    pub batch: u64,
-    /// Heap index and byte offset in the chunk.
-    pub at: Place,
-    /// Index of the source.
-    pub source: u64,
-}
-
 /// The source of a heap, good or bad, if it can be known.
 #[must_use]
 pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
@@ -226,12 +216,12 @@ pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
 
 /// The slow path: all checks one after the other, with the reason of the first that fails.
 ///
-/// `items` holds the values of [`Layout::items`]; `unwrap` maps a 48-bit timestamp to the time it stands for.
+/// `items` holds the values of [`Layout::items`]; `unwrap` maps a 48-bit timestamp to the time it stands for, if there is any.
 ///
 /// # Errors
 ///
 /// The index in [`Layout::reasons`] of the first check that fails.
-pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> i64) -> Result<Judged, usize> {
+pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> Option<i64>) -> Result<Slot, usize> {
     let layout = &plan.layout;
     let n_axes = layout.axes.len();
     let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
@@ -245,9 +235,10 @@ pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> i64) -> Res
     if stamp.wrapping_shr(TIME_BITS) != 0 {
         return Err(reason::BAD_TIMESTAMP);
     }
-    let time = unwrap(stamp & plan.time_mask);
+    let implausible = reason::implausible(layout.reasons.len());
+    let time = unwrap(stamp & plan.time_mask).ok_or(implausible)?;
     let step = layout.spec().time.step;
-    // The step is below 2^47, so it has a signed form, and is not 0: Layout::new has checked both.
+    // The step is at most 2^46, so it has a signed form, and is not 0: Layout::new has checked both.
     if time.checked_rem_euclid(step.cast_signed()) != Some(0) {
         return Err(reason::BAD_TIMESTAMP);
     }
@@ -257,9 +248,25 @@ pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> i64) -> Res
         let index = known.index(item.cast_unsigned()).ok_or(known.reason)?;
         on.step(axis.stride, index, axis.source, false);
     }
-    let time = u64::try_from(time).map_err(|_| reason::implausible(layout.reasons.len()))?;
+    let time = u64::try_from(time).map_err(|_| implausible)?;
     let batch = time.checked_div(step).unwrap_or(0);
     let chunk = batch.checked_div(plan.batches).unwrap_or(0);
-    let on = plan.in_chunk(on, batch.wrapping_sub(chunk.wrapping_mul(plan.batches)));
-    Ok(Judged { chunk, batch, at: on.at, source: on.source })
+    on.step(plan.time, batch.wrapping_sub(chunk.wrapping_mul(plan.batches)), 0, false);
+    Ok(Slot { chunk, batch, at: on.at, source: on.source })
+}
+
+/// Check that a stream can have so many chunks of a layout under construction.
+fn check_window(layout: &Layout, chunks: u64) -> Result<(), LayoutError> {
+    let field = "max_active_chunks";
+    check((1..=MAX_WINDOW_CHUNKS).contains(&chunks), || {
+        LayoutError::field(field, chunks, format!("must be from 1 to {MAX_WINDOW_CHUNKS}"))
+    })?;
+    for (factor, of_chunk, limit, what) in [
+        ("ticks of a chunk", layout.chunk_step, MAX_WINDOW_TICKS, "is the window in ticks"),
+        ("time.batches", layout.spec().time.batches, SmallDivisor::MAX, "is the window in batches"),
+        ("heaps of a chunk", layout.chunk_heaps(), MAX_WINDOW_HEAPS, "is the window in heaps"),
+    ] {
+        product(&format!("{field} x {factor}"), &[chunks, of_chunk], limit, what)?;
+    }
+    Ok(())
 }

@@ -112,6 +112,16 @@ impl<'de> Deserialize<'de> for Stride {
     }
 }
 
+impl Stride {
+    /// The name of the field of user data, if it is that.
+    pub(crate) fn user_data(&self) -> Option<&String> {
+        match self {
+            Self::UserData(name) => Some(name),
+            Self::Bytes(_) => None,
+        }
+    }
+}
+
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Number::deserialize(deserializer).map(|number| number.0)
 }

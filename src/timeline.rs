@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// published through it, so relaxed ordering is enough.
 #[derive(Debug)]
 pub struct Timeline {
-    /// Start of the newest chunk, or [`Timeline::NONE`].
+    /// One more than the start of the newest chunk, or [`Timeline::NONE`].
     newest: AtomicU64,
 }
 
@@ -22,20 +22,33 @@ impl Default for Timeline {
 }
 
 impl Timeline {
-    /// Times are below 2^63, so stored one higher they leave 0 for "none yet".
     const NONE: u64 = 0;
 
-    /// The time nearest the newest chunk's start that agrees with `stamp` in its low 48 bits; may be before 0.
+    /// Whether any chunk was accepted.
     #[must_use]
-    pub fn unwrap(&self, stamp: u64) -> i64 {
+    pub fn has_begun(&self) -> bool {
+        self.newest.load(Relaxed) != Self::NONE
+    }
+
+    /// The time nearest the newest chunk's start that agrees with `stamp` in its low 48 bits.
+    ///
+    /// It may be before 0. None if it is beyond 2^63, where time ends.
+    #[must_use]
+    pub fn unwrap(&self, stamp: u64) -> Option<i64> {
         let newest = self.newest.load(Relaxed);
         if newest == Self::NONE {
-            return stamp.cast_signed();
+            return Some(stamp.cast_signed());
         }
         let newest = newest.wrapping_sub(1);
         // Sign-extends the 48-bit difference.
         let ahead = stamp.wrapping_sub(newest).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE);
-        newest.cast_signed().wrapping_add(ahead)
+        newest.cast_signed().checked_add(ahead)
+    }
+
+    /// Accept the chunk that starts at `start` as the first of all; false if another stream has been faster, whose
+    /// time must be reckoned with.
+    pub fn begin(&self, start: u64) -> bool {
+        self.newest.compare_exchange(Self::NONE, start.wrapping_add(1), Relaxed, Relaxed).is_ok()
     }
 
     /// Note that the chunk that starts at `start` is accepted.
@@ -132,9 +145,9 @@ mod tests {
     #[test]
     fn first_timestamp_stands_for_itself() {
         let timeline = Timeline::default();
-        assert_eq!(timeline.unwrap(LOW_BITS), LOW_BITS.cast_signed());
+        assert_eq!(timeline.unwrap(LOW_BITS), Some(LOW_BITS.cast_signed()));
         timeline.accept(0);
-        assert_eq!(timeline.unwrap(LOW_BITS), -1);
+        assert_eq!(timeline.unwrap(LOW_BITS), Some(-1));
     }
 
     #[test]
@@ -142,7 +155,23 @@ mod tests {
         let timeline = Timeline::default();
         timeline.accept(3 << TIME_BITS);
         timeline.accept(5);
-        assert_eq!(timeline.unwrap(7), (3 << TIME_BITS) + 7);
+        assert_eq!(timeline.unwrap(7), Some((3 << TIME_BITS) + 7));
+    }
+
+    #[test]
+    fn time_ends_at_63_bits() {
+        let timeline = Timeline::default();
+        timeline.accept((1 << 63) - 64);
+        assert_eq!(timeline.unwrap(LOW_BITS - 63), Some(i64::MAX - 63));
+        assert_eq!(timeline.unwrap(64), None);
+    }
+
+    #[test]
+    fn only_one_stream_begins() {
+        let timeline = Timeline::default();
+        assert!(timeline.begin(LOW_BITS - 15));
+        assert!(!timeline.begin(0));
+        assert_eq!(timeline.unwrap(0), Some(1 << TIME_BITS));
     }
 
     proptest! {
@@ -151,7 +180,7 @@ mod tests {
             let timeline = Timeline::default();
             timeline.accept(newest);
             let time = newest.cast_signed() + ahead;
-            prop_assert_eq!(timeline.unwrap(time.cast_unsigned() & LOW_BITS), time);
+            prop_assert_eq!(timeline.unwrap(time.cast_unsigned() & LOW_BITS), Some(time));
         }
     }
 }

@@ -19,8 +19,8 @@ side_items = [{ name = "status", item = 0x3102, dtype = "u16" }]
 "#;
 
 fn context(timeline: &Arc<Timeline>) -> Context {
-    let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
-    Context::new(&layout, &layout.geometry(&BTreeMap::new()).unwrap(), 2, None, Arc::clone(timeline)).unwrap()
+    let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
+    Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, Arc::clone(timeline)).unwrap()
 }
 
 fn call(context: &Context, row: [i64; 4], size: usize, extra: *mut u8) -> ChunkPlaceData {
@@ -62,7 +62,8 @@ fn struct_of_an_older_spead2_is_left_alone() {
     let context = context(&Arc::default());
     let data = call(&context, [0, 8, 1, 0], ChunkPlaceData::SIZE - 8, ptr::null_mut());
     assert_eq!(data.chunk_id, -1);
-    assert_eq!(context.ledger().snapshot().placed, [0, 0, 0]);
+    let snapshot = context.ledger().snapshot();
+    assert_eq!((snapshot.placed, &snapshot.rejected[4]), (vec![0, 0, 0], &vec![0, 0, 0, 1]));
 }
 
 #[test]

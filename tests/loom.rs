@@ -17,8 +17,8 @@ time = { item = 0x1600, step = 16, batches = 1 }
 "#;
 
 fn context(timeline: &Arc<Timeline>) -> Context {
-    let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
-    Context::new(&layout, &layout.geometry(&BTreeMap::new()).unwrap(), 1, None, Arc::clone(timeline)).unwrap()
+    let layout = std::sync::Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
+    Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 1, None, Arc::clone(timeline)).unwrap()
 }
 
 fn place(context: &Context, row: [i64; 2]) -> i64 {
@@ -74,7 +74,20 @@ fn newest_time_of_a_group_is_the_newest_of_any_stream() {
         let member = thread::spawn(move || place(&context(&other), [32, 8]));
         place(&context(&timeline), [16, 8]);
         assert_eq!(member.join().unwrap(), 2);
-        assert_eq!(timeline.unwrap(16 + (1 << 47)), 16 + (1 << 47));
-        assert_eq!(timeline.unwrap(33 + (1 << 47)), 33 - (1 << 47));
+        assert_eq!(timeline.unwrap(16 + (1 << 47)), Some(16 + (1 << 47)));
+        assert_eq!(timeline.unwrap(33 + (1 << 47)), Some(33 - (1 << 47)));
+    });
+}
+
+#[test]
+fn streams_of_a_group_begin_in_the_same_age() {
+    loom::model(|| {
+        let timeline = Arc::new(Timeline::default());
+        let other = Arc::clone(&timeline);
+        // Whoever is first, the other's timestamp is on the other side of the same wrap.
+        let member = thread::spawn(move || place(&context(&other), [0, 8]));
+        let before = place(&context(&timeline), [(1 << 48) - 16, 8]);
+        let after = member.join().unwrap();
+        assert!((before, after) == ((1 << 44) - 1, 1 << 44) || (before, after) == (-1, 0));
     });
 }

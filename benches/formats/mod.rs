@@ -122,16 +122,16 @@ impl Feed {
     }
 
     fn new(toml: &str, user_data: &BTreeMap<String, u64>, shuffled: bool) -> Self {
-        let layout = Layout::new(LayoutSpec::from_toml(toml).expect("toml")).expect("layout");
+        let layout = Arc::new(Layout::new(LayoutSpec::from_toml(toml).expect("toml")).expect("layout"));
         let geometry = layout.geometry(user_data).expect("geometry");
-        let context = Context::new(&layout, &geometry, WINDOW, None, Arc::default()).expect("context");
+        let context = Context::new(&geometry, WINDOW, None, Arc::default()).expect("context");
         let time = &layout.spec().time;
         let axis = &layout.spec().axes[0];
         let mut rows = Vec::new();
         // Half a window, so that a shuffled heap is never too late for it.
         for batch in 0..time.batches * WINDOW / 2 {
             for index in 0..axis.size.expect("size") {
-                let mut row = vec![0; layout.items.len()];
+                let mut row = vec![0; layout.items().len()];
                 row[0] = (batch * time.step).cast_signed();
                 row[1] = layout.spec().heap_bytes.cast_signed();
                 row[2] = (index * axis.step).cast_signed();
@@ -147,7 +147,7 @@ impl Feed {
             }
         }
         let alone = Alone {
-            plan: Plan::new(&layout, &geometry, WINDOW).expect("plan"),
+            plan: Plan::new(&geometry, WINDOW).expect("plan"),
             window: Window::new(&layout, WINDOW),
             timeline: Timeline::default(),
         };
@@ -155,8 +155,8 @@ impl Feed {
             context,
             alone,
             rows: rows.concat(),
-            n_items: layout.items.len(),
-            span: (layout.chunk_step * WINDOW / 2).cast_signed(),
+            n_items: layout.items().len(),
+            span: (layout.chunk_step() * WINDOW / 2).cast_signed(),
             stats: vec![0; 16],
             extra: [0; 16],
         }
@@ -185,13 +185,16 @@ impl Feed {
     #[inline(never)]
     pub fn pass_alone(&mut self) -> usize {
         let layout = self.alone.plan.layout();
-        let function: PlaceFn =
-            match (layout.side.len(), self.n_items - 3 - layout.side.len(), self.alone.plan.is_dense()) {
-                (1, 0, false) => place_alone::<1, 0, false>,
-                (0, 1, true) => place_alone::<0, 1, true>,
-                (0, 0, true) => place_alone::<0, 0, true>,
-                other => panic!("no instance for {other:?}"),
-            };
+        let function: PlaceFn = match (
+            layout.spec().side_items.len(),
+            self.n_items - 3 - layout.spec().side_items.len(),
+            self.alone.plan.is_dense(),
+        ) {
+            (1, 0, false) => place_alone::<1, 0, false>,
+            (0, 1, true) => place_alone::<0, 1, true>,
+            (0, 0, true) => place_alone::<0, 0, true>,
+            other => panic!("no instance for {other:?}"),
+        };
         let context = std::ptr::from_mut(&mut self.alone).cast();
         self.call_for_all(function, context)
     }

@@ -17,16 +17,16 @@ pub fn account_present(py: Python<'_>, layout: &Layout, present: &PyUntypedBuffe
     if present.item_size() != 1 {
         return Err(PyValueError::new_err(format!("present: has items of {} bytes, not 1", present.item_size())));
     }
-    // SAFETY: the buffer is contiguous and stays exported while `present` lives. A chunk that Python holds is in no
-    // stream, so nobody writes to it meanwhile, unless a caller writes to it from another thread, which would be as
-    // wrong with any numpy function that releases the GIL.
-    let bytes = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), present.len_bytes()) };
-    let account = py.detach(|| chunk::account_present(layout, bytes)).ok_or_else(|| {
-        PyValueError::new_err(format!(
-            "present: has {} elements, but a chunk has {} heaps",
-            bytes.len(),
-            layout.chunk_heaps()
-        ))
-    })?;
+    let (given, wanted) = (present.len_bytes(), layout.chunk_heaps());
+    let wrong_length =
+        || PyValueError::new_err(format!("present: has {given} elements, but a chunk has {wanted} heaps"));
+    if given as u64 != wanted {
+        return Err(wrong_length());
+    }
+    // SAFETY: the buffer is contiguous, not empty (a chunk has at least one heap), and stays exported while `present`
+    // lives. A chunk that Python holds is in no stream, so nobody writes to it meanwhile, unless a caller writes to it
+    // from another thread, which would be as wrong with any numpy function that releases the GIL.
+    let bytes = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), given) };
+    let account = py.detach(|| chunk::account_present(layout, bytes)).ok_or_else(wrong_length)?;
     Ok((account.by_source, account.first_batch))
 }

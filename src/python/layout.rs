@@ -1,6 +1,7 @@
 //! `Layout` and `Geometry`: declarations from Python, and what follows from them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
@@ -30,23 +31,23 @@ pub fn spec_to_toml(spec: &Bound<'_, PyAny>) -> PyResult<String> {
 
 /// A proven layout.
 #[pyclass(frozen, module = "speadrx._core")]
-pub struct Layout(core::Layout);
+pub struct Layout(Arc<core::Layout>);
 
 #[pymethods]
 impl Layout {
     #[new]
     fn new(spec: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Ok(Self(core::Layout::new(read_spec(spec)?)?))
+        Ok(Self(Arc::new(core::Layout::new(read_spec(spec)?)?)))
     }
 
     #[getter]
     fn items(&self) -> &[u64] {
-        &self.0.items
+        self.0.items()
     }
 
     #[getter]
-    fn reject_names(&self) -> Vec<String> {
-        self.0.reasons.clone()
+    fn reject_names(&self) -> &[String] {
+        self.0.reasons()
     }
 
     #[getter]
@@ -86,7 +87,7 @@ impl Layout {
 
     #[getter]
     fn chunk_timestamp_step(&self) -> u64 {
-        self.0.chunk_step
+        self.0.chunk_step()
     }
 
     #[getter]
@@ -107,7 +108,7 @@ impl Layout {
     /// Fix what depends on a stream's user data.
     fn geometry(&self, user_data: &Bound<'_, PyDict>) -> PyResult<Geometry> {
         let user_data: BTreeMap<String, u64> = depythonize(user_data)?;
-        Ok(Geometry { geometry: self.0.geometry(&user_data)?, layout: self.0.clone() })
+        Ok(Geometry(self.0.geometry(&user_data)?))
     }
 
     /// Count the present heaps of each source, and find the first batch that has any, with the GIL released.
@@ -118,26 +119,23 @@ impl Layout {
 
 /// A layout with the strides and constant indices of one stream.
 #[pyclass(frozen, module = "speadrx._core")]
-pub struct Geometry {
-    layout: core::Layout,
-    geometry: core::Geometry,
-}
+pub struct Geometry(core::Geometry);
 
 #[pymethods]
 impl Geometry {
     #[getter]
     fn strides<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, &self.geometry.strides)
+        PyTuple::new(py, self.0.strides())
     }
 
     #[getter]
     fn span_bytes(&self) -> u64 {
-        self.geometry.span_bytes
+        self.0.span_bytes()
     }
 
     #[getter]
     fn padded_bytes(&self) -> u64 {
-        self.geometry.padded_bytes
+        self.0.padded_bytes()
     }
 
     /// Prepare the callback of one stream.
@@ -149,6 +147,6 @@ impl Geometry {
         timeline: Option<&Bound<'_, Timeline>>,
     ) -> PyResult<Placement> {
         let timeline = timeline.map(|timeline| timeline.get().shared()).unwrap_or_default();
-        Placement::new(&self.layout, &self.geometry, window, stats, timeline)
+        Placement::new(&self.0, window, stats, timeline)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
@@ -12,7 +13,7 @@ use pyo3::types::PyCapsule;
 use super::ledger::Ledger;
 use crate::abi::CAPSULE_NAME;
 use crate::callback::{Context, Stats};
-use crate::layout::{Geometry, Layout};
+use crate::layout::Geometry;
 use crate::sync::Arc;
 use crate::timeline::Timeline as CoreTimeline;
 
@@ -37,18 +38,22 @@ impl Timeline {
 
 /// The callback of one stream.
 #[pyclass(frozen, module = "speadrx._core")]
-pub struct Placement(Arc<Context>);
+pub struct Placement {
+    context: Arc<Context>,
+    /// A context serves one stream: two would use its state at once.
+    given_out: AtomicBool,
+}
 
 impl Placement {
     pub fn new(
-        layout: &Layout,
         geometry: &Geometry,
         window: u64,
         stats: Option<(usize, usize)>,
         timeline: Arc<CoreTimeline>,
     ) -> PyResult<Self> {
         let stats = stats.map(|(base, count)| Stats { base, count });
-        Ok(Self(Arc::new(Context::new(layout, geometry, window, stats, timeline)?)))
+        let context = Arc::new(Context::new(geometry, window, stats, timeline)?);
+        Ok(Self { context, given_out: AtomicBool::new(false) })
     }
 }
 
@@ -76,14 +81,17 @@ fn set_context(capsule: &Bound<'_, PyCapsule>, context: *mut c_void) -> PyResult
 impl Placement {
     #[getter]
     fn ledger(&self) -> Ledger {
-        Ledger(self.0.ledger().clone())
+        Ledger(self.context.ledger().clone())
     }
 
-    /// The callback as a capsule, which keeps its context alive: for one stream only.
+    /// The callback as a capsule, which keeps its context alive; it serves one stream, and can be had once.
     fn capsule<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
-        let function = NonNull::new(self.0.function() as *mut c_void)
+        if self.given_out.swap(true, Relaxed) {
+            return Err(PyValueError::new_err("placement: serves a stream already; make another for another stream"));
+        }
+        let function = NonNull::new(self.context.function() as *mut c_void)
             .ok_or_else(|| PyValueError::new_err("the callback has no address"))?;
-        let context = Arc::into_raw(Arc::clone(&self.0)).cast_mut().cast::<c_void>();
+        let context = Arc::into_raw(Arc::clone(&self.context)).cast_mut().cast::<c_void>();
         // SAFETY: the function has static lifetime, and the destructor copes with a capsule that has no context yet.
         let capsule =
             unsafe { PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context)) }?;
@@ -93,7 +101,7 @@ impl Placement {
 
     /// Test hook: the next heap that is not simply a good one in the window panics inside the callback.
     fn _panic_next(&self) {
-        self.0.panic_next();
+        self.context.panic_next();
     }
 }
 
