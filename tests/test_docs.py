@@ -69,3 +69,14 @@ def test_document_points_to_what_is_there(document):
     assert [link for link in links if not (ROOT / link).exists()] == []
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def test_map_has_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    rooms = [
+        file.relative_to(house).as_posix()
+        for house, suffix in ((ROOT / "src", "rs"), (ROOT / "python/speadrx", "py"))
+        for file in house.rglob(f"*.{suffix}")
+        if file.name != "__init__.py"
+    ]
+    assert [room for room in rooms if f"`{room}`" not in text] == []
