@@ -6,9 +6,8 @@ import heapq
 import itertools
 import math
 import random
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ import spead2
 import spead2.send
 
 from .layout import Axis, DeclarativeLayout
+from .packets import SPECIAL_ITEMS, PacketEncoder, axis_index, axis_items, axis_size
 from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
 
 __all__ = [
@@ -54,9 +54,6 @@ GARBAGE_KINDS = {
 }
 
 _TIMESTAMP_BITS = 48
-_SPECIAL_ITEMS = range(spead2.HEAP_CNT_ID, spead2.PAYLOAD_LENGTH_ID + 1)
-_POINTER_BYTES = 8
-_MAGIC, _VERSION = 0x53, 4
 # Payloads are windows on one random pattern. The prime number of windows makes every 65521 successive
 # heaps differ, whatever the (coprime) multiplier that scatters them.
 _WINDOWS = 65521
@@ -246,27 +243,24 @@ class Simulator:
         self._declaration = layout.declaration
         self._time = self._declaration.time
         self._axes = self._declaration.axes
-        self._flavour = flavour
-        self._max_packet_size = max_packet_size
         self._payload = payload
-        self._payload_item = payload_item
         self._side_values = dict(side_values or {})
-        self._items = {item: 0 for item in self._declaration.required_items if item not in _SPECIAL_ITEMS}
+        self._items = {item: 0 for item in self._declaration.required_items if item not in SPECIAL_ITEMS}
         self._items.update(items or {})
         self._jitter = timestamp_jitter
         self._user_data = dict(user_data or {})
         self._check_arguments(first_timestamp)
 
-        self._sizes = tuple(_axis_size(axis) for axis in self._axes)
+        self._sizes = tuple(axis_size(axis) for axis in self._axes)
         pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _WINDOWS - 1)
         self._pattern = np.frombuffer(pattern, np.uint8)
         self._pattern_view = memoryview(pattern)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
         self._next_batch = first_timestamp // self._time.step
-        self._heap_cnt = itertools.count(1)
+        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size)
         #: Index on each axis of every heap of a batch, in the order of sending.
         self.indices: list[tuple[int, ...]] = list(itertools.product(*map(self._axis_range, self._axes)))
-        self._axis_items = {indices: self._compose(indices) for indices in self.indices}
+        self._axis_items = {indices: axis_items(self._axes, indices) for indices in self.indices}
         self._source_axis = next(
             (i for i, axis in enumerate(self._axes) if axis.name == self._declaration.sources), None
         )
@@ -274,7 +268,7 @@ class Simulator:
         #: What has been sent so far.
         self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
         # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
-        self._heap_packets(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
+        self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
         self._bad_axis_items = self._find_bad_axis_items()
         self._garbage_kinds = self._choose_garbage_kinds()
         self._heaps_sent = 0
@@ -300,11 +294,11 @@ class Simulator:
                 index = self._user_data.get(axis.from_user_data)
                 if index is None:
                     raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
-                if not 0 <= index < _axis_size(axis):
-                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {_axis_size(axis)}")
+                if not 0 <= index < axis_size(axis):
+                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {axis_size(axis)}")
 
     def _axis_range(self, axis: Axis) -> Iterable[int]:
-        return range(_axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
+        return range(axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
 
     # What heaps hold
 
@@ -340,15 +334,15 @@ class Simulator:
             timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
         if fixed is None:  # a heap of another stream of the group
-            fixed = self._compose(indices)
+            fixed = axis_items(self._axes, indices)
         items = {**self._items, self._time.item: timestamp % 2**_TIMESTAMP_BITS, **fixed}
         for side in self._declaration.side_items:
-            if side.item == self._time.item or side.item in fixed or side.item in _SPECIAL_ITEMS:
+            if side.item == self._time.item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
             make = self._side_values.get(side.name)
             # An odd 64-bit multiplier reaches the high bits too.
             value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
-            room = min(int(side.dtype[1:]), self._flavour.heap_address_bits - side.shift)
+            room = min(int(side.dtype[1:]), self._encoder.address_bits - side.shift)
             items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
         return items
 
@@ -417,33 +411,16 @@ class Simulator:
         coordinates = dict(zip(self._order, position, strict=True))
         return first_batch + coordinates[self._time.name], tuple(coordinates[axis.name] for axis in self._axes)
 
-    # Items of axes
-
-    def _compose(self, indices: tuple[int, ...]) -> dict[int, int]:
-        """Values of the items that place a heap on the axes; an item may carry several axes in its bits."""
-        items: dict[int, int] = {}
-        for axis, index in zip(self._axes, indices, strict=True):
-            if axis.item is not None:
-                value = index * axis.step if axis.values is None else axis.values[index]
-                items[axis.item] = items.get(axis.item, 0) | value << axis.shift
-        for axis, index in zip(self._axes, indices, strict=True):
-            if axis.item is not None and _axis_index(axis, items[axis.item]) != index:
-                raise ValueError(
-                    f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, which is not "
-                    "read back so; the bits of axes that share an item must not overlap"
-                )
-        return items
-
     def _find_bad_axis_items(self) -> list[tuple[str, dict[int, int]]]:
         """Find ways in which a heap can miss an axis: the reason that is counted, and the items of all axes."""
         good = self._axis_items[self.indices[0]]
-        limit = 2**self._flavour.heap_address_bits
+        limit = 2**self._encoder.address_bits
         found = []
         for axis in self._axes:
             if axis.item is None:
                 continue
             if axis.values is None:
-                size = _axis_size(axis)
+                size = axis_size(axis)
                 candidates = [size * axis.step, (limit - 1 >> axis.shift) & (axis.mask or limit - 1)]
                 candidates += [1] if axis.step > 1 else []
             else:
@@ -453,7 +430,7 @@ class Simulator:
                 value = good[axis.item] & ~field_bits | candidate << axis.shift
                 bad = good | {axis.item: value}
                 # The receiver counts the first axis, in the order of declaration, that the heap is not on.
-                missed = [a for a in self._axes if a.item is not None and _axis_index(a, bad[a.item]) is None]
+                missed = [a for a in self._axes if a.item is not None and axis_index(a, bad[a.item]) is None]
                 if value < limit and missed and missed[0] is axis:
                     found.append((axis.reject_name or f"bad_{axis.name}_heaps", bad))
         return found
@@ -463,11 +440,11 @@ class Simulator:
     def _choose_garbage_kinds(self) -> list[str]:
         possible = {
             "timestamp": (self._time.align == "reject" and self._time.step > 1)
-            or self._flavour.heap_address_bits > _TIMESTAMP_BITS,
+            or self._encoder.address_bits > _TIMESTAMP_BITS,
             "axis": bool(self._bad_axis_items),
             # Unwraps to just before 0 as long as the newest time is in the first half of the range.
             "negative": self._next_batch * self._time.step < 2 ** (_TIMESTAMP_BITS - 2)
-            and self._flavour.heap_address_bits >= _TIMESTAMP_BITS,
+            and self._encoder.address_bits >= _TIMESTAMP_BITS,
         }
         if self.faults.garbage_kinds is None:
             return [kind for kind in GARBAGE_KINDS if kind != "stop" and possible.get(kind, True)]
@@ -493,92 +470,40 @@ class Simulator:
         match kind:
             case "length":
                 shorter, longer = payload[: len(payload) // 2], payload + bytes(8)
-                return "metadata_heaps", self._heap_packets(items, choice([shorter or longer, longer]))
+                return "metadata_heaps", self._encoder.heap(items, choice([shorter or longer, longer]))
             case "absent":
                 placing = {time_item, *self._declaration.required_items, *self._axis_items[self.indices[0]]}
-                del items[choice(sorted(placing - set(_SPECIAL_ITEMS)))]
-                return "metadata_heaps", self._heap_packets(items, payload)
+                del items[choice(sorted(placing - set(SPECIAL_ITEMS)))]
+                return "metadata_heaps", self._encoder.heap(items, payload)
             case "timestamp":
                 bad_time = {time_item: self._bad_timestamp(items[time_item])}
-                return "bad_timestamp_heaps", self._heap_packets(items | bad_time, payload)
+                return "bad_timestamp_heaps", self._encoder.heap(items | bad_time, payload)
             case "axis":
                 reason, bad_items = choice(self._bad_axis_items)
-                return reason, self._heap_packets(items | bad_items, payload)
+                return reason, self._encoder.heap(items | bad_items, payload)
             case "negative":
                 before_0 = {time_item: 2**_TIMESTAMP_BITS - self._time.step}
-                return "implausible_timestamp_heaps", self._heap_packets(items | before_0, payload)
+                return "implausible_timestamp_heaps", self._encoder.heap(items | before_0, payload)
             case "noise":  # the first byte alone says that this is not SPEAD
                 return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]
             case "unsized":
-                return None, self._heap_packets(items, payload[:8], sized=False)
+                return None, self._encoder.heap(items, payload[:8], sized=False)
             case "empty":
-                return None, self._heap_packets(items, b"")
+                return None, self._encoder.heap(items, b"")
+            case "stop":
+                return "metadata_heaps", self._encoder.stop()
             case _:
-                return "metadata_heaps", self._control_packets(kind)
+                return "metadata_heaps", self._encoder.descriptor(self.layout.heap_bytes)
 
     def _bad_timestamp(self, timestamp: int) -> int:
         options: list[int] = []
         if self._time.align == "reject" and self._time.step > 1:
             options.append((timestamp + self._random.randrange(1, self._time.step)) % 2**_TIMESTAMP_BITS)
-        if self._flavour.heap_address_bits > _TIMESTAMP_BITS:
+        if self._encoder.address_bits > _TIMESTAMP_BITS:
             options.append(timestamp + 2**_TIMESTAMP_BITS)
         return self._random.choice(options)
 
-    def _control_packets(self, kind: str) -> list[bytes]:
-        heap = spead2.send.Heap(self._flavour)
-        if kind == "stop":
-            heap.add_end()
-        else:
-            shape = (self.layout.heap_bytes,)
-            heap.add_descriptor(spead2.Descriptor(self._payload_item, "data", "simulated payload", shape, np.uint8))
-        return list(spead2.send.PacketGenerator(heap, next(self._heap_cnt), self._max_packet_size))
-
     # Packets
-
-    def _heap_packets(
-        self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True
-    ) -> list[bytes]:
-        """Encode a heap, all its items in each of its packets."""
-        address_bits = self._flavour.heap_address_bits
-        value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
-        pointers = []
-        for item, value in items.items():
-            if not (0 < item < id_limit and 0 <= value < value_limit):
-                raise ValueError(
-                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{address_bits} "
-                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
-                )
-            pointers.append(1 << 63 | item << address_bits | value)
-        pointers.append(self._payload_item << address_bits)
-        n_pointers = len(pointers) + len(_SPECIAL_ITEMS) - (not sized)
-        header_bytes = _POINTER_BYTES * (1 + n_pointers)
-        # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
-        room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
-        if room <= 0:
-            raise ValueError(
-                f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
-            )
-        encode = struct.Struct(f">BBBBHH{n_pointers}Q").pack
-        cnt = next(self._heap_cnt) % value_limit
-        packets = []
-        for offset in range(0, max(len(payload), 1), room):
-            part = payload[offset : offset + room]
-            special = [(spead2.HEAP_CNT_ID, cnt)]
-            if sized:
-                special.append((spead2.HEAP_LENGTH_ID, len(payload)))
-            special += [(spead2.PAYLOAD_OFFSET_ID, offset), (spead2.PAYLOAD_LENGTH_ID, len(part))]
-            header = encode(
-                _MAGIC,
-                _VERSION,
-                _POINTER_BYTES - address_bits // 8,
-                address_bits // 8,
-                0,
-                n_pointers,
-                *(1 << 63 | item << address_bits | value for item, value in special),
-                *pointers,
-            )
-            packets.append(b"".join((header, part)))
-        return packets
 
     def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
         """Flow and packets of each copy of a heap, in the order of time."""
@@ -592,7 +517,7 @@ class Simulator:
                     yield flow, self._garbage(batch, indices)
                 sent = complete = 0
                 for _ in range(0 if rand() < faults.loss else 1 + (rand() < faults.duplicate)):
-                    packets = self._heap_packets(self.items(batch, indices), self.payload(batch, indices))
+                    packets = self._encoder.heap(self.items(batch, indices), self.payload(batch, indices))
                     kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
                     if kept:
                         sent += 1
@@ -684,21 +609,6 @@ class Simulator:
                 elif ahead < -_MAX_SLEEP_DEBT:
                     due -= ahead + _MAX_SLEEP_DEBT  # a longer burst would only overrun the receiver
         return self.truth
-
-
-def _axis_size(axis: Axis) -> int:
-    return len(axis.values) if axis.values is not None else axis.size or 0
-
-
-def _axis_index(axis: Axis, item: int) -> int | None:
-    """Index on an axis of a heap whose item has that value, or None."""
-    value = item >> axis.shift
-    if axis.mask is not None:
-        value &= axis.mask
-    if axis.values is not None:
-        return axis.values.index(value) if value in axis.values else None
-    index, remainder = divmod(value, axis.step)
-    return index if not remainder and index < _axis_size(axis) else None
 
 
 def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
