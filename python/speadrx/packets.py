@@ -15,6 +15,9 @@ from .layout import Axis
 #: Items of the SPEAD protocol itself: the encoder adds them to every packet.
 SPECIAL_ITEMS = range(spead2.HEAP_CNT_ID, spead2.PAYLOAD_LENGTH_ID + 1)
 
+#: Bits of a timestamp; wider ones are sent modulo 2 to the power of this.
+TIMESTAMP_BITS = 48
+
 _POINTER_BYTES = 8
 _MAGIC, _VERSION = 0x53, 4
 

@@ -15,8 +15,9 @@ import numpy as np
 import spead2
 import spead2.send
 
+from .garbage import GARBAGE_KINDS, GarbageMaker
 from .layout import Axis, DeclarativeLayout
-from .packets import SPECIAL_ITEMS, PacketEncoder, axis_index, axis_items, axis_size
+from .packets import SPECIAL_ITEMS, TIMESTAMP_BITS, PacketEncoder, axis_items, axis_size
 from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
 
 __all__ = [
@@ -39,21 +40,6 @@ DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
 #: Item that holds the payload, unless a simulator is told another.
 DEFAULT_PAYLOAD_ITEM = 0x3300
 
-#: The kinds of garbage that `Faults` knows, with what a receiver makes of each.
-GARBAGE_KINDS = {
-    "length": "a heap of the wrong length (metadata_heaps)",
-    "absent": "a heap that lacks the time, an axis item or a required item (metadata_heaps)",
-    "descriptor": "a heap with nothing but a descriptor (metadata_heaps)",
-    "stop": "a stray stop heap (metadata_heaps; ends the stream unless stop_on_stop_item is off)",
-    "timestamp": "a timestamp that is misaligned, or of more than 48 bits (bad_timestamp_heaps)",
-    "axis": "an axis value that is out of range, misaligned or not listed (bad_<axis>_heaps)",
-    "negative": "a timestamp before 0 (implausible_timestamp_heaps)",
-    "noise": "random bytes (unseen: they do not decode)",
-    "unsized": "a heap without HEAP_LENGTH (unseen)",
-    "empty": "a heap whose HEAP_LENGTH is 0 (unseen)",
-}
-
-_TIMESTAMP_BITS = 48
 # Payloads are windows on one random pattern. The prime number of windows makes every 65521 successive
 # heaps differ, whatever the (coprime) multiplier that scatters them.
 _WINDOWS = 65521
@@ -269,8 +255,14 @@ class Simulator:
         self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
         # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
         self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
-        self._bad_axis_items = self._find_bad_axis_items()
-        self._garbage_kinds = self._choose_garbage_kinds()
+        self._garbage_maker = GarbageMaker(
+            layout,
+            self._axis_items[self.indices[0]],
+            first_timestamp,
+            self._encoder,
+            self._random,
+            self.faults.garbage_kinds,
+        )
         self._heaps_sent = 0
 
     def _check_arguments(self, first_timestamp: int) -> None:
@@ -335,7 +327,7 @@ class Simulator:
         fixed = self._axis_items.get(indices)
         if fixed is None:  # a heap of another stream of the group
             fixed = axis_items(self._axes, indices)
-        items = {**self._items, self._time.item: timestamp % 2**_TIMESTAMP_BITS, **fixed}
+        items = {**self._items, self._time.item: timestamp % 2**TIMESTAMP_BITS, **fixed}
         for side in self._declaration.side_items:
             if side.item == self._time.item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
@@ -411,99 +403,18 @@ class Simulator:
         coordinates = dict(zip(self._order, position, strict=True))
         return first_batch + coordinates[self._time.name], tuple(coordinates[axis.name] for axis in self._axes)
 
-    def _find_bad_axis_items(self) -> list[tuple[str, dict[int, int]]]:
-        """Find ways in which a heap can miss an axis: the reason that is counted, and the items of all axes."""
-        good = self._axis_items[self.indices[0]]
-        limit = 2**self._encoder.address_bits
-        found = []
-        for axis in self._axes:
-            if axis.item is None:
-                continue
-            if axis.values is None:
-                size = axis_size(axis)
-                candidates = [size * axis.step, (limit - 1 >> axis.shift) & (axis.mask or limit - 1)]
-                candidates += [1] if axis.step > 1 else []
-            else:
-                candidates = [max(axis.values) + 1, next(v for v in itertools.count() if v not in axis.values)]
-            field_bits = (limit - 1 if axis.mask is None else axis.mask) << axis.shift
-            for candidate in candidates:
-                value = good[axis.item] & ~field_bits | candidate << axis.shift
-                bad = good | {axis.item: value}
-                # The receiver counts the first axis, in the order of declaration, that the heap is not on.
-                missed = [a for a in self._axes if a.item is not None and axis_index(a, bad[a.item]) is None]
-                if value < limit and missed and missed[0] is axis:
-                    found.append((axis.reject_name or f"bad_{axis.name}_heaps", bad))
-        return found
-
-    # Garbage
-
-    def _choose_garbage_kinds(self) -> list[str]:
-        possible = {
-            "timestamp": (self._time.align == "reject" and self._time.step > 1)
-            or self._encoder.address_bits > _TIMESTAMP_BITS,
-            "axis": bool(self._bad_axis_items),
-            # Unwraps to just before 0 as long as the newest time is in the first half of the range.
-            "negative": self._next_batch * self._time.step < 2 ** (_TIMESTAMP_BITS - 2)
-            and self._encoder.address_bits >= _TIMESTAMP_BITS,
-        }
-        if self.faults.garbage_kinds is None:
-            return [kind for kind in GARBAGE_KINDS if kind != "stop" and possible.get(kind, True)]
-        for kind in self.faults.garbage_kinds:
-            if not possible.get(kind, True):
-                raise ValueError(f"garbage_kinds: this layout, flavour and timestamp have no {kind!r} garbage")
-        return list(self.faults.garbage_kinds)
+    # What is sent
 
     def _garbage(self, batch: int, indices: tuple[int, ...]) -> list[bytes]:
         """Packets of a heap of garbage in place of a good one, counted as what a receiver makes of it."""
-        kind = self._random.choice(self._garbage_kinds)
+        kind = self._random.choice(self._garbage_maker.kinds)
         if kind == "negative" and self._heaps_sent <= self.faults.reorder + self.faults.packet_reorder + 1:
             kind = "length"  # nothing is before 0 until the receiver knows what time it is
-        reason, packets = self._make_garbage(kind, self.items(batch, indices), bytes(self.payload(batch, indices)))
+        payload = bytes(self.payload(batch, indices))
+        reason, packets = self._garbage_maker.make(kind, self.items(batch, indices), payload)
         counters, key = (self.truth.unseen, kind) if reason is None else (self.truth.rejected, reason)
         counters[key] = counters.get(key, 0) + 1
         return packets
-
-    def _make_garbage(self, kind: str, items: dict[int, int], payload: bytes) -> tuple[str | None, list[bytes]]:
-        """Turn a good heap into garbage, and say why it is rejected (None: it is never seen)."""
-        choice = self._random.choice
-        time_item = self._time.item
-        match kind:
-            case "length":
-                shorter, longer = payload[: len(payload) // 2], payload + bytes(8)
-                return "metadata_heaps", self._encoder.heap(items, choice([shorter or longer, longer]))
-            case "absent":
-                placing = {time_item, *self._declaration.required_items, *self._axis_items[self.indices[0]]}
-                del items[choice(sorted(placing - set(SPECIAL_ITEMS)))]
-                return "metadata_heaps", self._encoder.heap(items, payload)
-            case "timestamp":
-                bad_time = {time_item: self._bad_timestamp(items[time_item])}
-                return "bad_timestamp_heaps", self._encoder.heap(items | bad_time, payload)
-            case "axis":
-                reason, bad_items = choice(self._bad_axis_items)
-                return reason, self._encoder.heap(items | bad_items, payload)
-            case "negative":
-                before_0 = {time_item: 2**_TIMESTAMP_BITS - self._time.step}
-                return "implausible_timestamp_heaps", self._encoder.heap(items | before_0, payload)
-            case "noise":  # the first byte alone says that this is not SPEAD
-                return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]
-            case "unsized":
-                return None, self._encoder.heap(items, payload[:8], sized=False)
-            case "empty":
-                return None, self._encoder.heap(items, b"")
-            case "stop":
-                return "metadata_heaps", self._encoder.stop()
-            case _:
-                return "metadata_heaps", self._encoder.descriptor(self.layout.heap_bytes)
-
-    def _bad_timestamp(self, timestamp: int) -> int:
-        options: list[int] = []
-        if self._time.align == "reject" and self._time.step > 1:
-            options.append((timestamp + self._random.randrange(1, self._time.step)) % 2**_TIMESTAMP_BITS)
-        if self._encoder.address_bits > _TIMESTAMP_BITS:
-            options.append(timestamp + 2**_TIMESTAMP_BITS)
-        return self._random.choice(options)
-
-    # Packets
 
     def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
         """Flow and packets of each copy of a heap, in the order of time."""
