@@ -145,7 +145,7 @@ $(VENV)/.made: | preflight
 # The library itself may be gone though the stamp is there (git clean leaves a nested environment alone).
 $(VENV)/.built: $(VENV)/.made $(CORE_SOURCES) $(if $(wildcard python/speadrx/_core*.so),,missing-core) | preflight
 	@echo "Building speadrx"
-	$(BIN)/maturin develop --release
+	PIP_QUIET=1 $(BIN)/maturin develop --release
 	touch $@
 
 .PHONY: missing-core
@@ -153,5 +153,6 @@ missing-core: ;
 
 # The package is installed already: pip adds what the extra asks for beyond it.
 $(VENV)/.extra-%: $(VENV)/.built
-	@$(BIN)/python -m pip install --quiet 'speadrx[$*]'
+	@echo "Adding what the extra '$*' asks for"
+	$(BIN)/python -m pip install --quiet 'speadrx[$*]'
 	touch $@

@@ -1,10 +1,17 @@
-"""Fixtures that many tests need: a seeded generator, a private metrics registry, a free UDP port."""
+"""Fixtures that many tests need: a seeded generator, a private metrics registry, free UDP ports, small streams."""
 
+import contextlib
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import prometheus_client
 import pytest
+import spead2.recv
+
+import speadrx
+from handmade import SMALL
 
 
 @pytest.fixture
@@ -25,3 +32,41 @@ def udp_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("", 0))
         return int(sock.getsockname()[1])
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Several UDP ports that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)]
+        for sock in sockets:
+            sock.bind(("", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Make a stream of `SMALL` heaps, or a group if the affinity is a list, and stop it after the test."""
+
+    def make(*, chunks: int = 8, **kwargs: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "layout": SMALL,
+            "max_active_chunks": 2,
+            "data_ringbuffer": spead2.recv.ChunkRingbuffer(8),
+            "free_ringbuffer": spead2.recv.ChunkRingbuffer(8),
+            **kwargs,
+        }
+        group = isinstance(arguments.get("affinity"), list)
+        made = (speadrx.make_stream_group if group else speadrx.make_stream)(**arguments)
+        request.addfinalizer(made.stop)
+        if chunks:
+            speadrx.ChunkPool(made, chunks)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def stream(make: Callable[..., Any]) -> Any:
+    """Stream of `SMALL` heaps with free chunks."""
+    return make()

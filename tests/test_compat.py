@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
-import pathlib
-import random
 import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +16,26 @@ import numba
 import numpy as np
 import pytest
 import spead2
-import spead2.recv.asyncio
+import spead2.recv
 from numba import types
 from prometheus_client import CollectorRegistry
 from spead2.numba import intp_to_voidptr
 from spead2.recv.numba import chunk_place_data
 
 import speadrx
-from handmade import STOP_PACKET, Heap, encode
+from engine import (
+    DIGITISER_ID_ID,
+    DIGITISER_STATUS_ID,
+    FENG_ID_ID,
+    TIMESTAMP_ID,
+    Received,
+    add_chunks,
+    feed,
+    packets,
+    receive,
+    rings,
+)
+from handmade import STOP_PACKET, Heap
 from speadrx.compat import katgpucbf as recv
 from speadrx.meerkat import (
     AntennaChannelisedVoltageLayout,
@@ -34,10 +43,7 @@ from speadrx.meerkat import (
     TiedArrayChannelisedVoltageLayout,
 )
 
-TIMESTAMP_ID, FENG_ID_ID, FREQUENCY_ID, BEAM_ANTS_ID = 0x1600, 0x4101, 0x4103, 0x4104
-DIGITISER_ID_ID, DIGITISER_STATUS_ID = 0x3101, 0x3102
 STREAM_STATS = ["katgpucbf.metadata_heaps", "katgpucbf.bad_timestamp_heaps"]
-ADDRESS_BITS = 48
 
 
 @dataclass(frozen=True)
@@ -145,60 +151,6 @@ def engine_heap(layout: EngineLayout, batch: int, antenna: int, pol: int = 0, of
         spead2.HEAP_LENGTH_ID: layout.heap_bytes,
     }
     return Heap(items, payload)
-
-
-def packets(heaps: Iterable[Heap]) -> list[bytes]:
-    return [packet for i, heap in enumerate(heaps, 1) for packet in encode(heap, i, ADDRESS_BITS)]
-
-
-def feed(stream: recv.AnyStream, heaps: Iterable[Heap]) -> None:
-    """Give heaps to a stream through a queue, then end it."""
-    queue = spead2.InprocQueue()
-    for packet in packets(heaps):
-        queue.add_packet(packet)
-    queue.stop()
-    stream.add_inproc_reader(queue)
-
-
-def rings(n: int = 16) -> dict[str, Any]:
-    return {
-        "data_ringbuffer": spead2.recv.asyncio.ChunkRingbuffer(n),
-        "free_ringbuffer": spead2.recv.ChunkRingbuffer(n),
-    }
-
-
-def add_chunks(
-    sink: Any, layout: recv.BaseLayout, n: int, *, data_bytes: int | None = None, extra: bool = False
-) -> None:
-    """Fill the free ring by hand, as engines do."""
-    for _ in range(n):
-        chunk = recv.Chunk(
-            sink=sink,
-            data=np.zeros(data_bytes or layout.chunk_bytes, np.uint8),
-            present=np.zeros(layout.chunk_heaps, np.uint8),
-            extra=np.zeros(layout.chunk_heaps, np.uint16) if extra else None,
-        )
-        chunk.recycle()
-
-
-@dataclass
-class Received:
-    chunk_id: int
-    data: np.ndarray
-    present: np.ndarray
-    extra: np.ndarray | None
-
-
-async def receive(sink: Any) -> list[Received]:
-    """Take the chunks of a stream that ends, in the way of an engine."""
-    received = []
-    async for chunk in sink.data_ringbuffer:
-        with chunk:
-            assert isinstance(chunk, recv.Chunk)
-            if chunk.present.any():
-                extra = None if chunk.extra is None else chunk.extra.copy()
-                received.append(Received(chunk.chunk_id, chunk.data.copy(), chunk.present.copy(), extra))
-    return received
 
 
 def check_engine_chunk(layout: EngineLayout, chunk: Received, missing: Sequence[tuple[int, int]] = ()) -> None:
@@ -530,94 +482,3 @@ async def test_udp(udp_port: int) -> None:
     assert [chunk.chunk_id for chunk in chunks] == [0, 1]
     for chunk in chunks:
         check_engine_chunk(engine, chunk)
-
-
-def hand_written() -> Any:
-    """The callbacks that the benchmarks compare with."""
-    path = pathlib.Path(__file__).parents[1] / "benches" / "numba_callbacks.py"
-    spec = importlib.util.spec_from_file_location("numba_callbacks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class HandWritten(recv.BaseLayout):
-    """The geometry of another layout, with a numba callback."""
-
-    heap_bytes = chunk_batches = batch_heaps = heap_sample_count = chunk_timestamp_step = 0
-
-    def __init__(self, like: recv.BaseLayout, callback: Any) -> None:
-        for name in ("heap_bytes", "chunk_batches", "batch_heaps", "heap_sample_count", "chunk_timestamp_step"):
-            setattr(self, name, getattr(like, name))
-        self._chunk_place = callback
-
-
-@pytest.mark.parametrize("form", ["digitiser", "tuned digitiser", "antenna_channelised", "tied_array"])
-async def test_hand_written_callbacks_agree(form: str, rng: np.random.Generator) -> None:
-    """Good and bad heaps go where, and are counted as, a hand-written numba callback says."""
-    callbacks = hand_written()
-    random_int = random.Random(int(rng.integers(2**32))).randrange
-    layout: Any
-    if form.endswith("digitiser"):
-        layout = DigitiserLayout(8, 16, 128)
-        callback = callbacks.digitiser(layout, tuned=form.startswith("tuned"))
-        user_data = np.zeros((), callbacks.digitiser_user_data.dtype)
-        user_data["stride"] = layout.pol_chunk_bytes
-        step, values = 16, {DIGITISER_ID_ID: 2, DIGITISER_STATUS_ID: 2**48}
-    elif form == "antenna_channelised":
-        layout = AntennaChannelisedVoltageLayout(5, 2, 2, 12, 8, 4)
-        callback = callbacks.antenna_channelised(layout)
-        user_data = np.zeros((), callbacks.common_user_data.dtype)
-        step, values = 12, {FENG_ID_ID: 6}
-    else:
-        layout = TiedArrayChannelisedVoltageLayout(8, 12, 2, 4, 3, 10)
-        callback = callbacks.tied_array(layout)
-        user_data = np.zeros((), callbacks.tied_array_user_data.dtype)
-        user_data["pol"] = 1
-        step, values = 10, {FREQUENCY_ID: 14, BEAM_ANTS_ID: 64}
-    heaps = []
-    for i in range(1000):
-        length = layout.heap_bytes + (random_int(20) == 0)
-        items = {
-            # Time goes on, with heaps in any order that some of them are too old by.
-            TIMESTAMP_ID: max(0, i // 8 + random_int(24) - 12) * step + (random_int(20) == 0),
-            spead2.HEAP_LENGTH_ID: length,
-            **{item: random_int(limit) for item, limit in values.items()},
-        }
-        if random_int(20) == 0:
-            del items[[item for item in items if item != spead2.HEAP_LENGTH_ID][random_int(len(items) - 1)]]
-        heaps.append(Heap(items, rng.bytes(length)))
-    names = ["test.metadata", "test.timestamp"]
-    if not form.endswith("digitiser"):  # whose one bit of polarisation is always good
-        names.append("test.source")
-    results = []
-    for own in (layout, HandWritten(layout, callback)):
-        stream = recv.make_stream(
-            layout=own,
-            spead_items=layout.spead_items,
-            max_active_chunks=2,
-            stream_stats=names,
-            user_data=user_data.copy(),
-            max_heap_extra=layout.max_heap_extra,
-            **rings(64),
-        )
-        add_chunks(stream, layout, 64, extra=form.endswith("digitiser"))
-        feed(stream, heaps)
-        try:
-            chunks = await receive(stream)
-        finally:
-            stream.stop()
-        stats = {name: stream.stats[name] for name in (*names, "heaps", "too_old_heaps", "rejected_heaps")}
-        results.append((chunks, stats))
-    (chunks, stats), (expected_chunks, expected_stats) = results
-    assert stats == expected_stats
-    assert all(stats[name] for name in stats), "not every outcome was tried"
-    assert len(chunks) == len(expected_chunks) > 8
-    for chunk, expected in zip(chunks, expected_chunks, strict=True):
-        assert chunk.chunk_id == expected.chunk_id
-        np.testing.assert_array_equal(chunk.present, expected.present)
-        np.testing.assert_array_equal(chunk.data, expected.data)
-        if chunk.extra is not None:
-            np.testing.assert_array_equal(chunk.extra, expected.extra)

@@ -1,26 +1,38 @@
-"""Simulate the senders of any declarative layout: heaps with seeded faults, over UDP, to a queue or to a pcap file."""
+"""Simulate the senders of any declarative layout: heaps with seeded faults, and the truth about what was sent."""
 
 from __future__ import annotations
 
 import heapq
-import ipaddress
 import itertools
 import math
-import os
 import random
-import socket
-import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import spead2
 import spead2.send
 
+from .garbage import GARBAGE_KINDS, GarbageMaker
 from .layout import Axis, DeclarativeLayout
+from .packets import SPECIAL_ITEMS, TIMESTAMP_BITS, PacketEncoder, axis_items, axis_size
+from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
+
+__all__ = [
+    "DEFAULT_FLAVOUR",
+    "DEFAULT_PAYLOAD_ITEM",
+    "GARBAGE_KINDS",
+    "Faults",
+    "InprocSink",
+    "Packet",
+    "PcapSink",
+    "Simulator",
+    "Sink",
+    "Truth",
+    "UdpSink",
+]
 
 #: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
 DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
@@ -28,24 +40,6 @@ DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
 #: Item that holds the payload, unless a simulator is told another.
 DEFAULT_PAYLOAD_ITEM = 0x3300
 
-#: The kinds of garbage that `Faults` knows, with what a receiver makes of each.
-GARBAGE_KINDS = {
-    "length": "a heap of the wrong length (metadata_heaps)",
-    "absent": "a heap that lacks the time, an axis item or a required item (metadata_heaps)",
-    "descriptor": "a heap with nothing but a descriptor (metadata_heaps)",
-    "stop": "a stray stop heap (metadata_heaps; ends the stream unless stop_on_stop_item is off)",
-    "timestamp": "a timestamp that is misaligned, or of more than 48 bits (bad_timestamp_heaps)",
-    "axis": "an axis value that is out of range, misaligned or not listed (bad_<axis>_heaps)",
-    "negative": "a timestamp before 0 (implausible_timestamp_heaps)",
-    "noise": "random bytes (unseen: they do not decode)",
-    "unsized": "a heap without HEAP_LENGTH (unseen)",
-    "empty": "a heap whose HEAP_LENGTH is 0 (unseen)",
-}
-
-_TIMESTAMP_BITS = 48
-_SPECIAL_ITEMS = range(spead2.HEAP_CNT_ID, spead2.PAYLOAD_LENGTH_ID + 1)
-_POINTER_BYTES = 8
-_MAGIC, _VERSION = 0x53, 4
 # Payloads are windows on one random pattern. The prime number of windows makes every 65521 successive
 # heaps differ, whatever the (coprime) multiplier that scatters them.
 _WINDOWS = 65521
@@ -54,9 +48,6 @@ _MAX_SLEEP_DEBT = 0.01  # seconds of lateness that a paced sender makes up for i
 _MIN_SLEEP = 0.001  # seconds
 
 _T = TypeVar("_T")
-
-#: What a sink takes: the flow that a packet belongs to (position of its heap in the batch), and its bytes.
-Packet: TypeAlias = tuple[int, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +156,6 @@ class Truth:
         return self.packets - self.unseen.get("noise", 0)
 
 
-class Sink(Protocol):
-    """Where packets go."""
-
-    def send(self, flow: int, packet: bytes) -> None:
-        """Send one packet of a flow (the position of its heap in the batch)."""
-
-
 class Simulator:
     """The senders of one stream.
 
@@ -245,27 +229,24 @@ class Simulator:
         self._declaration = layout.declaration
         self._time = self._declaration.time
         self._axes = self._declaration.axes
-        self._flavour = flavour
-        self._max_packet_size = max_packet_size
         self._payload = payload
-        self._payload_item = payload_item
         self._side_values = dict(side_values or {})
-        self._items = {item: 0 for item in self._declaration.required_items if item not in _SPECIAL_ITEMS}
+        self._items = {item: 0 for item in self._declaration.required_items if item not in SPECIAL_ITEMS}
         self._items.update(items or {})
         self._jitter = timestamp_jitter
         self._user_data = dict(user_data or {})
         self._check_arguments(first_timestamp)
 
-        self._sizes = tuple(_axis_size(axis) for axis in self._axes)
+        self._sizes = tuple(axis_size(axis) for axis in self._axes)
         pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _WINDOWS - 1)
         self._pattern = np.frombuffer(pattern, np.uint8)
         self._pattern_view = memoryview(pattern)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
         self._next_batch = first_timestamp // self._time.step
-        self._heap_cnt = itertools.count(1)
+        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size)
         #: Index on each axis of every heap of a batch, in the order of sending.
         self.indices: list[tuple[int, ...]] = list(itertools.product(*map(self._axis_range, self._axes)))
-        self._axis_items = {indices: self._compose(indices) for indices in self.indices}
+        self._axis_items = {indices: axis_items(self._axes, indices) for indices in self.indices}
         self._source_axis = next(
             (i for i, axis in enumerate(self._axes) if axis.name == self._declaration.sources), None
         )
@@ -273,9 +254,15 @@ class Simulator:
         #: What has been sent so far.
         self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
         # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
-        self._heap_packets(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
-        self._bad_axis_items = self._find_bad_axis_items()
-        self._garbage_kinds = self._choose_garbage_kinds()
+        self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
+        self._garbage_maker = GarbageMaker(
+            layout,
+            self._axis_items[self.indices[0]],
+            first_timestamp,
+            self._encoder,
+            self._random,
+            self.faults.garbage_kinds,
+        )
         self._heaps_sent = 0
 
     def _check_arguments(self, first_timestamp: int) -> None:
@@ -299,11 +286,11 @@ class Simulator:
                 index = self._user_data.get(axis.from_user_data)
                 if index is None:
                     raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
-                if not 0 <= index < _axis_size(axis):
-                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {_axis_size(axis)}")
+                if not 0 <= index < axis_size(axis):
+                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {axis_size(axis)}")
 
     def _axis_range(self, axis: Axis) -> Iterable[int]:
-        return range(_axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
+        return range(axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
 
     # What heaps hold
 
@@ -339,15 +326,15 @@ class Simulator:
             timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
         if fixed is None:  # a heap of another stream of the group
-            fixed = self._compose(indices)
-        items = {**self._items, self._time.item: timestamp % 2**_TIMESTAMP_BITS, **fixed}
+            fixed = axis_items(self._axes, indices)
+        items = {**self._items, self._time.item: timestamp % 2**TIMESTAMP_BITS, **fixed}
         for side in self._declaration.side_items:
-            if side.item == self._time.item or side.item in fixed or side.item in _SPECIAL_ITEMS:
+            if side.item == self._time.item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
             make = self._side_values.get(side.name)
             # An odd 64-bit multiplier reaches the high bits too.
             value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
-            room = min(int(side.dtype[1:]), self._flavour.heap_address_bits - side.shift)
+            room = min(int(side.dtype[1:]), self._encoder.address_bits - side.shift)
             items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
         return items
 
@@ -416,167 +403,17 @@ class Simulator:
         coordinates = dict(zip(self._order, position, strict=True))
         return first_batch + coordinates[self._time.name], tuple(coordinates[axis.name] for axis in self._axes)
 
-    # Items of axes
-
-    def _compose(self, indices: tuple[int, ...]) -> dict[int, int]:
-        """Values of the items that place a heap on the axes; an item may carry several axes in its bits."""
-        items: dict[int, int] = {}
-        for axis, index in zip(self._axes, indices, strict=True):
-            if axis.item is not None:
-                value = index * axis.step if axis.values is None else axis.values[index]
-                items[axis.item] = items.get(axis.item, 0) | value << axis.shift
-        for axis, index in zip(self._axes, indices, strict=True):
-            if axis.item is not None and _axis_index(axis, items[axis.item]) != index:
-                raise ValueError(
-                    f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, which is not "
-                    "read back so; the bits of axes that share an item must not overlap"
-                )
-        return items
-
-    def _find_bad_axis_items(self) -> list[tuple[str, dict[int, int]]]:
-        """Find ways in which a heap can miss an axis: the reason that is counted, and the items of all axes."""
-        good = self._axis_items[self.indices[0]]
-        limit = 2**self._flavour.heap_address_bits
-        found = []
-        for axis in self._axes:
-            if axis.item is None:
-                continue
-            if axis.values is None:
-                size = _axis_size(axis)
-                candidates = [size * axis.step, (limit - 1 >> axis.shift) & (axis.mask or limit - 1)]
-                candidates += [1] if axis.step > 1 else []
-            else:
-                candidates = [max(axis.values) + 1, next(v for v in itertools.count() if v not in axis.values)]
-            field_bits = (limit - 1 if axis.mask is None else axis.mask) << axis.shift
-            for candidate in candidates:
-                value = good[axis.item] & ~field_bits | candidate << axis.shift
-                bad = good | {axis.item: value}
-                # The receiver counts the first axis, in the order of declaration, that the heap is not on.
-                missed = [a for a in self._axes if a.item is not None and _axis_index(a, bad[a.item]) is None]
-                if value < limit and missed and missed[0] is axis:
-                    found.append((axis.reject_name or f"bad_{axis.name}_heaps", bad))
-        return found
-
-    # Garbage
-
-    def _choose_garbage_kinds(self) -> list[str]:
-        possible = {
-            "timestamp": (self._time.align == "reject" and self._time.step > 1)
-            or self._flavour.heap_address_bits > _TIMESTAMP_BITS,
-            "axis": bool(self._bad_axis_items),
-            # Unwraps to just before 0 as long as the newest time is in the first half of the range.
-            "negative": self._next_batch * self._time.step < 2 ** (_TIMESTAMP_BITS - 2)
-            and self._flavour.heap_address_bits >= _TIMESTAMP_BITS,
-        }
-        if self.faults.garbage_kinds is None:
-            return [kind for kind in GARBAGE_KINDS if kind != "stop" and possible.get(kind, True)]
-        for kind in self.faults.garbage_kinds:
-            if not possible.get(kind, True):
-                raise ValueError(f"garbage_kinds: this layout, flavour and timestamp have no {kind!r} garbage")
-        return list(self.faults.garbage_kinds)
+    # What is sent
 
     def _garbage(self, batch: int, indices: tuple[int, ...]) -> list[bytes]:
         """Packets of a heap of garbage in place of a good one, counted as what a receiver makes of it."""
-        kind = self._random.choice(self._garbage_kinds)
+        kind = self._random.choice(self._garbage_maker.kinds)
         if kind == "negative" and self._heaps_sent <= self.faults.reorder + self.faults.packet_reorder + 1:
             kind = "length"  # nothing is before 0 until the receiver knows what time it is
-        reason, packets = self._make_garbage(kind, self.items(batch, indices), bytes(self.payload(batch, indices)))
+        payload = bytes(self.payload(batch, indices))
+        reason, packets = self._garbage_maker.make(kind, self.items(batch, indices), payload)
         counters, key = (self.truth.unseen, kind) if reason is None else (self.truth.rejected, reason)
         counters[key] = counters.get(key, 0) + 1
-        return packets
-
-    def _make_garbage(self, kind: str, items: dict[int, int], payload: bytes) -> tuple[str | None, list[bytes]]:
-        """Turn a good heap into garbage, and say why it is rejected (None: it is never seen)."""
-        choice = self._random.choice
-        time_item = self._time.item
-        match kind:
-            case "length":
-                shorter, longer = payload[: len(payload) // 2], payload + bytes(8)
-                return "metadata_heaps", self._heap_packets(items, choice([shorter or longer, longer]))
-            case "absent":
-                placing = {time_item, *self._declaration.required_items, *self._axis_items[self.indices[0]]}
-                del items[choice(sorted(placing - set(_SPECIAL_ITEMS)))]
-                return "metadata_heaps", self._heap_packets(items, payload)
-            case "timestamp":
-                bad_time = {time_item: self._bad_timestamp(items[time_item])}
-                return "bad_timestamp_heaps", self._heap_packets(items | bad_time, payload)
-            case "axis":
-                reason, bad_items = choice(self._bad_axis_items)
-                return reason, self._heap_packets(items | bad_items, payload)
-            case "negative":
-                before_0 = {time_item: 2**_TIMESTAMP_BITS - self._time.step}
-                return "implausible_timestamp_heaps", self._heap_packets(items | before_0, payload)
-            case "noise":  # the first byte alone says that this is not SPEAD
-                return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]
-            case "unsized":
-                return None, self._heap_packets(items, payload[:8], sized=False)
-            case "empty":
-                return None, self._heap_packets(items, b"")
-            case _:
-                return "metadata_heaps", self._control_packets(kind)
-
-    def _bad_timestamp(self, timestamp: int) -> int:
-        options: list[int] = []
-        if self._time.align == "reject" and self._time.step > 1:
-            options.append((timestamp + self._random.randrange(1, self._time.step)) % 2**_TIMESTAMP_BITS)
-        if self._flavour.heap_address_bits > _TIMESTAMP_BITS:
-            options.append(timestamp + 2**_TIMESTAMP_BITS)
-        return self._random.choice(options)
-
-    def _control_packets(self, kind: str) -> list[bytes]:
-        heap = spead2.send.Heap(self._flavour)
-        if kind == "stop":
-            heap.add_end()
-        else:
-            shape = (self.layout.heap_bytes,)
-            heap.add_descriptor(spead2.Descriptor(self._payload_item, "data", "simulated payload", shape, np.uint8))
-        return list(spead2.send.PacketGenerator(heap, next(self._heap_cnt), self._max_packet_size))
-
-    # Packets
-
-    def _heap_packets(
-        self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True
-    ) -> list[bytes]:
-        """Encode a heap, all its items in each of its packets."""
-        address_bits = self._flavour.heap_address_bits
-        value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
-        pointers = []
-        for item, value in items.items():
-            if not (0 < item < id_limit and 0 <= value < value_limit):
-                raise ValueError(
-                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{address_bits} "
-                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
-                )
-            pointers.append(1 << 63 | item << address_bits | value)
-        pointers.append(self._payload_item << address_bits)
-        n_pointers = len(pointers) + len(_SPECIAL_ITEMS) - (not sized)
-        header_bytes = _POINTER_BYTES * (1 + n_pointers)
-        # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
-        room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
-        if room <= 0:
-            raise ValueError(
-                f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
-            )
-        encode = struct.Struct(f">BBBBHH{n_pointers}Q").pack
-        cnt = next(self._heap_cnt) % value_limit
-        packets = []
-        for offset in range(0, max(len(payload), 1), room):
-            part = payload[offset : offset + room]
-            special = [(spead2.HEAP_CNT_ID, cnt)]
-            if sized:
-                special.append((spead2.HEAP_LENGTH_ID, len(payload)))
-            special += [(spead2.PAYLOAD_OFFSET_ID, offset), (spead2.PAYLOAD_LENGTH_ID, len(part))]
-            header = encode(
-                _MAGIC,
-                _VERSION,
-                _POINTER_BYTES - address_bits // 8,
-                address_bits // 8,
-                0,
-                n_pointers,
-                *(1 << 63 | item << address_bits | value for item, value in special),
-                *pointers,
-            )
-            packets.append(b"".join((header, part)))
         return packets
 
     def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
@@ -591,7 +428,7 @@ class Simulator:
                     yield flow, self._garbage(batch, indices)
                 sent = complete = 0
                 for _ in range(0 if rand() < faults.loss else 1 + (rand() < faults.duplicate)):
-                    packets = self._heap_packets(self.items(batch, indices), self.payload(batch, indices))
+                    packets = self._encoder.heap(self.items(batch, indices), self.payload(batch, indices))
                     kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
                     if kept:
                         sent += 1
@@ -685,21 +522,6 @@ class Simulator:
         return self.truth
 
 
-def _axis_size(axis: Axis) -> int:
-    return len(axis.values) if axis.values is not None else axis.size or 0
-
-
-def _axis_index(axis: Axis, item: int) -> int | None:
-    """Index on an axis of a heap whose item has that value, or None."""
-    value = item >> axis.shift
-    if axis.mask is not None:
-        value &= axis.mask
-    if axis.values is not None:
-        return axis.values.index(value) if value in axis.values else None
-    index, remainder = divmod(value, axis.step)
-    return index if not remainder and index < _axis_size(axis) else None
-
-
 def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
     """Let each thing be overtaken by as many later ones as `delay` says."""
     waiting: list[tuple[int, int, _T]] = []
@@ -710,175 +532,3 @@ def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
             yield heapq.heappop(waiting)[2]
     while waiting:
         yield heapq.heappop(waiting)[2]
-
-
-class InprocSink:
-    """Puts packets into an in-process queue of spead2.
-
-    Parameters
-    ----------
-    queue
-        The queue that an in-process reader of the stream reads.
-    """
-
-    def __init__(self, queue: spead2.InprocQueue) -> None:
-        self._queue = queue
-
-    def send(self, flow: int, packet: bytes) -> None:
-        """Send one packet."""
-        self._queue.add_packet(packet)
-
-
-class _ClosingSink:
-    """A sink that is a context manager, for what it has to close."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class UdpSink(_ClosingSink):
-    """Sends packets over UDP, unicast or multicast, one datagram each (no segmentation offload).
-
-    A context manager that closes its socket.
-
-    Parameters
-    ----------
-    endpoints
-        Host and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint *i* modulo
-        their number.
-    interface
-        IPv4 address of the interface to send from; for IPv6, the name of the interface to send multicast
-        from (default: as the routes say).
-    ttl
-        Time to live of multicast packets.
-
-    Raises
-    ------
-    ValueError
-        If an argument is wrong. The message names it and its value.
-    """
-
-    def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
-        if not endpoints:
-            raise ValueError("endpoints: at least one is needed")
-        found = []
-        for host, port in endpoints:
-            try:
-                found.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0])
-            except OSError as exc:
-                raise ValueError(f"endpoints: {host!r} cannot be resolved: {exc}") from exc
-        (family, *others) = {family for family, *_ in found}
-        if others:
-            raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6")
-        self._endpoints = [address for *_, address in found]
-        self._socket = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            if family == socket.AF_INET6:
-                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
-                if interface is not None:
-                    index = socket.if_nametoindex(interface)
-                    self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
-            else:
-                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
-                if interface is not None:  # binding does not choose it for multicast
-                    packed = ipaddress.IPv4Address(interface).packed
-                    self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, packed)
-                    self._socket.bind((interface, 0))
-        except (OSError, ValueError) as exc:
-            self._socket.close()
-            raise ValueError(f"interface: cannot send from {interface!r} (ttl {ttl}): {exc}") from exc
-
-    def send(self, flow: int, packet: bytes) -> None:
-        """Send one packet."""
-        self._socket.sendto(packet, self._endpoints[flow % len(self._endpoints)])
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-class PcapSink(_ClosingSink):
-    """Writes packets to a capture file, as Ethernet frames with IPv4 and UDP headers and checksums.
-
-    A context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File
-    Format", IETF draft-ietf-opsawg-pcap); headers are those of RFC 791 and RFC 768, their checksums
-    that of RFC 1071. The time stamp of a packet is its number in microseconds, so that the same packets
-    make the same file.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    endpoint
-        Destination address (IPv4) and port.
-    source
-        Source address (IPv4) and port.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        endpoint: tuple[str, int] = ("239.1.2.3", 7148),
-        source: tuple[str, int] = ("10.1.2.3", 7148),
-    ) -> None:
-        try:
-            destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
-        except ValueError as exc:
-            raise ValueError(f"endpoint, source: {endpoint[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}") from exc
-        self._addresses = source_ip.packed + destination_ip.packed
-        self._ports = (source[1], endpoint[1])
-        if destination_ip.is_multicast:  # RFC 1112: the low 23 bits of the group
-            mac = b"\x01\x00\x5e" + (int(destination_ip) & 0x7FFFFF).to_bytes(3, "big")
-        else:
-            mac = b"\x02\x00" + destination_ip.packed
-        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
-        self._number = 0
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
-        # Magic, version 2.4, time zone, accuracy, longest packet, Ethernet.
-        self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 0x40000, 1))
-
-    def send(self, flow: int, packet: bytes) -> None:
-        """Write one packet.
-
-        Raises
-        ------
-        ValueError
-            If the packet does not fit in a UDP datagram.
-        """
-        udp_bytes = 8 + len(packet)
-        ip_bytes = 20 + udp_bytes
-        if ip_bytes > 0xFFFF:
-            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
-        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
-        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
-        # A computed checksum of 0 is sent as all ones: 0 means none.
-        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
-        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
-        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, self._number % 0x10000, 0x4000, 64, socket.IPPROTO_UDP, 0)
-        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
-        frame = b"".join((self._ethernet, ip, udp, packet))
-        seconds, microseconds = divmod(self._number, 1_000_000)
-        self._file.write(struct.pack("<IIII", seconds, microseconds, len(frame), len(frame)))
-        self._file.write(frame)
-        self._number += 1
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _checksum(data: bytes) -> int:
-    """Internet checksum: the complement of the ones' complement sum of the big-endian words."""
-    total = int(np.frombuffer(data + bytes(len(data) % 2), dtype=">u2").sum(dtype=np.uint64))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

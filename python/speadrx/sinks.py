@@ -1,0 +1,196 @@
+"""Where simulated packets go: over UDP (also multicast), into an in-process queue, or into a pcap file."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
+
+import numpy as np
+import spead2
+
+#: What a sink takes: the flow that a packet belongs to (position of its heap in the batch), and its bytes.
+Packet: TypeAlias = tuple[int, bytes]
+
+
+class Sink(Protocol):
+    """Where packets go."""
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet of a flow (the position of its heap in the batch)."""
+
+
+class InprocSink:
+    """Puts packets into an in-process queue of spead2.
+
+    Parameters
+    ----------
+    queue
+        The queue that an in-process reader of the stream reads.
+    """
+
+    def __init__(self, queue: spead2.InprocQueue) -> None:
+        self._queue = queue
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet."""
+        self._queue.add_packet(packet)
+
+
+class _ClosingSink:
+    """A sink that is a context manager, for what it has to close."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class UdpSink(_ClosingSink):
+    """Sends packets over UDP, unicast or multicast, one datagram each (no segmentation offload).
+
+    A context manager that closes its socket.
+
+    Parameters
+    ----------
+    endpoints
+        Host and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint *i* modulo
+        their number.
+    interface
+        IPv4 address of the interface to send from; for IPv6, the name of the interface to send multicast
+        from (default: as the routes say).
+    ttl
+        Time to live of multicast packets.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong. The message names it and its value.
+    """
+
+    def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
+        if not endpoints:
+            raise ValueError("endpoints: at least one is needed")
+        found = []
+        for host, port in endpoints:
+            try:
+                found.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0])
+            except OSError as exc:
+                raise ValueError(f"endpoints: {host!r} cannot be resolved: {exc}") from exc
+        (family, *others) = {family for family, *_ in found}
+        if others:
+            raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6")
+        self._endpoints = [address for *_, address in found]
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            if family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, ttl)
+                if interface is not None:
+                    index = socket.if_nametoindex(interface)
+                    self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            else:
+                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
+                if interface is not None:  # binding does not choose it for multicast
+                    packed = ipaddress.IPv4Address(interface).packed
+                    self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, packed)
+                    self._socket.bind((interface, 0))
+        except (OSError, ValueError) as exc:
+            self._socket.close()
+            raise ValueError(f"interface: cannot send from {interface!r} (ttl {ttl}): {exc}") from exc
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Send one packet."""
+        self._socket.sendto(packet, self._endpoints[flow % len(self._endpoints)])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class PcapSink(_ClosingSink):
+    """Writes packets to a capture file, as Ethernet frames with IPv4 and UDP headers and checksums.
+
+    A context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File
+    Format", IETF draft-ietf-opsawg-pcap); headers are those of RFC 791 and RFC 768, their checksums
+    that of RFC 1071. The time stamp of a packet is its number in microseconds, so that the same packets
+    make the same file.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    endpoint
+        Destination address (IPv4) and port.
+    source
+        Source address (IPv4) and port.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        endpoint: tuple[str, int] = ("239.1.2.3", 7148),
+        source: tuple[str, int] = ("10.1.2.3", 7148),
+    ) -> None:
+        try:
+            destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
+        except ValueError as exc:
+            raise ValueError(f"endpoint, source: {endpoint[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}") from exc
+        self._addresses = source_ip.packed + destination_ip.packed
+        self._ports = (source[1], endpoint[1])
+        if destination_ip.is_multicast:  # RFC 1112: the low 23 bits of the group
+            mac = b"\x01\x00\x5e" + (int(destination_ip) & 0x7FFFFF).to_bytes(3, "big")
+        else:
+            mac = b"\x02\x00" + destination_ip.packed
+        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
+        self._number = 0
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        # Magic, version 2.4, time zone, accuracy, longest packet, Ethernet.
+        self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 0x40000, 1))
+
+    def send(self, flow: int, packet: bytes) -> None:
+        """Write one packet.
+
+        Raises
+        ------
+        ValueError
+            If the packet does not fit in a UDP datagram.
+        """
+        udp_bytes = 8 + len(packet)
+        ip_bytes = 20 + udp_bytes
+        if ip_bytes > 0xFFFF:
+            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
+        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
+        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
+        # A computed checksum of 0 is sent as all ones: 0 means none.
+        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
+        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, self._number % 0x10000, 0x4000, 64, socket.IPPROTO_UDP, 0)
+        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
+        frame = b"".join((self._ethernet, ip, udp, packet))
+        seconds, microseconds = divmod(self._number, 1_000_000)
+        self._file.write(struct.pack("<IIII", seconds, microseconds, len(frame), len(frame)))
+        self._file.write(frame)
+        self._number += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _checksum(data: bytes) -> int:
+    """Internet checksum: the complement of the ones' complement sum of the big-endian words."""
+    total = int(np.frombuffer(data + bytes(len(data) % 2), dtype=">u2").sum(dtype=np.uint64))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
