@@ -92,7 +92,7 @@ def socket_descriptors():
 
 
 def own_sockets(stream):
-    return list(stream._sockets._counts)
+    return list(stream._sockets._endpoints)
 
 
 def is_free(address, port):

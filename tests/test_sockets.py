@@ -73,7 +73,7 @@ class TestKernelDrops:
         """The kernel counts with 32 bits; we do not."""
         counts = iter([2**32 - 2, 2**32 - 1, 3, 3])
         sockets = readers.SocketSet()
-        sockets.add(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sockets.add(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "0.0.0.0:0")
         monkeypatch.setattr(
             socket.socket, "getsockopt", lambda *args: struct.pack("9I", *[0] * 8, next(counts)), raising=False
         )

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import spead2.recv
 
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 
-#: Values that SO_MEMINFO gives, and the index of the packets dropped.
+#: Values that SO_MEMINFO gives, and the indices of those that matter here.
 _MEMINFO = struct.Struct("9I")
-_MEMINFO_DROPS = 8
+_MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
 
 #: The largest UDP payload. spead2's default is less, and it drops packets that are larger.
 _MAX_UDP_PAYLOAD = 65507
@@ -47,25 +47,43 @@ def check_integer(name: str, value: Any, least: int | None = None) -> int:
     return number
 
 
+class SocketCounts(NamedTuple):
+    """What the kernel says of the sockets of an endpoint."""
+
+    #: Packets dropped because a receive buffer was full.
+    drops: int = 0
+    #: Bytes of the receive buffers that are in use, the kernel's overhead included.
+    receive_queue: int = 0
+    #: Sizes of the receive buffers, in bytes; 0 once all sockets are closed.
+    receive_buffer: int = 0
+
+
 class SocketSet:
     """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: dict[socket.socket, int] = {}
-        self._total = 0
+        self._endpoints: dict[socket.socket, str] = {}
+        self._last: dict[socket.socket, int] = {}
+        self._drops: dict[str, int] = {}
         self._closed = False
 
-    def add(self, sock: socket.socket) -> None:
+    def add(self, sock: socket.socket, endpoint: str) -> None:
         """Take over a socket; closes it if the set is closed."""
         with self._lock:
             if self._closed:
                 sock.close()
             else:
-                self._counts[sock] = 0
+                self._endpoints[sock] = endpoint
+                self._last[sock] = 0
+                self._drops.setdefault(endpoint, 0)
 
     def drops(self) -> int:
         """Packets dropped so far; after `close`, those dropped until then."""
+        return sum(counts.drops for counts in self.counts().values())
+
+    def counts(self) -> dict[str, SocketCounts]:
+        """What the kernel says now, by endpoint; after `close`, only the packets dropped until then remain."""
         with self._lock:
             return self._read()
 
@@ -74,17 +92,21 @@ class SocketSet:
         with self._lock:
             self._closed = True
             self._read()
-            for sock in self._counts:
+            for sock in self._endpoints:
                 sock.close()
-            self._counts.clear()
+            self._endpoints.clear()
+            self._last.clear()
 
-    def _read(self) -> int:
-        for sock, last in self._counts.items():
-            meminfo = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-            count = _MEMINFO.unpack(meminfo)[_MEMINFO_DROPS]
-            self._total += (count - last) % 2**32  # the kernel's counter has 32 bits
-            self._counts[sock] = count
-        return self._total
+    def _read(self) -> dict[str, SocketCounts]:
+        queues = dict.fromkeys(self._drops, 0)
+        buffers = dict(queues)
+        for sock, endpoint in self._endpoints.items():
+            meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+            self._drops[endpoint] += (meminfo[_MEMINFO_DROPS] - self._last[sock]) % 2**32  # the kernel has 32 bits
+            self._last[sock] = meminfo[_MEMINFO_DROPS]
+            queues[endpoint] += meminfo[_MEMINFO_QUEUE]
+            buffers[endpoint] += meminfo[_MEMINFO_BUFFER]
+        return {name: SocketCounts(drops, queues[name], buffers[name]) for name, drops in self._drops.items()}
 
 
 #: The socket sets of the members of our groups. Members are wrapped by spead2 anew at each access and take
@@ -273,15 +295,15 @@ def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int
             sock = _add_deferred_reader(stream, endpoint, max_size)
             if sock is not None:
                 _set_buffer(sock, buffer)
-                sockets.add(sock)
+                sockets.add(sock, str(endpoint))
         return
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(_make_socket(endpoint, buffer)) for endpoint in endpoints]
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
         stack.pop_all()
-    for sock in made:
-        sockets.add(sock)
+    for sock, endpoint in zip(made, endpoints, strict=True):
+        sockets.add(sock, str(endpoint))
 
 
 def _add_ibv(

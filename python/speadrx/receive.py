@@ -4,94 +4,16 @@ from __future__ import annotations
 
 import operator
 import os
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import spead2
 import spead2.recv
 
+from .accounting import Accounting, Counts
 from .chunk import Chunk
 from .layout import DeclarativeLayout
 from .stream import ChunkRingStream, ChunkStreamRingGroup
-
-
-class _Counts(NamedTuple):
-    """What an account holds at one moment."""
-
-    present: list[int]  # by source
-    expected: int  # of each source
-    chunks: int
-    first_timestamp: int | None
-    last_timestamp: int | None
-
-
-class Accounting:
-    """What was received, counted from the first batch of which any heap came to the end of the last chunk.
-
-    Of whole missing chunks in between, all heaps are missing. The last chunk counts whole too, though a sender
-    that stops may never have sent all of it. With a layout that is not declarative there is a single source,
-    which stands for all, and the first chunk counts whole.
-
-    An account is of the chunks that one iterator has given out, with the one that it is about to give out. It
-    may be read at any time from any thread, and outlives the iterator. No number of it ever falls.
-    """
-
-    #: Label of each source.
-    source_labels: tuple[str, ...]
-
-    def __init__(self, source_labels: tuple[str, ...]) -> None:
-        self.source_labels = source_labels
-        # Replaced as a whole by the iterator, so that no other thread ever sees half a chunk: `missing` is a
-        # difference, which could fall if its terms were of different moments.
-        self._counts = _Counts([0] * len(source_labels), 0, 0, None, None)
-
-    @property
-    def present_by_source(self) -> np.ndarray:
-        """Heaps present, by source."""
-        return np.array(self._counts.present)
-
-    @property
-    def expected_by_source(self) -> np.ndarray:
-        """Heaps that should have been present, by source."""
-        return np.full(len(self.source_labels), self._counts.expected)
-
-    @property
-    def missing_by_source(self) -> np.ndarray:
-        """Heaps missing, by source."""
-        counts = self._counts
-        missing: np.ndarray = counts.expected - np.array(counts.present)
-        return missing
-
-    @property
-    def present(self) -> int:
-        """Heaps present."""
-        return sum(self._counts.present)
-
-    @property
-    def expected(self) -> int:
-        """Heaps that should have been present."""
-        return self._counts.expected * len(self.source_labels)
-
-    @property
-    def missing(self) -> int:
-        """Heaps missing."""
-        counts = self._counts
-        return counts.expected * len(counts.present) - sum(counts.present)
-
-    @property
-    def chunks(self) -> int:
-        """Chunks that held data."""
-        return self._counts.chunks
-
-    @property
-    def first_timestamp(self) -> int | None:
-        """Timestamp of the first chunk that held data, in ticks."""
-        return self._counts.first_timestamp
-
-    @property
-    def last_timestamp(self) -> int | None:
-        """Timestamp of the last chunk that held data, in ticks."""
-        return self._counts.last_timestamp
 
 
 async def _wait_readable(fd: int) -> None:
@@ -135,6 +57,7 @@ class ChunkIterator:
         self.accounting = Accounting(layout.source_labels if isinstance(layout, DeclarativeLayout) else ("0",))
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._first_batch: int | None = None  # counted from the beginning of time
+        source._accounts.add(self, self.accounting)
 
     def __iter__(self) -> Self:
         return self
@@ -182,7 +105,7 @@ class ChunkIterator:
         if self._first_batch is None:
             self._first_batch = chunk.chunk_id * self._batches + first_batch
         end = (chunk.chunk_id + 1) * self._batches
-        self.accounting._counts = _Counts(
+        self.accounting._counts = Counts(
             # A list is faster here than an array, which would have to be made of the kernel's list first.
             present=list(map(operator.add, before.present, present)),
             expected=(end - self._first_batch) * self._batch_heaps,

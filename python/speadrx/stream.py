@@ -13,6 +13,7 @@ import spead2
 import spead2.recv
 
 from . import _core
+from .accounting import Accounts
 from .chunk import ChunkBuffers
 from .layout import BaseLayout, DeclarativeLayout, user_data_values
 from .readers import SocketSet, add_reader, check_integer, member_sockets
@@ -103,7 +104,7 @@ class Ledger:
         parts = [core.snapshot() for core in self._cores]
 
         def stack(field: str, dtype: type[np.generic]) -> np.ndarray:
-            return np.stack([np.frombuffer(getattr(part, field), dtype) for part in parts])
+            return np.frombuffer(b"".join([getattr(part, field) for part in parts]), dtype).reshape(len(parts), -1)
 
         names = self._layout.declaration._compiled.reject_names
         rejected = stack("rejected_by_source", np.uint64).sum(axis=0).reshape(len(names), -1)
@@ -152,6 +153,7 @@ class _Receiving(_RingPair):
         self._buffers = plan.buffers
         self._placements = plan.placements
         self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
+        self._accounts = Accounts()
         self._callbacks: list[Callable[[Any], object]] = []
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
