@@ -1,0 +1,455 @@
+#!/usr/bin/env python3
+"""Generate the Grafana dashboard, monitoring/dashboard.json, from the names of `speadrx.metrics`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speadrx import metrics as m
+
+OUTPUT = Path(__file__).with_suffix(".json")
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+GRID_COLUMNS = 24
+
+#: What every query chooses series by. A stream that has no such label matches the pattern for all of them.
+SELECTOR = 'instance=~"$instance",stream=~"$stream"'
+SOURCE_SELECTOR = SELECTOR + ',source=~"$source"'
+INTERVAL = "$__rate_interval"
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query and the legend of its series; `kind` is how Grafana asks for it."""
+
+    expr: str
+    legend: str
+    kind: str = "range"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A panel; `unit` is Grafana's name of one."""
+
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    unit: str
+    type: str = "timeseries"
+    width: int = 12
+    height: int = 8
+    minimum: float | None = 0
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A heading and the panels below it."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def _all(metric: str) -> str:
+    return f"{metric}{{{SELECTOR}}}"
+
+
+def _source(metric: str) -> str:
+    return f"{metric}{{{SOURCE_SELECTOR}}}"
+
+
+def _rate(series: str) -> str:
+    return f"rate({series}[{INTERVAL}])"
+
+
+def _by(labels: str, expr: str) -> str:
+    return f"sum by ({labels}) ({expr})"
+
+
+def _loss(labels: str) -> str:
+    missing, present = (_by(labels, _rate(_source(name))) for name in (m.HEAPS_MISSING, m.HEAPS_PRESENT))
+    return f"{missing} / ({missing} + {present})"
+
+
+def _lateness(title: str, unit: str, metric: str, description: str) -> Panel:
+    expr = f"sum by (le) (increase({_all(metric + '_bucket')}[{INTERVAL}]))"
+    return Panel(
+        title=title, description=description, queries=(Query(expr, "{{le}}", "heatmap"),), unit=unit, type="heatmap"
+    )
+
+
+STREAM = "instance, stream"
+STREAM_LEGEND = "{{stream}}"
+SOURCE_LEGEND = "{{stream}} {{source}}"
+
+SUMMARY = Row(
+    "Summary",
+    (
+        Panel(
+            title="Heaps placed",
+            description="Heaps that have found a place in a chunk, duplicates and too old ones included.",
+            queries=(Query(_by(STREAM, _rate(_all(m.HEAPS_PLACED))), STREAM_LEGEND),),
+            unit="suffix: heaps/s",
+            type="stat",
+            width=5,
+            height=5,
+        ),
+        Panel(
+            title="Loss",
+            description="Part of the expected heaps that is missing from the chunks.",
+            queries=(Query(_loss(STREAM), STREAM_LEGEND),),
+            unit="percentunit",
+            type="stat",
+            width=5,
+            height=5,
+        ),
+        Panel(
+            title="Silent sources",
+            description="Sources of which no heap has found a place lately.",
+            queries=(Query(f"sum by ({STREAM}) ({_rate(_source(m.HEAPS_PLACED))} == bool 0)", STREAM_LEGEND),),
+            unit="none",
+            type="stat",
+            width=5,
+            height=5,
+        ),
+        Panel(
+            title="Consumer blocks",
+            description="Part of the time for which a stream had no free chunk, or nowhere to put a full one.",
+            queries=(Query(f"max by ({STREAM}) ({_rate(_all(m.RING_BLOCKED_SECONDS))})", STREAM_LEGEND),),
+            unit="percentunit",
+            type="stat",
+            width=5,
+            height=5,
+        ),
+        Panel(
+            title="Kernel drops",
+            description="Packets dropped because a socket's receive buffer was full.",
+            queries=(Query(_by(STREAM, _rate(_all(m.SOCKET_DROPS))), STREAM_LEGEND),),
+            unit="suffix: packets/s",
+            type="stat",
+            width=4,
+            height=5,
+        ),
+    ),
+)
+
+LOSS = Row(
+    "Loss",
+    (
+        Panel(
+            title="Loss by source",
+            description="Part of the expected heaps of each source that is missing from the chunks.",
+            queries=(Query(_loss(f"{STREAM}, source"), SOURCE_LEGEND),),
+            unit="percentunit",
+            maximum=1,
+        ),
+        Panel(
+            title="Loss by reason",
+            description=(
+                "Missing heaps, and the reasons that the receiver knows of. What no reason explains never reached it:"
+                " the network lost it. Kernel drops are packets, of which a heap may have several; duplicates are not"
+                " lost."
+            ),
+            queries=(
+                Query(_by("stream", _rate(_source(m.HEAPS_MISSING))), "{{stream}} missing"),
+                Query(_by("stream, reason", _rate(_all(m.HEAPS_REJECTED))), "{{stream}} rejected: {{reason}}"),
+                Query(_by("stream", _rate(_all(m.HEAPS_TOO_OLD))), "{{stream}} too old"),
+                Query(_by("stream", _rate(_all(m.HEAPS_INCOMPLETE_EVICTED))), "{{stream}} incomplete, packets missing"),
+                Query(_by("stream", _rate(_all(m.HEAPS_INCOMPLETE_FLUSHED))), "{{stream}} incomplete at the end"),
+                Query(_by("stream", _rate(_all(m.HEAPS_DUPLICATE))), "{{stream}} duplicates"),
+                Query(_by("stream", _rate(_all(m.SOCKET_DROPS))), "{{stream}} dropped by the kernel"),
+            ),
+            unit="suffix: /s",
+        ),
+        Panel(
+            title="Worst sources",
+            description="The 20 sources that have lost most in the time shown.",
+            queries=(
+                Query(
+                    f"topk(20, sum by ({STREAM}, source) (increase({_source(m.HEAPS_MISSING)}[$__range])))",
+                    SOURCE_LEGEND,
+                    "table",
+                ),
+            ),
+            unit="suffix: heaps",
+            type="table",
+        ),
+        Panel(
+            title="Rejected by source",
+            description=(
+                "Heaps that arrived but have no place. Without a source: the item that tells it is absent or wrong."
+            ),
+            queries=(
+                Query(
+                    _by(f"{STREAM}, source, reason", _rate(_all(m.HEAPS_REJECTED))) + " > 0",
+                    "{{stream}} {{source}} {{reason}}",
+                ),
+            ),
+            unit="suffix: heaps/s",
+        ),
+    ),
+)
+
+TIME = Row(
+    "Time",
+    (
+        _lateness(
+            "Lateness in the newest chunk",
+            "suffix: batches",
+            m.HEAP_LATENESS_BATCHES,
+            "Heaps of the newest chunk, by how many batches behind the newest heap they arrive.",
+        ),
+        _lateness(
+            "Lateness in chunks",
+            "suffix: chunks",
+            m.HEAP_LATENESS_CHUNKS,
+            "Heaps, by how many chunks behind the newest they arrive. Those beyond the window are too old.",
+        ),
+        Panel(
+            title="Newest timestamp, against the median",
+            description=(
+                "In ticks. A source that falls behind for good is silent or has restarted; one that is far ahead has"
+                " a wrong clock."
+            ),
+            queries=(
+                Query(
+                    f"{_source(m.NEWEST_TIMESTAMP)} - ignoring (source) group_left ()"
+                    f" quantile without (source) (0.5, {_all(m.NEWEST_TIMESTAMP)})",
+                    SOURCE_LEGEND,
+                ),
+            ),
+            unit="short",
+            minimum=None,
+            width=GRID_COLUMNS,
+        ),
+    ),
+)
+
+RINGS = Row(
+    "Rings and consumer",
+    (
+        Panel(
+            title="Ring fill",
+            description="Data ring: chunks that wait for the consumer. Free ring: chunks that wait to be filled.",
+            queries=(Query(f"{_all(m.RING_CHUNKS)} / {_all(m.RING_CAPACITY_CHUNKS)}", "{{stream}} {{ring}} ring"),),
+            unit="percentunit",
+            maximum=1,
+        ),
+        Panel(
+            title="Time blocked",
+            description="Part of the time for which the data ring was full, or the free ring empty.",
+            queries=(Query(_rate(_all(m.RING_BLOCKED_SECONDS)), "{{stream}} {{ring}} ring"),),
+            unit="percentunit",
+        ),
+        Panel(
+            title="Wait of a chunk for the consumer",
+            description="Mean time in the data ring, by Little's law: chunks in the ring / chunks a second.",
+            queries=(
+                Query(
+                    f"{_by(STREAM, _rate(_all(m.RING_CHUNK_SECONDS)))} / {_by(STREAM, _rate(_all(m.CHUNKS)))}",
+                    STREAM_LEGEND,
+                ),
+            ),
+            unit="s",
+        ),
+        Panel(
+            title="Chunks",
+            description="Chunks that the consumer has taken, and how often a stream had to wait for it.",
+            queries=(
+                Query(_by(STREAM, _rate(_all(m.CHUNKS))), "{{stream}} chunks"),
+                Query(_by(STREAM, _rate(_all(m.WORKER_BLOCKED))), "{{stream}} waits"),
+            ),
+            unit="suffix: /s",
+        ),
+    ),
+)
+
+KERNEL = Row(
+    "Kernel",
+    (
+        Panel(
+            title="Kernel drops by endpoint",
+            description="Packets dropped because the receive buffer was full.",
+            queries=(Query(_rate(_all(m.SOCKET_DROPS)), "{{stream}} {{endpoint}}"),),
+            unit="suffix: packets/s",
+        ),
+        Panel(
+            title="Receive queue",
+            description="Part of a socket's receive buffer that is in use at the moment of the scrape.",
+            queries=(
+                Query(
+                    f"{_all(m.SOCKET_RECEIVE_QUEUE_BYTES)} / {_all(m.SOCKET_RECEIVE_BUFFER_BYTES)}",
+                    "{{stream}} {{endpoint}}",
+                ),
+            ),
+            unit="percentunit",
+        ),
+    ),
+)
+
+RATES = Row(
+    "Rates",
+    (
+        Panel(
+            title="Heaps placed by source",
+            description="Heaps that have found a place in a chunk, duplicates and too old ones included.",
+            queries=(Query(_by(f"{STREAM}, source", _rate(_source(m.HEAPS_PLACED))), SOURCE_LEGEND),),
+            unit="suffix: heaps/s",
+        ),
+        Panel(
+            title="Packets",
+            description="Packets that spead2 has received.",
+            queries=(Query(_by(STREAM, _rate(_all(m.PACKETS))), STREAM_LEGEND),),
+            unit="suffix: packets/s",
+        ),
+    ),
+)
+
+ROWS = (SUMMARY, LOSS, TIME, RINGS, KERNEL, RATES)
+
+#: Variables at the top of the dashboard: label, and the metric that has its values.
+VARIABLES = {"instance": m.HEAPS_PLACED, "stream": m.HEAPS_PLACED, "source": m.HEAPS_PLACED}
+
+
+def panels() -> list[Panel]:
+    """All panels, in the order in which they are shown."""
+    return [panel for row in ROWS for panel in row.panels]
+
+
+def _target(query: Query, number: int) -> dict[str, Any]:
+    return {
+        "refId": chr(ord("A") + number),
+        "datasource": DATASOURCE,
+        "expr": query.expr,
+        "legendFormat": query.legend,
+        "format": {"heatmap": "heatmap", "table": "table"}.get(query.kind, "time_series"),
+        "instant": query.kind == "table",
+        "range": query.kind != "table",
+    }
+
+
+def _options(panel: Panel) -> dict[str, Any]:
+    if panel.type == "stat":
+        return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
+    if panel.type == "heatmap":
+        return {
+            "calculate": False,
+            "cellGap": 1,
+            "color": {"mode": "scheme", "scheme": "Oranges", "scale": "exponential", "exponent": 0.3, "steps": 64},
+            "filterValues": {"le": 1e-9},
+            "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
+            "rowsFrame": {"layout": "auto"},
+            "tooltip": {"mode": "single", "yHistogram": True},
+        }
+    if panel.type == "table":
+        return {"sortBy": [{"displayName": "Value", "desc": True}]}
+    return {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}}
+
+
+def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    limits = {"min": panel.minimum, "max": panel.maximum}
+    defaults: dict[str, Any] = {"unit": panel.unit} | {k: v for k, v in limits.items() if v is not None}
+    if panel.type == "timeseries":
+        defaults["custom"] = {"fillOpacity": 10}
+    return {
+        "id": number,
+        "type": panel.type,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": DATASOURCE,
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": _options(panel),
+        "targets": [_target(query, i) for i, query in enumerate(panel.queries)],
+    }
+
+
+def _layout() -> list[dict[str, Any]]:
+    """Place the panels of each row from left to right, and go on below when it is full."""
+    placed: list[dict[str, Any]] = []
+    y = 0
+    for row in ROWS:
+        placed.append(
+            {
+                "id": len(placed) + 1,
+                "type": "row",
+                "title": row.title,
+                "collapsed": False,
+                "gridPos": {"x": 0, "y": y, "w": GRID_COLUMNS, "h": 1},
+                "panels": [],
+            }
+        )
+        x, y, height = 0, y + 1, 0
+        for panel in row.panels:
+            if x + panel.width > GRID_COLUMNS:
+                x, y, height = 0, y + height, 0
+            placed.append(_panel(panel, len(placed) + 1, x, y))
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
+    return placed
+
+
+def _variable(label: str, metric: str) -> dict[str, Any]:
+    query = f"label_values({metric}, {label})"
+    return {
+        "type": "query",
+        "name": label,
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": label},
+        "refresh": 2,  # whenever the time range changes
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",  # matches what has no such label, too
+        "current": {"text": ["All"], "value": ["$__all"], "selected": True},
+    }
+
+
+def dashboard() -> dict[str, Any]:
+    """Make the dashboard, as Grafana's JSON model."""
+    variables: list[dict[str, Any]] = [
+        {"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus"},
+        *(_variable(label, metric) for label, metric in VARIABLES.items()),
+        # For whatever other labels the user has given to the streams.
+        {"type": "adhoc", "name": "filters", "label": "Filters", "datasource": DATASOURCE},
+    ]
+    return {
+        "uid": "speadrx",
+        "title": "SPEAD receivers (speadrx)",
+        "description": "Made by monitoring/dashboard.py: change that file, not this dashboard.",
+        "tags": ["speadrx"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": variables},
+        "annotations": {
+            "list": [
+                {
+                    "name": "Alerts",
+                    "datasource": DATASOURCE,
+                    "enable": True,
+                    "iconColor": "red",
+                    "expr": 'ALERTS{alertstate="firing",alertname=~"Speadrx.*"}',
+                    "titleFormat": "{{alertname}}",
+                    "textFormat": "{{stream}} {{source}}",
+                }
+            ]
+        },
+        "panels": _layout(),
+    }
+
+
+def generate() -> str:
+    """Make the text of the dashboard's file."""
+    return json.dumps(dashboard(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(generate(), "utf-8")
