@@ -20,7 +20,8 @@ def main() -> None:
     from speadrx import _core
 
     from .demo import demo
+    from .top import top
 
-    group = click.Group("speadrx", commands=[demo], help="Receive SPEAD streams; every heap is accounted for.")
+    group = click.Group("speadrx", commands=[demo, top], help="Receive SPEAD streams; every heap is accounted for.")
     click.version_option(_core.__version__, prog_name="speadrx")(group)
     group()
