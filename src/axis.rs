@@ -63,7 +63,7 @@ pub(crate) fn check_item_axis(
     reasons: &mut Vec<String>,
 ) -> Result<(u64, ItemAxis), LayoutError> {
     let item = axis.item.ok_or_else(|| {
-        LayoutError::field(format!("{field}.item"), "is absent", "; give an item ID (or from_user_data)")
+        LayoutError::field(format!("{field}.item"), "is absent;", "give an item ID (or from_user_data)")
     })?;
     check_item(&format!("{field}.item"), item)?;
     let shift = check_shift(&format!("{field}.shift"), axis.shift)?;
@@ -100,7 +100,7 @@ pub(crate) fn check_item_axis(
             return Err(LayoutError::field(format!("{field}.size"), size, "stands beside values; give one of them"));
         }
         (None, None) => {
-            return Err(LayoutError::field(format!("{field}.size"), "is absent", "; give size or values"));
+            return Err(LayoutError::field(format!("{field}.size"), "is absent;", "give size or values"));
         }
     };
     let name = axis.reject_name.clone().unwrap_or_else(|| format!("bad_{}_heaps", axis.name));

@@ -253,7 +253,7 @@ impl Layout {
 
     fn resolve(&self, user_data: &BTreeMap<String, u64>) -> Result<Resolved, LayoutError> {
         let mut strides = vec![0; self.dimensions.len()];
-        let mut extent = self.spec.heap_bytes;
+        let (mut extent, mut padded) = (self.spec.heap_bytes, 0);
         for (dimension, stride) in self.dimensions.iter().zip(&mut strides).rev() {
             *stride = match self.spec.strides.get(&dimension.name) {
                 Some(Stride::Bytes(bytes)) => *bytes,
@@ -261,12 +261,9 @@ impl Layout {
                 None => extent,
             };
             // A single index takes no steps: its stride says nothing about the axes around it.
-            extent = extent.max(product(
-                "strides",
-                &[*stride, dimension.size],
-                i64::MAX as u64,
-                "is the size of a chunk in bytes",
-            )?);
+            padded =
+                product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
+            extent = extent.max(padded);
         }
         let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
         let mut base = Place::default();
@@ -290,7 +287,7 @@ impl Layout {
                 }
             }
         }
-        Ok(Resolved { strides, span_bytes: span, padded_bytes: extent.max(span), base, source })
+        Ok(Resolved { strides, span_bytes: span, padded_bytes: padded.max(span), base, source })
     }
 }
 
@@ -406,8 +403,8 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
     let size = axis.size.ok_or_else(|| {
         LayoutError::field(
             format!("{field}.size"),
-            "is absent",
-            "; it must say how many indices from_user_data can have",
+            "is absent;",
+            "it must say how many indices from_user_data can have",
         )
     })?;
     non_zero(&format!("{field}.size"), size)?;

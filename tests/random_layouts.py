@@ -87,7 +87,7 @@ def random_case(rng: random.Random) -> Case:
     time_item, *items = rng.sample(range(FIRST_FREE_ID, 2**id_bits), 16)
     batches = rng.randint(1, 8)
     if value_bits >= 48 and rng.random() < 0.1:
-        step = 2**47 // (window * batches) - rng.randrange(2)  # as long a window as can be
+        step = min(2**47 // (window * batches), 2**46 // batches) - rng.randrange(2)  # as long a window as can be
     else:
         step = random_step(rng, 2 ** (min(value_bits, 48) - 6) // batches)
     time = TimeAxis(item=time_item, step=step, batches=batches)
