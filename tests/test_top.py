@@ -278,6 +278,23 @@ def test_restart(server):
     assert stream["rates"]["kernel_drops"] * seconds == pytest.approx(11)
 
 
+def test_numbers_that_are_none(server):
+    """JSON has no NaN and no infinity."""
+    text = page(BEFORE)
+    for name, value in (
+        (metrics.RING_CHUNKS, "NaN"),
+        (metrics.NEWEST_TIMESTAMP, "NaN"),
+        (metrics.HEAPS_PLACED, "+Inf"),
+    ):
+        text = re.sub(rf"^({name}{{.*}}) .*", rf"\1 {value}", text, flags=re.MULTILINE)
+    server.pages = [page(BEFORE), text]
+    result = report(server.url, "--interval", "0.01")
+    assert result["streams"][0]["rings"]["data"]["chunks"] is None
+    assert {row["newest_timestamp"] for row in result["sources"]} == {None}
+    assert {row["rates"]["placed"] for row in result["sources"]} == {None}
+    assert "-/8" not in run(server.url, "--once", "--interval", "0.01")
+
+
 def test_streams_come_and_sockets_go(server):
     """What is new has no rates yet; what went away makes none negative, and is no restart."""
     server.pages = [
@@ -377,6 +394,7 @@ def test_second_scrape_fails(server):
         (["file:///etc/passwd"], "is not an http:// or https:// URL"),
         (["localhost:http"], "is not an http:// or https:// URL"),
         (["http://"], "is not an http:// or https:// URL"),
+        (["http://[::1"], "is not an http:// or https:// URL"),
         (["localhost:1", "--interval", "0"], "--interval: 0 needs --once"),
         (["localhost:1", "--sort", "colour"], "colour"),
         (["localhost:1", "--sources", "0"], "--sources"),

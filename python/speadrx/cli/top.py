@@ -146,14 +146,11 @@ SORTS: dict[str, Callable[[Source], Any]] = {
 
 def _full_url(context: click.Context | None, parameter: click.Parameter | None, url: str) -> str:
     """Complete what may be left out of a URL: ``http://`` and ``/metrics``."""
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # of the port
-        good = False
-    if not good:
-        raise click.BadParameter(f"{url!r} is not an http:// or https:// URL, such as http://localhost:8000/metrics")
-    return urllib.parse.urlunsplit(parts._replace(path=parts.path or "/metrics"))
+    with contextlib.suppress(ValueError):  # of the address, or of the port
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return urllib.parse.urlunsplit(parts._replace(path=parts.path or "/metrics"))
+    raise click.BadParameter(f"{url!r} is not an http:// or https:// URL, such as http://localhost:8000/metrics")
 
 
 def _fetch(url: str) -> tuple[float, str]:
@@ -184,7 +181,7 @@ def _scrape(url: str) -> Scrape:
     except ValueError:
         raise ScrapeError(f"{url} serves no metrics in Prometheus' text format") from None
     for sample in samples:
-        if sample.name not in metrics.NAMES:
+        if sample.name not in metrics.NAMES or not math.isfinite(sample.value):
             continue
         labels = tuple(sorted(sample.labels.items()))
         stream = scrape.streams[tuple(label for label in labels if label[0] not in OWN_LABELS)]
@@ -200,10 +197,8 @@ def _scrape(url: str) -> Scrape:
 
 
 def _number(value: float | None) -> float | None:
-    """Turn a sample into what JSON can hold, and whole numbers into integers."""
-    if value is None or not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) else value
+    """Make whole numbers integers, as what counts heaps is to be in JSON."""
+    return value if value is None or value != int(value) else int(value)
 
 
 class _Rise:
@@ -301,6 +296,10 @@ def _report(url: str, now: Scrape, before: Scrape | None, sort: str, limit: int 
         old = None if before is None else Stream() if restarted else before.streams.get(labels)
         streams.append(_report_stream(labels, stream, old, seconds))
         sources += _report_sources(labels, stream, old, seconds)
+
+    def key(row: Source) -> Any:
+        return row.source != metrics.UNKNOWN_SOURCE, SORTS[sort](row)  # what has no known source comes last
+
     rates = [rate for report in streams if (rate := report.rates["placed"]) is not None]
     return Report(
         url=url,
@@ -309,10 +308,7 @@ def _report(url: str, now: Scrape, before: Scrape | None, sort: str, limit: int 
         restarted=restarted,
         rate=sum(rates) if rates else None,
         streams=sorted(streams, key=_loss_key, reverse=True),
-        # What has no known source is no source: last.
-        sources=sorted(sources, key=lambda row: (row.source != metrics.UNKNOWN_SOURCE, SORTS[sort](row)), reverse=True)[
-            :limit
-        ],
+        sources=sorted(sources, key=key, reverse=True)[:limit],
     )
 
 
