@@ -559,7 +559,7 @@ def _until_interrupted() -> Iterator[None]:
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a line of JSON.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 86400),
     default=1.0,
     show_default=True,
     help="Seconds between scrapes. 0 (only with --once): one scrape, without rates.",
@@ -583,8 +583,8 @@ def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: 
     Without a terminal, a report is printed after each interval. The exit code is 1 if there are no metrics
     of speadrx at the URL; once some have come, failures are shown and the watch goes on. Ctrl-C ends it.
     """
-    if interval == 0 and not once:
-        raise click.BadParameter("0 needs --once", param_hint="--interval")
+    if math.isnan(interval) or (interval == 0 and not once):
+        raise click.BadParameter(f"{interval:g} is no time between scrapes (0 is for --once)", param_hint="--interval")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # labels may have what the terminal has not
     console = Console(highlight=False)
