@@ -412,10 +412,10 @@ def _variable(label: str, metric: str) -> dict[str, Any]:
 def dashboard() -> dict[str, Any]:
     """Make the dashboard, as Grafana's JSON model."""
     variables: list[dict[str, Any]] = [
-        {"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus"},
+        {"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus", "refresh": 1},
         *(_variable(label, metric) for label, metric in VARIABLES.items()),
         # For whatever other labels the user has given to the streams.
-        {"type": "adhoc", "name": "filters", "label": "Filters", "datasource": DATASOURCE},
+        {"type": "adhoc", "name": "filters", "label": "Filters", "datasource": DATASOURCE, "filters": []},
     ]
     return {
         "uid": "speadrx",
