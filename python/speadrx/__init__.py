@@ -20,7 +20,7 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import meerkat, simulate, stats
+    from . import collectors, meerkat, simulate, stats
     from .stats import StatsCollector
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "TimeAxis",
     "__version__",
     "add_reader",
+    "collectors",
     "iter_chunks",
     "make_stream",
     "make_stream_group",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = ("meerkat", "simulate", "stats")
+_LAZY_MODULES = ("collectors", "meerkat", "simulate", "stats")
 
 
 def __getattr__(name: str) -> Any:

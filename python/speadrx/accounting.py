@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +40,13 @@ class Accounting:
         # Replaced as a whole by the iterator, so that no other thread ever sees half a chunk: `missing` is a
         # difference, which could fall if its terms were of different moments.
         self._counts = Counts([0] * len(source_labels), 0, 0, None, None)
+
+    def consumed(self) -> Consumed:
+        """All of it at one moment, by the label of the source."""
+        counts = self._counts
+        present = Counter(dict(zip(self.source_labels, counts.present, strict=True)))
+        missing = Counter({label: counts.expected - heaps for label, heaps in present.items()})
+        return Consumed(present, missing, counts.chunks)
 
     @property
     def present_by_source(self) -> np.ndarray:
@@ -89,47 +98,56 @@ class Accounting:
 
 
 class Consumed(NamedTuple):
-    """What the iterators over a stream's chunks have counted together."""
+    """What several accounts say together."""
 
-    present: dict[str, int]  # by the label of the source
-    missing: dict[str, int]
+    present: Counter[str]  # by the label of the source
+    missing: Counter[str]
     chunks: int
+
+    @classmethod
+    def total(cls, parts: Iterable[Consumed]) -> Consumed:
+        """Add up."""
+        present, missing, chunks = Counter[str](), Counter[str](), 0
+        for part in parts:
+            present.update(part.present)
+            missing.update(part.missing)
+            chunks += part.chunks
+        return cls(present, missing, chunks)
 
 
 class Accounts:
     """The accounts of all iterators over the chunks of a stream or group; outlives them."""
 
-    def __init__(self) -> None:
+    #: Label of each source.
+    source_labels: tuple[str, ...]
+
+    def __init__(self, source_labels: tuple[str, ...]) -> None:
+        self.source_labels = source_labels
         self._lock = threading.Lock()
         self._live: list[tuple[weakref.ref[object], Accounting]] = []
-        self._ended = Consumed({}, {}, 0)
+        self._ended = Accounting(source_labels).consumed()
 
-    def add(self, iterator: object, accounting: Accounting) -> None:
-        """Include the account of an iterator, which is held weakly."""
+    def add(self, iterator: object) -> Accounting:
+        """Open an account for an iterator, which is held weakly."""
+        accounting = Accounting(self.source_labels)
         with self._lock:
             self._end()
             self._live.append((weakref.ref(iterator), accounting))
+        return accounting
 
     def consumed(self) -> Consumed:
         """Add up the accounts, at any time, from any thread."""
         with self._lock:
             self._end()
-            return _add_up(self._ended, [accounting for _, accounting in self._live])
+            return Consumed.total([self._ended, *(accounting.consumed() for _, accounting in self._live)])
 
     def _end(self) -> None:
-        # Without its iterator nothing writes to an account any more.
-        ended = [entry for entry in self._live if entry[0]() is None]
-        if ended:
-            self._ended = _add_up(self._ended, [accounting for _, accounting in ended])
-            self._live = [entry for entry in self._live if entry not in ended]
-
-
-def _add_up(consumed: Consumed, accounts: list[Accounting]) -> Consumed:
-    present, missing, chunks = dict(consumed.present), dict(consumed.missing), consumed.chunks
-    for accounting in accounts:
-        counts = accounting._counts
-        chunks += counts.chunks
-        for label, heaps in zip(accounting.source_labels, counts.present, strict=True):
-            present[label] = present.get(label, 0) + heaps
-            missing[label] = missing.get(label, 0) + counts.expected - heaps
-    return Consumed(present, missing, chunks)
+        # Without its iterator nothing writes to an account any more. The dead are told once: others may die meanwhile.
+        live, ended = [], [self._ended]
+        for entry in self._live:
+            if entry[0]() is None:
+                ended.append(entry[1].consumed())
+            else:
+                live.append(entry)
+        if len(ended) > 1:
+            self._live, self._ended = live, Consumed.total(ended)

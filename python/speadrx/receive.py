@@ -54,10 +54,9 @@ class ChunkIterator:
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
-        self.accounting = Accounting(layout.source_labels if isinstance(layout, DeclarativeLayout) else ("0",))
+        self.accounting = source._accounts.add(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._first_batch: int | None = None  # counted from the beginning of time
-        source._accounts.add(self, self.accounting)
 
     def __iter__(self) -> Self:
         return self

@@ -7,12 +7,47 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
+
+_T = TypeVar("_T")
+
+
+class LabelSets(Generic[_T]):
+    """What a collector keeps for each set of values of its labels, made when the values are first seen.
+
+    Parameters
+    ----------
+    labelnames
+        Names of the labels.
+    make
+        Called to make what is kept.
+    """
+
+    def __init__(self, labelnames: Iterable[str], make: Callable[[], _T]) -> None:
+        self.labelnames = tuple(labelnames)
+        self._make = make
+        self._sets: dict[tuple[str, ...], _T] = {}
+
+    def of(self, labels: Iterable[str]) -> _T:
+        """What is kept for the values; `ValueError` if their number is wrong."""
+        labels = tuple(labels)
+        if len(labels) != len(self.labelnames):
+            raise ValueError(
+                f"labels: {labels} has {len(labels)} values, but the collector has "
+                f"{len(self.labelnames)} label names: {self.labelnames}"
+            )
+        if labels not in self._sets:
+            self._sets[labels] = self._make()
+        return self._sets[labels]
+
+    def __iter__(self) -> Iterator[tuple[tuple[str, ...], _T]]:
+        """All values, with what is kept for each."""
+        return iter(list(self._sets.items()))
 
 
 class _Source:
@@ -117,11 +152,10 @@ class StatsCollector(Collector):
         prefix = f"{namespace}_" if namespace else ""
         self._stat_names = tuple(counter_map)
         self._counters = [(prefix + name, description) for name, description in counter_map.values()]
-        self._labelnames = tuple(labelnames)
-        self._label_sets: dict[tuple[str, ...], _LabelSet] = {}
+        self._label_sets = LabelSets(labelnames, lambda: _LabelSet(self._stat_names))
         # Reentrant because a finaliser or a signal handler may call `update` in the midst of another.
         self._lock = threading.RLock()
-        if not self._labelnames:
+        if not self._label_sets.labelnames:
             self.add_label_set()
         if registry is not None:
             registry.register(self)  # last: it may collect at once
@@ -142,7 +176,7 @@ class StatsCollector(Collector):
             If the number of labels is not that of the label names.
         """
         with self._lock:
-            self._label_set(labels)
+            self._label_sets.of(labels)
 
     def add_stream(self, stream: Any, labels: Iterable[str] = ()) -> None:
         """Count a stream, including what it has counted so far.
@@ -196,30 +230,19 @@ class StatsCollector(Collector):
         that nothing of its counts is lost.
         """
         with self._lock:
-            for label_set in self._label_sets.values():
+            for _, label_set in self._label_sets:
                 label_set.update()
 
     def collect(self) -> Iterable[Metric]:
         """Return the counters, up to date: what a registry calls at each scrape."""
-        metrics = [CounterMetricFamily(name, text, labels=self._labelnames) for name, text in self._counters]
+        metrics = [CounterMetricFamily(name, text, labels=self._label_sets.labelnames) for name, text in self._counters]
         with self._lock:
             self.update()
-            for labels, label_set in self._label_sets.items():
+            for labels, label_set in self._label_sets:
                 for metric, total in zip(metrics, label_set.totals, strict=True):
                     metric.add_metric(labels, total, created=label_set.created)
         return metrics
 
     def _add(self, owner: Any, members: Iterable[int | None], labels: Iterable[str]) -> None:
         with self._lock:
-            self._label_set(labels).add(owner, members)
-
-    def _label_set(self, labels: Iterable[str]) -> _LabelSet:
-        labels = tuple(labels)
-        if len(labels) != len(self._labelnames):
-            raise ValueError(
-                f"labels: {labels} has {len(labels)} values, but the collector has "
-                f"{len(self._labelnames)} label names: {self._labelnames}"
-            )
-        if labels not in self._label_sets:
-            self._label_sets[labels] = _LabelSet(self._stat_names)
-        return self._label_sets[labels]
+            self._label_sets.of(labels).add(owner, members)

@@ -153,7 +153,8 @@ class _Receiving(_RingPair):
         self._buffers = plan.buffers
         self._placements = plan.placements
         self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
-        self._accounts = Accounts()
+        # Of a layout that is not declarative a single source stands for all.
+        self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
         self._callbacks: list[Callable[[Any], object]] = []
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
