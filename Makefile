@@ -32,7 +32,7 @@ define SHELL_FUNCTIONS
 die() { printf 'make: %s\n      %s\n' "$$1" "$$2" >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-rust test-python lint bench wheel build clean preflight
+.PHONY: help demo test test-rust test-python test-system lint bench wheel build clean preflight
 
 help: ## List the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
@@ -70,7 +70,11 @@ test-rust: $(VENV)/.made | preflight ## Run the Rust tests, without and with the
 
 test-python: $(VENV)/.extra-test ## Run the Python tests
 	@set -x
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/system $(ARGS)
+
+test-system: $(VENV)/.extra-test ## Run the tests that need programs of the system: a Prometheus server
+	@set -x
+	STRICT='$(STRICT)' $(BIN)/python -m pytest tests/system $(ARGS)
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	@set -x

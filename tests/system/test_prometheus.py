@@ -1,0 +1,459 @@
+"""The dashboard and the alerts, on a real Prometheus server that scrapes receivers with and without faults."""
+
+import concurrent.futures
+import contextlib
+import itertools
+import pathlib
+import re
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import spead2.recv
+
+import alerts
+import dashboard
+from prometheus_server import PrometheusServer, program, prometheus_server, wait_for
+from speadrx import metrics
+from speadrx.chunk import ChunkPool
+from speadrx.collectors import Exporter
+from speadrx.layout import Axis, Layout, TimeAxis
+from speadrx.receive import iter_chunks
+from speadrx.simulate import Faults, InprocSink, Simulator, UdpSink
+from speadrx.stream import add_reader, make_stream
+
+MONITORING = pathlib.Path(__file__).parents[2] / "monitoring"
+
+#: The rules run with all their times multiplied by this.
+TIME_SCALE = 1 / 15
+INTERVAL_MS = 500
+
+STEP = 4096
+SOURCES = ("m000", "m001", "m002", "m003")
+LAYOUT = Layout(
+    name="system test",
+    heap_bytes=64,
+    time=TimeAxis(item=0x1600, step=STEP, batches=16),
+    axes=(Axis(name="antenna", item=0x4101, size=len(SOURCES)),),
+    sources="antenna",
+    source_labels=SOURCES,
+)
+ALL_SOURCES = frozenset(range(len(SOURCES)))
+FIRST_BATCH = 10**6
+TICK_SECONDS = 0.02
+WINDOW_CHUNKS = 2
+POOL_CHUNKS = 8
+
+# A burst is many times what fits into the buffer, and is repeated until the kernel has dropped some of it.
+TINY_BUFFER = 8192
+BURST_BATCHES = 32
+BURST_TICKS = 10
+MAX_BURSTS = 50
+
+WAIT_SECONDS = 90
+
+
+def free_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Array:
+    """The senders, the receiver and the consumer of one stream; subclasses have a fault."""
+
+    udp = False
+    buffer = None
+    batches = 1  # a tick
+    faults = Faults()
+    #: Sources that have another clock while there is a fault, and its first batch.
+    odd_sources = frozenset()
+    odd_first_batch = 0
+    #: Alert and source of each alert that has to fire for the fault, and of those that remain after it.
+    alerts = frozenset()
+    lasting_alerts = frozenset()
+
+    def __init__(self, port):
+        self.faulty = False
+        self.may_consume = threading.Event()
+        self.may_consume.set()
+        self._simulator = Simulator(LAYOUT, first_timestamp=FIRST_BATCH * STEP, faults=self.faults)
+        self._odd_simulator = Simulator(LAYOUT, first_timestamp=self.odd_first_batch * STEP)
+        self._queue = None
+        self.stream = make_stream(
+            layout=LAYOUT,
+            max_active_chunks=WINDOW_CHUNKS,
+            data_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
+            free_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
+            stop_on_stop_item=False,
+        )
+        if self.udp:
+            add_reader(self.stream, src=[("127.0.0.1", port)], buffer=self.buffer)
+            self._sink = UdpSink([("127.0.0.1", port)])
+        else:
+            self._queue = spead2.InprocQueue()
+            self.stream.add_inproc_reader(self._queue)
+            self._sink = InprocSink(self._queue)
+        ChunkPool(self.stream, POOL_CHUNKS)
+        self.chunks = iter_chunks(self.stream)
+        self._consumer = threading.Thread(target=self._consume)
+        self._consumer.start()
+
+    def _consume(self):
+        for chunk in self.chunks:
+            with chunk:
+                self.may_consume.wait()
+
+    def tick(self):
+        """Send what is due."""
+        odd = self.odd_sources if self.faulty else frozenset()
+        self.send(self._simulator, ALL_SOURCES - odd)
+        if odd:
+            self.send(self._odd_simulator, odd)
+
+    def send(self, simulator, sources=ALL_SOURCES, batches=None):
+        for source, packet in simulator.packets(batches or self.batches):
+            if source in sources and not (self.faulty and self.loses(source)):
+                self._sink.send(source, packet)
+
+    def loses(self, source):
+        """Say whether this heap is lost; asked for every heap while there is a fault."""
+        return False
+
+    def close(self):
+        self.may_consume.set()
+        if self._queue is not None:
+            self._queue.stop()
+        self.stream.stop()
+        self._consumer.join()
+        if self.udp:
+            self._sink.close()
+
+
+class Healthy(Array):
+    """Has nothing that an alert is for, but load, garbage, duplicates and reordering inside the window."""
+
+    udp = True
+    batches = 10
+    faults = Faults(garbage=0.05, duplicate=0.01, reorder=20)
+
+
+class Dead(Array):
+    """No antenna sends."""
+
+    alerts = frozenset({("SpeadrxStreamSilent", "")})
+
+    def loses(self, source):
+        return True
+
+
+class Silent(Array):
+    """One antenna does not send."""
+
+    alerts = frozenset({("SpeadrxSourceSilent", "m001")})
+
+    def loses(self, source):
+        return source == 1
+
+
+class Lossy(Array):
+    """5 % of the heaps of one antenna are lost."""
+
+    alerts = frozenset({("SpeadrxLoss", "m002")})
+
+    def __init__(self, port):
+        super().__init__(port)
+        self._heaps = itertools.count()
+
+    def loses(self, source):
+        return source == 2 and next(self._heaps) % 20 == 0
+
+
+class Stalled(Array):
+    """The consumer holds on to a chunk, so that in the end the kernel drops packets too."""
+
+    udp = True
+    buffer = 16 * TINY_BUFFER
+    alerts = frozenset({("SpeadrxConsumerSlow", "")})
+
+    def tick(self):
+        if self.faulty:
+            self.may_consume.clear()
+        else:
+            self.may_consume.set()
+        super().tick()
+
+
+class Dropping(Array):
+    """Bursts come that the socket's buffer cannot hold."""
+
+    udp = True
+    buffer = TINY_BUFFER
+    alerts = frozenset({("SpeadrxKernelDropping", "")})
+
+    def __init__(self, port):
+        super().__init__(port)
+        self._ticks = itertools.count()
+
+    def tick(self):
+        super().tick()
+        if self.faulty and next(self._ticks) % BURST_TICKS == 0:
+            before = self.stream.kernel_drops()
+            for _ in range(MAX_BURSTS):
+                self.send(self._simulator, batches=BURST_BATCHES)
+                if self.stream.kernel_drops() > before:
+                    break
+
+
+class Ahead(Array):
+    """The clock of one antenna is ahead by more than a minute; a receiver does not forget that."""
+
+    odd_sources = frozenset({0})
+    odd_first_batch = FIRST_BATCH + round(100 / TICK_SECONDS)
+    alerts = lasting_alerts = frozenset({("SpeadrxClockOutlier", "m000")})
+
+
+class Restarted(Array):
+    """One antenna begins anew at time 0."""
+
+    odd_sources = frozenset({3})
+    alerts = frozenset({("SpeadrxSenderRestart", "m003")})
+
+
+class RestartedAll(Array):
+    """All antennas begin anew at time 0."""
+
+    odd_sources = ALL_SOURCES
+    alerts = frozenset(("SpeadrxSenderRestart", source) for source in SOURCES)
+
+
+class Telescope:
+    """All these arrays, and one thread that sends for them."""
+
+    def __init__(self, stack):
+        self.arrays = {}
+        for kind in (Healthy, Dead, Silent, Lossy, Stalled, Dropping, Ahead, Restarted, RestartedAll):
+            array = self.arrays[kind.__name__] = kind(free_port())
+            stack.callback(array.close)
+        self._stop = threading.Event()
+        executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        stack.callback(self._stop.set)
+        self._sender = executor.submit(self._send)
+
+    def _send(self):
+        while not self._stop.wait(TICK_SECONDS):
+            for array in self.arrays.values():
+                array.tick()
+
+    def check(self):
+        """Fail if the sender has died."""
+        if self._sender.done():
+            self._sender.result()
+
+    def break_all(self, faulty):
+        for array in self.arrays.values():
+            array.faulty = faulty
+
+    def expected(self, field):
+        """Alert, stream and source of the alerts that the arrays say must fire."""
+        return {(alert, name, source) for name, array in self.arrays.items() for alert, source in getattr(array, field)}
+
+
+@dataclass
+class System:
+    """A telescope, and the Prometheus server that watches it."""
+
+    telescope: Telescope
+    url: str  # of the metrics
+    prometheus: PrometheusServer
+
+    def wait_for(self, what, condition, seconds=WAIT_SECONDS):
+        def check():
+            self.telescope.check()
+            return condition()
+
+        return wait_for(what, check, seconds)
+
+    def wait_for_alerts(self, expected):
+        """Wait until just these alerts fire."""
+        try:
+            self.wait_for("such alerts", lambda: self.firing() == expected)
+        except AssertionError:
+            assert self.firing() == expected
+            raise
+
+    def firing(self):
+        alerts = self.prometheus.get("alerts")["alerts"]
+        return {key(alert["labels"]) for alert in alerts if alert["state"] == "firing"}
+
+    def fired(self):
+        """All alerts that have fired so far."""
+        history = self.prometheus.vector('last_over_time(ALERTS{alertstate="firing"}[1h])')
+        return {key(labels) for labels, _ in history}
+
+
+def key(labels):
+    return labels["alertname"], labels["stream"], labels.get("source", "")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    program("promtool")
+    with contextlib.ExitStack() as stack:
+        telescope = Telescope(stack)
+        exporter = stack.enter_context(Exporter(["stream"]))
+        for name, array in telescope.arrays.items():
+            exporter.add(array.stream, [name])
+        address = f"127.0.0.1:{exporter.serve(0, '127.0.0.1')}"
+        prometheus = stack.enter_context(
+            prometheus_server(
+                tmp_path_factory.mktemp("prometheus"),
+                target=address,
+                rules=alerts.generate(time_scale=TIME_SCALE),
+                interval=f"{INTERVAL_MS}ms",
+            )
+        )
+        system = System(telescope, f"http://{address}/metrics", prometheus)
+        window = alerts.WINDOW * TIME_SCALE
+        # By then every rate has a whole window to be taken over.
+        system.wait_for("data", lambda: prometheus.vector(f"count_over_time(up[1h]) > {1000 * window / INTERVAL_MS}"))
+        yield system
+
+
+def promtool(*arguments, **kwargs):
+    """Run promtool, which must find nothing to complain of."""
+    result = subprocess.run(
+        [program("promtool"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("time_scale", [1, TIME_SCALE])
+def test_check_rules(tmp_path, time_scale):
+    path = MONITORING / "alerts.yml"
+    if time_scale != 1:
+        path = tmp_path / "alerts.yml"
+        path.write_text(alerts.generate(time_scale=time_scale), "utf-8")
+    n_rules = sum(len(group["rules"]) for group in alerts.rules()["groups"])
+    assert f"SUCCESS: {n_rules} rules found" in promtool("check", "rules", path)
+
+
+def test_check_metrics(system):
+    with urllib.request.urlopen(system.url) as reply:
+        text = reply.read().decode()
+    assert promtool("check", "metrics", input=text) == ""
+
+
+def test_scrapes_under_load(system):
+    """What the server has is what the receivers say, and it grows from scrape to scrape."""
+    ((_, up),) = system.prometheus.vector("min_over_time(up[1h])")
+    assert up == 1
+    arrays = system.telescope.arrays
+    before = {name: array.stream.ledger.snapshot().placed for name, array in arrays.items()}
+
+    def scraped_since():
+        placed = system.prometheus.vector(f"sum by (stream) ({metrics.HEAPS_PLACED})")
+        counts = {labels["stream"]: count for labels, count in placed}
+        return counts if all(counts[name] > before[name] for name in arrays) else None
+
+    for name, count in system.wait_for("newer scrape", scraped_since).items():
+        assert before[name] < count <= arrays[name].stream.ledger.snapshot().placed
+
+
+def grafana(expr):
+    """Fill in a query's variables as Grafana does, with all instances, streams and sources chosen."""
+    variables = {"__rate_interval": f"{8 * INTERVAL_MS}ms", "__range": "1m"}
+    variables |= dict.fromkeys(dashboard.VARIABLES, ".*")
+    expr = re.sub(r"\$(\w+)", lambda match: variables[match[1]], expr)
+    assert "$" not in expr
+    return expr
+
+
+@pytest.mark.parametrize("panel", dashboard.panels(), ids=lambda panel: panel.title)
+def test_panel(system, panel):
+    for query in panel.queries:
+        expr = grafana(query.expr)
+        if query.kind == "table":
+            series = [(labels, [value]) for labels, value in system.prometheus.vector(expr)]
+        else:
+            series = system.prometheus.matrix(expr, seconds=5, step=1)
+        assert series, f"no data: {expr}"
+        legends = ["".join(labels.get(name, "") for name in re.findall(r"\w+", query.legend)) for labels, _ in series]
+        assert len(set(legends)) == len(series), f"series that look the same in the legend: {legends}"
+        streams = {labels["stream"] for labels, _ in series} if "stream" in query.legend else set()
+        assert streams <= set(system.telescope.arrays)
+        values = np.concatenate([values for _, values in series])
+        finite = values[np.isfinite(values)]
+        assert finite.size, f"no number: {expr}"
+        if panel.minimum is not None:
+            assert finite.min() >= panel.minimum
+        if panel.maximum is not None:
+            assert finite.max() <= panel.maximum
+        if panel.type == "heatmap":
+            bounds = [float(labels["le"]) for labels, _ in series]
+            assert len(bounds) > 2
+            assert max(bounds) == np.inf
+            # Buckets hold all below them as well.
+            last = [values[-1] for _, values in sorted(series, key=lambda one: float(one[0]["le"]))]
+            assert last == sorted(last)
+            assert last[-1] > 0
+
+
+@pytest.mark.parametrize("label", dashboard.VARIABLES)
+def test_variable(system, label):
+    """The choices that the dashboard offers are there."""
+    values = system.prometheus.get(f"label/{label}/values", **{"match[]": dashboard.VARIABLES[label]})
+    expected = {"stream": set(system.telescope.arrays), "source": set(SOURCES)}
+    if label in expected:
+        assert set(values) == expected[label]
+    else:
+        assert len(values) == 1
+
+
+def test_rules_without_faults(system):
+    """Every rule is evaluated; those that record have a number for every stream, and nothing fires."""
+    (group,) = system.prometheus.get("rules")["groups"]
+    kinds = {rule["name"]: rule for rule in group["rules"]}
+    assert len(kinds) == len(group["rules"])
+    assert [(name, rule["lastError"]) for name, rule in kinds.items() if rule["health"] != "ok"] == []
+    names = {rule["name"] for rule in group["rules"] if rule["type"] == "recording"}
+    for name in names:
+        data = system.prometheus.vector(name)
+        if name == alerts.STOOD_STILL:
+            assert data == []
+            continue
+        streams = {labels["stream"] for labels, value in data if np.isfinite(value)}
+        assert streams == ({"Healthy", "Stalled", "Dropping"} if name == alerts.DROPS else set(system.telescope.arrays))
+    for name in set(kinds) - names:
+        assert system.prometheus.vector(kinds[name]["query"]) == [], name
+    assert system.fired() == set()
+
+
+@pytest.mark.timeout(300)
+def test_faults(system):
+    """Each fault fires its own alert and no other; all end with the faults, where a receiver can recover."""
+    telescope = system.telescope
+    expected = telescope.expected("alerts")
+    telescope.break_all(True)
+    system.wait_for_alerts(expected)
+    for alert in system.prometheus.get("alerts")["alerts"]:
+        if alert["state"] == "firing":
+            texts = alert["annotations"]
+            assert alert["labels"]["stream"] in texts["summary"]
+            assert not re.search("{{|<no value>|<error", "".join(texts.values()))
+    # The consumer's stall has made the kernel drop packets, too: that is not what is to be repaired.
+    assert telescope.arrays["Stalled"].stream.kernel_drops() > 0
+    # With one window more, what takes its time to begin or to end would have shown.
+    time.sleep(alerts.WINDOW * TIME_SCALE)
+    assert system.firing() == expected
+    telescope.break_all(False)
+    system.wait_for_alerts(telescope.expected("lasting_alerts"))
+    time.sleep(alerts.WINDOW * TIME_SCALE)
+    assert system.firing() == telescope.expected("lasting_alerts")
+    assert system.fired() == expected
