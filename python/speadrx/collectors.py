@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
+import queue
 import threading
 import time
 import weakref
@@ -60,20 +62,9 @@ class _Held(Generic[_Part]):
     def __init__(self, owner: Source, part: _Part) -> None:
         self.owner = weakref.ref(owner)
         self.part = part
+        #: Whether the part is final. The garbage collector breaks weak references before it calls finalisers, so an
+        #: owner that is no longer there may still have network threads.
         self.closed = False
-        owner._on_close(self._close)
-
-    def _close(self, owner: Source) -> None:
-        # Called by finalisers too, which run anywhere, so it waits for no lock.
-        self.closed = True
-
-    @property
-    def gone(self) -> bool:
-        """Whether the owner no longer exists, and its part is final.
-
-        The garbage collector breaks weak references before it calls finalisers: network threads still run in between.
-        """
-        return self.closed and self.owner() is None
 
 
 class _Holder(Generic[_Part]):
@@ -81,10 +72,19 @@ class _Holder(Generic[_Part]):
 
     def __init__(self) -> None:
         self._held: list[_Held[_Part]] = []
+        # Filled by finalisers too, which run anywhere and so must wait for no lock.
+        self._just_closed: queue.SimpleQueue[_Held[_Part]] = queue.SimpleQueue()
+        self._closed: list[_Held[_Part]] = []
 
     def add(self, owner: Source, part: _Part) -> None:
         if all(held.owner() is not owner for held in self._held):
-            self._held.append(_Held(owner, part))
+            held = _Held(owner, part)
+            self._held.append(held)
+            owner._on_close(functools.partial(self._close, held))
+
+    def _close(self, held: _Held[_Part], owner: Source) -> None:
+        held.closed = True
+        self._just_closed.put(held)
 
     def parts(self) -> list[_Part]:
         return [held.part for held in self._held]
@@ -95,16 +95,14 @@ class _Holder(Generic[_Part]):
             yield held.owner(), held
 
     def take_gone(self) -> list[_Part]:
-        """Forget those that are gone, and return their parts."""
-        live, gone = [], []
-        for held in self._held:
-            if held.gone:  # asked once only: more may go meanwhile
-                gone.append(held.part)
-            else:
-                live.append(held)
+        """Forget those that are closed and whose owner no longer exists, and return their parts."""
+        while not self._just_closed.empty():
+            self._closed.append(self._just_closed.get_nowait())
+        gone = {held for held in self._closed if held.owner() is None}
         if gone:
-            self._held = live
-        return gone
+            self._closed = [held for held in self._closed if held not in gone]
+            self._held = [held for held in self._held if held not in gone]
+        return [held.part for held in gone]
 
 
 class _LabelSet(Protocol):

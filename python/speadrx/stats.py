@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import queue
 import threading
 import time
@@ -60,20 +61,27 @@ class _Source:
         self.owner = weakref.ref(owner)
         self.member = member
         config = self._stream(owner).config
-        self._indices = []
+        indices = []
         for name in stat_names:
             try:
-                self._indices.append(config.get_stat_index(name))
+                indices.append(config.get_stat_index(name))
             except IndexError as exc:
                 raise IndexError(f"counter_map: the stream has no statistic {name!r}") from exc
-        self.counted = [0] * len(self._indices)
+        self._several = len(indices) > 1
+        # Takes from the statistics those to count: a number, or a tuple of several.
+        self.take = operator.itemgetter(*indices)
+        #: What was taken last, and the most of each that was ever seen.
+        self.taken: Any = None
+        self.counted = [0] * len(indices)
 
     def _stream(self, owner: Any) -> Any:
         return owner if self.member is None else owner[self.member]
 
-    def read(self, owner: Any) -> list[int]:
-        stats = self._stream(owner).stats
-        return [stats[index] for index in self._indices]
+    def read(self, owner: Any) -> Any:
+        return self.take(self._stream(owner).stats)
+
+    def numbers(self, taken: Any) -> Iterable[int]:
+        return taken if self._several else (taken,)
 
 
 class _LabelSet:
@@ -86,7 +94,7 @@ class _LabelSet:
         self._sources: list[_Source] = []
         # Last statistics of streams that go away. A finaliser runs anywhere, also inside `update`: it
         # must neither wait for a lock nor touch the totals, and this queue allows for that.
-        self._last: queue.SimpleQueue[tuple[_Source, list[int]]] = queue.SimpleQueue()
+        self._last: queue.SimpleQueue[tuple[_Source, Any]] = queue.SimpleQueue()
 
     def add(self, owner: Any, members: Iterable[int | None]) -> None:
         known = {source.member for source in self._sources if source.owner() is owner}
@@ -104,20 +112,26 @@ class _LabelSet:
     def update(self) -> None:
         while not self._last.empty():
             self._count(*self._last.get_nowait())
-        alive = []
+        gone = []
         for source in self._sources:
             owner = source.owner()
-            if owner is not None:
-                self._count(source, source.read(owner))
-                alive.append(source)
-        self._sources = alive
+            if owner is None:
+                gone.append(source)
+                continue
+            # `source.read`, but without its calls: there may be hundreds of streams, most of them as they were.
+            taken = source.take(owner.stats if source.member is None else owner[source.member].stats)
+            if taken != source.taken:
+                self._count(source, taken)
+        if gone:
+            self._sources = [source for source in self._sources if source not in gone]
 
-    def _count(self, source: _Source, stats: list[int]) -> None:
+    def _count(self, source: _Source, taken: Any) -> None:
         # What a finaliser left in the queue may be older than what was counted since: never step back.
-        for i, value in enumerate(stats):
+        for i, value in enumerate(source.numbers(taken)):
             if value > source.counted[i]:
                 self.totals[i] += value - source.counted[i]
                 source.counted[i] = value
+        source.taken = taken
 
 
 class StatsCollector(Collector):
