@@ -271,7 +271,7 @@ class DeclarativeLayout(BaseLayout):
 
     @property
     def source_labels(self) -> tuple[str, ...]:
-        """The metric label of each source."""
+        """The name of each source in the accounts."""
         return self.declaration.source_labels
 
     def view(self, data: np.ndarray, user_data: np.ndarray | None = None) -> np.ndarray:
@@ -358,9 +358,9 @@ class Layout(DeclarativeLayout):
     side_items
         Items stored beside each heap, in the chunk's ``extra``.
     sources
-        Name of the axis whose index is the source (and a label in metrics).
+        Name of the axis whose index is the source, by which heaps are accounted for.
     source_labels
-        Label of each source (default: its index).
+        Name of each source in the accounts (default: its index).
     required_items
         Further item IDs without which a heap is rejected.
     dtype, heap_shape
