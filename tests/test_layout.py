@@ -453,6 +453,13 @@ def test_chunk_place_keeps_what_it_needs_alive() -> None:
 def test_layout_of_ones_own_needs_a_callback() -> None:
     class OwnLayout(BaseLayout):
         heap_bytes = 8
+@pytest.mark.parametrize("data", [np.zeros(400, np.uint8)[::2], np.zeros((12, 16), np.uint8).T])
+def test_view_is_never_a_copy(data: np.ndarray) -> None:
+    layout = Layout(**BASE)
+    with pytest.raises(ValueError, match=r"data: given shape .* with strides .*, but wanted C-contiguous"):
+        layout.view(data, np.zeros((), layout.user_data_dtype))
+
+
         chunk_batches = 4
         batch_heaps = 3
         heap_sample_count = 8

@@ -292,13 +292,15 @@ class DeclarativeLayout(BaseLayout):
         Raises
         ------
         ValueError
-            If `data` is too small, or a field that the layout reads is missing from `user_data`.
+            If `data` is too small or not contiguous, or a field that the layout reads is missing from `user_data`.
         """
         declaration = self.declaration
         geometry = declaration._compiled.geometry(user_data_values(self, user_data))
         raw = data.reshape(-1).view(np.uint8)
         if raw.nbytes < geometry.span_bytes:
             raise ValueError(f"data has {raw.nbytes} bytes, but the layout needs {geometry.span_bytes}")
+        if not data.flags.c_contiguous:  # reshape would make a copy
+            raise ValueError(f"data: given shape {data.shape} with strides {data.strides}, but wanted C-contiguous")
         dtype = np.dtype(declaration.dtype)
         heap_shape = declaration.heap_shape
         if heap_shape is None:
