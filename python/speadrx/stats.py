@@ -142,7 +142,7 @@ class StatsCollector(Collector):
             If the number of labels is not that of the label names.
         """
         with self._lock:
-            self._label_set(labels)
+            self._label_sets.setdefault(labels, _LabelSet(self._stat_names))
 
     def add_stream(self, stream: Any, labels: Iterable[str] = ()) -> None:
         """Count a stream, including what it has counted so far.
@@ -154,6 +154,7 @@ class StatsCollector(Collector):
         ----------
         stream
             A spead2 stream, or anything with ``config.get_stat_index(name)``, indexable ``stats``, and
+        labels = self._check_labels(labels)
             support for weak references. Use `add_stream_group` for the members of a group.
         labels
             A value for each label name of the collector.
@@ -211,15 +212,16 @@ class StatsCollector(Collector):
 
     def _add(self, owner: Any, members: Iterable[int | None], labels: Iterable[str]) -> None:
         with self._lock:
-            self._label_set(labels).add(owner, members)
+            label_set = self._label_sets.get(labels) or _LabelSet(self._stat_names)
+            label_set.add(owner, members)
+            self._label_sets[labels] = label_set  # only now: a stream that cannot be added leaves no samples
 
-    def _label_set(self, labels: Iterable[str]) -> _LabelSet:
-        labels = tuple(labels)
+    def _check_labels(self, labels: Iterable[str]) -> tuple[str, ...]:
+        labels = tuple(map(str, labels))  # as they are exported: 1 and "1" are the same series
         if len(labels) != len(self._labelnames):
             raise ValueError(
                 f"labels: {labels} has {len(labels)} values, but the collector has "
                 f"{len(self._labelnames)} label names: {self._labelnames}"
             )
-        if labels not in self._label_sets:
-            self._label_sets[labels] = _LabelSet(self._stat_names)
-        return self._label_sets[labels]
+        return labels
+        labels = self._check_labels(labels)
