@@ -105,6 +105,11 @@ class StatsCollector(Collector):
         Prefix of the names of the counters, joined with an underscore.
     registry
         Where to register the collector; None to leave that to the caller.
+
+    Raises
+    ------
+    ValueError
+        If an entry of the counter map is not a name and a help text.
     """
 
     def __init__(
@@ -116,7 +121,15 @@ class StatsCollector(Collector):
     ) -> None:
         prefix = f"{namespace}_" if namespace else ""
         self._stat_names = tuple(counter_map)
-        self._counters = [(prefix + name, description) for name, description in counter_map.values()]
+        self._counters: list[tuple[str, str]] = []
+        for stat_name, counter in counter_map.items():
+            match counter:
+                case [str(name), str(text)]:
+                    self._counters.append((prefix + name, text))
+                case _:
+                    raise ValueError(
+                        f"counter_map[{stat_name!r}]: given {counter!r}, but wanted a name and a help text"
+                    )
         self._labelnames = tuple(labelnames)
         self._label_sets: dict[tuple[str, ...], _LabelSet] = {}
         # Reentrant because a finaliser or a signal handler may call `update` in the midst of another.
@@ -141,6 +154,7 @@ class StatsCollector(Collector):
         ValueError
             If the number of labels is not that of the label names.
         """
+        labels = self._check_labels(labels)
         with self._lock:
             self._label_sets.setdefault(labels, _LabelSet(self._stat_names))
 
@@ -154,7 +168,6 @@ class StatsCollector(Collector):
         ----------
         stream
             A spead2 stream, or anything with ``config.get_stat_index(name)``, indexable ``stats``, and
-        labels = self._check_labels(labels)
             support for weak references. Use `add_stream_group` for the members of a group.
         labels
             A value for each label name of the collector.
@@ -211,6 +224,7 @@ class StatsCollector(Collector):
         return metrics
 
     def _add(self, owner: Any, members: Iterable[int | None], labels: Iterable[str]) -> None:
+        labels = self._check_labels(labels)
         with self._lock:
             label_set = self._label_sets.get(labels) or _LabelSet(self._stat_names)
             label_set.add(owner, members)
@@ -224,4 +238,3 @@ class StatsCollector(Collector):
                 f"{len(self._labelnames)} label names: {self._labelnames}"
             )
         return labels
-        labels = self._check_labels(labels)
