@@ -414,6 +414,10 @@ def test_pcap_checksum_is_never_sent_as_none(tmp_path):
 def test_pcap_addresses(tmp_path):
     with pytest.raises(ValueError, match=r"endpoint, source: '::1', '10\.1\.2\.3' must be IPv4 addresses"):
         PcapSink(tmp_path / "a.pcap", endpoint=("::1", 1))
+    with pytest.raises(ValueError, match="endpoint: 65536 is not a port"):
+        PcapSink(tmp_path / "a.pcap", endpoint=("10.0.0.1", 65536))
+    with pytest.raises(ValueError, match=r"source: given '10\.0\.0\.1:1', but wanted a pair"):
+        PcapSink(tmp_path / "a.pcap", source="10.0.0.1:1")
     assert not (tmp_path / "a.pcap").exists()
 
 
@@ -534,3 +538,9 @@ def test_rate_errors(rate):
 def test_udp_sink_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         UdpSink(**arguments)
+        ({"endpoints": [("x" * 64, 1)]}, "endpoints: 'x{64}' cannot be resolved"),
+        ({"endpoints": [("127.0.0.1", 65536 + 7)]}, "endpoints: 65543 is not a port: wanted 1 to 65535"),
+        ({"endpoints": [("127.0.0.1", 0)]}, "endpoints: 0 is not a port"),
+        ({"endpoints": [("127.0.0.1", "1")]}, r"endpoints: given \('127\.0\.0\.1', '1'\), but wanted a pair"),
+        ({"endpoints": ["127.0.0.1:1"]}, "endpoints: given '127.0.0.1:1', but wanted a pair of host and port"),
+        ({"endpoints": [(None, 1)]}, "endpoints: None is not a host"),
