@@ -301,6 +301,15 @@ class TestChunk:
             pass
         assert chunk.data is not None
 
+    @pytest.mark.parametrize("what", ["NoneType", "ChunkStreamGroupMember", "ChunkRingbuffer"])
+    def test_not_a_sink(self, what):
+        """Nothing could be checked for it, and the chunk could not go back."""
+        group = make_sink("group")
+        given = {"NoneType": None, "ChunkStreamGroupMember": group[0], "ChunkRingbuffer": group.free_ringbuffer}[what]
+        with pytest.raises(TypeError, match=f"sink: given {what}, but wanted a stream or group"):
+            Chunk(sink=given, **buffers())
+        group.stop()
+
     def test_stand_in(self):
         stand_in = mock.Mock()
         chunk = Chunk(sink=stand_in, data=np.zeros(3, np.float64), present=np.zeros(1, np.uint8))

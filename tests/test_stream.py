@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import gc
+import os
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ OWN = {"layout": OwnLayout(), "spead_items": [0x1600, 0x4]}
 class TestConfiguration:
     """What `make_stream` and `make_stream_group` make of their arguments."""
 
-    @pytest.mark.parametrize("affinity", [-1, 0, [-1], [-1, -1]])
+    @pytest.mark.parametrize("affinity", [-1, [-1], [-1, -1]])
     def test_types(self, make, affinity):
         made = make(affinity=affinity)
         wanted = spead2.recv.ChunkStreamRingGroup if isinstance(affinity, list) else spead2.recv.ChunkRingStream
@@ -116,6 +117,51 @@ class TestConfiguration:
             made = make(affinity=affinity, **given)
             assert made.data_ringbuffer is given["data_ringbuffer"]
             assert made.free_ringbuffer is given["free_ringbuffer"]
+
+    def test_rings_of_other_chunks(self, make):
+        """A stream would write outside of the chunks of another that are smaller than its own."""
+        given = rings()
+        stream = make(**given)
+        ChunkPool(stream, 4)
+        layout = dataclasses.replace(SMALL, heap_bytes=4096)
+        for affinity in (-1, [-1, -1]):
+            with pytest.raises(ValueError, match="free_ringbuffer: is that of a stream that wants other chunks"):
+                make(layout=layout, affinity=affinity, **rings() | {"free_ringbuffer": given["free_ringbuffer"]})
+        # The stream that had the ring first goes on.
+        feed(stream, {})
+        assert [chunk.chunk_id for chunk in chunks_of(stream)] == [1]
+        make(layout=dataclasses.replace(SMALL, source_labels=tuple("xyz")), **given)
+
+    @pytest.mark.parametrize("affinity", [-1, [-1, -1]])
+    def test_one_ring_for_both(self, make, affinity):
+        ring = spead2.recv.ChunkRingbuffer(8)
+        with pytest.raises(ValueError, match="data_ringbuffer: is also the free_ringbuffer, but wanted two rings"):
+            make(affinity=affinity, data_ringbuffer=ring, free_ringbuffer=ring)
+
+    @pytest.mark.parametrize("group", [False, True])
+    def test_affinity(self, make, group):
+        """The network threads run where they were told to, whatever the thread that makes the stream is bound to."""
+        own = os.sched_getaffinity(0)
+        first, last = min(own), max(own)
+        before = set(os.listdir("/proc/self/task"))
+        os.sched_setaffinity(0, [first])
+        try:
+            make(affinity=[last, first, -1] if group else last)
+            assert os.sched_getaffinity(0) == {first}
+        finally:
+            os.sched_setaffinity(0, own)
+        threads = set(os.listdir("/proc/self/task")) - before
+        wanted = sorted([{last}, {first}, {first}] if group else [{last}], key=min)
+        wait_for(lambda: sorted((os.sched_getaffinity(int(thread)) for thread in threads), key=min) == wanted)
+
+    @pytest.mark.parametrize("affinity", [999_999, 2**40])
+    def test_no_such_processor(self, make, affinity):
+        own = os.sched_getaffinity(0)
+        for given in (affinity, [-1, affinity]):
+            message = rf"affinity: no thread may run on processor {affinity} \(.*\); this one may run on {min(own)}"
+            with pytest.raises(ValueError, match=message):
+                make(affinity=given)
+        assert os.sched_getaffinity(0) == own
 
     @pytest.mark.parametrize(("n", "max_chunks"), [(1, 2), (2, 3), (3, 3)])
     def test_group_window(self, make, n, max_chunks):
@@ -514,7 +560,7 @@ class TestEnd:
         assert ledger.snapshot().seen == 2
         with pytest.raises(spead2.Stopped):
             arguments["free_ringbuffer"].put_nowait(
-                speadrx.Chunk(sink=pool, data=np.zeros(48, np.uint8), present=np.zeros(12, np.uint8))
+                spead2.recv.Chunk(data=np.zeros(48, np.uint8), present=np.zeros(12, np.uint8))
             )
 
     @pytest.mark.parametrize("affinity", [-1, [-1, -1]])

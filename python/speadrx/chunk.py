@@ -169,6 +169,8 @@ class Chunk(spead2.recv.Chunk):
         chunk_id: int = -1,
         stream_id: int = 0,
     ) -> None:
+        if not callable(getattr(sink, "add_free_chunk", None)):
+            raise TypeError(f"sink: given {type(sink).__name__}, but wanted a stream or group")
         buffers = getattr(sink, "_buffers", None)
         (buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN).check(data, present, extra)
         super().__init__(data=data, present=present, extra=extra, chunk_id=chunk_id, stream_id=stream_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -117,6 +119,9 @@ class _Plan:
     placements: tuple[_core.Placement, ...]
     ledgers: tuple[Ledger, ...]
 
+
+#: What the chunks of each free ring must be.
+_ring_buffers: weakref.WeakKeyDictionary[spead2.recv.ChunkRingbuffer, ChunkBuffers] = weakref.WeakKeyDictionary()
 
 if TYPE_CHECKING:
     _RingPair = spead2.recv.ChunkRingPair
@@ -268,7 +273,8 @@ def make_stream(
         for it later are too old.
     data_ringbuffer, free_ringbuffer
         The rings of finished and of free chunks. Give free chunks to ``stream.add_free_chunk`` (or
-        `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not.
+        `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not. Streams can
+        share a free ring only if their layouts want the same chunks.
     affinity
         Processor for the stream's thread; negative for any.
     stream_stats
@@ -289,7 +295,7 @@ def make_stream(
     ValueError, TypeError
         If an argument is wrong. The message names it and its value.
     """
-    check_integer("affinity", affinity)
+    _check_processor(affinity)
     plan = _plan(
         "make_stream",
         layout,
@@ -337,7 +343,7 @@ def make_stream_group(
     """
     if not isinstance(affinity, Iterable):
         raise TypeError(f"affinity: given {affinity!r}, but wanted a sequence: one processor for each stream")
-    affinities = [check_integer("affinity", processor) for processor in affinity]
+    affinities = [_check_processor(processor) for processor in affinity]
     if not affinities:
         raise ValueError("affinity: is empty, but a group needs at least one stream")
     plan = _plan(
@@ -357,6 +363,24 @@ def make_stream_group(
     # One pool for each: streams that share one can deadlock when they stop.
     pools = [_thread_pool(processor) for processor in affinities]
     return ChunkStreamRingGroup(pools, plan, max_chunks, data_ringbuffer, free_ringbuffer)
+
+
+def _check_processor(processor: int) -> int:
+    """Check an affinity, since spead2 only prints that it cannot have it."""
+    processor = check_integer("affinity", processor)
+    if processor >= 0:
+        # The processors of this thread are not all that there are, if it is bound to some. The kernel knows.
+        own = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, [processor])
+        except (OSError, OverflowError) as exc:
+            raise ValueError(
+                f"affinity: no thread may run on processor {processor} ({exc}); this one may run on "
+                f"{', '.join(map(str, sorted(own)))}; a negative number is for any"
+            ) from None
+        finally:
+            os.sched_setaffinity(0, own)
+    return processor
 
 
 def _thread_pool(affinity: int) -> spead2.ThreadPool:
@@ -380,6 +404,8 @@ def _plan(
     for name, ring in rings.items():
         if not isinstance(ring, spead2.recv.ChunkRingbuffer):
             raise TypeError(f"{name}: given {type(ring).__name__}, but wanted a spead2.recv.ChunkRingbuffer")
+    if rings["data_ringbuffer"] is rings["free_ringbuffer"]:
+        raise ValueError("data_ringbuffer: is also the free_ringbuffer, but wanted two rings")
     config = _stream_config(function, options)
     stats_base = config.next_stat_index()
     declared = layout if isinstance(layout, DeclarativeLayout) and not _has_own_callback(layout) else None
@@ -403,7 +429,7 @@ def _plan(
         ]
         places = [(placement.capsule(), placement) for placement in placements]
         buffers = _declared_buffers(declared, geometries, extra)
-    return _Plan(
+    plan = _Plan(
         layout=layout,
         buffers=buffers,
         stream_config=config,
@@ -414,6 +440,12 @@ def _plan(
         placements=tuple(placements),
         ledgers=() if declared is None else tuple(Ledger(declared, [placement.ledger]) for placement in placements),
     )
+    # A stream takes any chunk from its ring, whoever checked it, and writes outside of one that is too small.
+    if _ring_buffers.setdefault(rings["free_ringbuffer"], buffers) != buffers:
+        raise ValueError(
+            "free_ringbuffer: is that of a stream that wants other chunks; only equal layouts can share it"
+        )
+    return plan
 
 
 def _has_own_callback(layout: DeclarativeLayout) -> bool:
