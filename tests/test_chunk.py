@@ -366,6 +366,26 @@ class TestPool:
             ChunkPool(sink, n)
         assert sink.free_ringbuffer.qsize() == 0
 
+    @pytest.mark.parametrize("n", ["a", 1.0, None])
+    def test_not_a_number(self, sink, n):
+        with pytest.raises(TypeError, match=f"n: given {n!r}, but wanted an integer"):
+            ChunkPool(sink, n)
+
+    @pytest.mark.parametrize(("kind", "window"), [("stream", 2), ("group", 3)])
+    def test_too_few(self, kind, window, caplog):
+        """A stream that never gets all its chunks stands still, and would not say why."""
+        sink = make_sink(kind)
+        ChunkPool(sink, window)
+        (record,) = caplog.records
+        assert record.name == "speadrx.chunk"
+        message = f"n: with {window} chunks in the free ring, receiving may stall: {window} are active at a time, and"
+        assert record.getMessage().startswith(message)
+        assert record.getMessage().endswith(f"wanted at least {window + 1}")
+        caplog.clear()
+        ChunkPool(sink, 1)
+        assert not caplog.records
+        sink.stop()
+
     def test_added_to(self, sink):
         ChunkPool(sink, 3)
         with pytest.raises(ValueError, match="n: given 2, but wanted 1 to 1"):

@@ -195,6 +195,8 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
+            ({"layout": None}, TypeError, "layout: given None, but wanted a layout"),
+            ({"layout": DigitiserLayout}, TypeError, "layout: given <class .*DigitiserLayout'>, but wanted a layout"),
             ({"max_active_chunks": 0}, ValueError, "max_active_chunks: 0 must be at least 1"),
             ({"max_active_chunks": 1.5}, TypeError, "max_active_chunks: given 1.5, but wanted an integer"),
             ({"data_ringbuffer": None}, TypeError, "data_ringbuffer: given NoneType, but wanted a spead2.recv.ChunkRi"),
@@ -243,7 +245,9 @@ class TestConfiguration:
             ({"max_heap_extra": 1}, ValueError, "max_heap_extra: 1 must be at least 2"),
             ({"max_heap_extra": "2"}, TypeError, "max_heap_extra: given '2', but wanted an integer"),
             ({"stream_stats": "heaps"}, TypeError, "stream_stats: given 'heaps', but wanted a sequence of names"),
-            ({"stream_stats": ["heaps"]}, ValueError, "A statistic called heaps already exists"),
+            ({"stream_stats": ["heaps"]}, ValueError, "stream_stats: A statistic called heaps already exists"),
+            ({"stream_stats": ["x", "x"]}, ValueError, "stream_stats: A statistic called x already exists"),
+            ({"stream_stats": [1]}, TypeError, "stream_stats: given 1, but wanted names"),
             (
                 {"stream_stats": list("abcdefg")},
                 ValueError,
@@ -518,6 +522,25 @@ class TestEnd:
             made.stop()
         assert list(made.data_ringbuffer) == []
         assert made.kernel_drops() == 0
+
+    def test_stop_from_another_thread(self, make):
+        """Whatever another thread does meanwhile, each last word is said once."""
+        stream = make()
+        said = []
+
+        class Callbacks(list):
+            """The other thread takes all of them just after this one has seen that there are any."""
+
+            def __len__(self):
+                seen = super().__len__()
+                while self.copy():
+                    self.pop()(stream)
+                return seen
+
+        stream._callbacks = Callbacks([said.append])
+        stream.stop()
+        stream.stop()
+        assert said == [stream]
 
     def test_group_with_silent_stream(self, make):
         """One stream runs ahead of a silent one, and of a consumer that takes nothing; stopping ends it all."""

@@ -7,7 +7,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -46,8 +46,9 @@ RECV_SENSOR_TIMEOUT_MIN = 1.0
 class LedgerSnapshot:
     """What the placement callback has counted; every number only ever grows.
 
-    After the stream has stopped, with heaps of a single packet each: ``placed`` = heaps present in chunks +
-    ``duplicates`` + spead2's ``too_old_heaps``.
+    After the sender has ended the stream (by a stop item, or by stopping its queue), with heaps of a single packet
+    each: ``placed`` = heaps present in chunks + ``duplicates`` + spead2's ``too_old_heaps``. ``stop()`` of the
+    stream throws away the chunks under construction, whose heaps are then missing from this sum.
     """
 
     #: Heaps given a place, by source: duplicates, and heaps that spead2 then finds too old, included.
@@ -161,8 +162,9 @@ class _Receiving(_RingPair):
         super().add_free_chunk(chunk)
 
     def kernel_drops(self) -> int:
-        """Packets that the kernel dropped because a socket's buffer was full; keeps its value after `stop`.
+        """Packets that the kernel dropped because a socket's buffer was full.
 
+        Keeps its value after `stop`, and once `iter_chunks` has come to the end of a stream that its sender ended.
         Only the sockets of `add_reader` are known. Packets that the kernel had coalesced (GRO) count as one.
         """
         return sum(sockets.drops() for sockets in self._socket_sets)
@@ -173,10 +175,15 @@ class _Receiving(_RingPair):
         Call it also when the sender has ended the stream, so that the ports become free.
         """
         super().stop()  # type: ignore[misc]
+        self._close_sockets()
+        callbacks, self._callbacks = self._callbacks, []  # another thread may stop too
+        for callback in callbacks:
+            callback(self)
+
+    def _close_sockets(self) -> None:
+        """Close the sockets, which nobody reads any more, so that the kernel's counts of drops stay as they are."""
         for sockets in self._socket_sets:
             sockets.close()
-        while self._callbacks:
-            self._callbacks.pop()(self)
 
     def _on_close(self, callback: Callable[[Any], object]) -> None:
         """Have a function called with this object once its statistics are final, while they can be read."""
@@ -201,11 +208,27 @@ class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
         self._attach(plan, 1)
         self._sockets = self._socket_sets[0]
 
+    def start(self) -> None:
+        """Start to receive, where the stream was made with ``explicit_start``.
+
+        Raises
+        ------
+        RuntimeError
+            If an endpoint cannot be bound. The message names the endpoints of the stream.
+        """
+        try:
+            super().start()
+        except RuntimeError as exc:
+            if not self._sockets.deferred:
+                raise
+            raise RuntimeError(f"cannot receive on {' or '.join(self._sockets.deferred)}: {exc}") from exc
+
 
 class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
     """A group of streams that place heaps into the same chunks; `make_stream_group` makes it.
 
-    Its members are spead2's own. They are wrapped anew at each access.
+    Its members are spead2's own. They are wrapped anew at each access. With ``explicit_start``, ``group[i].start()``
+    does not name the endpoints that it cannot bind.
     """
 
     #: What the callback of each member counted; empty if the layout has a callback of its own.
@@ -215,11 +238,10 @@ class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
         self,
         thread_pools: Sequence[spead2.ThreadPool],
         plan: _Plan,
-        max_chunks: int,
         data_ringbuffer: spead2.recv.ChunkRingbuffer,
         free_ringbuffer: spead2.recv.ChunkRingbuffer,
     ) -> None:
-        config = spead2.recv.ChunkStreamGroupConfig(max_chunks=max_chunks, eviction_mode=EVICTION_MODE)
+        config = spead2.recv.ChunkStreamGroupConfig(max_chunks=plan.buffers.window, eviction_mode=EVICTION_MODE)
         super().__init__(config, data_ringbuffer, free_ringbuffer)
         self._attach(plan, len(thread_pools))
         self.ledgers = plan.ledgers
@@ -358,11 +380,9 @@ def make_stream_group(
         max_heap_extra=max_heap_extra,
         options=kwargs,
     )
-    # With as many chunks as its streams, one stream that runs ahead would evict what the others still fill.
-    max_chunks = max_active_chunks + (len(affinities) > 1)
     # One pool for each: streams that share one can deadlock when they stop.
     pools = [_thread_pool(processor) for processor in affinities]
-    return ChunkStreamRingGroup(pools, plan, max_chunks, data_ringbuffer, free_ringbuffer)
+    return ChunkStreamRingGroup(pools, plan, data_ringbuffer, free_ringbuffer)
 
 
 def _check_processor(processor: int) -> int:
@@ -400,6 +420,8 @@ def _plan(
     max_heap_extra: int | None,
     options: dict[str, Any],
 ) -> _Plan:
+    if not isinstance(layout, BaseLayout):
+        raise TypeError(f"layout: given {layout!r}, but wanted a layout, such as speadrx.Layout(...)")
     check_integer("max_active_chunks", max_active_chunks, 1)
     for name, ring in rings.items():
         if not isinstance(ring, spead2.recv.ChunkRingbuffer):
@@ -413,7 +435,10 @@ def _plan(
     records = _user_data(user_data, n_streams, stats_base, needed=bool(names) and declared is None)
     # Only now: the caller's array has its stats_base before the statistics are registered.
     for name in names:
-        config.add_stat(name)
+        try:
+            config.add_stat(name)
+        except ValueError as exc:
+            raise ValueError(f"stream_stats: {exc}") from None
     extra = _heap_extra(declared, max_heap_extra)
     items = _items(layout, declared, spead_items)
     if declared is None:
@@ -431,7 +456,9 @@ def _plan(
         buffers = _declared_buffers(declared, geometries, extra)
     plan = _Plan(
         layout=layout,
-        buffers=buffers,
+        # With as many chunks as its streams, one stream of a group that runs ahead would evict what the others still
+        # fill.
+        buffers=replace(buffers, window=max_active_chunks + (n_streams > 1)),
         stream_config=config,
         chunk_configs=[
             spead2.recv.ChunkStreamConfig(items=items, max_chunks=max_active_chunks, place=place, max_heap_extra=extra)
@@ -476,6 +503,9 @@ def _stat_names(layout: BaseLayout, declared: DeclarativeLayout | None, given: I
     if isinstance(given, str):
         raise TypeError(f"stream_stats: given {given!r}, but wanted a sequence of names")
     names = list(given or ())
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"stream_stats: given {name!r}, but wanted names")
     if declared is None:
         return names
     own = declared.stream_stats
