@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Self
 
@@ -91,6 +92,7 @@ class ChunkIterator:
         self._source = source
         self._ring = source.data_ringbuffer
         self._last_id = -1
+        self._lock = threading.Lock()
         layout = source.layout
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
         labels = layout.source_labels if isinstance(layout, DeclarativeLayout) else ("0",)
@@ -104,13 +106,15 @@ class ChunkIterator:
 
     def __next__(self) -> Chunk:
         while True:
-            try:
-                # The C++ method, since that of an asyncio ring is a coroutine.
-                chunk = spead2.recv.ChunkRingbuffer.get(self._ring)  # type: ignore[arg-type]
-            except spead2.Stopped:
-                raise StopIteration from None
-            if (taken := self._take(chunk)) is not None:
-                return taken
+            with self._lock:  # threads that share the iterator account for chunks in the order of the ring
+                try:
+                    # The C++ method, since that of an asyncio ring is a coroutine.
+                    chunk = spead2.recv.ChunkRingbuffer.get(self._ring)  # type: ignore[arg-type]
+                except spead2.Stopped:
+                    self._source._close_sockets()
+                    raise StopIteration from None
+                if (taken := self._take(chunk)) is not None:
+                    return taken
 
     async def __anext__(self) -> Chunk:
         import asyncio
@@ -124,6 +128,7 @@ class ChunkIterator:
             except spead2.Empty:
                 await _wait_readable(self._ring.data_fd)
             except spead2.Stopped:
+                self._source._close_sockets()
                 raise StopAsyncIteration from None
             else:
                 if (taken := self._take(chunk)) is not None:
@@ -162,7 +167,8 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     Each chunk has its true `timestamp`, and is given out only if it holds any data. Use it as a context
     manager, so that it goes back into the free ring. The iteration ends when the source stops; then, or after
     leaving the loop early, there is nothing to clean up; another loop over the same iterator goes on with the
-    next chunk. A new iterator starts an account of its own, to which chunks that others took are missing.
+    next chunk. A new iterator starts an account of its own, to which chunks that others took are missing; several
+    threads that loop over the same iterator share its account.
 
     Parameters
     ----------
