@@ -501,6 +501,30 @@ class TestReceive:
             queue.stop()
         assert [chunk.chunk_id for chunk in chunks_of(group)] == [2**42 - 1, 2**42]
 
+    def test_group_shares_time(self, make):
+        """A stream that sees nothing before the timestamp wraps knows of the wrap from the other."""
+        group = make(affinity=[-1, -1])
+        ChunkPool(group, 8)
+        queues = [spead2.InprocQueue(), spead2.InprocQueue()]
+        for stream, queue in zip(group, queues, strict=True):
+            stream.add_inproc_reader(queue)
+        first = 2**48 - 64
+        # A source for each stream: all of three chunks from the first, then from the second that in the middle.
+        for antenna, (queue, batches, start) in enumerate(((queues[0], 12, first), (queues[1], 4, 2**48))):
+            for i in range(batches):
+                items = {0x10: (start + 16 * i) % 2**48, 0x20: (7, 3)[antenna] << 1}
+                queue.add_packet(encode(small_heap(items, bytes([antenna, i, 0, 0])), i, 48)[0])
+            wait_for(lambda i=antenna, n=batches: group.ledgers[i].snapshot().seen == n)
+        for queue in queues:
+            queue.stop()
+        chunks = chunks_of(group)
+        assert [stream.stats["too_old_heaps"] for stream in group] == [0, 0]
+        assert [chunk.chunk_id for chunk in chunks] == [2**42 - 1, 2**42, 2**42 + 1]
+        assert [chunk.present[:, :, 0].sum(axis=0).tolist() for chunk in chunks] == [[4, 0, 0], [4, 4, 0], [4, 0, 0]]
+        for i in range(4):
+            assert chunks[1].data[i, 0, 0].tobytes() == bytes([0, 4 + i, 0, 0])
+            assert chunks[1].data[i, 1, 0].tobytes() == bytes([1, i, 0, 0])
+
     def test_group_sequence(self, make):
         group = make(affinity=[-1, -1])
         assert len(list(group)) == len(group[:]) == 2
