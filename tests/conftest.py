@@ -1,17 +1,50 @@
-"""Fixtures that many tests need: a seeded generator, a private metrics registry, free UDP ports, small streams."""
+"""What many tests need: a seeded generator, a private metrics registry, free UDP ports, streams, and a last timeout."""
 
 import contextlib
+import faulthandler
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import prometheus_client
 import pytest
 import spead2.recv
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import speadrx
 from handmade import SMALL
+
+#: Seconds for a test, and again for its end; longer than the timeout that pytest-timeout has by default.
+LAST_TIMEOUT = 180
+
+
+@contextlib.contextmanager
+def last_timeout(config: pytest.Config) -> Iterator[None]:
+    """End the whole run if this takes too long.
+
+    spead2 holds the interpreter's lock while a stream stops. If it hangs then, no other timeout gets to run.
+    """
+    # Standard error itself is captured.
+    faulthandler.dump_traceback_later(LAST_TIMEOUT, file=config.stash[fault_handler_stderr_fd_key], exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Limit the test."""
+    with last_timeout(item.config):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Limit its end, where most streams are stopped."""
+    with last_timeout(item.config):
+        return (yield)
 
 
 @pytest.fixture

@@ -301,6 +301,15 @@ class TestChunk:
             pass
         assert chunk.data is not None
 
+    @pytest.mark.parametrize("what", ["NoneType", "ChunkStreamGroupMember", "ChunkRingbuffer"])
+    def test_not_a_sink(self, what):
+        """Nothing could be checked for it, and the chunk could not go back."""
+        group = make_sink("group")
+        given = {"NoneType": None, "ChunkStreamGroupMember": group[0], "ChunkRingbuffer": group.free_ringbuffer}[what]
+        with pytest.raises(TypeError, match=f"sink: given {what}, but wanted a stream or group"):
+            Chunk(sink=given, **buffers())
+        group.stop()
+
     def test_stand_in(self):
         stand_in = mock.Mock()
         chunk = Chunk(sink=stand_in, data=np.zeros(3, np.float64), present=np.zeros(1, np.uint8))
@@ -356,6 +365,26 @@ class TestPool:
         with pytest.raises(ValueError, match=rf"n: given {n}, but wanted 1 to 4, the space in the free ring .* is 4"):
             ChunkPool(sink, n)
         assert sink.free_ringbuffer.qsize() == 0
+
+    @pytest.mark.parametrize("n", ["a", 1.0, None])
+    def test_not_a_number(self, sink, n):
+        with pytest.raises(TypeError, match=f"n: given {n!r}, but wanted an integer"):
+            ChunkPool(sink, n)
+
+    @pytest.mark.parametrize(("kind", "window"), [("stream", 2), ("group", 3)])
+    def test_too_few(self, kind, window, caplog):
+        """A stream that never gets all its chunks stands still, and would not say why."""
+        sink = make_sink(kind)
+        ChunkPool(sink, window)
+        (record,) = caplog.records
+        assert record.name == "speadrx.chunk"
+        message = f"n: with {window} chunks in the free ring, receiving may stall: {window} are active at a time, and"
+        assert record.getMessage().startswith(message)
+        assert record.getMessage().endswith(f"wanted at least {window + 1}")
+        caplog.clear()
+        ChunkPool(sink, 1)
+        assert not caplog.records
+        sink.stop()
 
     def test_added_to(self, sink):
         ChunkPool(sink, 3)

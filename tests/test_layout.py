@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import random
 from dataclasses import FrozenInstanceError, replace
@@ -16,7 +17,8 @@ from example_layouts import ANTENNA, BASE, MEERKAT, POL, STATUS, TIME
 from handmade import AXIS_ID, GOOD, SMALL, TIME_ID, receive_without_speadrx, small_heap
 from random_layouts import random_case
 from reference import axis_order, axis_sizes, byte_strides
-from speadrx import BaseLayout, Layout, LayoutError, SideItem, _core
+from speadrx import Axis, BaseLayout, Layout, LayoutError, SideItem, _core
+from speadrx import layout as layout_module
 
 
 def time(**changes: Any) -> dict[str, Any]:
@@ -105,7 +107,10 @@ BAD_LAYOUTS: list[tuple[dict[str, Any], list[str]]] = [
     # Reject names
     (antenna(reject_name="bad antenna"), ["axes[0].reject_name", '"bad antenna"', "letters"]),
     (antenna(reject_name="metadata_heaps"), ["axes[0].reject_name", '"metadata_heaps"', "another reject_name"]),
-    (antenna(reject_name="internal_error_heaps"), ["axes[0].reject_name", '"internal_error_heaps"', "another reject_name"]),
+    (
+        antenna(reject_name="internal_error_heaps"),
+        ["axes[0].reject_name", '"internal_error_heaps"', "another reject_name"],
+    ),
     # Order, strides, sources
     ({"order": ("pol", "time", "beam")}, ["order", '"beam"', "antenna"]),
     ({"order": ("pol", "time")}, ["order", '"antenna"', "every axis"]),
@@ -142,6 +147,15 @@ BAD_LAYOUTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"heap_shape": (-2, -4)}, ["heap_shape", "-2"]),
     ({"samples_per_heap": -1}, ["samples_per_heap", "-1"]),
     ({"samples_per_heap": 2**63}, ["samples_per_heap", str(2**63)]),
+    # Sequences and mappings
+    ({"axes": ANTENNA}, ["axes: given Axis(name='antenna'", "sequence"]),
+    ({"order": "time"}, ["order: given 'time'", "sequence"]),
+    ({"side_items": STATUS}, ["side_items: given SideItem(name='status'", "sequence"]),
+    ({"source_labels": 5}, ["source_labels: given 5", "sequence"]),
+    ({"source_labels": "abc"}, ["source_labels: given 'abc'", "sequence"]),
+    ({"required_items": 0x4104}, ["required_items: given 16644", "sequence"]),
+    ({"heap_shape": 8}, ["heap_shape: given 8", "sequence"]),
+    ({"strides": 5}, ["strides: given 5", "mapping"]),
     # Sizes
     (time(batches=2**27), ["axes", f"{2**27}", str(2**28)]),
     (antenna(size=2**40), ["axes", str(2**40), str(2**28)]),
@@ -159,6 +173,12 @@ def test_bad_layout_says_why(changes: dict[str, Any], parts: list[str]) -> None:
     assert isinstance(info.value, ValueError)
     for part in parts:
         assert part in str(info.value)
+
+
+@pytest.mark.parametrize("values", [5, "45"])
+def test_values_of_an_axis_must_be_a_sequence(values: Any) -> None:
+    with pytest.raises(LayoutError, match=f"values: given {values!r}, but wanted a sequence"):
+        Axis(name="antenna", item=0x4101, values=values)
 
 
 def test_axis_name_must_not_make_the_name_of_another_reason() -> None:
@@ -203,6 +223,34 @@ def test_user_data_of_a_single_stream_is_one_record() -> None:
         layout.chunk_place(np.zeros(2, [("pol", np.uintp)]))
     layout.chunk_place(np.zeros(1, [("pol", np.uintp)]))
     layout.chunk_place(np.zeros((), [("pol", np.uintp)]))
+
+
+@pytest.mark.parametrize("field", ["pol", "stride", "stats_base"])
+@pytest.mark.parametrize(("dtype", "value"), [("f8", 1.7), ("S3", b"1"), ("?", True), ((np.uintp, (2,)), 1)])
+def test_user_data_must_be_integers(field: str, dtype: Any, value: Any) -> None:
+    layout = Layout(**BASE, strides={"pol": "stride"})
+    kept = [(name, np.uintp) for name in ("stats_base", "pol", "stride") if name != field]
+    record = np.ones((), [*kept, (field, dtype)])
+    record[field] = value
+    record[{"pol": "stride"}.get(field, "pol")] = 1
+    with pytest.raises(ValueError, match=rf"user_data\['{field}'\]: has dtype .*, but wanted an integer type"):
+        layout.chunk_place(record)
+
+
+def test_misspelt_stride_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    layout = Layout(**BASE, strides={"pol": "stride"})
+    layout_module._warn_unread.cache_clear()
+
+    def place(*names: str) -> None:
+        layout.chunk_place(np.zeros((), [(name, np.uintp) for name in names]))
+
+    with caplog.at_level(logging.WARNING, "speadrx"):
+        place("stats_base", "pol")
+        assert caplog.messages == []
+        for _ in range(2):
+            place("stats_base", "pol", "strid")
+    message = "user_data has no 'stride', so those strides are dense; it has 'strid', which the layout does not read"
+    assert caplog.messages == [message]
 
 
 # As Python objects
@@ -406,6 +454,13 @@ def test_view_takes_any_contiguous_buffer() -> None:
     assert layout.view(larger, record).tobytes() == larger[:192].tobytes()
     data.flags.writeable = False
     assert not layout.view(data, record).flags.writeable
+
+
+@pytest.mark.parametrize("data", [np.zeros(400, np.uint8)[::2], np.zeros((12, 16), np.uint8).T])
+def test_view_is_never_a_copy(data: np.ndarray) -> None:
+    layout = Layout(**BASE)
+    with pytest.raises(ValueError, match=r"data: given shape .* with strides .*, but wanted C-contiguous"):
+        layout.view(data, np.zeros((), layout.user_data_dtype))
 
 
 def test_view_of_too_small_buffer() -> None:

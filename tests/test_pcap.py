@@ -128,8 +128,10 @@ class TestPcap:
 
     def test_missing(self, stream, tmp_path):
         path = tmp_path / "missing.pcap"
-        with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+        with pytest.raises(FileNotFoundError, match=f"src: {re.escape(str(path))} cannot be read: No such file"):
             add_reader(stream, src=str(path))
+        with pytest.raises(FileNotFoundError, match=r"src: 127.0.0.1:7148 .* \(for UDP, give \[\(host, port\)\]\)"):
+            add_reader(stream, src="127.0.0.1:7148")
 
     def test_not_a_file(self, stream, tmp_path):
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(tmp_path))} is not a regular file"):

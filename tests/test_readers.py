@@ -68,6 +68,20 @@ class TestUnicast:
             np.testing.assert_array_equal(chunk.data, simulator.chunk_data(chunk.chunk_id * 64))
             np.testing.assert_array_equal(chunk.extra, simulator.chunk_extra(chunk.chunk_id * 64))
 
+    def test_port_from_numpy(self, stream, udp_port):
+        add_reader(stream, src=[("127.0.0.1", np.int64(udp_port))], buffer=2**16)
+        assert [sock.getsockname() for sock in own_sockets(stream)] == [("127.0.0.1", udp_port)]
+
+    @pytest.mark.parametrize("other", [False, True])
+    def test_taken(self, make, udp_port, other):
+        """Two readers of one endpoint would share its packets out, or one of them would get none."""
+        endpoint = ("127.0.0.1", udp_port)
+        stream = make()
+        add_reader(stream, src=[endpoint], buffer=2**16)
+        with pytest.raises(OSError, match=f"src: cannot receive on 127.0.0.1:{udp_port}: Address already in use"):
+            add_reader(make() if other else stream, src=[endpoint])
+        check_receives(stream, endpoint)
+
     def test_interface(self, stream, udp_port):
         add_reader(stream, src=[("127.0.0.1", udp_port)], interface="127.0.0.1", buffer=2**16)
         check_receives(stream, ("127.0.0.1", udp_port))
@@ -187,6 +201,16 @@ class TestExplicitStart:
         group.stop()
         assert all(is_free("127.0.0.1", port) for port in ports)
 
+    def test_taken(self, make, ports):
+        """What could not be bound is known only at the start."""
+        stream = make(explicit_start=True)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", ports[1]))
+            add_reader(stream, src=[("127.0.0.1", port) for port in ports[:2]])
+            message = f"cannot receive on 127.0.0.1:{ports[0]} or 127.0.0.1:{ports[1]}: .*Address already in use"
+            with pytest.raises(RuntimeError, match=message):
+                stream.start()
+
     def test_added_after_start(self, make, udp_port):
         stream = make(explicit_start=True)
         stream.start()
@@ -237,6 +261,9 @@ class TestErrors:
         [
             ({"src": []}, ValueError, "src: is empty: wanted at least one"),
             ({"src": ("127.0.0.1", 7148)}, ValueError, r"src: '127.0.0.1' is not an endpoint: wanted \(host, port\)"),
+            ({"src": 7148}, TypeError, r"src: given 7148, but wanted \(host, port\) pairs, or the path"),
+            ({"src": b"/tmp"}, TypeError, r"src: given b'/tmp', but wanted \(host, port\) pairs, or the path"),
+            ({"src": [("127.0.0.1", 7148.0)]}, ValueError, "src: 7148.0 is not a port"),
             ({"src": [7148]}, ValueError, "src: 7148 is not an endpoint"),
             ({"src": [("127.0.0.1",)]}, ValueError, r"src: \('127.0.0.1',\) is not an endpoint"),
             ({"src": [(2130706433, 7148)]}, ValueError, "src: 2130706433 is not a host"),
@@ -301,6 +328,13 @@ class TestErrors:
             with pytest.raises(OSError, match="Address already in use") as raised:
                 add_reader(stream, src=[("127.0.0.1", udp_port)])
         assert raised.value.errno is not None
+
+    def test_not_a_stream(self, make):
+        for affinity in ([-1], [-1, -1]):
+            with pytest.raises(TypeError, match=r"stream: given a group; add readers to its members, group\[i\]"):
+                add_reader(make(affinity=affinity), src=[("127.0.0.1", 7148)])
+        with pytest.raises(TypeError, match="stream: given NoneType, but wanted a stream or a member of a group"):
+            add_reader(None, src="a.pcap")
 
     def test_keyword_only(self, stream):
         with pytest.raises(TypeError):

@@ -318,6 +318,33 @@ class TestNothingLeaks:
         assert not consumer.is_alive()
         assert result == []
 
+    def test_threads_share_iterator(self, make, monkeypatch):
+        """However threads are interleaved, the account is that of the chunks in order."""
+        source = make()
+        queues = Queues(source)
+        queues.send({0x10: 3 * STEP}, {0x10: 4 * STEP}, {0x10: 5 * STEP})
+        queues.stop()
+        chunks = iter_chunks(source)
+        take, overtaken = chunks._take, threading.Event()
+
+        def slow_first(chunk):
+            if chunk.chunk_id == 3:
+                overtaken.wait(0.2)  # is in vain if nobody can
+            taken = take(chunk)
+            if chunk.chunk_id == 5:
+                overtaken.set()
+            return taken
+
+        monkeypatch.setattr(chunks, "_take", slow_first)
+        consumers = [threading.Thread(target=lambda: [chunk.recycle() for chunk in chunks]) for _ in range(2)]
+        for consumer in consumers:
+            consumer.start()
+        for consumer in consumers:
+            consumer.join(20)
+        account = chunks.accounting
+        assert (account.chunks, account.present, account.expected) == (3, 3, 36)
+        assert (account.first_timestamp, account.last_timestamp) == (3 * STEP, 5 * STEP)
+
     def test_source_kept_alive(self, make):
         """An iterator is enough to go on receiving."""
         stream = speadrx.make_stream(

@@ -414,6 +414,10 @@ def test_pcap_checksum_is_never_sent_as_none(tmp_path):
 def test_pcap_addresses(tmp_path):
     with pytest.raises(ValueError, match=r"endpoint, source: '::1', '10\.1\.2\.3' must be IPv4 addresses"):
         PcapSink(tmp_path / "a.pcap", endpoint=("::1", 1))
+    with pytest.raises(ValueError, match="endpoint: 65536 is not a port"):
+        PcapSink(tmp_path / "a.pcap", endpoint=("10.0.0.1", 65536))
+    with pytest.raises(ValueError, match=r"source: given '10\.0\.0\.1:1', but wanted a pair"):
+        PcapSink(tmp_path / "a.pcap", source="10.0.0.1:1")
     assert not (tmp_path / "a.pcap").exists()
 
 
@@ -451,6 +455,7 @@ def test_truth_can_be_written_as_json():
         ({"loss": 1.5}, "loss: 1.5 is not a probability from 0 to 1"),
         ({"garbage": -0.1}, "garbage: -0.1"),
         ({"reorder": -1}, "reorder: -1 must not be negative"),
+        ({"garbage": 0.5, "garbage_kinds": ()}, "garbage_kinds: is empty, but garbage is 0.5"),
         ({"garbage_kinds": ("lenght",)}, "garbage_kinds: 'lenght' is not one of length, absent"),
     ],
 )
@@ -485,7 +490,14 @@ MASKED = dataclasses.replace(LAYOUT, time=TimeAxis(item=0x1600, step=64, batches
         (LAYOUT, {"max_packet_size": 90}, "max_packet_size: 90 has no room"),
         (LAYOUT, {"items": {0x8000: 1}}, "item 0x8000 .* does not fit flavour 64-48"),
         (LAYOUT, {"items": {0x7000: 2**48}}, "item 0x7000 with the value 0x1000000000000 does not fit"),
-        (LAYOUT, {"flavour": spead2.Flavour(4, 64, 56, 0)}, "does not fit flavour 64-56"),
+        (LAYOUT, {"flavour": spead2.Flavour(4, 64, 56, 0), "payload_item": 7}, "item 0x.* does not fit flavour 64-56"),
+        (LAYOUT, {"flavour": spead2.Flavour(4, 64, 56, 0)}, "payload_item: 0x3300 does not fit flavour 64-56"),
+        (LAYOUT, {"payload_item": 0x1600}, "payload_item: 0x1600 is the ID of another item"),
+        (LAYOUT, {"payload_item": 0x3101}, "payload_item: 0x3101 is the ID of another item"),
+        (LAYOUT, {"payload_item": 0x4104}, "payload_item: 0x4104 is the ID of another item"),
+        (LAYOUT, {"payload_item": 0x7000, "items": {0x7000: 1}}, "payload_item: 0x7000 is the ID of another item"),
+        (LAYOUT, {"payload_item": 6}, r"payload_item: 0x6 does not fit .* \(IDs above 0x6, below"),
+        (LAYOUT, {"payload_item": 0x8000}, "payload_item: 0x8000 does not fit .* below 0x8000"),
         (OVERLAPPING, {}, "axis 'a': item 0x3101 .* must not overlap"),
         (TIME_SHARED, {}, "axis 'a': shares item 0x1600 with the time"),
         (USER_DATA, {}, "user_data: has no 'x', the index on axis 'a'"),
@@ -508,6 +520,13 @@ def test_payload_of_the_wrong_length():
         packets(simulator)
 
 
+def test_side_item_above_the_bits_of_a_value():
+    layout = dataclasses.replace(LAYOUT, side_items=(SideItem(name="high", item=0x3102, shift=50, dtype="u8"),))
+    simulator = Simulator(layout)
+    assert simulator.items(3, (0, 0, 0))[0x3102] == 0
+    assert not simulator.chunk_extra(0)["high"].any()
+
+
 def test_no_side_items():
     with pytest.raises(ValueError, match="side_items: the layout has none"):
         Simulator(dataclasses.replace(LAYOUT, side_items=())).chunk_extra(0)
@@ -525,6 +544,12 @@ def test_rate_errors(rate):
         ({"endpoints": []}, "endpoints: at least one"),
         ({"endpoints": [("127.0.0.1", 1), ("::1", 1)]}, "endpoints: .* mix IPv4 and IPv6"),
         ({"endpoints": [("no.such.host.invalid", 1)]}, "endpoints: 'no.such.host.invalid' cannot be resolved"),
+        ({"endpoints": [("x" * 64, 1)]}, "endpoints: 'x{64}' cannot be resolved"),
+        ({"endpoints": [("127.0.0.1", 65536 + 7)]}, "endpoints: 65543 is not a port: wanted 1 to 65535"),
+        ({"endpoints": [("127.0.0.1", 0)]}, "endpoints: 0 is not a port"),
+        ({"endpoints": [("127.0.0.1", "1")]}, r"endpoints: given \('127\.0\.0\.1', '1'\), but wanted a pair"),
+        ({"endpoints": ["127.0.0.1:1"]}, "endpoints: given '127.0.0.1:1', but wanted a pair of host and port"),
+        ({"endpoints": [(None, 1)]}, "endpoints: None is not a host"),
         ({"endpoints": [("127.0.0.1", 1)], "interface": "lo"}, "interface: cannot send from 'lo'"),
         ({"endpoints": [("127.0.0.1", 1)], "interface": "192.0.2.1"}, r"interface: cannot send from '192\.0\.2\.1'"),
         ({"endpoints": [("::1", 1)], "interface": "nosuch0"}, "interface: cannot send from 'nosuch0'"),

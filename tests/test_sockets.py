@@ -1,6 +1,8 @@
 """Sockets of readers: what the kernel dropped on them, how much they hold, and that none stays open."""
 
+import asyncio
 import ctypes
+import logging
 import os
 import pathlib
 import socket
@@ -69,6 +71,38 @@ class TestKernelDrops:
         group.stop()
         assert group.member_kernel_drops() == tuple(drops)
 
+    def test_first_asked_after_stop(self, make, udp_port):
+        """What was dropped before the stop is known after it, though nobody has asked until then."""
+        stream = make(chunks=0)
+        add_reader(stream, src=[("127.0.0.1", udp_port)], buffer=1)
+        send(("127.0.0.1", udp_port), packets(300))
+        lines = pathlib.Path("/proc/net/udp").read_text().splitlines()
+        (drops,) = (int(line.split()[-1]) for line in lines if f"0100007F:{udp_port:04X} " in line)
+        stream.stop()
+        assert stream.kernel_drops() == drops > 0
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    @pytest.mark.parametrize("group", [False, True])
+    def test_after_end_of_stream(self, make, ports, group, asynchronous):
+        """What comes once the sender has ended the stream is not dropped: nobody wants it, and the ports are free."""
+        source = make(affinity=[-1, -1] if group else -1)
+        endpoints = [("127.0.0.1", port) for port in ports[: 2 if group else 1]]
+        for stream, endpoint in zip(source if group else [source], endpoints, strict=True):
+            add_reader(stream, src=[endpoint], buffer=1)
+            send(endpoint, [STOP_PACKET])
+
+        async def iterate():
+            assert [chunk async for chunk in speadrx.iter_chunks(source)] == []
+
+        if asynchronous:
+            asyncio.run(iterate())
+        else:
+            assert list(speadrx.iter_chunks(source)) == []
+        wait_for(lambda: all(is_free(*endpoint) for endpoint in endpoints))  # spead2 has sockets of its own
+        for endpoint in endpoints:
+            send(endpoint, [bytes(1000)])
+        assert source.kernel_drops() == 0
+
     def test_counter_wraps(self, udp_port, monkeypatch):
         """The kernel counts with 32 bits; we do not."""
         counts = iter([2**32 - 2, 2**32 - 1, 3, 3])
@@ -125,9 +159,14 @@ class TestClosed:
         group.stop()
         assert is_free("127.0.0.1", udp_port)
 
-    def test_added_after_stop(self, stream, udp_port):
-        stream.stop()
-        add_reader(stream, src=[("127.0.0.1", udp_port)], buffer=2**16)
+    @pytest.mark.parametrize("affinity", [-1, [-1]])
+    @pytest.mark.parametrize("what", ["endpoint", "file"])
+    def test_added_after_stop(self, make, udp_port, affinity, what):
+        source = make(affinity=affinity)
+        source.stop()
+        stream = source if affinity == -1 else source[0]
+        with pytest.raises(ValueError, match="stream: has stopped, so it can receive nothing"):
+            add_reader(stream, src=[("127.0.0.1", udp_port)] if what == "endpoint" else "a.pcap")
         assert is_free("127.0.0.1", udp_port)
 
     def test_stream_not_ours(self, udp_port):
@@ -218,6 +257,16 @@ for explicit_start in (False, True):
             f"granted {limit}, so packets may be lost. Raise the limit net.core.rmem_max with: "
             f"sysctl -w net.core.rmem_max={asked}\n"
         )
+
+    def test_more_than_any_limit(self, stream, udp_port, caplog):
+        """No advice that would not help."""
+        caplog.set_level(logging.WARNING, "speadrx.readers")
+        add_reader(stream, src=[("127.0.0.1", udp_port)], buffer=2**30)
+        (record,) = caplog.records
+        message = record.getMessage()
+        assert "asked for a socket receive buffer of 1073741824 bytes" in message
+        assert "No socket can have more than 1073741823 bytes." in message
+        assert "1073741824" not in message.partition("granted")[2]
 
 
 def drop_net_admin():

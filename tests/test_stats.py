@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import prometheus_client
 import pytest
@@ -229,6 +230,31 @@ def test_unknown_statistic(registry: CollectorRegistry, make_receiver: Callable[
     with pytest.raises(IndexError, match="no statistic 'nonsense'"):
         collector.add_stream_group(make_receiver(2).sink)
     assert sample(registry, "nonsense_total") == 0
+
+
+def test_failed_stream_leaves_no_samples(registry: CollectorRegistry) -> None:
+    collector = StatsCollector({"nonsense": ("nonsense", "help")}, ["pol"], registry=registry)
+    with pytest.raises(IndexError):
+        collector.add_stream(StandIn(), ["h"])
+    with pytest.raises(IndexError):
+        collector.add_stream_group(StandInGroup([[0, 0]]), ["h"])
+    assert sample(registry, "nonsense_total", pol="h") is None
+
+
+def test_labels_count_as_they_are_exported(registry: CollectorRegistry) -> None:
+    collector = StatsCollector(COUNTERS, ["pol"], registry=registry)
+    collector.add_label_set([1])  # type: ignore[list-item]
+    streams = [StandIn(first=1), StandIn(first=2)]
+    for stream, label in zip(streams, [1, "1"], strict=True):
+        collector.add_stream(stream, [label])  # type: ignore[list-item]
+    samples = [s for metric in registry.collect() for s in metric.samples if s.name == "input_first_total"]
+    assert [(s.labels, s.value) for s in samples] == [({"pol": "1"}, 3)]
+
+
+@pytest.mark.parametrize("counter", ["h", "he", ("h",), ("h", "help", "more"), (1, "help"), ("h", None), None])
+def test_counter_map_errors(counter: Any) -> None:
+    with pytest.raises(ValueError, match=r"counter_map\['heaps'\]: given .*, but wanted a name and a help text"):
+        StatsCollector({"heaps": counter}, registry=None)
 
 
 def test_streams_add_up_and_totals_outlive_them(registry: CollectorRegistry) -> None:

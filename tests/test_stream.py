@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import functools
 import gc
+import os
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ OWN = {"layout": OwnLayout(), "spead_items": [0x1600, 0x4]}
 class TestConfiguration:
     """What `make_stream` and `make_stream_group` make of their arguments."""
 
-    @pytest.mark.parametrize("affinity", [-1, 0, [-1], [-1, -1]])
+    @pytest.mark.parametrize("affinity", [-1, [-1], [-1, -1]])
     def test_types(self, make, affinity):
         made = make(affinity=affinity)
         wanted = spead2.recv.ChunkStreamRingGroup if isinstance(affinity, list) else spead2.recv.ChunkRingStream
@@ -116,6 +117,51 @@ class TestConfiguration:
             made = make(affinity=affinity, **given)
             assert made.data_ringbuffer is given["data_ringbuffer"]
             assert made.free_ringbuffer is given["free_ringbuffer"]
+
+    def test_rings_of_other_chunks(self, make):
+        """A stream would write outside of the chunks of another that are smaller than its own."""
+        given = rings()
+        stream = make(**given)
+        ChunkPool(stream, 4)
+        layout = dataclasses.replace(SMALL, heap_bytes=4096)
+        for affinity in (-1, [-1, -1]):
+            with pytest.raises(ValueError, match="free_ringbuffer: is that of a stream that wants other chunks"):
+                make(layout=layout, affinity=affinity, **rings() | {"free_ringbuffer": given["free_ringbuffer"]})
+        # The stream that had the ring first goes on.
+        feed(stream, {})
+        assert [chunk.chunk_id for chunk in chunks_of(stream)] == [1]
+        make(layout=dataclasses.replace(SMALL, source_labels=tuple("xyz")), **given)
+
+    @pytest.mark.parametrize("affinity", [-1, [-1, -1]])
+    def test_one_ring_for_both(self, make, affinity):
+        ring = spead2.recv.ChunkRingbuffer(8)
+        with pytest.raises(ValueError, match="data_ringbuffer: is also the free_ringbuffer, but wanted two rings"):
+            make(affinity=affinity, data_ringbuffer=ring, free_ringbuffer=ring)
+
+    @pytest.mark.parametrize("group", [False, True])
+    def test_affinity(self, make, group):
+        """The network threads run where they were told to, whatever the thread that makes the stream is bound to."""
+        own = os.sched_getaffinity(0)
+        first, last = min(own), max(own)
+        before = set(os.listdir("/proc/self/task"))
+        os.sched_setaffinity(0, [first])
+        try:
+            make(affinity=[last, first, -1] if group else last)
+            assert os.sched_getaffinity(0) == {first}
+        finally:
+            os.sched_setaffinity(0, own)
+        threads = set(os.listdir("/proc/self/task")) - before
+        wanted = sorted([{last}, {first}, {first}] if group else [{last}], key=min)
+        wait_for(lambda: sorted((os.sched_getaffinity(int(thread)) for thread in threads), key=min) == wanted)
+
+    @pytest.mark.parametrize("affinity", [999_999, 2**40])
+    def test_no_such_processor(self, make, affinity):
+        own = os.sched_getaffinity(0)
+        for given in (affinity, [-1, affinity]):
+            message = rf"affinity: no thread may run on processor {affinity} \(.*\); this one may run on {min(own)}"
+            with pytest.raises(ValueError, match=message):
+                make(affinity=given)
+        assert os.sched_getaffinity(0) == own
 
     @pytest.mark.parametrize(("n", "max_chunks"), [(1, 2), (2, 3), (3, 3)])
     def test_group_window(self, make, n, max_chunks):
@@ -149,6 +195,8 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
+            ({"layout": None}, TypeError, "layout: given None, but wanted a layout"),
+            ({"layout": DigitiserLayout}, TypeError, "layout: given <class .*DigitiserLayout'>, but wanted a layout"),
             ({"max_active_chunks": 0}, ValueError, "max_active_chunks: 0 must be at least 1"),
             ({"max_active_chunks": 1.5}, TypeError, "max_active_chunks: given 1.5, but wanted an integer"),
             ({"data_ringbuffer": None}, TypeError, "data_ringbuffer: given NoneType, but wanted a spead2.recv.ChunkRi"),
@@ -197,7 +245,9 @@ class TestConfiguration:
             ({"max_heap_extra": 1}, ValueError, "max_heap_extra: 1 must be at least 2"),
             ({"max_heap_extra": "2"}, TypeError, "max_heap_extra: given '2', but wanted an integer"),
             ({"stream_stats": "heaps"}, TypeError, "stream_stats: given 'heaps', but wanted a sequence of names"),
-            ({"stream_stats": ["heaps"]}, ValueError, "A statistic called heaps already exists"),
+            ({"stream_stats": ["heaps"]}, ValueError, "stream_stats: A statistic called heaps already exists"),
+            ({"stream_stats": ["x", "x"]}, ValueError, "stream_stats: A statistic called x already exists"),
+            ({"stream_stats": [1]}, TypeError, "stream_stats: given 1, but wanted names"),
             (
                 {"stream_stats": list("abcdefg")},
                 ValueError,
@@ -451,6 +501,30 @@ class TestReceive:
             queue.stop()
         assert [chunk.chunk_id for chunk in chunks_of(group)] == [2**42 - 1, 2**42]
 
+    def test_group_shares_time(self, make):
+        """A stream that sees nothing before the timestamp wraps knows of the wrap from the other."""
+        group = make(affinity=[-1, -1])
+        ChunkPool(group, 8)
+        queues = [spead2.InprocQueue(), spead2.InprocQueue()]
+        for stream, queue in zip(group, queues, strict=True):
+            stream.add_inproc_reader(queue)
+        first = 2**48 - 64
+        # A source for each stream: all of three chunks from the first, then from the second that in the middle.
+        for antenna, (queue, batches, start) in enumerate(((queues[0], 12, first), (queues[1], 4, 2**48))):
+            for i in range(batches):
+                items = {0x10: (start + 16 * i) % 2**48, 0x20: (7, 3)[antenna] << 1}
+                queue.add_packet(encode(small_heap(items, bytes([antenna, i, 0, 0])), i, 48)[0])
+            wait_for(lambda i=antenna, n=batches: group.ledgers[i].snapshot().seen == n)
+        for queue in queues:
+            queue.stop()
+        chunks = chunks_of(group)
+        assert [stream.stats["too_old_heaps"] for stream in group] == [0, 0]
+        assert [chunk.chunk_id for chunk in chunks] == [2**42 - 1, 2**42, 2**42 + 1]
+        assert [chunk.present[:, :, 0].sum(axis=0).tolist() for chunk in chunks] == [[4, 0, 0], [4, 4, 0], [4, 0, 0]]
+        for i in range(4):
+            assert chunks[1].data[i, 0, 0].tobytes() == bytes([0, 4 + i, 0, 0])
+            assert chunks[1].data[i, 1, 0].tobytes() == bytes([1, i, 0, 0])
+
     def test_group_sequence(self, make):
         group = make(affinity=[-1, -1])
         assert len(list(group)) == len(group[:]) == 2
@@ -472,6 +546,25 @@ class TestEnd:
             made.stop()
         assert list(made.data_ringbuffer) == []
         assert made.kernel_drops() == 0
+
+    def test_stop_from_another_thread(self, make):
+        """Whatever another thread does meanwhile, each last word is said once."""
+        stream = make()
+        said = []
+
+        class Callbacks(list):
+            """The other thread takes all of them just after this one has seen that there are any."""
+
+            def __len__(self):
+                seen = super().__len__()
+                while self.copy():
+                    self.pop()(stream)
+                return seen
+
+        stream._callbacks = Callbacks([said.append])
+        stream.stop()
+        stream.stop()
+        assert said == [stream]
 
     def test_group_with_silent_stream(self, make):
         """One stream runs ahead of a silent one, and of a consumer that takes nothing; stopping ends it all."""
@@ -514,7 +607,7 @@ class TestEnd:
         assert ledger.snapshot().seen == 2
         with pytest.raises(spead2.Stopped):
             arguments["free_ringbuffer"].put_nowait(
-                speadrx.Chunk(sink=pool, data=np.zeros(48, np.uint8), present=np.zeros(12, np.uint8))
+                spead2.recv.Chunk(data=np.zeros(48, np.uint8), present=np.zeros(12, np.uint8))
             )
 
     @pytest.mark.parametrize("affinity", [-1, [-1, -1]])

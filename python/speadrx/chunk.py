@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 import spead2.recv
+
+from .readers import check_integer
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkSink(Protocol):
@@ -57,6 +62,8 @@ class ChunkBuffers:
     dtype, shape, present_shape, extra_dtype
         What the layout stores, for the arrays that `ChunkPool` makes; `shape` is None if heaps are not
         dense in ``data``.
+    window
+        Chunks that are under construction at a time; no matter of buffers.
     """
 
     data_bytes: int | None = None
@@ -66,6 +73,7 @@ class ChunkBuffers:
     shape: tuple[int, ...] | None = None
     present_shape: tuple[int, ...] | None = None
     extra_dtype: np.dtype | None = None
+    window: int = field(default=0, compare=False)
 
     def check(self, data: Any, present: Any, extra: Any) -> None:
         """Check the buffers of a chunk.
@@ -169,6 +177,8 @@ class Chunk(spead2.recv.Chunk):
         chunk_id: int = -1,
         stream_id: int = 0,
     ) -> None:
+        if not callable(getattr(sink, "add_free_chunk", None)):
+            raise TypeError(f"sink: given {type(sink).__name__}, but wanted a stream or group")
         buffers = getattr(sink, "_buffers", None)
         (buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN).check(data, present, extra)
         super().__init__(data=data, present=present, extra=extra, chunk_id=chunk_id, stream_id=stream_id)
@@ -209,12 +219,13 @@ class ChunkPool:
     sink
         A stream or group made by `make_stream` or `make_stream_group`.
     n
-        Number of chunks: at least as many as the stream has active, plus those that its user holds.
+        Number of chunks. Together with those that the free ring has, at least as many as are active at a time, plus
+        those that the user holds; a warning is logged if there is not even one for the user.
 
     Raises
     ------
     TypeError
-        If `sink` was not made by this package, so that its layout is not known.
+        If `sink` was not made by this package, so that its layout is not known, or `n` is not an integer.
     ValueError
         If `n` is less than 1 or more than the free ring has space for.
     """
@@ -229,10 +240,19 @@ class ChunkPool:
                 f"sink: given {type(sink).__name__}, but wanted a stream or group from make_stream or make_stream_group"
             )
         ring = sink.free_ringbuffer
-        space = ring.maxsize - ring.qsize()
-        if not 1 <= n <= space:
+        present = ring.qsize()
+        space = ring.maxsize - present
+        if not 1 <= check_integer("n", n) <= space:
             raise ValueError(
                 f"n: given {n}, but wanted 1 to {space}, the space in the free ring (its maxsize is {ring.maxsize})"
+            )
+        if present + n <= buffers.window:
+            logger.warning(
+                "n: with %d chunks in the free ring, receiving may stall: %d are active at a time, and the user has "
+                "at least one; wanted at least %d",
+                present + n,
+                buffers.window,
+                buffers.window + 1,
             )
         self.chunks = tuple(_make_chunk(sink, buffers) for _ in range(n))
         for chunk in self.chunks:

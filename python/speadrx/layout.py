@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 import os
 import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from . import _core
+
+logger = logging.getLogger(__name__)
 
 #: Prefix of the names under which spead2's statistics carry our reject reasons.
 STAT_PREFIX = "speadrx."
@@ -165,7 +168,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         if self.values is not None:
-            object.__setattr__(self, "values", tuple(self.values))
+            object.__setattr__(self, "values", _as_tuple("values", self.values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +274,7 @@ class DeclarativeLayout(BaseLayout):
 
     @property
     def source_labels(self) -> tuple[str, ...]:
-        """The metric label of each source."""
+        """The name of each source in the accounts."""
         return self.declaration.source_labels
 
     def view(self, data: np.ndarray, user_data: np.ndarray | None = None) -> np.ndarray:
@@ -292,10 +295,12 @@ class DeclarativeLayout(BaseLayout):
         Raises
         ------
         ValueError
-            If `data` is too small, or a field that the layout reads is missing from `user_data`.
+            If `data` is too small or not contiguous, or a field that the layout reads is missing from `user_data`.
         """
         declaration = self.declaration
         geometry = declaration._compiled.geometry(user_data_values(self, user_data))
+        if not data.flags.c_contiguous:  # reshape would make a copy
+            raise ValueError(f"data: given shape {data.shape} with strides {data.strides}, but wanted C-contiguous")
         raw = data.reshape(-1).view(np.uint8)
         if raw.nbytes < geometry.span_bytes:
             raise ValueError(f"data has {raw.nbytes} bytes, but the layout needs {geometry.span_bytes}")
@@ -358,9 +363,9 @@ class Layout(DeclarativeLayout):
     side_items
         Items stored beside each heap, in the chunk's ``extra``.
     sources
-        Name of the axis whose index is the source (and a label in metrics).
+        Name of the axis whose index is the source, by which heaps are accounted for.
     source_labels
-        Label of each source (default: its index).
+        Name of each source in the accounts (default: its index).
     required_items
         Further item IDs without which a heap is rejected.
     dtype, heap_shape
@@ -392,11 +397,13 @@ class Layout(DeclarativeLayout):
     name: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("axes", "order", "side_items", "required_items", "heap_shape"):
+        for name in ("axes", "order", "side_items", "source_labels", "required_items", "heap_shape"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "source_labels", tuple(self.source_labels or ()))
+                object.__setattr__(self, name, _as_tuple(name, value))
+        object.__setattr__(self, "source_labels", self.source_labels or ())
+        if not isinstance(self.strides, Mapping):
+            raise _core.LayoutError(f"strides: given {self.strides!r}, but wanted a mapping from axis names")
         object.__setattr__(self, "strides", dict(self.strides))
         try:
             dtype = np.dtype(self.dtype)
@@ -492,6 +499,13 @@ class Layout(DeclarativeLayout):
         return _core.spec_to_toml(self._spec())
 
 
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    # A string is a sequence too: as labels, its letters would pass wherever their number is right.
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise _core.LayoutError(f"{name}: given {value!r}, but wanted a sequence")
+    return tuple(value)
+
+
 def _index_labels(n: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(n))
 
@@ -509,7 +523,7 @@ def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) ->
     Raises
     ------
     ValueError
-        If a field is missing or negative, or `user_data` has more than one element.
+        If a field is missing, not of an integer type, or negative, or `user_data` has more than one element.
     """
     fields = layout.declaration._compiled.user_data_fields
     optional = layout.declaration._compiled.optional_user_data_fields
@@ -521,8 +535,24 @@ def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) ->
             raise ValueError(f"user_data: has no field {name!r}, which the layout reads (it has {list(have)})")
     if user_data is None:
         return {}
+    known = ("stats_base", *fields, *optional)
+    for name in known:
+        if name in have and user_data.dtype[name].kind not in "iu":
+            raise ValueError(f"user_data[{name!r}]: has dtype {user_data.dtype[name]}, but wanted an integer type")
+    lacking, unknown = tuple(n for n in optional if n not in have), tuple(n for n in have if n not in known)
+    if lacking and unknown:
+        _warn_unread(lacking, unknown)
     values = {name: int(user_data[name].reshape(-1)[0]) for name in (*fields, *optional) if name in have}
     for name, value in values.items():
         if value < 0:
             raise ValueError(f"user_data[{name!r}]: {value} must not be negative")
     return values
+
+
+@functools.cache  # once: views of chunks are taken with the same user data again and again
+def _warn_unread(lacking: tuple[str, ...], unknown: tuple[str, ...]) -> None:
+    logger.warning(
+        "user_data has no %s, so those strides are dense; it has %s, which the layout does not read",
+        ", ".join(map(repr, lacking)),
+        ", ".join(map(repr, unknown)),
+    )

@@ -71,6 +71,11 @@ class PacketEncoder:
         ID of the item that points to the payload.
     max_packet_size
         Bytes of a packet at most, SPEAD header and items included.
+
+    Raises
+    ------
+    ValueError
+        If the payload item is one of the SPEAD protocol's own, or its ID does not fit the flavour.
     """
 
     def __init__(self, flavour: spead2.Flavour, payload_item: int, max_packet_size: int) -> None:
@@ -80,6 +85,12 @@ class PacketEncoder:
         self._heap_cnt = itertools.count(1)
         #: Bits of an immediate value.
         self.address_bits = flavour.heap_address_bits
+        id_limit = 1 << (63 - self.address_bits)
+        if not spead2.STREAM_CTRL_ID < payload_item < id_limit:
+            raise ValueError(
+                f"payload_item: {payload_item:#x} does not fit flavour 64-{self.address_bits} "
+                f"(IDs above {spead2.STREAM_CTRL_ID:#x}, below {id_limit:#x})"
+            )
 
     def heap(self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True) -> list[bytes]:
         """Encode a heap, all its items in each of its packets.
@@ -96,10 +107,12 @@ class PacketEncoder:
         Raises
         ------
         ValueError
-            If an item does not fit the flavour, or the items leave no room in a packet.
+            If an item does not fit the flavour or is the payload item, or the items leave no room in a packet.
         """
         address_bits = self.address_bits
         value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
+        if self._payload_item in items:
+            raise ValueError(f"payload_item: {self._payload_item:#x} is the ID of another item of the heap")
         pointers = []
         for item, value in items.items():
             if not (0 < item < id_limit and 0 <= value < value_limit):

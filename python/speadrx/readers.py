@@ -28,6 +28,9 @@ _SO_MEMINFO = 55
 _MEMINFO = struct.Struct("9I")
 _MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
 
+#: The largest receive buffer that Linux grants a socket, whatever its limits: it counts the double with 31 bits.
+_MAX_BUFFER = 2**30 - 1
+
 #: The largest UDP payload. spead2's default is less, and it drops packets that are larger.
 _MAX_UDP_PAYLOAD = 65507
 
@@ -66,12 +69,14 @@ class SocketSet:
         self._endpoints: dict[socket.socket, str] = {}
         self._last: dict[socket.socket, int] = {}
         self._drops: dict[str, int] = {}
-        self._closed = False
+        self.closed = False
+        #: Endpoints that spead2 binds only when the stream starts.
+        self.deferred: list[str] = []
 
     def add(self, sock: socket.socket, endpoint: str) -> None:
         """Take over a socket; closes it if the set is closed."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 sock.close()
             else:
                 self._endpoints[sock] = endpoint
@@ -90,7 +95,7 @@ class SocketSet:
     def close(self) -> None:
         """Close the sockets. Without this they would keep their ports, as spead2 has duplicates."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             self._read()
             for sock in self._endpoints:
                 sock.close()
@@ -149,14 +154,18 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
         raise ValueError(f"src: {endpoint!r} is not an endpoint: wanted (host, port) pairs") from None
     if not isinstance(host, str):
         raise ValueError(f"src: {host!r} is not a host: wanted a name or an address, in (host, port) pairs")
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+    try:
+        number = 0 if isinstance(port, bool) else operator.index(port)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= 65535:
         raise ValueError(f"src: {port!r} is not a port: wanted 1 to 65535")
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host or None, number, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
         raise ValueError(f"src: host {host!r} cannot be resolved: {exc}") from exc
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-    resolved = _Endpoint(family, str(address[0]), port, interface)
+    resolved = _Endpoint(family, str(address[0]), number, interface)
     if interface is None:
         return resolved
     if family == socket.AF_INET6:
@@ -169,7 +178,7 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
     if resolved.multicast or resolved.address == interface:
         return resolved
     if resolved.address == "0.0.0.0":
-        return _Endpoint(family, interface, port, interface)
+        return _Endpoint(family, interface, number, interface)
     raise ValueError(f"interface: {interface} differs from the address of the unicast endpoint {resolved}")
 
 
@@ -235,12 +244,15 @@ def _set_buffer(sock: socket.socket, size: int) -> None:
     granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     if granted < size and (size, granted) not in _warned:
         _warned.add((size, granted))
+        advice = f" No socket can have more than {_MAX_BUFFER} bytes." if size > _MAX_BUFFER else ""
+        if granted < (attainable := min(size, _MAX_BUFFER)):
+            advice += f" Raise the limit net.core.rmem_max with: sysctl -w net.core.rmem_max={attainable}"
         logger.warning(
-            "buffer: asked for a socket receive buffer of %d bytes, but the kernel granted %d, so packets may be lost. "
-            "Raise the limit net.core.rmem_max with: sysctl -w net.core.rmem_max=%d",
+            "buffer: asked for a socket receive buffer of %d bytes, but the kernel granted %d, so packets may be "
+            "lost.%s",
             size,
             granted,
-            size,
+            advice,
         )
 
 
@@ -293,6 +305,7 @@ def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int
         # A socket of ours, bound now, would queue packets before the start.
         for endpoint in endpoints:
             sock = _add_deferred_reader(stream, endpoint, max_size)
+            sockets.deferred.append(str(endpoint))
             if sock is not None:
                 _set_buffer(sock, buffer)
                 sockets.add(sock, str(endpoint))
@@ -348,7 +361,11 @@ def _pcap_end(path: str, data: mmap.mmap) -> int:
 
 def _check_pcap(path: str) -> None:
     """Check a pcap file from end to end, since spead2 tries for ever to read on in a truncated one."""
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as exc:
+        hint = " (for UDP, give [(host, port)])" if isinstance(exc, FileNotFoundError) else ""
+        raise OSError(exc.errno, f"src: {path} cannot be read: {exc.strerror}{hint}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"src: {path} is not a regular file")
     if status.st_size == 0:
@@ -385,15 +402,16 @@ def add_reader(
     """Let a stream receive from the network or from a file.
 
     UDP sockets are made here, not by spead2, so that ``stream.kernel_drops()`` is exact; ``stream.stop()``
-    closes them. Where the stream has ``explicit_start``, spead2 makes them and binds them when it starts.
+    closes them. Where the stream has ``explicit_start``, spead2 makes them and binds them when it starts, and
+    ``stream.start()`` is what fails if an endpoint is in use.
 
     Parameters
     ----------
     stream
         A stream, or a member of a group (``group[i]``).
     src
-        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file. A host
-        that has both kinds of address is taken by its IPv4 address.
+        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file, for which all other
+        settings are ignored. A host that has both kinds of address is taken by its IPv4 address.
     interface
         IPv4 address of the interface on which to join multicast groups (for an IPv6 group, the name of the
         interface). By default, the system chooses. If given with a unicast endpoint, it must be that
@@ -412,10 +430,8 @@ def add_reader(
 
     Raises
     ------
-    ValueError
-        If an argument is wrong. The message names it and its value.
-    TypeError
-        If both `buffer` and `buffer_size` are given.
+    ValueError, TypeError
+        If an argument is wrong, or the stream has stopped. The message names the argument and its value.
     OSError
         If a socket cannot be bound or cannot join its group, or a file cannot be opened.
     RuntimeError
@@ -429,9 +445,18 @@ def add_reader(
     if max_size is not None:
         check_integer("max_size", max_size, 1)
     check_integer("comp_vector", comp_vector)
+    if isinstance(stream, spead2.recv.ChunkStreamRingGroup):
+        raise TypeError("stream: given a group; add readers to its members, group[i]")
+    if not hasattr(stream, "add_udp_reader"):
+        raise TypeError(f"stream: given {type(stream).__name__}, but wanted a stream or a member of a group")
+    sockets = getattr(stream, "_sockets", member_sockets.get(stream))
+    if sockets is not None and sockets.closed:
+        raise ValueError("stream: has stopped, so it can receive nothing")
     if isinstance(src, (str, os.PathLike)):
         _add_pcap(stream, os.fspath(src))
         return
+    if isinstance(src, bytes) or not isinstance(src, Iterable):  # type: ignore[redundant-expr]
+        raise TypeError(f"src: given {src!r}, but wanted (host, port) pairs, or the path of a pcap file as a str")
     if ibv and interface is None:
         raise ValueError("interface: None, but ibv needs the address of an interface")
     endpoints = [_resolve(endpoint, interface) for endpoint in src]
@@ -443,7 +468,6 @@ def add_reader(
         return
     # Rounded up, since 0 would mean the system's default.
     share = stream.DEFAULT_UDP_BUFFER_SIZE if buffer is None else -(-buffer // len(endpoints))
-    sockets = getattr(stream, "_sockets", None) or member_sockets.get(stream)
     # Of streams that are not ours nobody would ask for the drops, nor close the sockets.
     owned = sockets if sockets is not None else SocketSet()
     _add_udp(stream, endpoints, share, max_size or _MAX_UDP_PAYLOAD, owned)

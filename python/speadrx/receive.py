@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 from typing import Any, Self
 
 import numpy as np
@@ -34,10 +35,7 @@ async def _wait_readable(fd: int) -> None:
 
 
 class ChunkIterator:
-    """The chunks of a stream or group in order, for ``for`` and ``async for``; `iter_chunks` makes it.
-
-    It is for one thread at a time; other threads that take chunks of the same source need iterators of their own.
-    """
+    """The chunks of a stream or group in order, for ``for`` and ``async for``; `iter_chunks` makes it."""
 
     #: What was received so far.
     accounting: Accounting
@@ -50,6 +48,7 @@ class ChunkIterator:
             )
         self._source = source
         self._ring = source.data_ringbuffer
+        self._lock = threading.Lock()
         layout = source.layout
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
@@ -66,13 +65,15 @@ class ChunkIterator:
 
     def __next__(self) -> Chunk:
         while True:
-            try:
-                # The C++ method, since that of an asyncio ring is a coroutine.
-                chunk = spead2.recv.ChunkRingbuffer.get(self._ring)  # type: ignore[arg-type]
-            except spead2.Stopped:
-                raise StopIteration from None
-            if (taken := self._take(chunk)) is not None:
-                return taken
+            with self._lock:  # threads that share the iterator account for chunks in the order of the ring
+                try:
+                    # The C++ method, since that of an asyncio ring is a coroutine.
+                    chunk = spead2.recv.ChunkRingbuffer.get(self._ring)  # type: ignore[arg-type]
+                except spead2.Stopped:
+                    self._source._close_sockets()
+                    raise StopIteration from None
+                if (taken := self._take(chunk)) is not None:
+                    return taken
 
     async def __anext__(self) -> Chunk:
         import asyncio
@@ -86,6 +87,7 @@ class ChunkIterator:
             except spead2.Empty:
                 await _wait_readable(self._ring.data_fd)
             except spead2.Stopped:
+                self._source._close_sockets()
                 raise StopAsyncIteration from None
             else:
                 if (taken := self._take(chunk)) is not None:
@@ -129,7 +131,8 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     Each chunk has its true `timestamp`, and is given out only if it holds any data. Use it as a context
     manager, so that it goes back into the free ring. The iteration ends when the source stops; then, or after
     leaving the loop early, there is nothing to clean up; another loop over the same iterator goes on with the
-    next chunk. A new iterator starts an account of its own, to which chunks that others took are missing.
+    next chunk. A new iterator starts an account of its own, to which chunks that others took are missing; several
+    threads that loop over the same iterator share its account.
 
     Parameters
     ----------

@@ -82,7 +82,8 @@ class Faults:
     Raises
     ------
     ValueError
-        If a probability is not in 0..1, a number of heaps is negative, or a kind is unknown.
+        If a probability is not in 0..1, a number of heaps is negative, or a kind is unknown; or if there is
+        garbage, but of no kind.
     """
 
     loss: float = 0.0
@@ -104,7 +105,9 @@ class Faults:
                 raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
         if self.garbage_kinds is not None:
             object.__setattr__(self, "garbage_kinds", tuple(self.garbage_kinds))
-            for kind in self.garbage_kinds or ():
+            if self.garbage and not self.garbage_kinds:
+                raise ValueError(f"garbage_kinds: is empty, but garbage is {self.garbage}")
+            for kind in self.garbage_kinds:
                 if kind not in GARBAGE_KINDS:
                     raise ValueError(f"garbage_kinds: {kind!r} is not one of {', '.join(GARBAGE_KINDS)}")
 
@@ -334,7 +337,8 @@ class Simulator:
             make = self._side_values.get(side.name)
             # An odd 64-bit multiplier reaches the high bits too.
             value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
-            room = min(int(side.dtype[1:]), self._encoder.address_bits - side.shift)
+            # A side item that is shifted by more bits than a value has is always 0.
+            room = max(min(int(side.dtype[1:]), self._encoder.address_bits - side.shift), 0)
             items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
         return items
 

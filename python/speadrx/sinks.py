@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import operator
 import os
 import socket
 import struct
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import spead2
@@ -39,6 +40,20 @@ class InprocSink:
     def send(self, flow: int, packet: bytes) -> None:
         """Send one packet."""
         self._queue.add_packet(packet)
+
+
+def _endpoint(name: str, endpoint: Any) -> tuple[str, int]:
+    """Check an argument that must be a host and a port."""
+    try:
+        host, port = endpoint
+        port = operator.index(port)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: given {endpoint!r}, but wanted a pair of host and port") from None
+    if not isinstance(host, str):
+        raise ValueError(f"{name}: {host!r} is not a host: wanted a name or an address")
+    if not 1 <= port <= 65535:  # others may be taken modulo 65536
+        raise ValueError(f"{name}: {port} is not a port: wanted 1 to 65535")
+    return host, port
 
 
 class _ClosingSink:
@@ -82,10 +97,10 @@ class UdpSink(_ClosingSink):
         if not endpoints:
             raise ValueError("endpoints: at least one is needed")
         found = []
-        for host, port in endpoints:
+        for host, port in [_endpoint("endpoints", endpoint) for endpoint in endpoints]:
             try:
                 found.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0])
-            except OSError as exc:
+            except (OSError, UnicodeError) as exc:
                 raise ValueError(f"endpoints: {host!r} cannot be resolved: {exc}") from exc
         (family, *others) = {family for family, *_ in found}
         if others:
@@ -133,6 +148,11 @@ class PcapSink(_ClosingSink):
         Destination address (IPv4) and port.
     source
         Source address (IPv4) and port.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong. The message names it and its value.
     """
 
     def __init__(
@@ -142,6 +162,7 @@ class PcapSink(_ClosingSink):
         endpoint: tuple[str, int] = ("239.1.2.3", 7148),
         source: tuple[str, int] = ("10.1.2.3", 7148),
     ) -> None:
+        endpoint, source = _endpoint("endpoint", endpoint), _endpoint("source", source)
         try:
             destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
         except ValueError as exc:

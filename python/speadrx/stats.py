@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import queue
@@ -36,15 +37,21 @@ class LabelSets(Generic[_T]):
 
     def of(self, labels: Iterable[str]) -> _T:
         """What is kept for the values; `ValueError` if their number is wrong."""
-        labels = tuple(labels)
+        with self.adding(labels) as kept:
+            return kept
+
+    @contextlib.contextmanager
+    def adding(self, labels: Iterable[str]) -> Iterator[_T]:
+        """Give what is kept for the values, and keep it only if the block succeeds: a failure leaves no trace."""
+        labels = tuple(map(str, labels))  # as they are exported: 1 and "1" are the same series
         if len(labels) != len(self.labelnames):
             raise ValueError(
                 f"labels: {labels} has {len(labels)} values, but the collector has "
                 f"{len(self.labelnames)} label names: {self.labelnames}"
             )
-        if labels not in self._sets:
-            self._sets[labels] = self._make()
-        return self._sets[labels]
+        kept = self._sets[labels] if labels in self._sets else self._make()
+        yield kept
+        self._sets[labels] = kept
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], _T]]:
         """All values, with what is kept for each."""
@@ -154,6 +161,11 @@ class StatsCollector(Collector):
         Prefix of the names of the counters, joined with an underscore.
     registry
         Where to register the collector; None to leave that to the caller.
+
+    Raises
+    ------
+    ValueError
+        If an entry of the counter map is not a name and a help text.
     """
 
     def __init__(
@@ -165,7 +177,15 @@ class StatsCollector(Collector):
     ) -> None:
         prefix = f"{namespace}_" if namespace else ""
         self._stat_names = tuple(counter_map)
-        self._counters = [(prefix + name, description) for name, description in counter_map.values()]
+        self._counters: list[tuple[str, str]] = []
+        for stat_name, counter in counter_map.items():
+            match counter:
+                case [str(name), str(text)]:
+                    self._counters.append((prefix + name, text))
+                case _:
+                    raise ValueError(
+                        f"counter_map[{stat_name!r}]: given {counter!r}, but wanted a name and a help text"
+                    )
         self._label_sets = LabelSets(labelnames, lambda: _LabelSet(self._stat_names))
         # Reentrant because a finaliser or a signal handler may call `update` in the midst of another.
         self._lock = threading.RLock()
@@ -258,5 +278,5 @@ class StatsCollector(Collector):
         return metrics
 
     def _add(self, owner: Any, members: Iterable[int | None], labels: Iterable[str]) -> None:
-        with self._lock:
-            self._label_sets.of(labels).add(owner, members)
+        with self._lock, self._label_sets.adding(labels) as label_set:
+            label_set.add(owner, members)

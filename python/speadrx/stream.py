@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -45,8 +47,9 @@ RECV_SENSOR_TIMEOUT_MIN = 1.0
 class LedgerSnapshot:
     """What the placement callback has counted; every number only ever grows.
 
-    After the stream has stopped, with heaps of a single packet each: ``placed`` = heaps present in chunks +
-    ``duplicates`` + spead2's ``too_old_heaps``.
+    After the sender has ended the stream (by a stop item, or by stopping its queue), with heaps of a single packet
+    each: ``placed`` = heaps present in chunks + ``duplicates`` + spead2's ``too_old_heaps``. ``stop()`` of the
+    stream throws away the chunks under construction, whose heaps are then missing from this sum.
     """
 
     #: Heaps given a place, by source: duplicates, and heaps that spead2 then finds too old, included.
@@ -133,6 +136,9 @@ class _Plan:
     ledgers: tuple[Ledger, ...]
 
 
+#: What the chunks of each free ring must be.
+_ring_buffers: weakref.WeakKeyDictionary[spead2.recv.ChunkRingbuffer, ChunkBuffers] = weakref.WeakKeyDictionary()
+
 if TYPE_CHECKING:
     _RingPair = spead2.recv.ChunkRingPair
 else:
@@ -173,8 +179,9 @@ class _Receiving(_RingPair):
         super().add_free_chunk(chunk)
 
     def kernel_drops(self) -> int:
-        """Packets that the kernel dropped because a socket's buffer was full; keeps its value after `stop`.
+        """Packets that the kernel dropped because a socket's buffer was full.
 
+        Keeps its value after `stop`, and once `iter_chunks` has come to the end of a stream that its sender ended.
         Only the sockets of `add_reader` are known. Packets that the kernel had coalesced (GRO) count as one.
         """
         return sum(sockets.drops() for sockets in self._socket_sets)
@@ -185,10 +192,15 @@ class _Receiving(_RingPair):
         Call it also when the sender has ended the stream, so that the ports become free.
         """
         super().stop()  # type: ignore[misc]
+        self._close_sockets()
+        callbacks, self._callbacks = self._callbacks, []  # another thread may stop too
+        for callback in callbacks:
+            callback(self)
+
+    def _close_sockets(self) -> None:
+        """Close the sockets, which nobody reads any more, so that the kernel's counts of drops stay as they are."""
         for sockets in self._socket_sets:
             sockets.close()
-        while self._callbacks:
-            self._callbacks.pop()(self)
 
     def _on_close(self, callback: Callable[[Any], object]) -> None:
         """Have a function called with this object once its statistics are final, while they can be read."""
@@ -213,11 +225,27 @@ class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
         self._attach(plan, 1)
         self._sockets = self._socket_sets[0]
 
+    def start(self) -> None:
+        """Start to receive, where the stream was made with ``explicit_start``.
+
+        Raises
+        ------
+        RuntimeError
+            If an endpoint cannot be bound. The message names the endpoints of the stream.
+        """
+        try:
+            super().start()
+        except RuntimeError as exc:
+            if not self._sockets.deferred:
+                raise
+            raise RuntimeError(f"cannot receive on {' or '.join(self._sockets.deferred)}: {exc}") from exc
+
 
 class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
     """A group of streams that place heaps into the same chunks; `make_stream_group` makes it.
 
-    Its members are spead2's own. They are wrapped anew at each access.
+    Its members are spead2's own. They are wrapped anew at each access. With ``explicit_start``, ``group[i].start()``
+    does not name the endpoints that it cannot bind.
     """
 
     #: What the callback of each member counted; empty if the layout has a callback of its own.
@@ -227,11 +255,10 @@ class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
         self,
         thread_pools: Sequence[spead2.ThreadPool],
         plan: _Plan,
-        max_chunks: int,
         data_ringbuffer: spead2.recv.ChunkRingbuffer,
         free_ringbuffer: spead2.recv.ChunkRingbuffer,
     ) -> None:
-        config = spead2.recv.ChunkStreamGroupConfig(max_chunks=max_chunks, eviction_mode=EVICTION_MODE)
+        config = spead2.recv.ChunkStreamGroupConfig(max_chunks=plan.buffers.window, eviction_mode=EVICTION_MODE)
         super().__init__(config, data_ringbuffer, free_ringbuffer)
         self._attach(plan, len(thread_pools))
         self.ledgers = plan.ledgers
@@ -285,7 +312,8 @@ def make_stream(
         for it later are too old.
     data_ringbuffer, free_ringbuffer
         The rings of finished and of free chunks. Give free chunks to ``stream.add_free_chunk`` (or
-        `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not.
+        `Chunk.recycle`, or `ChunkPool`), which checks them; ``free_ringbuffer.put`` does not. Streams can
+        share a free ring only if their layouts want the same chunks.
     affinity
         Processor for the stream's thread; negative for any.
     stream_stats
@@ -306,7 +334,7 @@ def make_stream(
     ValueError, TypeError
         If an argument is wrong. The message names it and its value.
     """
-    check_integer("affinity", affinity)
+    _check_processor(affinity)
     plan = _plan(
         "make_stream",
         layout,
@@ -354,7 +382,7 @@ def make_stream_group(
     """
     if not isinstance(affinity, Iterable):
         raise TypeError(f"affinity: given {affinity!r}, but wanted a sequence: one processor for each stream")
-    affinities = [check_integer("affinity", processor) for processor in affinity]
+    affinities = [_check_processor(processor) for processor in affinity]
     if not affinities:
         raise ValueError("affinity: is empty, but a group needs at least one stream")
     plan = _plan(
@@ -369,11 +397,27 @@ def make_stream_group(
         max_heap_extra=max_heap_extra,
         options=kwargs,
     )
-    # With as many chunks as its streams, one stream that runs ahead would evict what the others still fill.
-    max_chunks = max_active_chunks + (len(affinities) > 1)
     # One pool for each: streams that share one can deadlock when they stop.
     pools = [_thread_pool(processor) for processor in affinities]
-    return ChunkStreamRingGroup(pools, plan, max_chunks, data_ringbuffer, free_ringbuffer)
+    return ChunkStreamRingGroup(pools, plan, data_ringbuffer, free_ringbuffer)
+
+
+def _check_processor(processor: int) -> int:
+    """Check an affinity, since spead2 only prints that it cannot have it."""
+    processor = check_integer("affinity", processor)
+    if processor >= 0:
+        # The processors of this thread are not all that there are, if it is bound to some. The kernel knows.
+        own = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, [processor])
+        except (OSError, OverflowError) as exc:
+            raise ValueError(
+                f"affinity: no thread may run on processor {processor} ({exc}); this one may run on "
+                f"{', '.join(map(str, sorted(own)))}; a negative number is for any"
+            ) from None
+        finally:
+            os.sched_setaffinity(0, own)
+    return processor
 
 
 def _thread_pool(affinity: int) -> spead2.ThreadPool:
@@ -393,10 +437,14 @@ def _plan(
     max_heap_extra: int | None,
     options: dict[str, Any],
 ) -> _Plan:
+    if not isinstance(layout, BaseLayout):
+        raise TypeError(f"layout: given {layout!r}, but wanted a layout, such as speadrx.Layout(...)")
     check_integer("max_active_chunks", max_active_chunks, 1)
     for name, ring in rings.items():
         if not isinstance(ring, spead2.recv.ChunkRingbuffer):
             raise TypeError(f"{name}: given {type(ring).__name__}, but wanted a spead2.recv.ChunkRingbuffer")
+    if rings["data_ringbuffer"] is rings["free_ringbuffer"]:
+        raise ValueError("data_ringbuffer: is also the free_ringbuffer, but wanted two rings")
     config = _stream_config(function, options)
     stats_base = config.next_stat_index()
     declared = layout if isinstance(layout, DeclarativeLayout) and not _has_own_callback(layout) else None
@@ -404,7 +452,10 @@ def _plan(
     records = _user_data(user_data, n_streams, stats_base, needed=bool(names) and declared is None)
     # Only now: the caller's array has its stats_base before the statistics are registered.
     for name in names:
-        config.add_stat(name)
+        try:
+            config.add_stat(name)
+        except ValueError as exc:
+            raise ValueError(f"stream_stats: {exc}") from None
     extra = _heap_extra(declared, max_heap_extra)
     items = _items(layout, declared, spead_items)
     if declared is None:
@@ -420,9 +471,11 @@ def _plan(
         ]
         places = [(placement.capsule(), placement) for placement in placements]
         buffers = _declared_buffers(declared, geometries, extra)
-    return _Plan(
+    plan = _Plan(
         layout=layout,
-        buffers=buffers,
+        # With as many chunks as its streams, one stream of a group that runs ahead would evict what the others still
+        # fill.
+        buffers=replace(buffers, window=max_active_chunks + (n_streams > 1)),
         stream_config=config,
         chunk_configs=[
             spead2.recv.ChunkStreamConfig(items=items, max_chunks=max_active_chunks, place=place, max_heap_extra=extra)
@@ -431,6 +484,12 @@ def _plan(
         placements=tuple(placements),
         ledgers=() if declared is None else tuple(Ledger(declared, [placement.ledger]) for placement in placements),
     )
+    # A stream takes any chunk from its ring, whoever checked it, and writes outside of one that is too small.
+    if _ring_buffers.setdefault(rings["free_ringbuffer"], buffers) != buffers:
+        raise ValueError(
+            "free_ringbuffer: is that of a stream that wants other chunks; only equal layouts can share it"
+        )
+    return plan
 
 
 def _has_own_callback(layout: DeclarativeLayout) -> bool:
@@ -461,6 +520,9 @@ def _stat_names(layout: BaseLayout, declared: DeclarativeLayout | None, given: I
     if isinstance(given, str):
         raise TypeError(f"stream_stats: given {given!r}, but wanted a sequence of names")
     names = list(given or ())
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"stream_stats: given {name!r}, but wanted names")
     if declared is None:
         return names
     own = declared.stream_stats
