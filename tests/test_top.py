@@ -19,7 +19,10 @@ import time
 
 import pytest
 
-from speadrx import metrics
+from receiving import receiver
+from speadrx import Axis, Layout, TimeAxis, add_reader, metrics
+from speadrx.collectors import Exporter
+from speadrx.simulate import Faults, Simulator, UdpSink
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -29,11 +32,11 @@ import click.testing
 import speadrx.cli.top
 
 TOP = [sys.executable, "-m", "speadrx.cli", "top"]
+# Programs in the background of a shell, as these tests may be, ignore Ctrl-C, and those that they start do, too.
+HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 # Makes the terminal on its stdin its own, so that Ctrl-C typed there reaches it.
-IN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
-PATIENCE = 10
+IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {HEEDING}"
+PATIENCE = 30
 
 
 def environment(**changes):
@@ -409,7 +412,8 @@ def test_usage(args, error):
 @contextlib.contextmanager
 def running(*args, **kwargs):
     """It runs until the end of the block, whatever happens there."""
-    with subprocess.Popen([*TOP, *args], env=environment(), start_new_session=True, **kwargs) as process:
+    command = [sys.executable, "-c", HEEDING, *TOP, *args]
+    with subprocess.Popen(command, env=environment(), start_new_session=True, **kwargs) as process:
         try:
             yield process
         finally:
@@ -451,6 +455,72 @@ def test_reader_goes_away(server):
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
         assert process.wait(PATIENCE) == 1
+
+
+def test_receiver(udp_port):
+    """Against a real one: each number is what its ledger and its account say, and the rates add up to them."""
+    layout = Layout(
+        heap_bytes=512,
+        time=TimeAxis(item=0x1600, step=100, batches=8),
+        axes=(Axis(name="antenna", item=0x4101, size=4),),
+        sources="antenna",
+        source_labels=("m000", "m001", "m002", "m003"),
+    )
+    simulator = Simulator(layout, seed=3, faults=Faults(loss=0.1, duplicate=0.05, garbage=0.05))
+    with contextlib.ExitStack() as stack:
+        rx = stack.enter_context(receiver(layout))
+        add_reader(rx.stream, src=[("127.0.0.1", udp_port)])
+        exporter = stack.enter_context(Exporter(["stream"]))
+        exporter.add(rx.stream, ["wide"])
+        url = f"127.0.0.1:{exporter.serve(0, '127.0.0.1')}"
+        args = ("--json", "--interval", "0.05", "--sort", "source")
+        process = stack.enter_context(running(url, *args, stdout=subprocess.PIPE, text=True))
+        sink = stack.enter_context(UdpSink([("127.0.0.1", udp_port)]))
+        reports = map(json.loads, process.stdout)
+        (stream,) = next(reports)["streams"]
+        assert stream["counters"]["placed"] == 0
+        simulator.send(sink, 200, rate=2e6)
+        rx.wait_for_packets(simulator.truth.decodable_packets)
+        rx.finish()
+
+        ledger, account = rx.stream.ledger.snapshot(), rx.iterator.accounting
+        expected = [
+            {"placed": placed, "present": present, "missing": missing, "duplicates": duplicates, "rejected": rejected}
+            for placed, present, missing, duplicates, rejected in zip(
+                ledger.placed_by_source,
+                account.present_by_source,
+                account.missing_by_source,
+                ledger.duplicates_by_source,
+                sum(ledger.rejected_by_source.values()),
+                strict=False,  # of rejected heaps, the last are those of no known source
+            )
+        ]
+        risen = [dict.fromkeys(row, 0.0) for row in expected]
+        for report in reports:
+            sources = report["sources"]
+            for row, sums in zip(sources, risen, strict=False):
+                for name, rate in row["rates"].items():
+                    sums[name] += rate * report["seconds"]
+            (stream,) = report["streams"]
+            if stream["counters"]["present"] == account.present:
+                break
+        drops = rx.stream.kernel_drops()
+    assert account.present > 500
+    assert [row["source"] for row in sources[:4]] == list(layout.source_labels)
+    assert [row["counters"] for row in sources[:4]] == expected
+    assert risen == [pytest.approx(row) for row in expected]
+    assert [row["loss_total"] for row in sources[:4]] == [
+        row["missing"] / (row["present"] + row["missing"]) for row in expected
+    ]
+    assert {reason: part["count"] for reason, part in stream["rejected"].items()} == ledger.rejected
+    assert sum(ledger.rejected.values()) > 0
+    assert stream["counters"]["duplicates"] == ledger.duplicates > 0
+    assert stream["counters"]["too_old"] == rx.stat("too_old_heaps")
+    assert stream["counters"]["packets"] == rx.stat("packets")
+    assert stream["counters"]["chunks"] == account.chunks
+    assert stream["counters"]["kernel_drops"] == drops
+    assert [*stream["endpoints"]] == [f"127.0.0.1:{udp_port}"]
+    assert {ring: part["capacity_chunks"] for ring, part in stream["rings"].items()} == {"data": 12, "free": 12}
 
 
 class Terminal:
