@@ -112,12 +112,14 @@ impl Ledger {
         let newest_batch = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
         counters.newest.store(newest_batch.cast_unsigned(), Relaxed);
         let row = if chunk == newest {
-            let behind = slots.newest_batch.saturating_sub(batch);
-            slots.newest_batch = batch.wrapping_add(behind);
             // The bits of a number are the index of the highest bit of twice that and one, which is never 0.
-            let bits = (behind.wrapping_mul(2) | 1).ilog2();
-            if let Some(bucket) = self.late_batches.get(bits as usize) {
-                increment(bucket);
+            let bits = |behind: u64| (behind.wrapping_mul(2) | 1).ilog2() as usize;
+            match slots.newest_batch.checked_sub(batch) {
+                Some(behind) => self.late_batches.get(bits(behind)).into_iter().for_each(increment),
+                None => {
+                    slots.newest_batch = batch;
+                    increment(&self.late_batches[0]);
+                }
             }
             slots.newest_row
         } else {
