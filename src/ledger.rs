@@ -114,12 +114,12 @@ impl Ledger {
         let row = if chunk == newest {
             // The bits of a number are the index of the highest bit of twice that and one, which is never 0.
             let bits = |behind: u64| (behind.wrapping_mul(2) | 1).ilog2() as usize;
-            match slots.newest_batch.checked_sub(batch) {
-                Some(behind) => self.late_batches.get(bits(behind)).into_iter().for_each(increment),
-                None => {
-                    slots.newest_batch = batch;
-                    increment(&self.late_batches[0]);
-                }
+            if let Some(behind) = slots.newest_batch.checked_sub(batch) {
+                self.late_batches.get(bits(behind)).into_iter().for_each(increment);
+            } else {
+                slots.newest_batch = batch;
+                let [on_time, ..] = &*self.late_batches;
+                increment(on_time);
             }
             slots.newest_row
         } else {
