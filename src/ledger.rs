@@ -160,23 +160,59 @@ impl Ledger {
         }
     }
 
+    fn timestamp(&self, batch: u64) -> i64 {
+        if batch == NONE { -1 } else { batch.wrapping_mul(self.step).cast_signed() }
+    }
+
     /// Read all counters.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let read = |counter: &AtomicU64| counter.load(Relaxed);
-        let read_all = |counters: &[AtomicU64]| counters.iter().map(read).collect::<Vec<_>>();
-        let time = |batch: u64| if batch == NONE { -1 } else { batch.wrapping_mul(self.step).cast_signed() };
-        let late_batches: Vec<_> = self.late_batches.iter().take(USED_LATE_BATCHES).map(read).collect();
-        let newest_chunk = late_batches.iter().sum();
-        Snapshot {
-            placed: self.sources.iter().map(|source| read(&source.placed)).collect(),
-            duplicates: read_all(&self.duplicates),
-            newest: self.sources.iter().map(|source| time(read(&source.newest))).collect(),
-            rejected: self.rejected.chunks(self.sources.len().wrapping_add(1)).map(read_all).collect(),
-            late_chunks: std::iter::once(newest_chunk).chain(read_all(&self.late_chunks)).collect(),
-            late_batches,
+        let row = self.sources.len().wrapping_add(1);
+        let mut snapshot = Snapshot {
+            placed: vec![0; self.sources.len()],
+            duplicates: vec![0; self.sources.len()],
+            newest: vec![-1; self.sources.len()],
+            rejected: self.rejected.chunks(row).map(|reason| vec![0; reason.len()]).collect(),
+            late_batches: vec![0; USED_LATE_BATCHES],
+            late_chunks: vec![0; self.late_chunks.len().wrapping_add(1)],
+        };
+        snapshot.add(self);
+        snapshot
+    }
+}
+
+impl Snapshot {
+    /// Add what a ledger of the same shape holds; of the newest timestamps, the newer one stays.
+    ///
+    /// A scrape sums hundreds of ledgers: nothing is allocated.
+    pub fn add(&mut self, ledger: &Ledger) {
+        add(&mut self.placed, ledger.sources.iter().map(|source| &source.placed));
+        add(&mut self.duplicates, ledger.duplicates.iter());
+        for (newest, source) in self.newest.iter_mut().zip(ledger.sources.iter()) {
+            *newest = (*newest).max(ledger.timestamp(source.newest.load(Relaxed)));
+        }
+        for (sums, counters) in
+            self.rejected.iter_mut().zip(ledger.rejected.chunks(ledger.sources.len().wrapping_add(1)))
+        {
+            add(sums, counters.iter());
+        }
+        let newest_chunk = add(&mut self.late_batches, ledger.late_batches.iter());
+        if let Some((sum, older)) = self.late_chunks.split_first_mut() {
+            *sum = sum.wrapping_add(newest_chunk);
+            add(older, ledger.late_chunks.iter());
         }
     }
+}
+
+/// Add counters to sums, and return what was added altogether.
+fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {
+    let mut total = 0_u64;
+    for (sum, counter) in sums.iter_mut().zip(counters) {
+        let count = counter.load(Relaxed);
+        *sum = sum.wrapping_add(count);
+        total = total.wrapping_add(count);
+    }
+    total
 }
 
 /// No batch yet: −1 as a signed number.

@@ -1,6 +1,6 @@
 """The compiled core: validated layouts, placement callbacks, ledgers and chunk kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from typing_extensions import Buffer
@@ -85,6 +85,8 @@ class Placement:
 @final
 class Ledger:
     def snapshot(self) -> LedgerSnapshot: ...
+    @staticmethod
+    def sum(ledgers: Sequence[Ledger]) -> LedgerSnapshot: ...
 
 @final
 class LedgerSnapshot:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
+import numpy as np
 from prometheus_client import REGISTRY, CollectorRegistry, Metric, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -185,8 +186,9 @@ class _AlikeLedgers:
     def snapshot(self) -> LedgerSnapshot:
         """All counts; but the newest timestamps are those of streams that still exist."""
         if gone := self.holder.take_gone():
-            self._gone = self._with_gone(Ledger._sum(gone).snapshot())
-            self._gone.newest_timestamp_by_source[:] = -1
+            gone_now = self._with_gone(Ledger._sum(gone).snapshot())
+            none = np.full_like(gone_now.newest_timestamp_by_source, -1)
+            self._gone = dataclasses.replace(gone_now, newest_timestamp_by_source=none)
         if ledgers := self.holder.parts():
             return self._with_gone(Ledger._sum(ledgers).snapshot())
         assert self._gone is not None, "they are made to add a ledger to them"

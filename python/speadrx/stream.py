@@ -104,20 +104,16 @@ class Ledger:
 
     def snapshot(self) -> LedgerSnapshot:
         """Read the counts; may be called at any time, from any thread, and blocks nobody."""
-        parts = [core.snapshot() for core in self._cores]
-
-        def stack(field: str, dtype: type[np.generic]) -> np.ndarray:
-            return np.frombuffer(b"".join([getattr(part, field) for part in parts]), dtype).reshape(len(parts), -1)
-
+        total = _core.Ledger.sum(self._cores)
         names = self._layout.declaration._compiled.reject_names
-        rejected = stack("rejected_by_source", np.uint64).sum(axis=0).reshape(len(names), -1)
+        rejected = np.frombuffer(total.rejected_by_source, np.uint64).reshape(len(names), -1)
         return LedgerSnapshot(
-            placed_by_source=stack("placed", np.uint64).sum(axis=0),
-            duplicates_by_source=stack("duplicates", np.uint64).sum(axis=0),
-            newest_timestamp_by_source=stack("newest", np.int64).max(axis=0),
+            placed_by_source=np.frombuffer(total.placed, np.uint64),
+            duplicates_by_source=np.frombuffer(total.duplicates, np.uint64),
+            newest_timestamp_by_source=np.frombuffer(total.newest, np.int64),
             rejected_by_source=dict(zip(names, rejected, strict=True)),
-            late_batches=stack("late_batches", np.uint64).sum(axis=0),
-            late_chunks=stack("late_chunks", np.uint64).sum(axis=0),
+            late_batches=np.frombuffer(total.late_batches, np.uint64),
+            late_chunks=np.frombuffer(total.late_chunks, np.uint64),
             source_labels=self._layout.source_labels,
         )
 

@@ -1,5 +1,6 @@
 //! `Ledger`: snapshots of a stream's counters for Python.
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -14,6 +15,20 @@ impl Ledger {
     /// Read all counters, without blocking anybody.
     fn snapshot(&self) -> LedgerSnapshot {
         LedgerSnapshot(self.0.snapshot())
+    }
+
+    /// Read and add up the ledgers of streams that have the same layout and window.
+    #[staticmethod]
+    fn sum(ledgers: Vec<PyRef<'_, Self>>) -> PyResult<LedgerSnapshot> {
+        let mut ledgers = ledgers.into_iter();
+        let Some(first) = ledgers.next() else {
+            return Err(PyValueError::new_err("ledgers: is empty, but a sum needs at least one"));
+        };
+        let mut sum = first.0.snapshot();
+        for ledger in ledgers {
+            sum.add(&ledger.0);
+        }
+        Ok(LedgerSnapshot(sum))
     }
 }
 
