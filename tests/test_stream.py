@@ -633,6 +633,8 @@ class TestEnd:
             source.stop()
             assert read == []
         source._on_close(on_close)
+        if end == "stopped before":
+            assert read == [(3, 2)]  # at once
         if end == "stop":
             source.stop()
             assert read == [(3, 2)]

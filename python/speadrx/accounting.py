@@ -123,7 +123,7 @@ class Accounts:
 
     def __init__(self, source_labels: tuple[str, ...]) -> None:
         self.source_labels = source_labels
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may interrupt a reader, and read too
         self._live: list[tuple[weakref.ref[object], Accounting]] = []
         self._ended = Accounting(source_labels).consumed()
 

@@ -65,10 +65,11 @@ class SocketSet:
     """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may interrupt a reader, and read or close too
         self._endpoints: dict[socket.socket, str] = {}
         self._last: dict[socket.socket, int] = {}
         self._drops: dict[str, int] = {}
+        self._warned = False
         self.closed = False
         #: Endpoints that spead2 binds only when the stream starts.
         self.deferred: list[str] = []
@@ -96,17 +97,27 @@ class SocketSet:
         """Close the sockets. Without this they would keep their ports, as spead2 has duplicates."""
         with self._lock:
             self.closed = True
-            self._read()
-            for sock in self._endpoints:
-                sock.close()
-            self._endpoints.clear()
-            self._last.clear()
+            try:
+                self._read()
+            finally:
+                for sock in self._endpoints:
+                    sock.close()
+                self._endpoints.clear()
+                self._last.clear()
 
     def _read(self) -> dict[str, SocketCounts]:
         queues = dict.fromkeys(self._drops, 0)
         buffers = dict(queues)
-        for sock, endpoint in self._endpoints.items():
-            meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+        for sock, endpoint in list(self._endpoints.items()):
+            try:
+                meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+            except OSError as exc:
+                if sock in self._endpoints and not self._warned:  # else closed meanwhile, by a signal handler
+                    self._warned = True
+                    logger.warning("kernel drops of %s cannot be read: %s", endpoint, exc)
+                continue
+            if sock not in self._endpoints:
+                continue
             self._drops[endpoint] += (meminfo[_MEMINFO_DROPS] - self._last[sock]) % 2**32  # the kernel has 32 bits
             self._last[sock] = meminfo[_MEMINFO_DROPS]
             queues[endpoint] += meminfo[_MEMINFO_QUEUE]

@@ -56,6 +56,7 @@ class ChunkIterator:
         self.accounting = source._accounts.add(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._first_batch: int | None = None  # counted from the beginning of time
+        self._last_chunk_id: int | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -83,24 +84,36 @@ class ChunkIterator:
         await asyncio.sleep(0)
         while True:
             try:
-                chunk = self._ring.get_nowait()
+                with self._lock:  # held for a moment only, as long as nobody waits in __next__
+                    taken = self._take(self._ring.get_nowait())
             except spead2.Empty:
                 await _wait_readable(self._ring.data_fd)
             except spead2.Stopped:
                 self._source._close_sockets()
                 raise StopAsyncIteration from None
             else:
-                if (taken := self._take(chunk)) is not None:
+                if taken is not None:
                     return taken
 
     def _take(self, chunk: spead2.recv.Chunk) -> Chunk | None:
         """Account for a chunk and date it; recycle it if there is nothing in it."""
         present, first_batch = self._account(chunk.present)
         if first_batch == self._batches or not isinstance(chunk, Chunk):
-            self._source.add_free_chunk(chunk)
+            if isinstance(chunk, Chunk):
+                chunk.recycle()  # to its own stream, if several share the ring
+            else:
+                self._source.add_free_chunk(chunk)
             if first_batch < self._batches:
                 raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
             return None
+        if self._last_chunk_id is not None and chunk.chunk_id <= self._last_chunk_id:
+            last, given = self._last_chunk_id, chunk.chunk_id
+            chunk.recycle()
+            raise ValueError(
+                f"data_ringbuffer: gave chunk {given} after chunk {last}, so it is shared by streams, but "
+                "iter_chunks can account for one only"
+            )
+        self._last_chunk_id = chunk.chunk_id
         chunk.timestamp = chunk.chunk_id * self._timestamp_step
         before = self.accounting._counts
         if self._first_batch is None:
@@ -132,7 +145,8 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     manager, so that it goes back into the free ring. The iteration ends when the source stops; then, or after
     leaving the loop early, there is nothing to clean up; another loop over the same iterator goes on with the
     next chunk. A new iterator starts an account of its own, to which chunks that others took are missing; several
-    threads that loop over the same iterator share its account.
+    threads that loop over the same iterator share its account. Do not use ``for`` and ``async for`` on one iterator
+    at the same time: the thread that waits in one would block the event loop of the other.
 
     Parameters
     ----------
@@ -143,7 +157,8 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     -------
     ChunkIterator
         For ``for`` and ``async for``. Its `accounting` says what is present and what is missing; it includes
-        a chunk before that is given out.
+        a chunk before that is given out. It raises `ValueError` on a chunk that is not newer than the last, as
+        happens where streams share a data ring; that chunk is recycled.
 
     Examples
     --------

@@ -157,6 +157,7 @@ class _Receiving(_RingPair):
         self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
         # Of a layout that is not declarative a single source stands for all.
         self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
+        self._stopped = False
         self._callbacks: list[Callable[[Any], object]] = []
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
@@ -189,9 +190,8 @@ class _Receiving(_RingPair):
         """
         super().stop()  # type: ignore[misc]
         self._close_sockets()
-        callbacks, self._callbacks = self._callbacks, []  # another thread may stop too
-        for callback in callbacks:
-            callback(self)
+        self._stopped = True
+        self._call_back()
 
     def _close_sockets(self) -> None:
         """Close the sockets, which nobody reads any more, so that the kernel's counts of drops stay as they are."""
@@ -201,6 +201,13 @@ class _Receiving(_RingPair):
     def _on_close(self, callback: Callable[[Any], object]) -> None:
         """Have a function called with this object once its statistics are final, while they can be read."""
         self._callbacks.append(callback)
+        if self._stopped:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []  # another thread may stop too
+        for callback in callbacks:
+            callback(self)
 
     def __del__(self) -> None:
         if "_callbacks" in self.__dict__:  # else it was never completed
