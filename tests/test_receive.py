@@ -13,7 +13,7 @@ import spead2.recv
 import spead2.recv.asyncio
 
 import speadrx
-from handmade import SMALL, encode, small_heap
+from handmade import SMALL, TIME_ID, encode, small_heap
 from speadrx import BaseLayout, Chunk, ChunkPool, iter_chunks
 from speadrx.simulate import Faults, InprocSink, Simulator
 
@@ -509,3 +509,29 @@ class TestAsync:
         assert isinstance(next(chunks), Chunk)
         assert [chunk.timestamp async for chunk in chunks] == [2 * STEP]
         assert chunks.accounting.chunks == 3
+
+
+def test_data_ring_of_two_streams_is_refused() -> None:
+    data = spead2.recv.ChunkRingbuffer(8)
+    streams = []
+    for chunks in ((5, 6, 7), (3, 4, 5)):
+        free = spead2.recv.ChunkRingbuffer(8)
+        stream = speadrx.make_stream(layout=SMALL, max_active_chunks=2, data_ringbuffer=data, free_ringbuffer=free)
+        ChunkPool(stream, 4)
+        queue = spead2.InprocQueue()
+        stream.add_inproc_reader(queue)
+        for i, chunk in enumerate(chunks):
+            queue.add_packet(encode(small_heap({TIME_ID: chunk * STEP}), i, 48)[0])
+        streams.append(stream)
+        # Each stream gives out its first chunk, and the empty one before it.
+        wait_for(lambda: data.qsize() == 2 * len(streams))
+    received = iter_chunks(streams[0])
+    with next(received) as chunk:
+        assert chunk.chunk_id == 5
+    expected = received.accounting.expected
+    with pytest.raises(ValueError, match="data_ringbuffer: "):
+        next(received)
+    assert received.accounting.expected == expected
+    assert received.accounting.missing >= 0
+    for stream in streams:
+        stream.stop()
