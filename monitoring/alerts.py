@@ -34,7 +34,7 @@ class Thresholds:
     loss: float = 0.01
     #: Part of the time that a stream may wait for free chunks.
     blocked: float = 0.1
-    #: Seconds of the stream's own time that a source may be ahead of the others.
+    #: Seconds of the stream's own time that a source may be ahead of the median of all, itself included.
     ahead: float = 10.0
 
 
@@ -86,7 +86,10 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             "SpeadrxStreamSilent",
             "critical",
             60,
-            f"sum without (source) ({PLACED}) == 0\nunless {blocked}",
+            # A stream that is gone keeps its counters, but has no rings.
+            f"sum without (source) ({PLACED}) == 0\n"
+            f"unless {blocked}\n"
+            f'unless ignoring (ring) {m.RING_CAPACITY_CHUNKS}{{ring="{m.DATA_RING}"}} == 0',
             "Stream {{ $labels.stream }} receives nothing",
             f"No heap of the stream has found a place for {window}.",
             f"""
@@ -145,7 +148,8 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             blocked,
             "The consumer of stream {{ $labels.stream }} is too slow",
             "Free chunks are lacking for {{ $value | humanizePercentage }} of the time: the stream waits for the"
-            " consumer, and the kernel drops packets meanwhile.",
+            " consumer, and the kernel drops packets meanwhile. An empty free ring counts also while no thread waits:"
+            " the pool should have at least two chunks more than the window.",
             f"""
             1. {m.CHUNKS} stands still: the consumer hangs, or never gives its chunks back (use each as a context
                manager, or call recycle).

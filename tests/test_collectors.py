@@ -321,6 +321,15 @@ class TestRings:
         assert values(metrics.RING_CHUNK_SECONDS, ring="data") == 56
         assert values(metrics.RING_CHUNKS, ring="data") == 1
 
+    def test_time_never_goes_back(self, registry, monkeypatch, make, collector):
+        """As it seems to, where a signal handler samples in the midst of a sample; nor does any time count twice."""
+        collector.close()
+        now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        collector.add(make(chunks=0))
+        for now, blocked in ((104, 4), (102, 4), (104, 4), (105, 5)):  # noqa: B007
+            assert Metrics(registry)(metrics.RING_BLOCKED_SECONDS, ring="free") == blocked
+
     def test_samples_without_scrapes(self, registry, make):
         collector = RingCollector(registry=registry, interval=0.001)
         try:
@@ -455,6 +464,13 @@ class TestExporter:
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(url, timeout=20)
         exporter.close()
+        with pytest.raises(ValueError, match="exporter is closed"):
+            exporter.serve(0, "127.0.0.1")
+
+    @pytest.mark.parametrize("port", [-1, 65536])
+    def test_bad_port(self, exporter, port):
+        with pytest.raises(ValueError, match=f"port: {port} is not in 0 to 65535"):
+            exporter.serve(port, "127.0.0.1")
 
     def test_two_in_one_registry(self):
         """The second is refused as a whole, by a registry that looks, such as the default one."""
@@ -472,6 +488,15 @@ class TestExporter:
         for name in ("source", "reason", "ring", "endpoint", "le"):
             with pytest.raises(ValueError, match=f"labelnames: '{name}' is taken"):
                 Exporter(["stream", name])
+        for name in ("", "l-band", "1st", "__name__", "stream\n", "ström"):
+            with pytest.raises(ValueError, match=r"labelnames: .* is no label name of Prometheus"):
+                Exporter(["stream", name])
+        with pytest.raises(ValueError, match="labelnames: 'stream' is there more than once"):
+            Exporter(["stream", "stream"])
+        with pytest.raises(TypeError, match="labelnames: given the string 'stream'"):
+            Exporter("stream")
+        with pytest.raises(TypeError, match="labels: given the string 'x'"):
+            exporter.add(make(), "x")
         with pytest.raises(ValueError, match=r"labels: \(\) has 0 values.*'stream'"):
             exporter.add(make())
         with pytest.raises(TypeError, match="source: given InprocQueue"):

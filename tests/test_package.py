@@ -74,6 +74,10 @@ def test_receiving_needs_no_metrics():
     assert "prometheus_client" not in imported_by(RECEIVE)
 
 
+def test_names_of_metrics_need_no_collector():
+    assert "prometheus_client" not in imported_by("import speadrx; speadrx.metrics.HELP")
+
+
 @pytest.mark.parametrize("use", ["speadrx.StatsCollector", "speadrx.stats.StatsCollector"])
 def test_collector_imports_prometheus_client(use):
     module = use.rpartition(".")[0]

@@ -373,6 +373,7 @@ def test_unreachable():
         (None, "cannot reach {url}: Remote end closed connection without response"),
         ("<html><body class='x'>Hello {</body></html>", "{url} serves no metrics in Prometheus' text format"),
         (b"\x89PNG\r\n\x1a\n\x00\xff", "{url} serves no metrics in Prometheus' text format"),
+        ('{HELP=, ="_total', "{url} serves no metrics in Prometheus' text format"),
         ("", "{url} serves no metrics of speadrx (none that is called speadrx_heaps_placed_total, ...)"),
         (
             "# TYPE up gauge\nup 1\nspeadrx_something_else 3\n",

@@ -20,7 +20,7 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import collectors, meerkat, simulate, stats
+    from . import collectors, meerkat, metrics, simulate, stats
     from .stats import StatsCollector
 
 __all__ = [
@@ -44,12 +44,13 @@ __all__ = [
     "make_stream",
     "make_stream_group",
     "meerkat",
+    "metrics",
     "simulate",
     "stats",
 ]
 
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = ("collectors", "meerkat", "simulate", "stats")
+_LAZY_MODULES = ("collectors", "meerkat", "metrics", "simulate", "stats")
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import queue
+import re
 import threading
 import time
 import weakref
@@ -41,6 +42,9 @@ Source = ChunkRingStream | ChunkStreamRingGroup
 
 #: Labels that collectors add to the user's; ``le`` is that of histograms.
 _OWN_LABELS = (metrics.SOURCE, metrics.REASON, metrics.RING, metrics.ENDPOINT, "le")
+
+#: What Prometheus lets users call a label.
+_LABEL_NAME = re.compile("(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 #: What spead2 counts itself, and the names under which it is exported.
 _SPEAD2_STATISTICS = {
@@ -142,7 +146,7 @@ class _SourceCollector(Collector, Generic[_LabelSetT]):
         Raises
         ------
         TypeError
-            If `source` was not made by this package.
+            If `source` was not made by this package, or `labels` is a string.
         ValueError
             If the number of labels is not that of the label names.
         """
@@ -162,10 +166,19 @@ class _SourceCollector(Collector, Generic[_LabelSetT]):
 
 
 def _check_labelnames(labelnames: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(labelnames, str):
+        raise TypeError(f"labelnames: given the string {labelnames!r}, but wanted a list of strings")
     names = tuple(labelnames)
     for name in names:
+        if not _LABEL_NAME.fullmatch(name):
+            raise ValueError(
+                f"labelnames: {name!r} is no label name of Prometheus: letters, digits and underscores, "
+                "no digit first, and not two underscores first"
+            )
         if name in _OWN_LABELS:
             raise ValueError(f"labelnames: {name!r} is taken: some metrics have {', '.join(_OWN_LABELS)} already")
+        if names.count(name) > 1:
+            raise ValueError(f"labelnames: {name!r} is there more than once")
     return names
 
 
@@ -453,7 +466,9 @@ class _RingLabelSet:
                 for rings, ring in ((data, owner.data_ringbuffer), (free, owner.free_ringbuffer)):
                     rings[ring] = rings.get(ring, False) or not held.closed
         now = time.monotonic()
-        seconds, self._time = now - self._time, now
+        # A signal handler may have sampled since this was called, and be ahead of it.
+        seconds = max(0.0, now - self._time)
+        self._time = max(now, self._time)
         self.rings[metrics.DATA_RING].add(_state(data, lambda fill, capacity: fill == capacity), seconds)
         self.rings[metrics.FREE_RING].add(_state(free, lambda fill, capacity: fill == 0), seconds)
 
@@ -578,6 +593,7 @@ class Exporter:
             self._rings,
             KernelCollector(names, None),
         )
+        self._closed = False
         self._close = contextlib.ExitStack()
         self._close.callback(self._rings.close)
         try:
@@ -603,10 +619,12 @@ class Exporter:
         Raises
         ------
         TypeError
-            If `source` was not made by this package.
+            If `source` was not made by this package, or `labels` is a string.
         ValueError
             If the number of labels is not that of the label names.
         """
+        if isinstance(labels, str):
+            raise TypeError(f"labels: given the string {labels!r}, but wanted a list of strings")
         labels = tuple(labels)
         for collector in self._collectors:
             collector.add(source, labels)
@@ -617,6 +635,8 @@ class Exporter:
 
     def serve(self, port: int, addr: str = "0.0.0.0") -> int:
         """Serve the metrics over HTTP under ``/metrics``, from threads of their own, until `close`.
+
+        Serving keeps the exporter alive until then.
 
         Parameters
         ----------
@@ -632,9 +652,15 @@ class Exporter:
 
         Raises
         ------
+        ValueError
+            If `port` is not one, or the exporter is closed.
         OSError
             If the port or the address cannot be had.
         """
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port: {port} is not in 0 to 65535")
+        if self._closed:
+            raise ValueError("serve: the exporter is closed")
         server, thread = start_http_server(port, addr, self.registry)
 
         def stop() -> None:
@@ -647,6 +673,7 @@ class Exporter:
 
     def close(self) -> None:
         """End the threads, and take the collectors out of the registry. May be called again."""
+        self._closed = True
         self._close.close()
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import json
 import pathlib
 import re
 import socket
@@ -342,6 +343,37 @@ def test_check_rules(tmp_path, time_scale):
         path.write_text(alerts.generate(time_scale=time_scale), "utf-8")
     n_rules = sum(len(group["rules"]) for group in alerts.rules()["groups"])
     assert f"SUCCESS: {n_rules} rules found" in promtool("check", "rules", path)
+
+
+def test_stream_that_is_gone(tmp_path):
+    """Of two streams that receive nothing, the one that is gone, and so has no rings, raises no alarm."""
+
+    def series(name, values, **labels):
+        text = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        return {"series": f"{name}{{{text}}}", "values": f"{values}+0x10"}
+
+    capacities = {"there": 8, "gone": 0}
+    test = {
+        "interval": "30s",
+        "input_series": [
+            one
+            for stream, capacity in capacities.items()
+            for one in (
+                series(metrics.HEAPS_PLACED, 5, stream=stream, source="m000"),
+                *(series(metrics.RING_CAPACITY_CHUNKS, capacity, stream=stream, ring=r) for r in ("data", "free")),
+            )
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'sum by (stream) (ALERTS{alertname="SpeadrxStreamSilent",alertstate="firing"})',
+                "eval_time": "5m",
+                "exp_samples": [{"labels": '{stream="there"}', "value": 1}],
+            }
+        ],
+    }
+    path = tmp_path / "test.json"  # JSON is YAML
+    path.write_text(json.dumps({"rule_files": [str(MONITORING / "alerts.yml")], "tests": [test]}), "utf-8")
+    promtool("test", "rules", path)
 
 
 def test_check_metrics(system):

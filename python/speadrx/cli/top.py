@@ -178,7 +178,7 @@ def _scrape(url: str) -> Scrape:
     scrape = Scrape(now)
     try:
         samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-    except ValueError:
+    except (ValueError, LookupError):
         raise ScrapeError(f"{url} serves no metrics in Prometheus' text format") from None
     for sample in samples:
         if sample.name not in metrics.NAMES or not math.isfinite(sample.value):
