@@ -92,6 +92,6 @@ fn a_million_snapshots_are_monotonic_and_never_above_what_was_sent() {
     });
     let last = context.ledger().snapshot();
     assert_eq!(seen(&last), sent.into_inner());
-    assert_eq!(last.placed.iter().sum::<u64>(), last.late_chunks.iter().sum());
+    assert_eq!(last.placed.iter().sum::<u64>(), last.late_chunks.iter().sum::<u64>());
     assert!(last.duplicates[1] > 0 && last.late_chunks[1] > 0);
 }
