@@ -312,6 +312,7 @@ pub struct Geometry {
 struct Resolved {
     strides: Vec<u64>,
     span_bytes: u64,
+    /// The same with the slowest axis's padding behind its last element.
     padded_bytes: u64,
     base: Place,
     source: u64,
@@ -334,12 +335,6 @@ impl Geometry {
     #[must_use]
     pub fn span_bytes(&self) -> u64 {
         self.resolved.span_bytes
-    }
-
-    /// The same with the slowest axis's padding behind its last element.
-    #[must_use]
-    pub fn padded_bytes(&self) -> u64 {
-        self.resolved.padded_bytes
     }
 
     /// Contribution of the constant indices.

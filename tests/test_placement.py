@@ -257,6 +257,13 @@ def test_panic_in_callback_rejects_the_heap() -> None:
     assert np.frombuffer(snapshot.placed, np.uint64).tolist() == [0, 2, 0]
 
 
+def test_placement_serves_one_stream() -> None:
+    placement = SMALL._compiled.geometry({}).placement(window=2)
+    placement.capsule()
+    with pytest.raises(ValueError, match="serves a stream already"):
+        placement.capsule()
+
+
 # Random heaps
 
 

@@ -61,11 +61,6 @@ impl Layout {
     }
 
     #[getter]
-    fn order(&self) -> Vec<&str> {
-        self.0.dimensions.iter().map(|dimension| dimension.name.as_str()).collect()
-    }
-
-    #[getter]
     fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.0.dimensions.iter().map(|dimension| dimension.size))
     }
@@ -100,11 +95,6 @@ impl Layout {
         self.0.n_sources()
     }
 
-    #[getter]
-    fn source_axis(&self) -> Option<usize> {
-        self.0.source
-    }
-
     /// Fix what depends on a stream's user data.
     fn geometry(&self, user_data: &Bound<'_, PyDict>) -> PyResult<Geometry> {
         let user_data: BTreeMap<String, u64> = depythonize(user_data)?;
@@ -131,11 +121,6 @@ impl Geometry {
     #[getter]
     fn span_bytes(&self) -> u64 {
         self.0.span_bytes()
-    }
-
-    #[getter]
-    fn padded_bytes(&self) -> u64 {
-        self.0.padded_bytes()
     }
 
     /// Prepare the callback of one stream.
