@@ -316,19 +316,20 @@ impl Timeline {
         if let Some(verdict) = self.in_previous(stamp) {
             return verdict;
         }
-        let lagging = here.as_ref().ok().and_then(|at| self.lagging(&current, at, witness));
-        if let Some(position) = lagging {
+        if let Ok(at) = &here
+            && let Some(position) = self.late(&current, at).or_else(|| self.lagging(&current, at, witness))
+        {
             return Verdict::Place(position);
         }
-        if self.vote(stamp, here.is_ok(), witness) {
+        let may_vote = here.is_ok() || self.rules.is_aligned(stamp.cast_signed());
+        if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
         }
-        if self.candidate.is_some_and(|candidate| candidate.refused && self.agrees(stamp, candidate.stamp)) {
-            return Verdict::Backward;
-        }
+        let is_refused = |candidate: Candidate| candidate.refused && self.agrees(stamp, candidate.stamp);
         match here {
-            Ok(at) => self.late(&current, &at).map_or(Verdict::Implausible, Verdict::Place),
-            Err(verdict) => verdict,
+            Err(verdict @ Verdict::Misaligned) => verdict,
+            _ if self.candidate.is_some_and(is_refused) => Verdict::Backward,
+            _ => Verdict::Implausible,
         }
     }
 
@@ -447,6 +448,8 @@ impl Timeline {
     }
 
     /// A late heap, which spead2 is to find too old.
+    ///
+    /// It does not vote: even if it comes from a restart, time will be back where it was after as many chunks.
     fn late(&self, current: &Segment, at: &Located) -> Option<Position> {
         current.position(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
     }
@@ -471,10 +474,7 @@ impl Timeline {
     ///
     /// This is the majority vote of Boyer and Moore ("MJRTY: a fast majority vote algorithm", 1991): a vote for another
     /// time cancels one, and so does each heap that was placed meanwhile, by any stream.
-    fn vote(&mut self, stamp: u64, is_aligned: bool, witness: &impl Witness) -> bool {
-        if !is_aligned && !self.rules.is_aligned(stamp.cast_signed()) {
-            return false;
-        }
+    fn vote(&mut self, stamp: u64, witness: &impl Witness) -> bool {
         let placed = witness.placed();
         let fresh = Candidate { stamp, votes: 1, placed, refused: false };
         let Some(mut candidate) = self.candidate else {

@@ -161,15 +161,16 @@ class ReferenceTimeline:
             return chunk, time
         if (found := self._previous(stamp)) is not None:
             return found
+        if placeable and -2 * self.window < ahead < 0:
+            return chunk, time  # late
         if placeable and ahead < 0 and span.first * self.batches <= self.newest_batch[source] < self._batch(chunk, time):
             return chunk, time  # the stream lags
         if (aligned or stamp % self.step == 0) and self._vote(stamp):
             return self._win(stamp)
-        if self.refused and self.candidate is not None and self._agree(stamp, self.candidate):
-            return "backward_timestamp_heaps"
-        if placeable and -2 * self.window < ahead < 0:
-            return chunk, time
-        return "implausible_timestamp_heaps" if aligned else "bad_timestamp_heaps"
+        if not aligned:
+            return "bad_timestamp_heaps"
+        refused = self.refused and self.candidate is not None and self._agree(stamp, self.candidate)
+        return "backward_timestamp_heaps" if refused else "implausible_timestamp_heaps"
 
     def count(self, source: int, chunk: int, time: int, late: bool) -> None:
         """Note that a heap was placed."""

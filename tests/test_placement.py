@@ -535,7 +535,7 @@ def test_random_layouts(seed: int) -> None:
         "unfinished": 50,
         "several packets": 100,
         "unseen": 50,
-        "backward_timestamp_heaps": 10,
+        "backward_timestamp_heaps": 1,
         "restarts": 20,
     }
     few = {name: outcomes[name] for name, least in expected.items() if outcomes[name] < least}

@@ -186,6 +186,9 @@ impl Model {
         if let Some(found) = self.previous(stamp) {
             return found;
         }
+        if placeable && -2 * window < ahead && ahead < 0 {
+            return Ok((chunk, time));
+        }
         let own = self.newest[stream][source];
         if placeable && ahead < 0 && own >= span.first * self.rules.batches && self.batch(chunk, time) > own {
             return Ok((chunk, time));
@@ -193,13 +196,11 @@ impl Model {
         if (aligned || self.aligned(stamp)) && self.vote(stamp) {
             return self.win(stamp, source, now);
         }
-        if self.refused && self.candidate.is_some_and(|candidate| self.agree(stamp, candidate)) {
-            return Err(Rejected::Backward);
+        if !aligned {
+            return Err(Rejected::Misaligned);
         }
-        if placeable && -2 * window < ahead && ahead < 0 {
-            return Ok((chunk, time));
-        }
-        Err(if aligned { Rejected::Implausible } else { Rejected::Misaligned })
+        let refused = self.refused && self.candidate.is_some_and(|candidate| self.agree(stamp, candidate));
+        Err(if refused { Rejected::Backward } else { Rejected::Implausible })
     }
 
     /// Note that a heap was placed.
