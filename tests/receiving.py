@@ -123,6 +123,36 @@ def receiver(layout, **kwargs) -> Iterator[Receiver]:
         rx.close()
 
 
+class CountingSink:
+    """A sink that can tell whether all its packets have come out of the socket, or were dropped there."""
+
+    def __init__(self, sink, rx):
+        self.sink = sink
+        self.rx = rx
+        self.sent = 0
+
+    def send(self, flow, packet):
+        self.sink.send(flow, packet)
+        self.sent += 1
+
+    def settle(self):
+        deadline = time.monotonic() + 60
+        while self.rx.stat("packets") + self.rx.stream.kernel_drops() < self.sent:
+            assert time.monotonic() < deadline, "packets are neither received nor dropped"
+            time.sleep(0.0005)
+
+
+class GentleSink:
+    """A sink that sends a packet only when all before it have been taken, so that the kernel drops none."""
+
+    def __init__(self, sink):
+        self.sink = sink
+
+    def send(self, flow, packet):
+        self.sink.settle()
+        self.sink.send(flow, packet)
+
+
 def assert_data(rx: Receiver, simulators: Sequence[Simulator]) -> None:
     """Every heap present holds what was sent, byte by byte, and so does every side item."""
     (simulator, *_) = simulators
