@@ -97,7 +97,7 @@ def guarded(make):
 @pytest.mark.fault(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_heap_length(kind, guarded, fault_report):
-    """Good heaps all arrive, flawed ones are counted as what they are, and what is between the slots stays as it was."""
+    """Good heaps all arrive, flawed ones are counted as what they are, and what is between slots stays as it was."""
     make_packets, decodable, outcome, touched = KINDS[kind]
     rng = random.Random(kind)
     stream = guarded
