@@ -1,5 +1,6 @@
 """Readers of captures in files, whole and damaged."""
 
+import os
 import pathlib
 import re
 import struct
@@ -132,6 +133,16 @@ class TestPcap:
             add_reader(stream, src=str(path))
         with pytest.raises(FileNotFoundError, match=r"src: 127.0.0.1:7148 .* \(for UDP, give \[\(host, port\)\]\)"):
             add_reader(stream, src="127.0.0.1:7148")
+
+    def test_no_name(self, stream):
+        with pytest.raises(ValueError, match=r"src: 'a\\x00b' cannot be read: embedded null byte"):
+            add_reader(stream, src="a\0b")
+
+    def test_not_allowed(self, stream, path, monkeypatch):
+        """As root nothing is forbidden, so the system is asked for something else."""
+        monkeypatch.setattr("builtins.open", lambda name, mode: os.open("/proc/self/mem/x", os.O_RDONLY))
+        with pytest.raises(OSError, match=f"src: {re.escape(str(path))} cannot be read: Not a directory"):
+            add_reader(stream, src=path)
 
     def test_not_a_file(self, stream, tmp_path):
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(tmp_path))} is not a regular file"):

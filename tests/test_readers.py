@@ -308,6 +308,16 @@ class TestErrors:
                 "buffer: 5 and buffer_size: 5 are the same setting: give one of them",
             ),
             ({"max_size": 0}, ValueError, "max_size: 0 must be at least 1"),
+            ({"max_size": 2**64}, ValueError, f"max_size: {2**64} must be at most {2**63 - 1}"),
+            ({"buffer": 2**64}, ValueError, f"buffer: {2**64} must be at most {2**63 - 1}"),
+            ({"comp_vector": 2**31}, ValueError, f"comp_vector: {2**31} must be at most {2**31 - 1}"),
+            ({"interface": 5}, TypeError, "interface: given 5, but wanted a str"),
+            ({"src": [("127.0.0.1\0", 7148)]}, ValueError, r"src: '127.0.0.1\\x00' is not a host"),
+            (
+                {"ibv": True, "src": [("ff11::1", 7148)], "interface": "lo"},
+                ValueError,
+                r"src: \[ff11::1\]:7148 is not an IPv4 endpoint, which is all that ibv can receive on",
+            ),
             ({"comp_vector": None}, TypeError, "comp_vector: given None, but wanted an integer"),
             ({"ibv": True}, ValueError, "interface: None, but ibv needs the address of an interface"),
             (
