@@ -86,6 +86,7 @@ class TestPcap:
         other.write_bytes(self.make_pcapng(path, order))
         self.check(stream, simulator, str(other))
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize("cut", [1, 3, 40, "header", "global header"])
     @pytest.mark.parametrize("kind", ["pcap", "pcapng"])
     def test_truncated(self, stream, path, tmp_path, cut, kind):
@@ -104,6 +105,7 @@ class TestPcap:
         ):
             add_reader(stream, src=str(short))
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -127,6 +129,7 @@ class TestPcap:
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(path))} {message}"):
             add_reader(stream, src=path)
 
+    @pytest.mark.fault(21)
     def test_missing(self, stream, tmp_path):
         path = tmp_path / "missing.pcap"
         with pytest.raises(FileNotFoundError, match=f"src: {re.escape(str(path))} cannot be read: No such file"):
