@@ -333,7 +333,7 @@ class TestRings:
 
     @pytest.mark.fault(19)
     def test_empty_free_ring_is_said_once(self, registry, monkeypatch, make, collector, caplog):
-        """By a clock of our own: not at once, once however many look, and not again before it had chunks for a while."""
+        """By a clock of our own: not at once, once whoever looks, and not again before it had chunks for a while."""
         collector.close()
         now = 100.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
