@@ -216,10 +216,7 @@ def test_handled_signal(program, signum, wanted, data):
 @pytest.mark.parametrize("program", ["any_order_1", "any_order_2"])
 def test_objects_go_in_any_order(program, environment):
     """All that a receiver consists of may be deleted, or left to the garbage collector, in any order."""
-    with contextlib.ExitStack() as stack:
-        process = Process(stack, [sys.executable, str(PROGRAM), program], environment)
-        process.wait_for_line("ready")
-        code, _, errors = process.end()
+    code, _, errors = run(program, environment)
     assert (code, errors) == (0, "")
 
 
