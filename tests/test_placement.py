@@ -12,6 +12,7 @@ import pytest
 import spead2.recv
 
 import speadrx
+from guarded import FILL, GuardedBuffer
 from handmade import (
     AXIS_ID,
     REQUIRED_ID,
@@ -34,20 +35,6 @@ HEAPS_PER_LAYOUT = 56
 assert len(SEEDS) * LAYOUTS_PER_SEED * HEAPS_PER_LAYOUT >= 100_000
 
 TIMESTAMP_RANGE = 2**48
-FILL = 0xA5
-GUARD_BYTES = 64
-
-
-class GuardedBuffer:
-    """A buffer with guard bytes on either side, all filled with `FILL`."""
-
-    def __init__(self, size: int) -> None:
-        self.all = np.full(size + 2 * GUARD_BYTES, FILL, np.uint8)
-        self.inside = self.all[GUARD_BYTES : GUARD_BYTES + size]
-
-    def check_guards(self) -> None:
-        outside = np.concatenate([self.all[:GUARD_BYTES], self.all[GUARD_BYTES + self.inside.size :]])
-        assert (outside == FILL).all(), "written outside the buffer"
 
 
 @dataclass(frozen=True)
