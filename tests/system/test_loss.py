@@ -11,6 +11,8 @@ from receiving import assert_data, receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import Simulator, UdpSink
 
+pytestmark = pytest.mark.fault(11)
+
 PORT = 7148
 SOURCES = ("m000", "m001", "m002", "m003")
 LAYOUT = Layout(
@@ -86,7 +88,6 @@ class Run:
             self.dropped = [counters[source] for source in SOURCES]
             self.ledger = rx.stream.ledger.snapshot()
             self.missing = rx.iterator.accounting.missing_by_source.tolist()
-            self._check()
 
     def _settle(self, net, sent):
         """Wait until all packets sent have been received or dropped, so that no queue on their way is ever full."""
@@ -98,11 +99,14 @@ class Run:
             dropped = sum(counters[source] for source in SOURCES)
         assert received + dropped == sent
 
-    def _check(self):
-        """What must hold whatever was lost."""
-        rx, truth = self.rx, self.simulator.truth
+    def check(self, fault_report, note, *, unseen, unfinished):
+        """What must hold whatever was lost, where so many heaps were never seen, and so many came in part."""
+        rx, truth, accounting = self.rx, self.simulator.truth, self.rx.iterator.accounting
+        residual = truth.copies - accounting.present - unseen - unfinished
+        fault_report(sent=truth.copies, lost=accounting.missing, residual=residual, note=note)
+        assert residual == 0
+        assert self.ledger.seen == truth.copies - unseen
         assert_data(rx, [self.simulator])
-        accounting = rx.iterator.accounting
         assert rx.stat("packets") == sum(self.sent) - sum(self.dropped)
         assert accounting.expected_by_source.tolist() == truth.sent
         assert rx.stat("too_old_heaps") == rx.stat("rejected_heaps") == rx.stream.kernel_drops() == 0
@@ -110,26 +114,21 @@ class Run:
         assert self.ledger.duplicates == 0
         assert sum(chunk.present.sum() for chunk in rx.chunks) == accounting.present
 
-    def residual(self, unseen, unfinished):
-        """Heaps that nobody can account for, where so many were never seen, and so many came in part."""
-        ledger = self.ledger
-        assert ledger.seen == self.simulator.truth.copies - unseen
-        return self.simulator.truth.copies - self.rx.iterator.accounting.present - unseen - unfinished
-
 
 @pytest.mark.parametrize("per_mille", LOSSY_CHUNKS)
-def test_random_loss(per_mille):
+def test_random_loss(per_mille, fault_report):
     """A heap of one packet is missing if its packet was dropped: of each source exactly as many as nftables says."""
     simulator = Simulator(LAYOUT, seed=per_mille, first_timestamp=FIRST_TIMESTAMP)
     run = Run(f"numgen random mod 1000 < {per_mille}", simulator, LOSSY_CHUNKS[per_mille])
+    note = f"{per_mille / 10:g} % of the packets: {sum(run.dropped)} dropped by nftables, each a heap"
+    run.check(fault_report, note, unseen=sum(run.dropped), unfinished=0)
     assert sum(run.dropped) > 0
     assert run.missing == run.dropped
     np.testing.assert_array_equal(run.ledger.placed_by_source, np.subtract(run.sent, run.dropped))
-    assert run.residual(unseen=sum(run.dropped), unfinished=0) == 0
 
 
 @pytest.mark.parametrize("per_mille", LOSSY_CHUNKS)
-def test_loss_of_heaps_of_several_packets(per_mille, rng):
+def test_loss_of_heaps_of_several_packets(per_mille, rng, fault_report):
     """A heap is missing if any of its packets was dropped, and it is never seen if all were.
 
     Of each so many packets that pass, nftables drops the ones that the test has chosen: so it is known of each heap.
@@ -144,13 +143,14 @@ def test_loss_of_heaps_of_several_packets(per_mille, rng):
     heaps = chunks * LAYOUT.chunk_heaps
     # The packets of a heap follow each other, and the sources take turns.
     lost = np.resize(chosen, heaps * n_packets).reshape(-1, len(SOURCES), n_packets)
+    unseen = lost.all(axis=2).sum(axis=0)
+    unfinished = lost.any(axis=2).sum() - unseen.sum()
+    note = f"{per_mille / 10:g} % of the packets: {sum(run.dropped)} dropped by nftables, {n_packets} a heap"
+    run.check(fault_report, note, unseen=unseen.sum(), unfinished=unfinished)
     assert run.dropped == lost.sum(axis=(0, 2)).tolist()
     assert run.missing == lost.any(axis=2).sum(axis=0).tolist()
-    unseen = lost.all(axis=2).sum(axis=0)
     np.testing.assert_array_equal(run.ledger.placed_by_source, run.simulator.truth.sent - unseen)
-    unfinished = (lost.any(axis=2) & ~lost.all(axis=2)).sum()
     assert unfinished > 0
-    assert run.residual(unseen=unseen.sum(), unfinished=unfinished) == 0
     # Not only as many, but the very heaps.
     present = np.concatenate([chunk.present for chunk in run.rx.chunks[1:-1]])
     np.testing.assert_array_equal(present, ~lost.any(axis=2))

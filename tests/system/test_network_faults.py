@@ -17,6 +17,8 @@ from receiving import assert_data, receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import Simulator, UdpSink
 
+pytestmark = pytest.mark.fault(12)
+
 PORT = 7148
 SENDER = f"{SENDER_PREFIX}2"
 TIME_ID, ANTENNA_ID = 0x1600, 0x4101
@@ -169,21 +171,26 @@ class Run:
             assert time.monotonic() < deadline, f"of {n} packets {came} came"
             time.sleep(0.0005)
 
-    def residual(self, copies, *, unseen=0, unfinished=0):
-        """Heaps that nobody can account for, where it is known how many were never seen or came in part."""
-        ledger = self.ledger
-        assert ledger.seen == copies - unseen
+    def check(self, fault_report, copies, *, unseen=0, unfinished=0, note=""):
+        """Report and check the sums, where it is known how many heaps were never seen or came in part."""
+        ledger, present = self.ledger, self.accounting.present
         rejected = sum(ledger.rejected.values())
         too_old = self.rx.stat("too_old_heaps")
-        return copies - self.accounting.present - ledger.duplicates - too_old - unfinished - rejected - unseen
+        residual = copies - present - ledger.duplicates - too_old - unfinished - rejected - unseen
+        fault_report(sent=copies, lost=copies - present, residual=residual, note=note)
+        assert ledger.seen == copies - unseen
+        assert residual == 0
 
 
 def simulator(seed, **kwargs):
     return Simulator(LAYOUT, seed=seed, first_timestamp=FIRST_TIMESTAMP, **kwargs)
 
 
-def assert_outcome(run, outcome, copies):
+def assert_outcome(run, outcome, copies, fault_report):
     """Whole heaps came, good ones, in a certain order."""
+    counts = {"late, in time": outcome.behind.total() - outcome.behind[0] - sum(outcome.too_old)}
+    counts |= {"duplicates": sum(outcome.duplicates), "too old": sum(outcome.too_old)}
+    run.check(fault_report, copies, note=", ".join(f"{n} {what}" for what, n in counts.items() if n))
     assert_data(run.rx, [run.simulator])
     assert run.accounting.present_by_source.tolist() == outcome.present
     assert run.accounting.expected_by_source.tolist() == run.simulator.truth.sent
@@ -196,20 +203,19 @@ def assert_outcome(run, outcome, copies):
     assert not any(run.ledger.rejected.values())
     assert run.rx.stream.kernel_drops() == run.udp["InErrors"] == 0
     assert run.rx.stat("packets") == copies
-    assert run.residual(copies) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_reordering_inside_the_window(seed):
+def test_reordering_inside_the_window(seed, fault_report):
     rand = random.Random(seed)
     run = Run(simulator(seed), lambda i, packet: [(rand.randrange(2 * CHUNK_HEAPS), packet, True)])
     outcome = Outcome(run.order)
     assert outcome.behind[2] > 0
-    assert_outcome(run, outcome, CHUNKS * CHUNK_HEAPS)
+    assert_outcome(run, outcome, CHUNKS * CHUNK_HEAPS, fault_report)
     assert run.accounting.missing == 0
 
 
-def test_reordering_of_packets():
+def test_reordering_of_packets(fault_report):
     """Packets of several heaps, mixed: each heap is complete."""
     rand = random.Random(1)
     run = Run(
@@ -218,17 +224,17 @@ def test_reordering_of_packets():
         allow_out_of_order=True,
         max_heaps=2 * WINDOW * CHUNK_HEAPS,
     )
+    run.check(fault_report, CHUNKS * CHUNK_HEAPS)
     assert run.order != sorted(run.order)
     assert run.rx.stat("packets") == len(run.order) == 3 * CHUNKS * CHUNK_HEAPS
     assert_data(run.rx, [run.simulator])
     assert run.accounting.missing == run.ledger.duplicates == run.rx.stat("too_old_heaps") == 0
     assert run.ledger.placed_by_source.tolist() == run.accounting.present_by_source.tolist() == run.simulator.truth.sent
     assert run.rx.stream.kernel_drops() == 0
-    assert run.residual(CHUNKS * CHUNK_HEAPS) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_reordering_beyond_the_window(seed):
+def test_reordering_beyond_the_window(seed, fault_report):
     """Some heaps come when their chunk has been handed over: too old, and missing of their source."""
     rand = random.Random(seed)
 
@@ -239,11 +245,11 @@ def test_reordering_beyond_the_window(seed):
     run = Run(simulator(seed), plan)
     outcome = Outcome(run.order)
     assert min(outcome.too_old) > 0
-    assert_outcome(run, outcome, CHUNKS * CHUNK_HEAPS)
+    assert_outcome(run, outcome, CHUNKS * CHUNK_HEAPS, fault_report)
     assert run.accounting.missing_by_source.tolist() == outcome.too_old
 
 
-def test_duplicates():
+def test_duplicates(fault_report):
     """The network doubles packets, and counts of which source."""
     values = LAYOUT.axes[0].values
     # The pointer that tells the antenna is the sixth (four are SPEAD's own); its last bits are the value.
@@ -261,16 +267,16 @@ def test_duplicates():
     outcome = Outcome(range(CHUNKS * CHUNK_HEAPS))
     outcome.duplicates = duplicated
     copies = CHUNKS * CHUNK_HEAPS + sum(duplicated)
+    run.check(fault_report, copies, note=f"{sum(duplicated)} duplicated by nftables")
     assert_data(run.rx, [run.simulator])
     assert run.accounting.present_by_source.tolist() == run.accounting.expected_by_source.tolist() == outcome.present
     assert run.ledger.duplicates_by_source.tolist() == duplicated
     assert run.ledger.placed == run.rx.stat("packets") == copies
     assert run.rx.stat("too_old_heaps") == run.rx.stream.kernel_drops() == 0
-    assert run.residual(copies) == 0
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_duplicates_in_and_beyond_the_window(seed):
+def test_duplicates_in_and_beyond_the_window(seed, fault_report):
     """A copy of a heap whose chunk has been handed over is too old, whatever became of the first."""
     rand = random.Random(seed)
 
@@ -282,7 +288,7 @@ def test_duplicates_in_and_beyond_the_window(seed):
     run = Run(simulator(seed), plan)
     outcome = Outcome(run.order)
     assert min(*outcome.duplicates, *outcome.too_old) > 0
-    assert_outcome(run, outcome, len(run.order))
+    assert_outcome(run, outcome, len(run.order), fault_report)
     assert run.accounting.missing == 0
 
 
@@ -304,7 +310,7 @@ def value_of(packet, item):
     return int.from_bytes(packet[at + 2 : at + 8])
 
 
-def test_invalid_checksum():
+def test_invalid_checksum(fault_report):
     """The kernel throws the packet away, and counts it; the heap is missing of its source."""
     rand = random.Random(0)
     damaged = [0] * N
@@ -317,6 +323,8 @@ def test_invalid_checksum():
         return [(0, damage(packet, rand.randrange(len(packet)), rand), False)]
 
     run = Run(simulator(0), plan)
+    note = f"{sum(damaged)} with a wrong checksum"
+    run.check(fault_report, CHUNKS * CHUNK_HEAPS, unseen=sum(damaged), note=note)
     assert min(damaged) > 0
     assert run.udp["InCsumErrors"] == run.udp["InErrors"] == sum(damaged)
     assert_data(run.rx, [run.simulator])
@@ -326,7 +334,6 @@ def test_invalid_checksum():
     assert run.ledger.duplicates == run.rx.stat("too_old_heaps") == 0
     # Linux counts them among the drops of the socket too.
     assert run.rx.stream.kernel_drops() == sum(damaged)
-    assert run.residual(CHUNKS * CHUNK_HEAPS, unseen=sum(damaged)) == 0
 
 
 def value_bytes(item):
@@ -364,7 +371,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_rewritten_checksum(what):
+def test_rewritten_checksum(what, fault_report):
     """With a checksum that is right for the damaged bytes, the header is all that can tell."""
     where, becomes = DAMAGE[what]
     rand = random.Random(what)
@@ -382,6 +389,10 @@ def test_rewritten_checksum(what):
     counted = Counter(outcomes.values())
     lost = {i for i, outcome in outcomes.items() if outcome != "present"}
     by_source = [sum(i % N == source for i in lost) for source in range(N)]
+    copies = CHUNKS * CHUNK_HEAPS
+    unseen, unfinished = counted["unseen"], counted["unfinished"]
+    note = f"{what}: {counted.total()} damaged"
+    run.check(fault_report, copies, unseen=unseen, unfinished=unfinished, note=note)
     assert counted.total() > 100
     assert_heaps(run, came, lost)
     assert run.accounting.missing_by_source.tolist() == by_source
@@ -397,9 +408,7 @@ def test_rewritten_checksum(what):
         assert run.ledger.rejected_by_source[reason].tolist() == [*known, counted[reason] - sum(known)]
     assert run.ledger.duplicates == run.rx.stat("too_old_heaps") == run.rx.stream.kernel_drops() == 0
     assert run.udp["InErrors"] == 0
-    copies = CHUNKS * CHUNK_HEAPS
-    assert run.rx.stat("packets") == copies - counted["unseen"]
-    assert run.residual(copies, unseen=counted["unseen"], unfinished=counted["unfinished"]) == 0
+    assert run.rx.stat("packets") == copies - unseen
 
 
 def assert_heaps(run, came, lost=None):
@@ -417,7 +426,7 @@ def assert_heaps(run, came, lost=None):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_damage_anywhere(seed):
+def test_damage_anywhere(seed, fault_report):
     """Bytes anywhere change, and packets end early: no heap but those damaged suffers."""
     rand = random.Random(seed)
     came = {}
@@ -432,15 +441,16 @@ def test_damage_anywhere(seed):
         return [(0, packet[: rand.randrange(len(packet))] if rand.random() < 0.2 else packet, True)]
 
     run = Run(simulator(seed), plan)
-    assert len(came) > 500
     ledger, accounting = run.ledger, run.accounting
+    copies = CHUNKS * CHUNK_HEAPS
+    # What of the damage is never seen, and what is unfinished, only the receiver can tell here.
+    unseen, unfinished = copies - ledger.seen, ledger.placed - accounting.present
+    run.check(fault_report, copies, unseen=unseen, unfinished=unfinished, note=f"anywhere: {len(came)} damaged")
+    assert len(came) > 500
     damaged = [sum(i % N == source for i in came) for source in range(N)]
     assert (accounting.missing_by_source <= damaged).all()
     assert accounting.missing > 300
-    copies = CHUNKS * CHUNK_HEAPS
-    unseen = copies - ledger.seen
     assert copies - run.rx.stat("packets") <= unseen
     assert ledger.duplicates == run.rx.stat("too_old_heaps") == run.rx.stream.kernel_drops() == 0
-    unfinished = ledger.placed - accounting.present
     assert min(unseen, unfinished, sum(ledger.rejected.values())) > 0
     assert_heaps(run, came)
