@@ -32,7 +32,7 @@ define SHELL_FUNCTIONS
 die() { printf 'make: %s\n      %s\n' "$$1" "$$2" >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-rust test-python test-system lint bench wheel build clean preflight
+.PHONY: help demo test test-rust test-python test-system faults lint bench wheel build clean preflight
 
 help: ## List the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
@@ -75,6 +75,17 @@ test-python: $(VENV)/.extra-test ## Run the Python tests
 test-system: $(VENV)/.extra-test ## Run the tests that need programs of the system: Prometheus, ip and nft (as root)
 	@set -x
 	STRICT='$(STRICT)' $(BIN)/python -m pytest tests/system $(ARGS)
+
+faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they saw into doc/faults.md
+	@results='$(TARGET_DIR)/faults.json' cargo_output='$(TARGET_DIR)/faults.txt'
+	rm -f "$$results"
+	mkdir -p '$(TARGET_DIR)'
+	status=0
+	set -x
+	cargo test --test callback --test properties --test snapshots 2>&1 | tee "$$cargo_output" || status=$$?
+	STRICT='$(STRICT)' $(BIN)/python -m pytest -m fault --fault-results "$$results" $(ARGS) || status=$$?
+	$(BIN)/python tests/fault_table.py "$$results" --cargo "$$cargo_output"
+	exit $$status
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	@set -x

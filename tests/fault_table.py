@@ -29,7 +29,7 @@ has to be 0. Tests without such numbers are about errors and the like; they say 
 HEADER = "| # | Fault | Elsewhere | Must happen here | Seen here |\n|---|---|---|---|---|\n"
 
 #: What cargo prints of test executables, and of their tests.
-_CARGO_FILE = re.compile(r"Running tests/(\S+\.rs)")
+_CARGO_FILE = re.compile(r"Running (?:unittests |tests/)(\S+\.rs)")
 _CARGO_TEST = re.compile(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", re.MULTILINE)
 _CARGO_OUTCOMES = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
 
