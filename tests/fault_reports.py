@@ -71,20 +71,35 @@ class FaultResults:
         if (test := self._tests.get(item.nodeid)) is not None:
             if report.outcome != "passed" or test["outcome"] == "not run":
                 test["outcome"] = report.outcome
-            if report.skipped and isinstance(report.longrepr, tuple):
-                test["why"] = report.longrepr[2].removeprefix("Skipped: ")
+            if report.skipped:
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+                test["why"] = reason.removeprefix("Skipped: ")
             test["reports"] = item.stash.get(_REPORTS, [])
         return report
 
     def pytest_sessionfinish(self) -> None:
         """Write the results."""
-        if self._path is None:
-            return
-        results = json.loads(self._path.read_text("utf-8")) if self._path.exists() else {"tests": {}}
-        results["environment"] = environment()
-        results["tests"].update(self._tests)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
+        if self._path is not None:
+            add_results(self._path, self._tests)
+
+
+def add_results(path: pathlib.Path, tests: dict[str, dict[str, Any]]) -> None:
+    """Add what tests saw to a file, in place of what they saw before; programs outside of pytest may call it too.
+
+    Parameters
+    ----------
+    path
+        JSON file; made if it is not there.
+    tests
+        By the name of each test (of a Python file, ``FILE::TEST``): the numbers of its ``rows``; its ``outcome``
+        ("passed", "failed", "skipped", "not run"), with a reason as ``why`` if it has one; and its ``reports``, each
+        of ``sent``, ``lost``, ``residual`` and ``note``.
+    """
+    results = json.loads(path.read_text("utf-8")) if path.exists() else {"tests": {}}
+    results["environment"] = environment()
+    results["tests"].update(tests)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def environment() -> str:

@@ -136,7 +136,7 @@ FAULTS = (
         19,
         "The user keeps every chunk",
         "Heaps are lost in silence",
-        "The metrics show that the free ring is empty; once the chunks come back, so do the heaps",
+        "The metrics and one line of the log say that the free ring is empty; once chunks come back, so do the heaps",
     ),
     Fault(
         20,

@@ -165,7 +165,7 @@ def test_results(example):
     for test in ("test_fails", "TestFixtures::test_end", "TestFixtures::test_begin"):
         assert f"`test_example.py::{test}`: **FAILED**" in seen[2]
     assert "`test_example.py::test_skipped`: skipped (needs a telescope)" in seen[3]
-    assert "`test_example.py::test_not_yet`: skipped" in seen[3]
+    assert "`test_example.py::test_not_yet`: skipped (not yet)" in seen[3]
     assert seen[4] == "`test_example.py::test_passes`: passed"
     assert "test_of_no_fault" not in json.dumps(results)
     assert seen[7] == "(not run)"

@@ -21,7 +21,7 @@ import spead2.recv
 import speadrx
 from speadrx.simulate import InprocSink, Simulator
 
-members, reader, consumer, port, chunks, sent_chunks = (json.loads(argument) for argument in sys.argv[1:])
+members, reader, consumer, ports, chunks, sent_chunks = (json.loads(argument) for argument in sys.argv[1:])
 layout = speadrx.Layout(
     heap_bytes=64,
     time=speadrx.TimeAxis(item=0x1600, step=16, batches=4),
@@ -39,8 +39,7 @@ pool = speadrx.ChunkPool(group, chunks)
 queues = [spead2.InprocQueue() for _ in range(members)]
 for member, queue in zip(group, queues):
     if reader == "udp" and member is not group[0]:
-        speadrx.add_reader(member, src=[("127.0.0.1", port)])
-        port += 1
+        speadrx.add_reader(member, src=[("127.0.0.1", ports.pop())])
     else:
         member.add_inproc_reader(queue)
 simulator = Simulator(layout)
@@ -77,9 +76,9 @@ print(json.dumps({
 @pytest.mark.parametrize("members", [2, 4])
 @pytest.mark.parametrize("reader", ["queue", "udp"])
 @pytest.mark.parametrize("consumer", ["keeps up", "none"])
-def test_stop_with_a_silent_member(members, reader, consumer, udp_port, fault_report):
+def test_stop_with_a_silent_member(members, reader, consumer, ports, fault_report):
     """It stops in time, whether the other streams run or wait; whole chunks are delivered, the rest is unfinished."""
-    arguments = (members, reader, consumer, min(udp_port, 65535 - members), CHUNKS, SENT_CHUNKS)
+    arguments = (members, reader, consumer, ports, CHUNKS, SENT_CHUNKS)
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, *map(json.dumps, arguments)],
         capture_output=True,
