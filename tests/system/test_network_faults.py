@@ -15,7 +15,7 @@ import spead2
 from network import DOWNSTREAM, RECEIVER, SENDER_PREFIX, UPSTREAM, network
 from receiving import assert_data, receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
-from speadrx.simulate import Simulator, UdpSink
+from speadrx.simulate import DEFAULT_PAYLOAD_ITEM, Simulator, UdpSink
 
 pytestmark = pytest.mark.fault(12)
 
@@ -25,7 +25,7 @@ TIME_ID, ANTENNA_ID = 0x1600, 0x4101
 SOURCES = ("m000", "m001", "m002", "m003")
 #: No change of a single byte makes another good heap: good timestamps, and good values of the antenna, differ in more.
 LAYOUT = Layout(
-    heap_bytes=256,
+    heap_bytes=0x1F0,  # so that a change of a byte makes it longer, or shorter
     time=TimeAxis(item=TIME_ID, step=65537, batches=16),
     axes=(Axis(name="antenna", item=ANTENNA_ID, values=(0x1234, 0x4321, 0x5678, 0x8765)),),
     sources="antenna",
@@ -219,7 +219,7 @@ def test_reordering_of_packets(fault_report):
     """Packets of several heaps, mixed: each heap is complete."""
     rand = random.Random(1)
     run = Run(
-        simulator(1, max_packet_size=160),
+        simulator(1, max_packet_size=240),
         lambda i, packet: [(rand.randrange(CHUNK_HEAPS), packet, True)],
         allow_out_of_order=True,
         max_heaps=2 * WINDOW * CHUNK_HEAPS,
@@ -350,8 +350,9 @@ def by_length(packet):
     return "metadata_heaps" if value_of(packet, spead2.HEAP_LENGTH_ID) > LAYOUT.heap_bytes else "unseen"
 
 
-def by_payload_length(packet):
-    return "unfinished" if value_of(packet, spead2.PAYLOAD_LENGTH_ID) < LAYOUT.heap_bytes else "unseen"
+def by_address(packet):
+    # The heap must be so long that the item can be in it.
+    return "unfinished" if value_of(packet, DEFAULT_PAYLOAD_ITEM) > LAYOUT.heap_bytes else "present"
 
 
 #: What is damaged: where a byte of it is, and what becomes of the heap then.
@@ -362,10 +363,11 @@ DAMAGE = {
     "heap counter": (value_bytes(spead2.HEAP_CNT_ID), always("present")),
     "heap length": (value_bytes(spead2.HEAP_LENGTH_ID), by_length),
     "payload offset": (value_bytes(spead2.PAYLOAD_OFFSET_ID), always("unseen")),
-    "payload length": (value_bytes(spead2.PAYLOAD_LENGTH_ID), by_payload_length),
+    "payload length": (value_bytes(spead2.PAYLOAD_LENGTH_ID), always("unseen")),
     "time": (value_bytes(TIME_ID), always("bad_timestamp_heaps")),
     "ID of the time": (lambda packet, rand: pointers(packet)[TIME_ID] + rand.randrange(2), always("metadata_heaps")),
     "antenna": (value_bytes(ANTENNA_ID), always("bad_antenna_heaps")),
+    "place of the payload": (value_bytes(DEFAULT_PAYLOAD_ITEM), by_address),
     "payload": (lambda packet, rand: len(packet) - 1 - rand.randrange(LAYOUT.heap_bytes), always("present")),
 }
 
@@ -373,7 +375,7 @@ DAMAGE = {
 @pytest.mark.parametrize("what", DAMAGE)
 def test_rewritten_checksum(what, fault_report):
     """With a checksum that is right for the damaged bytes, the header is all that can tell."""
-    where, becomes = DAMAGE[what]
+    where, outcome_of = DAMAGE[what]
     rand = random.Random(what)
     came = {}  # payload of each heap damaged, as it came
     outcomes = {}  # and what should become of it
@@ -382,7 +384,7 @@ def test_rewritten_checksum(what, fault_report):
         if rand.random() >= 0.1 or not CHUNK_HEAPS <= i < (CHUNKS - 1) * CHUNK_HEAPS:
             return [(0, packet, True)]
         packet = damage(packet, where(packet, rand), rand)
-        came[i], outcomes[i] = packet[-LAYOUT.heap_bytes :], becomes(packet)
+        came[i], outcomes[i] = packet[-LAYOUT.heap_bytes :], outcome_of(packet)
         return [(0, packet, True)]
 
     run = Run(simulator(0), plan)
@@ -394,6 +396,7 @@ def test_rewritten_checksum(what, fault_report):
     note = f"{what}: {counted.total()} damaged"
     run.check(fault_report, copies, unseen=unseen, unfinished=unfinished, note=note)
     assert counted.total() > 100
+    assert len(counted) == (2 if what in ("heap length", "place of the payload") else 1)
     assert_heaps(run, came, lost)
     assert run.accounting.missing_by_source.tolist() == by_source
     rejected = {reason: n for reason, n in run.ledger.rejected.items() if n}
@@ -411,25 +414,71 @@ def test_rewritten_checksum(what, fault_report):
     assert run.rx.stat("packets") == copies - unseen
 
 
-def assert_heaps(run, came, lost=None):
-    """Every heap that was not damaged is present and right; those damaged are as they came, if they are present."""
+def assert_heaps(run, came, lost):
+    """Every heap but the lost ones is present and right, or as it came."""
     timestamps = [chunk.timestamp for chunk in run.rx.chunks]
     assert timestamps == [FIRST_TIMESTAMP + i * LAYOUT.chunk_timestamp_step for i in range(CHUNKS)]
     for i in range(CHUNKS * CHUNK_HEAPS):
         chunk, position = run.rx.chunks[i // CHUNK_HEAPS], divmod(i % CHUNK_HEAPS, N)
-        if lost is None and i in came and not chunk.present[position]:
-            continue
-        assert chunk.present[position] == (lost is None or i not in lost)
+        assert chunk.present[position] == (i not in lost)
         if chunk.present[position]:
             expected = came.get(i) or bytes(run.simulator.payload(1000 * LAYOUT.chunk_batches + i // N, (i % N,)))
             assert chunk.data[position].tobytes() == expected
 
 
+def read_header(packet):
+    """The immediate items of a packet, the highest address that other items point to, and its payload.
+
+    By the rules of SPEAD; None if the packet breaks one.
+    """
+    if len(packet) < 8 or packet[:2] != b"\x53\x04":
+        return None
+    id_bytes, address_bytes, _, n = struct.unpack_from(">BBHH", packet, 2)
+    if not id_bytes or not address_bytes or id_bytes + address_bytes != 8 or len(packet) < 8 + 8 * n:
+        return None
+    items, address = {}, 0
+    for (pointer,) in struct.iter_unpack(">Q", packet[8 : 8 + 8 * n]):
+        value = pointer % 2 ** (8 * address_bytes)
+        if pointer >> 63:
+            items[pointer % 2**63 >> 8 * address_bytes] = value
+        else:
+            address = max(address, value)
+    try:
+        offset, size = items[spead2.PAYLOAD_OFFSET_ID], items[spead2.PAYLOAD_LENGTH_ID]
+    except KeyError:
+        return None
+    payload = packet[8 + 8 * n :]
+    length = items.get(spead2.HEAP_LENGTH_ID)
+    if spead2.HEAP_CNT_ID not in items or len(payload) != size or (length is not None and offset + size > length):
+        return None
+    return items, address, payload
+
+
+def becomes(packet):
+    """What must become of a heap of this packet, and its payload if it has one."""
+    header = read_header(packet)
+    if header is None:
+        return "undecodable", b""
+    items, address, payload = header
+    if spead2.HEAP_LENGTH_ID not in items:
+        return "without length", b""
+    if items[spead2.PAYLOAD_OFFSET_ID]:
+        return "out of order", b""  # since no packet came before, and the stream takes no other order
+    if items[spead2.HEAP_LENGTH_ID] != LAYOUT.heap_bytes or not {TIME_ID, ANTENNA_ID} <= items.keys():
+        return "metadata_heaps", b""
+    if items[TIME_ID] >= 2**48 or items[TIME_ID] % LAYOUT.time.step:
+        return "bad_timestamp_heaps", b""
+    if items[ANTENNA_ID] not in LAYOUT.axes[0].values:
+        return "bad_antenna_heaps", b""
+    # With an item that points beyond its end, a heap waits for what never comes.
+    return ("present" if address <= LAYOUT.heap_bytes == len(payload) else "unfinished"), payload
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_damage_anywhere(seed, fault_report):
-    """Bytes anywhere change, and packets end early: no heap but those damaged suffers."""
+    """Bytes anywhere change, and packets end early: no heap but those damaged suffers, and each of these is counted."""
     rand = random.Random(seed)
-    came = {}
+    came, outcomes = {}, {}
 
     def plan(i, packet):
         if rand.random() >= 0.3 or not CHUNK_HEAPS <= i < (CHUNKS - 1) * CHUNK_HEAPS:
@@ -437,20 +486,23 @@ def test_damage_anywhere(seed, fault_report):
         header = len(packet) - LAYOUT.heap_bytes
         for _ in range(rand.randrange(1, 4)):
             packet = damage(packet, rand.randrange(rand.choice([header, len(packet)])), rand)
-        came[i] = packet[-LAYOUT.heap_bytes :]
-        return [(0, packet[: rand.randrange(len(packet))] if rand.random() < 0.2 else packet, True)]
+        if rand.random() < 0.2:
+            packet = packet[: rand.randrange(len(packet))]
+        outcomes[i], came[i] = becomes(packet)
+        return [(0, packet, True)]
 
     run = Run(simulator(seed), plan)
-    ledger, accounting = run.ledger, run.accounting
+    counted = Counter(outcomes.values())
     copies = CHUNKS * CHUNK_HEAPS
-    # What of the damage is never seen, and what is unfinished, only the receiver can tell here.
-    unseen, unfinished = copies - ledger.seen, ledger.placed - accounting.present
-    run.check(fault_report, copies, unseen=unseen, unfinished=unfinished, note=f"anywhere: {len(came)} damaged")
-    assert len(came) > 500
-    damaged = [sum(i % N == source for i in came) for source in range(N)]
-    assert (accounting.missing_by_source <= damaged).all()
-    assert accounting.missing > 300
-    assert copies - run.rx.stat("packets") <= unseen
-    assert ledger.duplicates == run.rx.stat("too_old_heaps") == run.rx.stream.kernel_drops() == 0
-    assert min(unseen, unfinished, sum(ledger.rejected.values())) > 0
-    assert_heaps(run, came)
+    unseen = counted["undecodable"] + counted["without length"] + counted["out of order"]
+    note = f"anywhere: {counted.total()} damaged"
+    run.check(fault_report, copies, unseen=unseen, unfinished=counted["unfinished"], note=note)
+    # All that can become of a heap, but for being out of order, which takes two bytes of a kind.
+    assert len(counted.keys() - {"out of order"}) == 7
+    lost = {i for i, outcome in outcomes.items() if outcome != "present"}
+    assert_heaps(run, came, lost)
+    assert run.accounting.missing_by_source.tolist() == [sum(i % N == source for i in lost) for source in range(N)]
+    rejected = {reason: n for reason, n in run.ledger.rejected.items() if n}
+    assert rejected == {reason: n for reason, n in counted.items() if reason.endswith("_heaps")}
+    assert run.rx.stat("packets") == copies - counted["undecodable"]
+    assert run.ledger.duplicates == run.rx.stat("too_old_heaps") == run.rx.stream.kernel_drops() == 0
