@@ -94,62 +94,77 @@ def guarded(make):
             buffer.check_guards()
 
 
+class Sent:
+    """Heaps sent: what the good ones hold, by chunk, batch and antenna, and where the flawed ones belong."""
+
+    def __init__(self, queue, kind, rng):
+        make_packets, decodable, _, self.touched = KINDS[kind]
+        self.payloads, self.side_values, self.flawed, self.packets = {}, {}, set(), 0
+        for number, slot in enumerate(np.ndindex(CHUNKS, BATCHES, ANTENNAS)):
+            chunk, batch, antenna = slot
+            if (batch, antenna) == (0, 0):
+                # Of every second chunk, the first slot and the last, and one in between or one of these.
+                flawed = {(0, 0), (BATCHES - 1, ANTENNAS - 1), (rng.randrange(BATCHES), rng.randrange(ANTENNAS))}
+            items = {TIME_ID: (chunk * BATCHES + batch) * STEP, ANTENNA_ID: antenna, SIDE_ID: rng.getrandbits(16)}
+            if chunk % 2 and (batch, antenna) in flawed:
+                self.flawed.add(slot)
+                parts = make_packets(rng)
+                self.packets += sum(decodable)
+            else:
+                parts = [packet(rng, HEAP_BYTES, HEAP_BYTES)]
+                self.payloads[slot] = parts[0][1]
+                self.side_values[slot] = items[SIDE_ID]
+                self.packets += 1
+            for changes, payload in parts:
+                queue.add_packet(encode(Heap(items | changes, payload), number, 48)[0])
+        queue.stop()
+
+    def check(self, chunk):
+        """Compare a chunk with what was sent, fill it again, and return the slots of the heaps that it has."""
+        data_may_change = np.zeros(SPAN, bool)
+        extra = chunk.extra.view(np.uint16)
+        present = set()
+        for index, (batch, antenna) in enumerate(np.ndindex(BATCHES, ANTENNAS)):
+            slot = (chunk.chunk_id, batch, antenna)
+            start = 320 * batch + 96 * antenna
+            size = self.touched if slot in self.flawed else HEAP_BYTES
+            data_may_change[start : start + size] = True
+            if chunk.present[index]:
+                present.add(slot)
+                assert chunk.data[start : start + HEAP_BYTES].tobytes() == self.payloads.get(slot)
+                assert extra[index] == self.side_values[slot]
+            elif slot not in self.flawed or not self.touched:
+                assert extra[index] == FILL << 8 | FILL
+        assert (chunk.data[~data_may_change] == FILL).all(), "bytes were written that belong to no heap"
+        chunk.data.fill(FILL)
+        chunk.extra.fill(FILL)
+        return present
+
+
 @pytest.mark.fault(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_heap_length(kind, guarded, fault_report):
     """Good heaps all arrive, flawed ones are counted as what they are, and what is between slots stays as it was."""
-    make_packets, decodable, outcome, touched = KINDS[kind]
-    rng = random.Random(kind)
-    stream = guarded
     queue = spead2.InprocQueue()
-    stream.add_inproc_reader(queue)
-    payloads, flawed, packets = {}, set(), 0
-    # First and last slot of a chunk, and a random one, are flawed in every second chunk.
-    for batch in range(CHUNKS * BATCHES):
-        chunk_id = batch // BATCHES
-        slots = {(0, 0), (BATCHES - 1, ANTENNAS - 1), (rng.randrange(BATCHES), rng.randrange(ANTENNAS))}
-        for antenna in range(ANTENNAS):
-            slot = (chunk_id, batch % BATCHES, antenna)
-            items = {TIME_ID: batch * STEP, ANTENNA_ID: antenna, SIDE_ID: rng.getrandbits(16)}
-            if chunk_id % 2 and slot[1:] in slots:
-                flawed.add(slot)
-                parts = make_packets(rng)
-                packets += sum(decodable)
-            else:
-                parts = [packet(rng, HEAP_BYTES, HEAP_BYTES)]
-                payloads[slot] = parts[0][1]
-                packets += 1
-            for changes, payload in parts:
-                queue.add_packet(encode(Heap(items | changes, payload), batch * ANTENNAS + antenna, 48)[0])
-    queue.stop()
-
-    got = set()
-    iterator = speadrx.iter_chunks(stream)
+    guarded.add_inproc_reader(queue)
+    heaps = Sent(queue, kind, random.Random(kind))
+    arrived = set()
+    iterator = speadrx.iter_chunks(guarded)
     for chunk in iterator:
         with chunk:
-            allowed = np.zeros(SPAN, bool)
-            for batch, antenna in np.ndindex(BATCHES, ANTENNAS):
-                slot = (chunk.chunk_id, batch, antenna)
-                start = 320 * batch + 96 * antenna
-                size = touched if slot in flawed else HEAP_BYTES
-                allowed[start : start + size] = True
-                if chunk.present[batch * ANTENNAS + antenna]:
-                    got.add(slot)
-                    if slot in payloads:
-                        assert chunk.data[start : start + HEAP_BYTES].tobytes() == payloads[slot]
-            assert (chunk.data[~allowed] == FILL).all(), "bytes were written that belong to no heap"
-            chunk.data.fill(FILL)
-    ledger, stats = stream.ledger.snapshot(), stream.stats
-    sent, present = len(payloads) + len(flawed), iterator.accounting.present
-    unseen = len(flawed) * (outcome == UNSEEN)
-    unfinished = len(flawed) * (outcome == UNFINISHED)
+            arrived |= heaps.check(chunk)
+
+    _, _, outcome, _ = KINDS[kind]
+    ledger, stats, good, flawed = guarded.ledger.snapshot(), guarded.stats, len(heaps.payloads), len(heaps.flawed)
+    sent, present = good + flawed, iterator.accounting.present
+    unseen, unfinished = flawed * (outcome == UNSEEN), flawed * (outcome == UNFINISHED)
     known = present + ledger.duplicates + stats["too_old_heaps"] + unfinished + sum(ledger.rejected.values()) + unseen
     fault_report(sent=sent, lost=sent - present, residual=sent - known)
-    assert got == set(payloads)
+    assert flawed > CHUNKS
+    assert arrived == set(heaps.payloads)
     assert sent == known
-    assert ledger.placed == len(payloads) + unfinished
+    assert ledger.placed == good + unfinished
     rejected = {reason: n for reason, n in ledger.rejected.items() if n}
-    assert rejected == ({REJECTED: len(flawed)} if outcome == REJECTED else {})
+    assert rejected == ({REJECTED: flawed} if outcome == REJECTED else {})
     assert stats["speadrx.metadata_heaps"] == ledger.rejected["metadata_heaps"]
-    assert stats["packets"] == packets
-    assert len(flawed) > CHUNKS
+    assert stats["packets"] == heaps.packets
