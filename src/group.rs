@@ -138,6 +138,10 @@ impl Witness for View<'_> {
         self.members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed_in_window()))
     }
 
+    fn source(&self) -> u64 {
+        self.source
+    }
+
     fn newest_of_source(&self) -> i64 {
         self.own.newest_batch(self.source)
     }

@@ -88,6 +88,9 @@ pub trait Witness {
     /// Heaps that all streams have placed into their windows so far, late ones not counted.
     fn placed(&self) -> u64;
 
+    /// The source of the heap.
+    fn source(&self) -> u64;
+
     /// The newest batch that this stream has of the source of the heap; negative if it has none.
     fn newest_of_source(&self) -> i64;
 
@@ -178,8 +181,10 @@ pub struct Timeline {
     placed_before: u64,
     /// Sources with nothing from this chunk on are no measure for others.
     alive_since: u64,
-    /// When the newest chunk was accepted.
-    last: Option<Anchor>,
+    /// When it was last asked.
+    asked: Option<u64>,
+    /// The last heap that had jumped to the time that it was: source and timestamp.
+    sighting: Option<(u64, u64)>,
     /// The moment at which the stream was the least behind its senders.
     promptest: Option<Anchor>,
     /// How often time would have begun anew, but must not.
@@ -266,7 +271,8 @@ impl Timeline {
             candidate: None,
             placed_before: 0,
             alive_since: 0,
-            last: None,
+            asked: None,
+            sighting: None,
             promptest: None,
             refusals: 0,
         }
@@ -298,6 +304,10 @@ impl Timeline {
 
     /// Judge a heap that is good in all else, by its timestamp (48 bits), and learn from it.
     pub fn observe(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
+        let asked = self.asked;
+        if self.rules.tick_rate.is_some() {
+            self.asked = Some(witness.now());
+        }
         let Some(current) = self.current else { return self.begin(stamp, witness) };
         let here = current.locate(&self.rules, stamp);
         if let Ok(at) = &here {
@@ -309,7 +319,7 @@ impl Timeline {
                 return self.advance(*at, witness);
             }
         }
-        if let Some(at) = self.outage(&current, stamp, witness) {
+        if let Some(at) = self.outage(&current, stamp, asked, witness) {
             self.forget_absent(at.chunk);
             return self.advance(at, witness);
         }
@@ -352,7 +362,6 @@ impl Timeline {
     fn begin_anew(&mut self, witness: &impl Witness) {
         self.placed_before = witness.placed();
         self.candidate = None;
-        self.last = None;
         self.promptest = None;
     }
 
@@ -377,7 +386,6 @@ impl Timeline {
             if self.promptest.is_none_or(|then| now.time >= expected(then)) {
                 self.promptest = Some(now);
             }
-            self.last = Some(now);
         }
         Verdict::Place(position)
     }
@@ -408,23 +416,30 @@ impl Timeline {
         self.alive_since = chunk.saturating_sub(self.rules.window.wrapping_sub(1));
     }
 
-    /// Where a heap lies if it has jumped ahead by as much time as has passed.
+    /// Where a heap lies if it has jumped ahead to the time that it is now, by the clock.
     ///
-    /// Time has passed since the newest chunk (senders were silent), or since the stream was last up to date (it was
-    /// held up, and then read what the kernel had kept first).
-    fn outage(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Located> {
-        let rate = self.rules.tick_rate?;
+    /// If nothing came meanwhile, that is believed at once. Else the stream may have been held up, and then read what the
+    /// kernel had kept first; or it may be slower than its clock, and one source wrong: two sources must agree.
+    fn outage(&mut self, current: &Segment, stamp: u64, asked: Option<u64>, witness: &impl Witness) -> Option<Located> {
+        let (rate, clock, asked) = (self.rules.tick_rate?, self.asked?, asked?);
+        let ticks = |nanoseconds: u64| nanoseconds as f64 * rate;
+        let chunk_step = self.rules.chunk_step as f64;
         let newest = current.newest_time(&self.rules);
-        let clock = witness.now();
-        [self.last, self.promptest].into_iter().flatten().find_map(|anchor| {
-            let expected = anchor.predict(clock, rate);
-            let time = unwrap(stamp, expected)?;
-            let passed = expected.saturating_sub(newest) as f64;
-            let tolerance = passed.max(0.0) * OUTAGE_TOLERANCE + OUTAGE_TOLERANCE_CHUNKS * self.rules.chunk_step as f64;
-            let at = current.locate_time(&self.rules, time).ok()?;
-            let has_jumped = at.ahead > signed(self.rules.max_jump);
-            (has_jumped && time.abs_diff(expected) as f64 <= tolerance).then_some(at)
-        })
+        let expected = self.promptest?.predict(clock, rate);
+        let time = unwrap(stamp, expected)?;
+        let at = current.locate_time(&self.rules, time).ok()?;
+        let passed = expected.saturating_sub(newest).max(0) as f64;
+        let tolerance = passed * OUTAGE_TOLERANCE + OUTAGE_TOLERANCE_CHUNKS * chunk_step;
+        if at.ahead <= signed(self.rules.max_jump) || time.abs_diff(expected) as f64 > tolerance {
+            return None;
+        }
+        // The newest heap may be newer than the start of its chunk, by as much as a chunk.
+        let silence = ticks(clock.saturating_sub(asked)) * (1.0 + OUTAGE_TOLERANCE) + (1.0 + OUTAGE_TOLERANCE_CHUNKS) * chunk_step;
+        let jumped = time.saturating_sub(newest) as f64;
+        let source = witness.source();
+        let is_second = self.sighting.is_some_and(|(first, seen)| first != source && self.agrees(stamp, seen));
+        self.sighting = Some((source, stamp));
+        (self.rules.n_sources <= 1 || jumped <= silence || is_second).then_some(at)
     }
 
     /// What becomes of a heap from around the end of the previous segment, whose time is not the current one.

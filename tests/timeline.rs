@@ -52,6 +52,10 @@ impl Witness for World<'_> {
         self.model.placed.try_into().unwrap()
     }
 
+    fn source(&self) -> u64 {
+        self.source as u64
+    }
+
     fn newest_of_source(&self) -> i64 {
         self.model.newest[self.stream][self.source].try_into().unwrap()
     }
@@ -380,7 +384,7 @@ fn a_stream_that_was_held_up_catches_up_with_the_clock() {
     receiver.now += 10_000 * 4096;
     must_go_on(&mut receiver, LATER + 400, 0);
     let now = LATER + i128::from(receiver.now) / 4096;
-    must_go_on(&mut receiver, now, 0);
+    must_go_on(&mut receiver, now, 1);
     assert_eq!(receiver.causes(), [Cause::Start]);
 }
 

@@ -52,6 +52,16 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
     return number
 
 
+class _Socket(socket.socket):
+    """A socket that is closed by its `SocketSet` and no sooner.
+
+    The garbage collector calls finalisers in any order, and that of a stream reads the kernel's counts a last time.
+    """
+
+    def __del__(self) -> None:
+        """Leave it open."""
+
+
 class SocketCounts(NamedTuple):
     """What the kernel says of the sockets of an endpoint."""
 
@@ -222,7 +232,7 @@ def _naming(endpoint: _Endpoint) -> Iterator[None]:
 
 def _make_socket(endpoint: _Endpoint, buffer: int) -> socket.socket:
     with _naming(endpoint), contextlib.ExitStack() as stack:
-        sock = stack.enter_context(socket.socket(endpoint.family, socket.SOCK_DGRAM))
+        sock = stack.enter_context(_Socket(endpoint.family, socket.SOCK_DGRAM))
         if endpoint.multicast:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # The buffer first: packets may come from the moment that the socket is bound.
@@ -301,7 +311,7 @@ def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> soc
         before = _own_sockets()
         stream.add_udp_reader(**kwargs)
         new = [fd for inode, fd in _own_sockets().items() if inode not in before]
-        candidates = [socket.socket(fileno=os.dup(fd)) for fd in new]
+        candidates = [_Socket(fileno=os.dup(fd)) for fd in new]
     # Normally it is the only one. Other threads may have made sockets meanwhile.
     found = [sock for sock in candidates if _is_unbound(sock, endpoint.family)]
     for sock in candidates:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import spead2
@@ -34,6 +35,28 @@ async def _wait_readable(fd: int) -> None:
         os.close(fd)
 
 
+class _Hand(threading.local):
+    """What a thread has taken from the ring and not given to its user yet, so that no interrupt on the way loses it."""
+
+    def __init__(self) -> None:
+        #: A chunk straight from the ring.
+        self.taken: list[spead2.recv.Chunk] = []
+        #: One that is accounted for.
+        self.chunk: Chunk | None = None
+
+
+class _Progress(NamedTuple):
+    """How far an iterator has come; batches are counted from time 0."""
+
+    last_chunk_id: int
+    epoch: int
+    #: Of the time since it last began anew.
+    first_batch: int
+    end_batch: int
+    #: Heaps of each source expected before that.
+    expected_before: int
+
+
 class ChunkIterator:
     """The chunks of a stream or group in order, for ``for`` and ``async for``; `iter_chunks` makes it."""
 
@@ -49,6 +72,7 @@ class ChunkIterator:
         self._source = source
         self._ring = source.data_ringbuffer
         self._lock = threading.Lock()
+        self._hand = _Hand()
         layout = source.layout
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
@@ -56,12 +80,7 @@ class ChunkIterator:
         self.accounting = source._accounts.add(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._group = source._core
-        # Batches are counted from time 0. Of the time before it last began anew, only the sum is kept.
-        self._first_batch: int | None = None
-        self._end_batch = 0
-        self._expected_before = 0
-        self._epoch = 0
-        self._last_chunk_id: int | None = None
+        self._progress: _Progress | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -70,16 +89,19 @@ class ChunkIterator:
         return self
 
     def __next__(self) -> Chunk:
-        while True:
+        hand = self._hand
+        while hand.chunk is None:
             with self._lock:  # threads that share the iterator account for chunks in the order of the ring
                 try:
                     # The C++ method, since that of an asyncio ring is a coroutine.
-                    chunk = spead2.recv.ChunkRingbuffer.get(self._ring)  # type: ignore[arg-type]
+                    self._take(hand, spead2.recv.ChunkRingbuffer.get)
                 except spead2.Stopped:
                     self._source._close_sockets()
                     raise StopIteration from None
-                if (taken := self._take(chunk)) is not None:
-                    return taken
+        # No interrupt comes between these: there is no call.
+        chunk = hand.chunk
+        hand.chunk = None
+        return chunk
 
     async def __anext__(self) -> Chunk:
         import asyncio
@@ -87,73 +109,104 @@ class ChunkIterator:
         # Without this, a ring that is never empty would keep other tasks from running. There is nothing to
         # await between taking a chunk and returning it, so cancellation cannot lose one.
         await asyncio.sleep(0)
-        while True:
+        hand = self._hand
+        while hand.chunk is None:
             try:
                 with self._lock:  # held for a moment only, as long as nobody waits in __next__
-                    taken = self._take(self._ring.get_nowait())
-            except spead2.Empty:
-                await _wait_readable(self._ring.data_fd)
+                    self._take(hand, spead2.recv.ChunkRingbuffer.get_nowait)
+                continue
             except spead2.Stopped:
                 self._source._close_sockets()
                 raise StopAsyncIteration from None
-            else:
-                if taken is not None:
-                    return taken
+            except spead2.Empty:
+                pass
+            await _wait_readable(self._ring.data_fd)
+        chunk = hand.chunk
+        hand.chunk = None
+        return chunk
 
-    def _take(self, chunk: spead2.recv.Chunk) -> Chunk | None:
-        """Account for a chunk and date it; recycle it if there is nothing in it."""
+    def _take(self, hand: _Hand, get: Callable[[Any], spead2.recv.Chunk]) -> None:
+        """Take the next chunk, account for it and date it; recycle it if there is nothing in it.
+
+        An interrupt (Ctrl-C) may come between any two steps, and the user may go on then: what was taken stays in hand.
+        """
+        resumed = bool(hand.taken)
+        if not resumed:
+            hand.taken.extend(map(get, (self._ring,)))  # one call, so that there is nothing between get and keep
+        (chunk,) = hand.taken
+        if chunk.data is None:  # interrupted just after it was recycled
+            hand.taken = []
+            return
         number, epoch, is_control = (chunk.chunk_id, 0, False)
         if self._group is not None and len(self._group):
             number, epoch, is_control = self._group.locate(chunk.chunk_id)
         # What is present in the chunk of a control heap is the control heap.
         present, first_batch = ([], self._batches) if is_control else self._account(chunk.present)
-        if first_batch == self._batches or not isinstance(chunk, Chunk):
-            if isinstance(chunk, Chunk):
-                chunk.recycle()  # to its own stream, if several share the ring
-            else:
-                self._source.add_free_chunk(chunk)
-            if first_batch < self._batches:
-                raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
-            return None
-        if self._last_chunk_id is not None and chunk.chunk_id <= self._last_chunk_id:
-            last, given = self._last_chunk_id, chunk.chunk_id
-            chunk.recycle()
+        before = self._progress
+        if first_batch == self._batches:
+            self._give_back(hand)
+        elif not isinstance(chunk, Chunk):
+            self._give_back(hand)
+            raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
+        elif before is not None and resumed and chunk.chunk_id == before.last_chunk_id:
+            hand.chunk = chunk  # interrupted just after it was accounted for
+            hand.taken = []
+        elif before is not None and chunk.chunk_id <= before.last_chunk_id:
+            self._give_back(hand)
             raise ValueError(
-                f"data_ringbuffer: gave chunk {given} after chunk {last}, so it is shared by streams, but "
-                "iter_chunks can account for one only"
+                f"data_ringbuffer: gave chunk {chunk.chunk_id} after chunk {before.last_chunk_id}, so it is shared by "
+                "streams, but iter_chunks can account for one only"
             )
-        self._last_chunk_id = chunk.chunk_id
-        chunk.timestamp = number * self._timestamp_step
+        else:
+            chunk.timestamp = number * self._timestamp_step
+            progress, counts = self._count(chunk, number, epoch, present, first_batch)
+            # No interrupt comes between these: there is no call.
+            self._progress = progress
+            self.accounting._counts = counts
+            hand.chunk = chunk
+            hand.taken = []
+
+    def _give_back(self, hand: _Hand) -> None:
+        (chunk,) = hand.taken
+        if isinstance(chunk, Chunk):
+            chunk.recycle()  # to its own stream, if several share the ring
+        else:
+            self._source.add_free_chunk(chunk)
+        hand.taken = []
+
+    def _count(
+        self, chunk: Chunk, number: int, epoch: int, present: list[int], first_batch: int
+    ) -> tuple[_Progress, Counts]:
+        """Add a chunk to the account; it is so many chunks from time 0."""
         before = self.accounting._counts
+        progress = self._progress
         batch = number * self._batches + first_batch
-        restarts = self._restarts(epoch)
-        gap = before.epoch_gap
-        if self._first_batch is None:
-            self._first_batch = batch
-        elif restarts:
+        end = (number + 1) * self._batches
+        gap = restarts = 0
+        if progress is None:
+            progress = _Progress(chunk.chunk_id, epoch, batch, end, 0)
+        elif restarts := self._restarts(progress.epoch, epoch):
             # Of the gap nobody knows what was sent in it, and if time went back there is none.
-            gap += max(0, batch - self._end_batch) * self._batch_heaps
-            self._expected_before = before.expected
-            self._first_batch = batch
-        self._end_batch = (number + 1) * self._batches
-        self.accounting._counts = Counts(
+            gap = max(0, batch - progress.end_batch) * self._batch_heaps
+            progress = _Progress(chunk.chunk_id, epoch, batch, end, before.expected)
+        else:
+            progress = progress._replace(last_chunk_id=chunk.chunk_id, epoch=epoch, end_batch=end)
+        return progress, Counts(
             # A list is faster here than an array, which would have to be made of the kernel's list first.
             present=list(map(operator.add, before.present, present)),
-            expected=self._expected_before + (self._end_batch - self._first_batch) * self._batch_heaps,
+            expected=progress.expected_before + (end - progress.first_batch) * self._batch_heaps,
             chunks=before.chunks + 1,
             first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
             last_timestamp=chunk.timestamp,
-            epoch_gap=gap,
+            epoch_gap=before.epoch_gap + gap,
             restarts=before.restarts + restarts,
         )
-        return chunk
 
-    def _restarts(self, epoch: int) -> int:
-        """How often time has begun anew since the last chunk, which was of another epoch perhaps."""
-        if epoch == self._epoch or self._group is None:
+    def _restarts(self, before: int, epoch: int) -> int:
+        """How often time has begun anew between two epochs."""
+        if epoch == before or self._group is None:
             return 0
-        since, self._epoch = self._epoch, epoch
-        return sum(self._group[i][2] == "restart" for i in range(since + 1, epoch + 1))
+        return sum(self._group[i][2] == "restart" for i in range(before + 1, epoch + 1))
 
     def _account(self, present: Any) -> tuple[list[int], int]:
         """Present heaps by source, and the first batch that has any (the number of batches if none has)."""

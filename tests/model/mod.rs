@@ -50,8 +50,11 @@ pub struct Model {
     candidate: Option<i128>,
     said: Vec<Voice>,
     refused: bool,
-    /// Clock and time of the newest chunk's first heap, and of the most prompt heap.
-    last: Option<(u64, i128)>,
+    /// When the last heap was judged.
+    asked: Option<u64>,
+    /// Source and timestamp of the last heap that had jumped to what time it was.
+    sighting: Option<(usize, i128)>,
+    /// Clock and time of the most prompt heap.
     promptest: Option<(u64, i128)>,
     /// How often time began anew.
     pub restarts: usize,
@@ -72,7 +75,8 @@ impl Model {
             candidate: None,
             said: Vec::new(),
             refused: false,
-            last: None,
+            asked: None,
+            sighting: None,
             promptest: None,
             restarts: 0,
             placed: 0,
@@ -126,7 +130,6 @@ impl Model {
         self.restarts += usize::from(restart);
         self.placed_before = self.placed;
         self.candidate = None;
-        self.last = None;
         self.promptest = None;
     }
 
@@ -144,7 +147,6 @@ impl Model {
             if self.promptest.is_none_or(|then| time >= Self::predict(then, now, rate * (1.0 - 1e-4))) {
                 self.promptest = Some((now, time));
             }
-            self.last = Some((now, time));
         }
         (chunk, time)
     }
@@ -158,6 +160,7 @@ impl Model {
 
     /// Chunk ID and true timestamp of a heap, or why it is rejected.
     pub fn judge(&mut self, stamp: i128, source: usize, stream: usize, now: u64) -> Result<(i128, i128), Rejected> {
+        let asked = self.asked.replace(now);
         let Some(&span) = self.spans.last() else {
             if !self.aligned(stamp) {
                 return Err(Rejected::Misaligned);
@@ -179,7 +182,7 @@ impl Model {
         if aligned && 0 < ahead && ahead <= self.rules.max_jump && self.keeps_others(chunk, source) {
             return Ok(self.accept(chunk, time, source, now));
         }
-        if let Some((chunk, time)) = self.outage(span, stamp, now) {
+        if let Some((chunk, time)) = self.outage(span, stamp, source, asked, now) {
             self.alive_since = (chunk - window + 1).max(0);
             return Ok(self.accept(chunk, time, source, now));
         }
@@ -229,19 +232,22 @@ impl Model {
         self.rules.n_sources == 1 || chunk <= since || alive.get(rank - 1).is_none_or(|&newest| newest >= chunk)
     }
 
-    fn outage(&self, span: Span, stamp: i128, now: u64) -> Option<(i128, i128)> {
+    fn outage(&mut self, span: Span, stamp: i128, source: usize, asked: Option<u64>, now: u64) -> Option<(i128, i128)> {
         let rate = self.rules.rate?;
-        for anchor in [self.last, self.promptest].into_iter().flatten() {
-            let expected = Self::predict(anchor, now, rate);
-            let time = Self::near(stamp, expected);
-            let passed = (expected - self.newest_time(span)).max(0) as f64;
-            let near = (time - expected).abs() as f64 <= 0.1 * passed + 0.5 * self.chunk_step() as f64;
-            let chunk = self.chunk(span, time);
-            if self.aligned(time) && near && chunk - span.newest > self.rules.max_jump {
-                return Some((chunk, time));
-            }
+        let step = self.chunk_step() as f64;
+        let expected = Self::predict(self.promptest?, now, rate);
+        let time = Self::near(stamp, expected);
+        let newest = self.newest_time(span);
+        let passed = (expected - newest).max(0) as f64;
+        let near = (time - expected).abs() as f64 <= 0.1 * passed + 0.5 * step;
+        let chunk = self.chunk(span, time);
+        if !self.aligned(time) || !near || chunk - span.newest <= self.rules.max_jump {
+            return None;
         }
-        None
+        let silent = (time - newest) as f64 <= (now - asked?) as f64 * rate * 1.1 + 1.5 * step;
+        let second = self.sighting.is_some_and(|(other, seen)| other != source && self.agree(stamp, seen));
+        self.sighting = Some((source, stamp));
+        (silent || second || self.rules.n_sources == 1).then_some((chunk, time))
     }
 
     fn previous(&self, stamp: i128) -> Option<Result<(i128, i128), Rejected>> {
