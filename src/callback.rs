@@ -240,7 +240,7 @@ impl Context {
             data.heap_index = 0;
             data.heap_offset = 0;
         } else if value == cookie.done {
-            self.group.done();
+            self.group.note_done();
         } else {
             return false;
         }

@@ -1,25 +1,23 @@
 //! What the streams of a group share: the timeline behind a lock that only the cold path takes, and control heaps.
 
 use std::sync::PoisonError;
-#[cfg(not(loom))]
-use std::time::Duration;
 use std::time::Instant;
 
 use crate::epochs::Epochs;
 use crate::ledger::Ledger;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
+use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::timeline::{Rules, Timeline, Verdict, Witness};
 
 /// What streams that place heaps into the same chunks agree on; a single stream is a group of one.
 #[derive(Debug)]
 pub struct Group {
     state: Mutex<State>,
-    /// Notified when a stream has done with a control heap.
-    controlled: Condvar,
     epochs: std::sync::Arc<Epochs>,
     /// [`Timeline::refusals`], for those who do not want to wait for the lock.
     refusals: AtomicU64,
+    /// How many control heaps streams have done with.
+    done: AtomicU64,
     started: Instant,
 }
 
@@ -30,8 +28,6 @@ struct State {
     members: Vec<Ledger>,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
-    /// How many control heaps streams have done with.
-    done: u64,
 }
 
 impl Group {
@@ -41,9 +37,9 @@ impl Group {
         let timeline = Timeline::new(rules);
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
-            state: Mutex::new(State { timeline, members: Vec::new(), control: None, done: 0 }),
-            controlled: Condvar::new(),
+            state: Mutex::new(State { timeline, members: Vec::new(), control: None }),
             refusals: AtomicU64::new(0),
+            done: AtomicU64::new(0),
             started: Instant::now(),
         })
     }
@@ -110,18 +106,14 @@ impl Group {
     }
 
     /// Note that a stream has done with all that came before a control heap.
-    pub fn done(&self) {
-        let mut state = self.lock();
-        state.done = state.done.wrapping_add(1);
-        self.controlled.notify_all();
+    pub fn note_done(&self) {
+        self.done.fetch_add(1, Relaxed);
     }
 
-    /// Wait until streams have done so many times; false if that takes too long.
-    #[cfg(not(loom))]
+    /// How many control heaps streams have done with.
     #[must_use]
-    pub fn wait(&self, done: u64, timeout: Duration) -> bool {
-        let waited = self.controlled.wait_timeout_while(self.lock(), timeout, |state| state.done < done);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    pub fn done(&self) -> u64 {
+        self.done.load(Relaxed)
     }
 }
 

@@ -163,6 +163,13 @@ class Accounts:
             self._end()
             return Consumed.total([self._ended, *(accounting.consumed() for _, accounting in self._live)])
 
+    def settle(self, timeout: float) -> None:
+        """Wait until no iterator is in its ring, each for so many seconds; the ring must have been stopped."""
+        for reference, _ in self._live:
+            iterator = reference()
+            if iterator is not None and iterator._lock.acquire(timeout=timeout):
+                iterator._lock.release()
+
     def _end(self) -> None:
         # Without its iterator nothing writes to an account any more. The dead are told once: others may die meanwhile.
         live, ended = [], [self._ended]

@@ -24,7 +24,7 @@ _LAST_ITEM_ID = 0x7FFF
 
 #: Seconds after which a stream that could answer, but does not, is taken for ended.
 _PATIENCE = 5.0
-_LOOK_INTERVAL = 0.05
+_LOOK_INTERVAL = 0.002
 
 
 def control_item(used: Iterable[int]) -> int:
@@ -106,7 +106,8 @@ def stop_when_done(owner: Any, core: _core.Group, done: int) -> None:
 
 def _stop_when_done(reference: weakref.ref[Any], core: _core.Group, done: int) -> None:
     idle_since = time.monotonic()
-    while not core.wait(done, _LOOK_INTERVAL):
+    while core.done < done:
+        time.sleep(_LOOK_INTERVAL)
         owner = reference()
         if owner is None or owner._stopped:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import numbers
 import operator
@@ -134,6 +135,10 @@ class Ledger:
         )
 
 
+#: Seconds to wait for a thread that is in spead2 when the interpreter exits.
+_EXIT_PATIENCE = 1.0
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What `make_stream` and `make_stream_group` hand to spead2, and to the objects that they return."""
@@ -151,6 +156,21 @@ class _Plan:
     control: ControlHeaps | None
     resync: bool
     flush_after: float | None
+
+
+#: All streams and groups.
+_all: weakref.WeakSet[_Receiving] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stop what still runs when the interpreter exits, so that no thread is left waiting in spead2.
+
+    It would want the interpreter back after that is gone, and the process would abort.
+    """
+    for source in list(_all):
+        source.stop()
+        source._accounts.settle(_EXIT_PATIENCE)
 
 
 #: What the chunks of each free ring must be.
@@ -183,6 +203,7 @@ class _Receiving(_RingPair):
         self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
         self._stopped = False
         self._callbacks: list[Callable[[Any], object]] = []
+        _all.add(self)
         if plan.core is not None:
             watch(self, plan.flush_after)
 

@@ -1,7 +1,6 @@
 //! `Group`: what streams that belong together agree on about time, for Python.
 
 use std::sync::Arc as StdArc;
-use std::time::Duration;
 
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -66,8 +65,9 @@ impl Group {
         self.0.finish();
     }
 
-    /// Wait, with the GIL released, until streams have done with so many control heaps; False after so many seconds.
-    fn wait(&self, py: Python<'_>, done: u64, timeout: f64) -> bool {
-        py.detach(|| self.0.wait(done, Duration::from_secs_f64(timeout)))
+    /// How many control heaps streams have done with.
+    #[getter]
+    fn done(&self) -> u64 {
+        self.0.done()
     }
 }
