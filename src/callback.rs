@@ -10,12 +10,14 @@ use std::slice;
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
 use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
+use crate::group::Group;
 use crate::ledger::{Ledger, Slots};
-use crate::place::{Items, Plan, Slot, judge, source};
+use crate::place::{Heap, Items, Plan, Slot, source};
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use crate::timeline::{Timeline, Window};
+use crate::timeline::Verdict;
+use crate::window::Window;
 
 /// Which of a stream's statistics count our reject reasons.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +26,17 @@ pub struct Stats {
     pub base: usize,
     /// How many there are, from the first reason on.
     pub count: usize,
+}
+
+/// By what a stream knows its own control heaps: the value of an item that stands behind those of the layout.
+///
+/// It is random, so that nobody on the network can guess it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cookie {
+    /// Of a heap that pushes out all chunks under construction.
+    pub flush: i64,
+    /// Of a heap that says that all before it is done with.
+    pub done: i64,
 }
 
 /// Everything that the callback of one stream works with.
@@ -42,8 +55,9 @@ pub struct Context {
     n_required: usize,
     n_items: usize,
     extra_bytes: usize,
-    timeline: Arc<Timeline>,
+    group: Arc<Group>,
     stats: Option<Stats>,
+    cookie: Option<Cookie>,
     /// Test hook: the next cold call panics.
     panic_next: AtomicBool,
 }
@@ -72,7 +86,9 @@ struct Row<const AXES: usize, const SIDE: usize, const REQUIRED: usize> {
 }
 
 impl Context {
-    /// Prepare the callback of one stream that has `window` chunks under construction.
+    /// Prepare the callback of one stream that has `window` chunks under construction, and make it a member of a group.
+    ///
+    /// With a cookie, the stream must pass one item more than the layout has, the last.
     ///
     /// # Errors
     ///
@@ -81,13 +97,17 @@ impl Context {
         geometry: &Geometry,
         window: u64,
         stats: Option<Stats>,
-        timeline: Arc<Timeline>,
+        group: Arc<Group>,
+        cookie: Option<Cookie>,
     ) -> Result<Self, LayoutError> {
         let layout = geometry.layout();
+        let plan = Plan::new(geometry, window)?;
+        let ledger = Ledger::new(layout, window, group.epochs());
+        group.join(ledger.clone());
         Ok(Self {
-            plan: Plan::new(geometry, window)?,
+            plan,
             state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
-            ledger: Ledger::new(layout, window),
+            ledger,
             side: layout.side.clone().into(),
             first_shift: layout.side.first().map_or(0, |field| field.shift),
             first_side: layout.axes.len().saturating_add(FIRST_AXIS),
@@ -95,8 +115,9 @@ impl Context {
             n_required: layout.spec().required_items.len(),
             n_items: layout.items.len(),
             extra_bytes: layout.extra_bytes(),
-            timeline,
+            group,
             stats,
+            cookie,
             panic_next: AtomicBool::new(false),
         })
     }
@@ -181,21 +202,49 @@ impl Context {
     /// Judge a heap that the fast path did not place.
     fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Slot, usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
-        let judge = || judge(&self.plan, items, |stamp| self.timeline.unwrap(stamp));
-        let is_first = !self.timeline.has_begun();
-        let mut heap = judge()?;
-        if is_first && !self.timeline.begin(state.window.start(heap.chunk)) {
-            heap = judge()?; // Another stream of the group was faster.
-        }
+        let n_reasons = self.plan.layout().reasons().len();
+        let heap = Heap::new(&self.plan, items)?;
+        let source = match heap.source() {
+            Ok(source) => source,
+            Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
+        };
+        let position = match self.group.observe(heap.stamp, source, &self.ledger) {
+            Verdict::Place(position) => position,
+            Verdict::Misaligned => return Err(reason::BAD_TIMESTAMP),
+            Verdict::Implausible => return Err(reason::implausible(n_reasons)),
+            Verdict::Backward => return Err(reason::backward(n_reasons)),
+        };
+        let slot = heap.slot(&self.plan, position.chunk, position.batch)?;
         let State { window, slots } = state;
-        if let Some(moved) = window.follow(heap.chunk) {
+        if let Some(moved) = window.follow(slot.chunk, position.epoch_first, position.epoch_offset) {
             slots.slide(moved, window.newest());
-            self.timeline.accept(window.start(heap.chunk));
         }
         // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
-        let chunk = heap.chunk.wrapping_sub(window.first_chunk);
-        self.ledger.count(slots, heap.source, heap.batch, chunk, window.newest(), heap.at);
-        Ok(heap)
+        let chunk = slot.chunk.wrapping_sub(window.first_chunk);
+        self.ledger.count(slots, slot.source, slot.batch, chunk, window.newest(), slot.at);
+        Ok(slot)
+    }
+
+    /// The control heap that this is, if it is one of ours: it is no data, and no ledger counts it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`common`].
+    unsafe fn is_control(&self, data: &mut ChunkPlaceData) -> bool {
+        let Some(cookie) = self.cookie else { return false };
+        // SAFETY: with a cookie, there is one item more than the layout has.
+        let value = unsafe { *data.items.add(self.n_items) };
+        if value == cookie.flush {
+            // Its one byte goes where no data ever will: the chunk is not given to anybody.
+            data.chunk_id = self.group.control().map_or(-1, u64::cast_signed);
+            data.heap_index = 0;
+            data.heap_offset = 0;
+        } else if value == cookie.done {
+            self.group.done();
+        } else {
+            return false;
+        }
+        true
     }
 }
 
@@ -205,8 +254,9 @@ impl Context {
 /// # Safety
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
-/// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout,
-/// `batch_stats` is null or has all that [`Stats`] says, and `extra` is null or has room for the layout's side items.
+/// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout (and
+/// the one for the cookie, if the context has one), `batch_stats` is null or has all that [`Stats`] says, and `extra` is
+/// null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
     const SIDE: usize,
@@ -303,6 +353,10 @@ extern "C" fn unknown_struct(context: &Context) {
 #[cold]
 #[inline(never)]
 unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
+    // SAFETY: the caller vouches for everything.
+    if unsafe { context.is_control(data) } {
+        return;
+    }
     // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
     let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
     let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items)));

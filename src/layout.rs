@@ -76,12 +76,13 @@ pub struct Layout {
     pub(crate) source: Option<usize>,
 }
 
-/// Reasons that every layout has; those of its axes stand between `BAD_TIMESTAMP` and the last two.
+/// Reasons that every layout has; those of its axes stand between `BAD_TIMESTAMP` and the last three.
 pub mod reason {
     /// Names of the first.
     pub(crate) const FIRST: [&str; 2] = ["metadata_heaps", "bad_timestamp_heaps"];
     /// Names of the last.
-    pub(crate) const LAST: [&str; 2] = ["implausible_timestamp_heaps", "internal_error_heaps"];
+    pub(crate) const LAST: [&str; 3] =
+        ["implausible_timestamp_heaps", "backward_timestamp_heaps", "internal_error_heaps"];
 
     /// Wrong length, or an item is absent.
     pub const METADATA: usize = 0;
@@ -91,6 +92,12 @@ pub mod reason {
     /// The timeline finds the time implausible.
     #[must_use]
     pub const fn implausible(n_reasons: usize) -> usize {
+        n_reasons - 3
+    }
+
+    /// Time has begun anew at an earlier time, which it must not.
+    #[must_use]
+    pub const fn backward(n_reasons: usize) -> usize {
         n_reasons - 2
     }
 

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use crate::epochs::Epochs;
 use crate::layout::{Layout, Place};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -13,7 +14,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 struct Source {
     /// Heaps placed, duplicates and late ones included.
     placed: AtomicU64,
-    /// Newest batch placed, counted from time 0, as a signed number; −1 before the first.
+    /// Newest batch placed, counted from chunk 0, as a signed number; −1 before the first.
     newest: AtomicU64,
 }
 
@@ -35,7 +36,10 @@ pub struct Ledger {
     late_chunks: Arc<[AtomicU64]>,
     /// For each reason, rejected heaps of each source, and then those whose source is unknown.
     rejected: Arc<[AtomicU64]>,
+    /// What times chunk IDs stand for.
+    epochs: Arc<Epochs>,
     step: u64,
+    batches: u64,
 }
 
 /// As many as the highest bit of a number has positions, so that none needs a check.
@@ -46,7 +50,7 @@ const USED_LATE_BATCHES: usize = 33;
 /// A bit for each slot of each chunk of the window: set once a heap was placed there.
 #[derive(Clone, Debug)]
 pub struct Slots {
-    /// The newest batch placed, counted from time 0.
+    /// The newest batch placed, counted from chunk 0.
     newest_batch: u64,
     /// Where in `bits` the newest chunk begins.
     newest_row: u64,
@@ -66,6 +70,8 @@ pub struct Snapshot {
     pub duplicates: Vec<u64>,
     /// Newest timestamp of each source; −1 if there is none.
     pub newest: Vec<i64>,
+    /// Index of the epoch of each of those: a later epoch is newer, whatever the timestamps.
+    pub newest_epoch: Vec<u64>,
     /// Rejected heaps: for each reason those of each source, and then those whose source is unknown.
     pub rejected: Vec<Vec<u64>>,
     /// Placed heaps of the newest chunk, by how many batches behind the newest: bucket k > 0 is from 2^(k-1) on.
@@ -89,7 +95,7 @@ fn get<T>(slice: &[T], index: u64) -> Option<&T> {
 impl Ledger {
     /// An empty ledger, for a stream that has `window` chunks under construction.
     #[must_use]
-    pub fn new(layout: &Layout, window: u64) -> Self {
+    pub fn new(layout: &Layout, window: u64, epochs: &Arc<Epochs>) -> Self {
         let source = |_| Source { placed: AtomicU64::new(0), newest: AtomicU64::new(NONE) };
         Self {
             sources: (0..layout.n_sources()).map(source).collect(),
@@ -97,11 +103,32 @@ impl Ledger {
             late_batches: Arc::new(std::array::from_fn(|_| AtomicU64::new(0))),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
+            epochs: Arc::clone(epochs),
             step: layout.spec().time.step,
+            batches: layout.spec().time.batches,
         }
     }
 
-    /// Count a placed heap: `batch` is counted from time 0, `chunk` from the start of the window, `newest` is the newest
+    /// Number of sources.
+    #[must_use]
+    pub fn n_sources(&self) -> u64 {
+        self.sources.len() as u64
+    }
+
+    /// The newest batch placed of a source, counted from chunk 0; negative before the first.
+    #[must_use]
+    pub fn newest_batch(&self, source: u64) -> i64 {
+        get(&self.sources, source).map_or(-1, |source| source.newest.load(Relaxed).cast_signed())
+    }
+
+    /// Heaps placed into chunks of the window.
+    #[must_use]
+    pub fn placed_in_window(&self) -> u64 {
+        let within = self.late_chunks.split_last().map_or(&[] as &[_], |(_, within)| within);
+        self.late_batches.iter().chain(within).fold(0, |sum, counter| sum.wrapping_add(counter.load(Relaxed)))
+    }
+
+    /// Count a placed heap: `batch` is counted from chunk 0, `chunk` from the start of the window, `newest` is the newest
     /// chunk, counted likewise.
     ///
     /// In a chunk outside the window no slots are marked, so no duplicates are found there.
@@ -160,8 +187,12 @@ impl Ledger {
         }
     }
 
-    fn timestamp(&self, batch: u64) -> i64 {
-        if batch == NONE { -1 } else { batch.wrapping_mul(self.step).cast_signed() }
+    /// The epoch and the timestamp of a batch that is counted from chunk 0.
+    fn timestamp(&self, batch: u64) -> (u64, i64) {
+        let chunk = batch.checked_div(self.batches).unwrap_or(0);
+        let Some((index, epoch)) = self.epochs.of_chunk(chunk).filter(|_| batch != NONE) else { return (0, -1) };
+        let skipped = epoch.offset.cast_unsigned().wrapping_mul(self.batches);
+        (index, batch.wrapping_sub(skipped).wrapping_mul(self.step).cast_signed())
     }
 
     /// Read all counters.
@@ -172,6 +203,7 @@ impl Ledger {
             placed: vec![0; self.sources.len()],
             duplicates: vec![0; self.sources.len()],
             newest: vec![-1; self.sources.len()],
+            newest_epoch: vec![0; self.sources.len()],
             rejected: self.rejected.chunks(row).map(|reason| vec![0; reason.len()]).collect(),
             late_batches: vec![0; USED_LATE_BATCHES],
             late_chunks: vec![0; self.late_chunks.len().wrapping_add(1)],
@@ -188,8 +220,9 @@ impl Snapshot {
     pub fn add(&mut self, ledger: &Ledger) {
         add(&mut self.placed, ledger.sources.iter().map(|source| &source.placed));
         add(&mut self.duplicates, ledger.duplicates.iter());
-        for (newest, source) in self.newest.iter_mut().zip(ledger.sources.iter()) {
-            *newest = (*newest).max(ledger.timestamp(source.newest.load(Relaxed)));
+        let newest = self.newest_epoch.iter_mut().zip(self.newest.iter_mut());
+        for ((epoch, timestamp), source) in newest.zip(ledger.sources.iter()) {
+            (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(source.newest.load(Relaxed)));
         }
         for (sums, counters) in
             self.rejected.iter_mut().zip(ledger.rejected.chunks(ledger.sources.len().wrapping_add(1)))

@@ -2,7 +2,8 @@
 //! [spead2](https://spead2.readthedocs.io).
 //!
 //! The way of a heap: spead2 extracts the layout's items and calls [`callback`]; [`place`] computes the slot;
-//! a heap outside the current window goes through the cold path into [`timeline`]; [`ledger`] counts it.
+//! a heap outside the current [`window`] goes through the cold path into the [`timeline`] of its [`group`]; [`ledger`]
+//! counts it.
 
 #![deny(unsafe_code)]
 
@@ -12,7 +13,9 @@ pub mod callback;
 mod check;
 pub mod chunk;
 pub mod divisor;
+pub mod epochs;
 pub mod error;
+pub mod group;
 pub mod layout;
 pub mod ledger;
 pub mod place;
@@ -21,3 +24,4 @@ mod python;
 pub mod spec;
 pub mod sync;
 pub mod timeline;
+pub mod window;

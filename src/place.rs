@@ -11,7 +11,7 @@ use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
 use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, reason};
 use crate::spec::Align;
-use crate::timeline::Window;
+use crate::window::Window;
 
 /// Longest window in ticks: unwrapping reaches half of the 48-bit range back.
 const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
@@ -32,7 +32,7 @@ pub struct Items<'a> {
     pub required: &'a [i64],
 }
 
-/// Where a heap belongs. [`Plan::place`] counts time from the start of the window, [`judge`] from time 0.
+/// Where a heap belongs. [`Plan::place`] counts from the start of the window, [`Heap::slot`] from chunk 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// The chunk.
@@ -159,7 +159,7 @@ impl Plan {
 
     /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
     ///
-    /// All checks are made at once, without saying which one failed: [`judge`] does. `DENSE` may be true only if
+    /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be true only if
     /// [`Plan::is_dense`], and `UNCOMMON` must be true if [`Plan::is_uncommon`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
@@ -214,45 +214,66 @@ pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
     layout.axes.get(i)?.index(item.cast_unsigned())
 }
 
-/// The slow path: all checks one after the other, with the reason of the first that fails.
-///
-/// `items` holds the values of [`Layout::items`]; `unwrap` maps a 48-bit timestamp to the time it stands for, if there is any.
-///
-/// # Errors
-///
-/// The index in [`Layout::reasons`] of the first check that fails.
-pub fn judge(plan: &Plan, items: &[i64], unwrap: impl FnOnce(u64) -> Option<i64>) -> Result<Slot, usize> {
-    let layout = &plan.layout;
-    let n_axes = layout.axes.len();
-    let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
-    let (axes, rest) = rest.split_at_checked(n_axes).ok_or(reason::METADATA)?;
-    let required = rest.get(layout.side.len()..).unwrap_or_default();
-    let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
-    if absent || heap_length.cast_unsigned() != plan.heap_bytes {
-        return Err(reason::METADATA);
+/// A heap on the slow path, of which all but the time is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Heap {
+    /// Timestamp (48 bits), masked if the layout says so.
+    pub stamp: u64,
+    /// Where it belongs on the other axes, or the reason of the first that it is not on.
+    on: Result<OnAxes, usize>,
+}
+
+impl Heap {
+    /// The slow path: the checks up to the time, one after the other, with the reason of the first that fails; those of
+    /// the axes come after the time's alignment.
+    ///
+    /// `items` holds the values of [`Layout::items`].
+    ///
+    /// # Errors
+    ///
+    /// The index in [`Layout::reasons`] of the first check that fails.
+    pub fn new(plan: &Plan, items: &[i64]) -> Result<Self, usize> {
+        let layout = &plan.layout;
+        let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
+        let (axes, rest) = rest.split_at_checked(layout.axes.len()).ok_or(reason::METADATA)?;
+        let required = rest.get(layout.side.len()..).unwrap_or_default();
+        let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
+        if absent || heap_length.cast_unsigned() != plan.heap_bytes {
+            return Err(reason::METADATA);
+        }
+        let stamp = time.cast_unsigned();
+        if stamp.wrapping_shr(TIME_BITS) != 0 {
+            return Err(reason::BAD_TIMESTAMP);
+        }
+        let mut on = plan.base;
+        let found = plan.axes.iter().zip(&layout.axes).zip(axes).try_for_each(|((axis, known), &item)| {
+            let index = known.index(item.cast_unsigned()).ok_or(known.reason)?;
+            on.step(axis.stride, index, axis.source, false);
+            Ok(())
+        });
+        Ok(Self { stamp: stamp & plan.time_mask, on: found.map(|()| on) })
     }
-    let stamp = time.cast_unsigned();
-    if stamp.wrapping_shr(TIME_BITS) != 0 {
-        return Err(reason::BAD_TIMESTAMP);
+
+    /// The source of the heap, if it is on all axes.
+    ///
+    /// # Errors
+    ///
+    /// The index in [`Layout::reasons`] for the first axis that it is not on.
+    pub fn source(&self) -> Result<u64, usize> {
+        self.on.map(|on| on.source)
     }
-    let implausible = reason::implausible(layout.reasons.len());
-    let time = unwrap(stamp & plan.time_mask).ok_or(implausible)?;
-    let step = layout.spec().time.step;
-    // The step is at most 2^46, so it has a signed form, and is not 0: Layout::new has checked both.
-    if time.checked_rem_euclid(step.cast_signed()) != Some(0) {
-        return Err(reason::BAD_TIMESTAMP);
+
+    /// The slot of the heap, in a chunk and a batch of that chunk.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::source`].
+    pub fn slot(&self, plan: &Plan, chunk: u64, batch: u64) -> Result<Slot, usize> {
+        let mut on = self.on?;
+        on.step(plan.time, batch, 0, false);
+        let batch = chunk.wrapping_mul(plan.batches).wrapping_add(batch);
+        Ok(Slot { chunk, batch, at: on.at, source: on.source })
     }
-    let mut on = plan.base;
-    for ((i, axis), &item) in plan.axes.iter().enumerate().zip(axes) {
-        let known = layout.axes.get(i).ok_or(reason::METADATA)?;
-        let index = known.index(item.cast_unsigned()).ok_or(known.reason)?;
-        on.step(axis.stride, index, axis.source, false);
-    }
-    let time = u64::try_from(time).map_err(|_| implausible)?;
-    let batch = time.checked_div(step).unwrap_or(0);
-    let chunk = batch.checked_div(plan.batches).unwrap_or(0);
-    on.step(plan.time, batch.wrapping_sub(chunk.wrapping_mul(plan.batches)), 0, false);
-    Ok(Slot { chunk, batch, at: on.at, source: on.source })
 }
 
 /// Check that a stream can have so many chunks of a layout under construction.

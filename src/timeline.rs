@@ -1,186 +1,563 @@
-//! Time: the window of chunks under construction, and what 48-bit timestamps stand for.
+//! Time: what 48-bit timestamps stand for, which of them are plausible, and when time begins anew.
+//!
+//! A state machine without threads or clocks of its own: what it must know of the world it asks a [`Witness`].
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::sync::Arc;
+
+use crate::check::{non_zero, product};
+use crate::epochs::{Cause, Epoch, Epochs};
+use crate::error::LayoutError;
 use crate::layout::{Layout, TIME_BITS};
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What streams that belong together agree on: the newest time accepted so far.
-///
-/// Invariant: `newest` never falls. It is read and raised by cold calls only, from any thread; nothing else is
-/// published through it, so relaxed ordering is enough.
-#[derive(Debug)]
-pub struct Timeline {
-    /// One more than the start of the newest chunk, or [`Timeline::NONE`].
-    newest: AtomicU64,
-}
+/// Half the range of timestamps: how far unwrapping reaches.
+const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
+/// Fewest heaps that must agree before time begins anew. Where there are more sources, as many as those.
+const MIN_QUORUM: u64 = 16;
+/// By how much the clocks of senders and receiver may differ in rate.
+const CLOCK_DRIFT: f64 = 1e-4;
+/// How well a jump must agree with the time that has passed, as a part of it.
+const OUTAGE_TOLERANCE: f64 = 0.1;
+/// And in chunks: less than one, or the next chunk but one would always agree.
+const OUTAGE_TOLERANCE_CHUNKS: f64 = 0.5;
 
-impl Default for Timeline {
-    fn default() -> Self {
-        Self { newest: AtomicU64::new(Self::NONE) }
-    }
-}
-
-impl Timeline {
-    const NONE: u64 = 0;
-
-    /// Whether any chunk was accepted.
-    #[must_use]
-    pub fn has_begun(&self) -> bool {
-        self.newest.load(Relaxed) != Self::NONE
-    }
-
-    /// The time nearest the newest chunk's start that agrees with `stamp` in its low 48 bits.
-    ///
-    /// It may be before 0. None if it is beyond 2^63, where time ends.
-    #[must_use]
-    pub fn unwrap(&self, stamp: u64) -> Option<i64> {
-        let newest = self.newest.load(Relaxed);
-        if newest == Self::NONE {
-            return Some(stamp.cast_signed());
-        }
-        let newest = newest.wrapping_sub(1);
-        // Sign-extends the 48-bit difference.
-        let ahead = stamp.wrapping_sub(newest).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE);
-        newest.cast_signed().checked_add(ahead)
-    }
-
-    /// Accept the chunk that starts at `start` as the first of all; false if another stream has been faster, whose
-    /// time must be reckoned with.
-    pub fn begin(&self, start: u64) -> bool {
-        self.newest.compare_exchange(Self::NONE, start.wrapping_add(1), Relaxed, Relaxed).is_ok()
-    }
-
-    /// Note that the chunk that starts at `start` is accepted.
-    pub fn accept(&self, start: u64) {
-        self.newest.fetch_max(start.wrapping_add(1), Relaxed);
-    }
-}
-
-/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest.
-///
-/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
-/// before the base is never within the limit.
+/// What the timeline goes by.
 #[derive(Clone, Debug)]
-pub struct Window {
-    /// Timestamp (48 bits) at which the window begins: a multiple of the step, unless time has wrapped.
-    pub base: u64,
-    /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
-    pub limit: u64,
-    /// The first chunk of the window, counted from time 0.
-    pub first_chunk: u64,
-    /// The first batch of the window, counted from time 0.
-    pub first_batch: u64,
-    /// The newest chunk, counted from the first of the window.
-    newest: u64,
-    chunks: u64,
+pub struct Rules {
+    /// Chunks that each stream has under construction.
+    window: u64,
+    /// How far ahead of the newest chunk a chunk must be for all chunks under construction to come out.
+    reach: u64,
+    /// How many chunks a heap may be ahead of the newest.
+    max_jump: u64,
+    /// Whether time may begin anew at an earlier time.
+    resync: bool,
+    /// Ticks in a nanosecond, if that is known.
+    tick_rate: Option<f64>,
+    n_sources: u64,
+    /// Net votes that make a new epoch.
+    quorum: u64,
     step: u64,
     batches: u64,
     chunk_step: u64,
 }
 
-impl Window {
-    /// An empty window of up to `chunks` chunks.
-    #[must_use]
-    pub fn new(layout: &Layout, chunks: u64) -> Self {
-        Self {
-            base: 0,
-            limit: 0,
-            first_chunk: 0,
-            first_batch: 0,
-            newest: 0,
-            chunks,
+impl Rules {
+    /// The rules of streams of a layout that have `window` chunks under construction each, and `reach` all together.
+    ///
+    /// `max_jump` is at least 1, and by default the window less one chunk.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Field`] if `max_jump` is 0, or so many chunks span too long a time.
+    pub fn new(
+        layout: &Layout,
+        window: u64,
+        reach: u64,
+        max_jump: Option<u64>,
+        resync: bool,
+    ) -> Result<Self, LayoutError> {
+        if let Some(chunks) = max_jump {
+            non_zero("max_jump", chunks)?;
+            product("max_jump x ticks of a chunk", &[chunks, layout.chunk_step], MAX_JUMP_TICKS, "is the jump in ticks")?;
+        }
+        let max_jump = max_jump.unwrap_or(window.saturating_sub(1).max(1));
+        let n_sources = layout.n_sources();
+        Ok(Self {
+            window,
+            reach,
+            max_jump,
+            resync,
+            tick_rate: layout.spec().time.tick_rate.map(|rate| rate / 1e9),
+            n_sources,
+            quorum: n_sources.max(MIN_QUORUM),
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
             chunk_step: layout.chunk_step,
-        }
-    }
-
-    /// The newest chunk, counted from the first of the window.
-    #[inline]
-    #[must_use]
-    pub fn newest(&self) -> u64 {
-        self.newest
-    }
-
-    /// Start time of a chunk.
-    #[must_use]
-    pub fn start(&self, chunk: u64) -> u64 {
-        chunk.wrapping_mul(self.chunk_step)
-    }
-
-    /// Move the window so that it ends with `chunk`, if that is newer than its newest.
-    ///
-    /// Returns by how many chunks the beginning has moved, or None if the heap changes nothing. The window ends with the newest chunk even where it could
-    /// hold more (before time has gone on for long enough), so that every newer chunk takes the cold path, which tells
-    /// the timeline.
-    pub fn follow(&mut self, chunk: u64) -> Option<u64> {
-        let began = self.limit != 0;
-        let old = self.first_chunk;
-        if began && chunk <= old.wrapping_add(self.newest) {
-            return None;
-        }
-        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1));
-        let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
-        self.base = self.start(first) & LOW_BITS;
-        // At a wrap the last batches of the window have small timestamps again: those take the cold path.
-        let until_wrap = LOW_BITS.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
-        self.limit = batches.min(until_wrap);
-        self.first_chunk = first;
-        self.first_batch = first.wrapping_mul(self.batches);
-        self.newest = chunk.wrapping_sub(first);
-        Some(first.wrapping_sub(old))
+        })
     }
 }
 
-const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
-const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);
+/// What the timeline asks about the world when it needs to know.
+///
+/// Batches are counted from chunk 0, in chunk IDs.
+pub trait Witness {
+    /// Heaps that all streams have placed into their windows so far, late ones not counted.
+    fn placed(&self) -> u64;
 
-#[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "tests may panic")]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+    /// The newest batch that this stream has of the source of the heap; negative if it has none.
+    fn newest_of_source(&self) -> i64;
 
-    #[test]
-    fn first_timestamp_stands_for_itself() {
-        let timeline = Timeline::default();
-        assert_eq!(timeline.unwrap(LOW_BITS), Some(LOW_BITS.cast_signed()));
-        timeline.accept(0);
-        assert_eq!(timeline.unwrap(LOW_BITS), Some(-1));
+    /// Of the sources whose newest batch is `since` or later: how many there are, and of how many it is `from` or later.
+    fn sources(&self, since: u64, from: u64) -> (u64, u64);
+
+    /// Nanoseconds on a clock that never goes back.
+    fn now(&self) -> u64;
+}
+
+/// What becomes of a heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is placed. If its chunk is no longer under construction, spead2 finds it too old.
+    Place(Position),
+    /// Its timestamp is not a multiple of the step, after unwrapping.
+    Misaligned,
+    /// Its time is too far from what is known.
+    Implausible,
+    /// It would be good if time began anew at an earlier time, which it may not.
+    Backward,
+}
+
+/// Where on the time axis a heap belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// ID of the chunk.
+    pub chunk: u64,
+    /// Batch in the chunk.
+    pub batch: u64,
+    /// ID of the first chunk of its epoch.
+    pub epoch_first: u64,
+    /// By how much the chunk IDs of its epoch exceed the number of chunks from time 0.
+    pub epoch_offset: i64,
+}
+
+/// A run of chunks in which chunk IDs count time from the same point, and how far it has come.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    first: u64,
+    offset: i64,
+    /// The newest chunk accepted.
+    newest: u64,
+}
+
+/// A time in a segment.
+#[derive(Clone, Copy, Debug)]
+struct Located {
+    /// Timestamp, unwrapped.
+    time: i64,
+    /// What the ID of its chunk would be, if it is one.
+    chunk: i64,
+    batch: u64,
+    /// Chunks ahead of the newest, or behind it.
+    ahead: i64,
+}
+
+/// A time that heaps agree on that are outside of what is plausible.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    /// The newest timestamp (48 bits).
+    stamp: u64,
+    votes: u64,
+    /// What [`Witness::placed`] said at the last vote.
+    placed: u64,
+    /// It has won already, but time must not begin anew.
+    refused: bool,
+}
+
+/// A moment on the clock, and the time that the stream had then.
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    clock: u64,
+    time: i64,
+}
+
+/// The state machine: see [`Timeline::observe`].
+#[derive(Debug)]
+pub struct Timeline {
+    rules: Rules,
+    epochs: Arc<Epochs>,
+    current: Option<Segment>,
+    /// What was before the last restart or flush, for heaps that come from there.
+    previous: Option<Segment>,
+    candidate: Option<Candidate>,
+    /// What [`Witness::placed`] said when time last began anew.
+    placed_before: u64,
+    /// Sources with nothing from this chunk on are no measure for others.
+    alive_since: u64,
+    /// When the newest chunk was accepted.
+    last: Option<Anchor>,
+    /// The moment at which the stream was the least behind its senders.
+    promptest: Option<Anchor>,
+    /// How often time would have begun anew, but must not.
+    refusals: u64,
+}
+
+/// The difference of two 48-bit timestamps, sign-extended.
+fn difference(stamp: u64, from: u64) -> i64 {
+    const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
+    stamp.wrapping_sub(from).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE)
+}
+
+/// The time nearest to another one that agrees with a timestamp in its low 48 bits.
+///
+/// It may be before 0. None if it is beyond 2^63, where time ends.
+fn unwrap(stamp: u64, near: i64) -> Option<i64> {
+    near.checked_add(difference(stamp, near.cast_unsigned()))
+}
+
+fn signed(chunks: u64) -> i64 {
+    i64::try_from(chunks).unwrap_or(i64::MAX)
+}
+
+impl Rules {
+    /// Chunks from time 0, rounded down.
+    fn chunk_of(&self, time: i64) -> i64 {
+        time.checked_div_euclid(signed(self.chunk_step)).unwrap_or(0)
     }
 
-    #[test]
-    fn newest_never_falls() {
-        let timeline = Timeline::default();
-        timeline.accept(3 << TIME_BITS);
-        timeline.accept(5);
-        assert_eq!(timeline.unwrap(7), Some((3 << TIME_BITS) + 7));
+    fn is_aligned(&self, time: i64) -> bool {
+        time.checked_rem_euclid(signed(self.step)) == Some(0)
     }
 
-    #[test]
-    fn time_ends_at_63_bits() {
-        let timeline = Timeline::default();
-        timeline.accept((1 << 63) - 64);
-        assert_eq!(timeline.unwrap(LOW_BITS - 63), Some(i64::MAX - 63));
-        assert_eq!(timeline.unwrap(64), None);
+    /// Start of a chunk.
+    fn start(&self, true_chunk: i64) -> i64 {
+        true_chunk.saturating_mul(signed(self.chunk_step))
+    }
+}
+
+impl Segment {
+    /// Start of the newest chunk.
+    fn newest_time(&self, rules: &Rules) -> i64 {
+        rules.start(signed(self.newest).wrapping_sub(self.offset))
     }
 
-    #[test]
-    fn only_one_stream_begins() {
-        let timeline = Timeline::default();
-        assert!(timeline.begin(LOW_BITS - 15));
-        assert!(!timeline.begin(0));
-        assert_eq!(timeline.unwrap(0), Some(1 << TIME_BITS));
+    fn locate(&self, rules: &Rules, stamp: u64) -> Result<Located, Verdict> {
+        let time = unwrap(stamp, self.newest_time(rules)).ok_or(Verdict::Implausible)?;
+        self.locate_time(rules, time)
     }
 
-    proptest! {
-        #[test]
-        fn unwraps_to_the_nearest(newest in 0..1_u64 << 62, ahead in -(1_i64 << 47)..1 << 47) {
-            let timeline = Timeline::default();
-            timeline.accept(newest);
-            let time = newest.cast_signed() + ahead;
-            prop_assert_eq!(timeline.unwrap(time.cast_unsigned() & LOW_BITS), Some(time));
+    fn locate_time(&self, rules: &Rules, time: i64) -> Result<Located, Verdict> {
+        if !rules.is_aligned(time) {
+            return Err(Verdict::Misaligned);
         }
+        let true_chunk = rules.chunk_of(time);
+        // Beyond the end of time there are no chunk IDs either.
+        let chunk = true_chunk.checked_add(self.offset).filter(|&chunk| chunk <= rules.chunk_of(i64::MAX));
+        let chunk = chunk.ok_or(Verdict::Implausible)?;
+        let batch = time.wrapping_sub(rules.start(true_chunk)).checked_div(signed(rules.step)).unwrap_or(0);
+        Ok(Located {
+            time,
+            chunk,
+            batch: batch.cast_unsigned(),
+            ahead: chunk.saturating_sub(signed(self.newest)),
+        })
+    }
+
+    /// The position of a time, if it has one: not before time 0 or the segment.
+    fn position(&self, at: &Located) -> Option<Position> {
+        let chunk = u64::try_from(at.chunk).ok().filter(|&chunk| chunk >= self.first && at.time >= 0)?;
+        Some(Position { chunk, batch: at.batch, epoch_first: self.first, epoch_offset: self.offset })
+    }
+}
+
+impl Timeline {
+    /// A timeline on which nothing has come yet.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            epochs: Arc::default(),
+            current: None,
+            previous: None,
+            candidate: None,
+            placed_before: 0,
+            alive_since: 0,
+            last: None,
+            promptest: None,
+            refusals: 0,
+        }
+    }
+
+    /// The epochs so far; they can be read at any time.
+    #[must_use]
+    pub fn epochs(&self) -> &Arc<Epochs> {
+        &self.epochs
+    }
+
+    /// How often time would have begun anew at an earlier time, but must not.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
+    /// Whether a timestamp is a multiple of the step, after unwrapping.
+    #[must_use]
+    pub fn is_aligned(&self, stamp: u64) -> bool {
+        match &self.current {
+            None => self.rules.is_aligned(stamp.cast_signed()),
+            Some(current) => {
+                let misaligned = matches!(current.locate(&self.rules, stamp), Err(Verdict::Misaligned));
+                !misaligned || self.in_previous(stamp).is_some()
+            }
+        }
+    }
+
+    /// Judge a heap that is good in all else, by its timestamp (48 bits), and learn from it.
+    pub fn observe(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
+        let Some(current) = self.current else { return self.begin(stamp, witness) };
+        let here = current.locate(&self.rules, stamp);
+        if let Ok(at) = &here {
+            if at.ahead <= 0 && at.ahead > signed(self.rules.window).wrapping_neg() {
+                if let Some(position) = current.position(at) {
+                    return Verdict::Place(position);
+                }
+            } else if at.ahead > 0 && at.ahead <= signed(self.rules.max_jump) && self.keeps_median(&current, at, witness) {
+                return self.advance(*at, witness);
+            }
+        }
+        if let Some(at) = self.outage(&current, stamp, witness) {
+            let verdict = self.advance(at, witness);
+            self.forget_absent();
+            return verdict;
+        }
+        if let Some(verdict) = self.in_previous(stamp) {
+            return verdict;
+        }
+        let lagging = here.as_ref().ok().and_then(|at| self.lagging(&current, at, witness));
+        if let Some(position) = lagging {
+            return Verdict::Place(position);
+        }
+        if self.vote(stamp, here.is_ok(), witness) {
+            return self.win(stamp, witness);
+        }
+        if self.candidate.is_some_and(|candidate| candidate.refused && self.agrees(stamp, candidate.stamp)) {
+            return Verdict::Backward;
+        }
+        match here {
+            Ok(at) => self.late(&current, &at).map_or(Verdict::Implausible, Verdict::Place),
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Take the first heap at its word.
+    fn begin(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
+        let time = stamp.cast_signed();
+        if !self.rules.is_aligned(time) {
+            return Verdict::Misaligned;
+        }
+        let segment = Segment { first: 0, offset: 0, newest: self.rules.chunk_of(time).cast_unsigned() };
+        self.enter(segment, Cause::Start, witness);
+        match segment.locate_time(&self.rules, time) {
+            Ok(at) => self.advance(at, witness),
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Make a segment the current one.
+    fn enter(&mut self, segment: Segment, cause: Cause, witness: &impl Witness) {
+        self.placed_before = witness.placed();
+        self.switch(segment, cause);
+        self.candidate = None;
+        self.last = None;
+        self.promptest = None;
+    }
+
+    fn switch(&mut self, segment: Segment, cause: Cause) {
+        self.previous = self.current.replace(segment);
+        self.alive_since = segment.first;
+        self.epochs.push(Epoch { first: segment.first, offset: segment.offset, cause });
+    }
+
+    /// Accept a time of the current segment as the newest.
+    fn advance(&mut self, at: Located, witness: &impl Witness) -> Verdict {
+        let Some(current) = &mut self.current else { return Verdict::Implausible };
+        let Some(position) = current.position(&at) else { return Verdict::Implausible };
+        current.newest = position.chunk.max(current.newest);
+        if let Some(rate) = self.rules.tick_rate {
+            let now = Anchor { clock: witness.now(), time: at.time };
+            let is_prompt = self.promptest.is_none_or(|then| now.time >= then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT)));
+            if is_prompt {
+                self.promptest = Some(now);
+            }
+            self.last = Some(now);
+        }
+        Verdict::Place(position)
+    }
+
+    /// Whether the window may end with a chunk: not if most sources then have their newest time before it.
+    ///
+    /// Otherwise one clock that runs ahead would drag the window away from all others.
+    fn keeps_median(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
+        let since = current.first.max(self.alive_since);
+        let start = at.chunk.cast_unsigned().saturating_sub(self.rules.window.wrapping_sub(1));
+        if self.rules.n_sources <= 1 || start <= since {
+            return true;
+        }
+        let batches = self.rules.batches;
+        let (alive, within) = witness.sources(since.saturating_mul(batches), start.saturating_mul(batches));
+        within.saturating_mul(2) >= alive
+    }
+
+    /// Measure by those sources only that are heard from now on.
+    fn forget_absent(&mut self) {
+        if let Some(current) = &self.current {
+            self.alive_since = current.newest.saturating_sub(self.rules.window.wrapping_sub(1));
+        }
+    }
+
+    /// Where a heap lies if it has jumped ahead by as much time as has passed.
+    ///
+    /// Time has passed since the newest chunk (senders were silent), or since the stream was last up to date (it was
+    /// held up, and then read what the kernel had kept first).
+    fn outage(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Located> {
+        let rate = self.rules.tick_rate?;
+        let newest = current.newest_time(&self.rules);
+        let clock = witness.now();
+        [self.last, self.promptest].into_iter().flatten().find_map(|anchor| {
+            let expected = anchor.predict(clock, rate);
+            let time = unwrap(stamp, expected)?;
+            let passed = expected.saturating_sub(newest) as f64;
+            let tolerance = passed.max(0.0) * OUTAGE_TOLERANCE + OUTAGE_TOLERANCE_CHUNKS * self.rules.chunk_step as f64;
+            let at = current.locate_time(&self.rules, time).ok()?;
+            let has_jumped = at.ahead > signed(self.rules.max_jump);
+            (has_jumped && time.abs_diff(expected) as f64 <= tolerance).then_some(at)
+        })
+    }
+
+    /// What becomes of a heap from around the end of the previous segment, whose time is not the current one.
+    ///
+    /// Senders do not restart in the same instant: such heaps never vote.
+    fn in_previous(&self, stamp: u64) -> Option<Verdict> {
+        let previous = self.previous.as_ref()?;
+        let at = previous.locate(&self.rules, stamp).ok()?;
+        if at.ahead > signed(self.rules.max_jump) || at.ahead <= self.oldest() {
+            return None;
+        }
+        if at.ahead > 0 {
+            return Some(Verdict::Implausible);
+        }
+        previous.position(&at).map(Verdict::Place)
+    }
+
+    /// Chunks behind the newest from which on a heap is not just late.
+    fn oldest(&self) -> i64 {
+        signed(self.rules.window).saturating_mul(-2)
+    }
+
+    /// A late heap, which spead2 is to find too old.
+    fn late(&self, current: &Segment, at: &Located) -> Option<Position> {
+        current.position(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
+    }
+
+    /// A heap behind the window, but newer than all that its stream has of this source: it is the stream that is late.
+    ///
+    /// This is no sign of a restart, however many such heaps come when the stream catches up.
+    fn lagging(&self, current: &Segment, at: &Located, witness: &impl Witness) -> Option<Position> {
+        let position = current.position(at).filter(|_| at.ahead < 0)?;
+        let newest = u64::try_from(witness.newest_of_source()).ok()?;
+        let is_of_segment = newest >= current.first.saturating_mul(self.rules.batches);
+        let batch = position.chunk.saturating_mul(self.rules.batches).saturating_add(position.batch);
+        (is_of_segment && batch > newest).then_some(position)
+    }
+
+    fn agrees(&self, stamp: u64, other: u64) -> bool {
+        let ticks = self.rules.max_jump.saturating_mul(self.rules.chunk_step);
+        difference(stamp, other).unsigned_abs() <= ticks
+    }
+
+    /// Count a vote for the time of an outlier; true if that has won.
+    ///
+    /// This is the majority vote of Boyer and Moore ("MJRTY: a fast majority vote algorithm", 1991): a vote for another
+    /// time cancels one, and so does each heap that was placed meanwhile, by any stream.
+    fn vote(&mut self, stamp: u64, is_aligned: bool, witness: &impl Witness) -> bool {
+        if !is_aligned && !self.rules.is_aligned(stamp.cast_signed()) {
+            return false;
+        }
+        let placed = witness.placed();
+        let fresh = Candidate { stamp, votes: 1, placed, refused: false };
+        let Some(mut candidate) = self.candidate else {
+            self.candidate = Some(fresh);
+            return false;
+        };
+        let against = placed.saturating_sub(candidate.placed);
+        candidate.placed = placed;
+        candidate.votes = candidate.votes.saturating_sub(against);
+        if candidate.votes > 0 {
+            if self.agrees(stamp, candidate.stamp) {
+                candidate.votes = candidate.votes.saturating_add(1).min(self.rules.quorum);
+                if difference(stamp, candidate.stamp) > 0 {
+                    candidate.stamp = stamp;
+                }
+            } else {
+                candidate.votes = candidate.votes.saturating_sub(1);
+            }
+        }
+        self.candidate = Some(if candidate.votes > 0 { candidate } else { fresh });
+        candidate.votes >= self.rules.quorum && !candidate.refused
+    }
+
+    /// Go to the time of the candidate, if that is allowed.
+    fn win(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
+        let (Some(current), Some(candidate)) = (self.current, self.candidate) else { return Verdict::Implausible };
+        let there = current.locate(&self.rules, candidate.stamp).ok().filter(|at| at.ahead > 0);
+        let newest = current.newest_time(&self.rules);
+        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap.
+        let wraps = there.is_some_and(|at| at.time.cast_unsigned() >> TIME_BITS != newest.cast_unsigned() >> TIME_BITS);
+        // Time so far may have been that of a single wrong heap.
+        let is_proven = witness.placed().saturating_sub(self.placed_before) >= self.rules.quorum;
+        match there {
+            // Sources fell silent that were in the majority, or the heaps in between were lost.
+            Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(at, current),
+            Some(at) if is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync) => self.jump(at, current),
+            Some(at) if !self.rules.resync => {
+                let chunk = at.chunk.cast_unsigned();
+                let first = chunk.saturating_sub(self.rules.window.wrapping_sub(1)).max(current.newest.saturating_add(1));
+                self.enter(Segment { first, newest: chunk, ..current }, Cause::Restart, witness);
+            }
+            _ if self.rules.resync => {
+                // As at the start, the timestamp stands for itself.
+                let chunk = self.rules.chunk_of(candidate.stamp.cast_signed());
+                let newest = current.newest.saturating_add(self.rules.reach);
+                let offset = signed(newest).saturating_sub(chunk);
+                let first = u64::try_from(offset).unwrap_or(0).max(current.newest.saturating_add(1));
+                self.enter(Segment { first, offset, newest }, Cause::Restart, witness);
+            }
+            _ => {
+                self.refusals = self.refusals.saturating_add(1);
+                self.candidate = Some(Candidate { refused: true, ..candidate });
+                return Verdict::Backward;
+            }
+        }
+        let Some(current) = self.current else { return Verdict::Implausible };
+        match current.locate(&self.rules, stamp) {
+            // The heap itself need not be the newest of those that agree.
+            Ok(at) if at.ahead <= 0 => self.advance(at, witness),
+            Ok(_) => Verdict::Implausible,
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Go on in the current segment, further on.
+    fn jump(&mut self, at: Located, current: Segment) {
+        self.current = Some(Segment { newest: at.chunk.cast_unsigned(), ..current });
+        self.candidate = None;
+        self.forget_absent();
+    }
+
+    /// Begin an epoch after all chunks under construction, which come out when the control heap has been placed.
+    ///
+    /// Returns the chunk of the control heap; None if nothing is under construction.
+    pub fn flush(&mut self) -> Option<u64> {
+        let current = self.current.filter(|current| current.newest >= current.first)?;
+        let control = self.control()?;
+        let first = control.checked_add(1)?;
+        let skipped = signed(control).saturating_sub(signed(current.newest));
+        let offset = current.offset.saturating_add(skipped);
+        self.switch(Segment { first, offset, newest: control }, Cause::Flush);
+        Some(control)
+    }
+
+    /// A chunk so far ahead that none is under construction any more once a heap was placed there.
+    #[must_use]
+    pub fn control(&self) -> Option<u64> {
+        self.current?.newest.checked_add(self.rules.reach).filter(|&chunk| signed(chunk) < self.rules.chunk_of(i64::MAX))
+    }
+}
+
+impl Anchor {
+    /// The time to expect at a moment, given the ticks in a nanosecond.
+    fn predict(&self, clock: u64, rate: f64) -> i64 {
+        self.time.saturating_add((clock.saturating_sub(self.clock) as f64 * rate) as i64)
     }
 }

@@ -7,12 +7,12 @@ from typing_extensions import Buffer
 
 __all__ = [
     "Geometry",
+    "Group",
     "Layout",
     "LayoutError",
     "Ledger",
     "LedgerSnapshot",
     "Placement",
-    "Timeline",
     "__version__",
     "foreign_capsule",
     "spec_from_toml",
@@ -53,6 +53,7 @@ class Layout:
     @property
     def n_sources(self) -> int: ...
     def geometry(self, user_data: Mapping[str, int]) -> Geometry: ...
+    def group(self, *, window: int, reach: int, max_jump: int | None = None, resync: bool = False) -> Group: ...
     def account_present(self, present: Buffer) -> tuple[list[int], int]: ...
 
 @final
@@ -62,12 +63,24 @@ class Geometry:
     @property
     def span_bytes(self) -> int: ...
     def placement(
-        self, *, window: int, stats: tuple[int, int] | None = None, timeline: Timeline | None = None
+        self,
+        *,
+        window: int,
+        stats: tuple[int, int] | None = None,
+        group: Group | None = None,
+        cookie: tuple[int, int] | None = None,
     ) -> Placement: ...
 
 @final
-class Timeline:
-    def __new__(cls) -> Timeline: ...
+class Group:
+    def locate(self, chunk_id: int) -> tuple[int, int, bool]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[int, int, str]: ...
+    @property
+    def refusals(self) -> int: ...
+    def flush(self) -> bool: ...
+    def finish(self) -> None: ...
+    def wait(self, done: int, timeout: float) -> bool: ...
 
 @final
 class Placement:

@@ -19,6 +19,8 @@ class Counts(NamedTuple):
     chunks: int
     first_timestamp: int | None
     last_timestamp: int | None
+    epoch_gap: int  # of each source
+    restarts: int
 
 
 class Accounting:
@@ -27,6 +29,9 @@ class Accounting:
     Of whole missing chunks in between, all heaps are missing. The last chunk counts whole too, though a sender
     that stops may never have sent all of it. With a layout that is not declarative there is a single source,
     which stands for all, and the first chunk counts whole.
+
+    Where time began anew (a restarted sender), it ends with the last chunk before and goes on with the first batch after:
+    nobody knows what was sent in between. If time jumped ahead then, `epoch_gap_heaps` says by how many heaps.
 
     An account is of the chunks that one iterator has given out, with the one that it is about to give out. It
     may be read at any time from any thread, and outlives the iterator. No number of it ever falls.
@@ -39,14 +44,15 @@ class Accounting:
         self.source_labels = source_labels
         # Replaced as a whole by the iterator, so that no other thread ever sees half a chunk: `missing` is a
         # difference, which could fall if its terms were of different moments.
-        self._counts = Counts([0] * len(source_labels), 0, 0, None, None)
+        self._counts = Counts([0] * len(source_labels), 0, 0, None, None, 0, 0)
 
     def consumed(self) -> Consumed:
         """All of it at one moment, by the label of the source."""
         counts = self._counts
         present = Counter(dict(zip(self.source_labels, counts.present, strict=True)))
         missing = Counter({label: counts.expected - heaps for label, heaps in present.items()})
-        return Consumed(present, missing, counts.chunks)
+        gap = counts.epoch_gap * len(self.source_labels)
+        return Consumed(present, missing, counts.chunks, gap, counts.restarts)
 
     @property
     def present_by_source(self) -> np.ndarray:
@@ -82,6 +88,17 @@ class Accounting:
         return counts.expected * len(counts.present) - sum(counts.present)
 
     @property
+    def restarts(self) -> int:
+        """How often time began anew."""
+        return self._counts.restarts
+
+    @property
+    def epoch_gap_heaps(self) -> int:
+        """Heaps for the time by which it jumped ahead where it began anew; they are not `missing`."""
+        counts = self._counts
+        return counts.epoch_gap * len(counts.present)
+
+    @property
     def chunks(self) -> int:
         """Chunks that held data."""
         return self._counts.chunks
@@ -103,16 +120,21 @@ class Consumed(NamedTuple):
     present: Counter[str]  # by the label of the source
     missing: Counter[str]
     chunks: int
+    epoch_gap: int
+    restarts: int
 
     @classmethod
     def total(cls, parts: Iterable[Consumed]) -> Consumed:
         """Add up."""
-        present, missing, chunks = Counter[str](), Counter[str](), 0
+        present, missing = Counter[str](), Counter[str]()
+        chunks = epoch_gap = restarts = 0
         for part in parts:
             present.update(part.present)
             missing.update(part.missing)
             chunks += part.chunks
-        return cls(present, missing, chunks)
+            epoch_gap += part.epoch_gap
+            restarts += part.restarts
+        return cls(present, missing, chunks, epoch_gap, restarts)
 
 
 class Accounts:

@@ -335,7 +335,7 @@ class _ConsumerLabelSet:
 
 
 class ConsumerCollector(_SourceCollector[_ConsumerLabelSet]):
-    """Export what `iter_chunks` has accounted for: heaps present and missing, and chunks.
+    """Export what `iter_chunks` has accounted for: heaps present and missing, chunks, and where time began anew.
 
     All iterators over a source add up. A chunk that is taken without one is missing; with several iterators
     at a time, each misses the chunks that the others take.
@@ -356,13 +356,17 @@ class ConsumerCollector(_SourceCollector[_ConsumerLabelSet]):
         present = self._counter(metrics.HEAPS_PRESENT, metrics.SOURCE)
         missing = self._counter(metrics.HEAPS_MISSING, metrics.SOURCE)
         chunks = self._counter(metrics.CHUNKS)
+        restarts = self._counter(metrics.RESTARTS)
+        gap = self._counter(metrics.EPOCH_GAP_HEAPS)
         with self._lock:
             for labels, label_set in self._label_sets:
                 consumed = label_set.consumed()
                 _add_samples(present, {(*labels, source): heaps for source, heaps in consumed.present.items()})
                 _add_samples(missing, {(*labels, source): heaps for source, heaps in consumed.missing.items()})
                 chunks.add_metric(labels, consumed.chunks)
-        return [present, missing, chunks]
+                restarts.add_metric(labels, consumed.restarts)
+                gap.add_metric(labels, consumed.epoch_gap)
+        return [present, missing, chunks, restarts, gap]
 
 
 class _KernelLabelSet:

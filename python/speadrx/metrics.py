@@ -29,6 +29,8 @@ HEAP_LATENESS_CHUNKS = "speadrx_heap_lateness_chunks"
 HEAPS_PRESENT = "speadrx_heaps_present_total"
 HEAPS_MISSING = "speadrx_heaps_missing_total"
 CHUNKS = "speadrx_chunks_total"
+RESTARTS = "speadrx_restarts_total"
+EPOCH_GAP_HEAPS = "speadrx_epoch_gap_heaps_total"
 
 # By ring.
 RING_CHUNKS = "speadrx_ring_chunks"
@@ -59,6 +61,8 @@ HELP = {
     HEAPS_PRESENT: "Heaps present in the chunks handed to the consumer",
     HEAPS_MISSING: "Heaps missing from the chunks handed to the consumer, and from chunks that never came",
     CHUNKS: "Chunks handed to the consumer",
+    RESTARTS: "Times that time began anew, because senders were restarted or the time so far was wrong",
+    EPOCH_GAP_HEAPS: "Heaps for the time by which it jumped ahead where it began anew; not missing, nobody knows",
     RING_CHUNKS: "Chunks in the ring",
     RING_CAPACITY_CHUNKS: "Chunks that the ring can hold",
     RING_BLOCKED_SECONDS: "Seconds that the data ring was full or the free ring empty, sampled",

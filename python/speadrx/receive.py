@@ -55,7 +55,12 @@ class ChunkIterator:
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
         self.accounting = source._accounts.add(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
-        self._first_batch: int | None = None  # counted from the beginning of time
+        self._group = source._core
+        # Batches are counted from time 0. Of the time before it last began anew, only the sum is kept.
+        self._first_batch: int | None = None
+        self._end_batch = 0
+        self._expected_before = 0
+        self._epoch = 0
         self._last_chunk_id: int | None = None
 
     def __iter__(self) -> Self:
@@ -97,7 +102,11 @@ class ChunkIterator:
 
     def _take(self, chunk: spead2.recv.Chunk) -> Chunk | None:
         """Account for a chunk and date it; recycle it if there is nothing in it."""
-        present, first_batch = self._account(chunk.present)
+        number, epoch, is_control = (chunk.chunk_id, 0, False)
+        if self._group is not None and len(self._group):
+            number, epoch, is_control = self._group.locate(chunk.chunk_id)
+        # What is present in the chunk of a control heap is the control heap.
+        present, first_batch = ([], self._batches) if is_control else self._account(chunk.present)
         if first_batch == self._batches or not isinstance(chunk, Chunk):
             if isinstance(chunk, Chunk):
                 chunk.recycle()  # to its own stream, if several share the ring
@@ -114,20 +123,37 @@ class ChunkIterator:
                 "iter_chunks can account for one only"
             )
         self._last_chunk_id = chunk.chunk_id
-        chunk.timestamp = chunk.chunk_id * self._timestamp_step
+        chunk.timestamp = number * self._timestamp_step
         before = self.accounting._counts
+        batch = number * self._batches + first_batch
+        restarts = self._restarts(epoch)
+        gap = before.epoch_gap
         if self._first_batch is None:
-            self._first_batch = chunk.chunk_id * self._batches + first_batch
-        end = (chunk.chunk_id + 1) * self._batches
+            self._first_batch = batch
+        elif restarts:
+            # Of the gap nobody knows what was sent in it, and if time went back there is none.
+            gap += max(0, batch - self._end_batch) * self._batch_heaps
+            self._expected_before = before.expected
+            self._first_batch = batch
+        self._end_batch = (number + 1) * self._batches
         self.accounting._counts = Counts(
             # A list is faster here than an array, which would have to be made of the kernel's list first.
             present=list(map(operator.add, before.present, present)),
-            expected=(end - self._first_batch) * self._batch_heaps,
+            expected=self._expected_before + (self._end_batch - self._first_batch) * self._batch_heaps,
             chunks=before.chunks + 1,
             first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
             last_timestamp=chunk.timestamp,
+            epoch_gap=gap,
+            restarts=before.restarts + restarts,
         )
         return chunk
+
+    def _restarts(self, epoch: int) -> int:
+        """How often time has begun anew since the last chunk, which was of another epoch perhaps."""
+        if epoch == self._epoch or self._group is None:
+            return 0
+        since, self._epoch = self._epoch, epoch
+        return sum(self._group[i][2] == "restart" for i in range(since + 1, epoch + 1))
 
     def _account(self, present: Any) -> tuple[list[int], int]:
         """Present heaps by source, and the first batch that has any (the number of batches if none has)."""

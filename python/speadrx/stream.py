@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import spead2
@@ -17,8 +18,10 @@ import spead2.recv
 from . import _core
 from .accounting import Accounts
 from .chunk import ChunkBuffers
+from .control import ControlHeaps, stop_when_done
 from .layout import BaseLayout, DeclarativeLayout, user_data_values
 from .readers import SocketSet, add_reader, check_integer, member_sockets
+from .watch import watch
 
 __all__ = [
     "EVICTION_MODE",
@@ -26,6 +29,7 @@ __all__ = [
     "RECV_SENSOR_TIMEOUT_MIN",
     "ChunkRingStream",
     "ChunkStreamRingGroup",
+    "Epoch",
     "Ledger",
     "LedgerSnapshot",
     "add_reader",
@@ -43,6 +47,18 @@ RECV_SENSOR_TIMEOUT_CHUNKS = 10
 RECV_SENSOR_TIMEOUT_MIN = 1.0
 
 
+class Epoch(NamedTuple):
+    """A run of chunks whose IDs count time from the same point."""
+
+    #: ID of the first chunk that it can have.
+    chunk_id: int
+    #: Timestamp of that chunk, in ticks. In the same epoch, later chunks are as many chunks of time later.
+    timestamp: int
+    #: ``"start"``: the first heap came. ``"restart"``: time began anew, because senders were restarted or the time so
+    #: far was wrong. ``"flush"``: chunks were flushed; time goes on, but the chunk IDs in between are skipped.
+    cause: str
+
+
 @dataclass(frozen=True, eq=False)
 class LedgerSnapshot:
     """What the placement callback has counted; every number only ever grows.
@@ -56,7 +72,7 @@ class LedgerSnapshot:
     placed_by_source: np.ndarray
     #: Placed heaps whose place was taken already, by source.
     duplicates_by_source: np.ndarray
-    #: Timestamp of the newest heap placed, in ticks, by source; -1 before the first.
+    #: Timestamp of the newest heap placed, in ticks, by source; -1 before the first. It falls when time begins anew.
     newest_timestamp_by_source: np.ndarray
     #: Heaps rejected, by reason (the names of the layout's `stream_stats`, without their prefix) and source; the last
     #: element counts those whose source is unknown, because the item that tells it is absent or wrong.
@@ -130,6 +146,11 @@ class _Plan:
     #: One for each stream, or none if the layout has a callback of its own; so are the ledgers.
     placements: tuple[_core.Placement, ...]
     ledgers: tuple[Ledger, ...]
+    #: None if the layout has a callback of its own; so is the next.
+    core: _core.Group | None
+    control: ControlHeaps | None
+    resync: bool
+    flush_after: float | None
 
 
 #: What the chunks of each free ring must be.
@@ -154,11 +175,72 @@ class _Receiving(_RingPair):
         self.ledger = Ledger._sum(plan.ledgers) if plan.ledgers else None
         self._buffers = plan.buffers
         self._placements = plan.placements
+        self._core = plan.core
+        self._control = plan.control
+        self._resync = plan.resync
         self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
         # Of a layout that is not declarative a single source stands for all.
         self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
         self._stopped = False
         self._callbacks: list[Callable[[Any], object]] = []
+        if plan.core is not None:
+            watch(self, plan.flush_after)
+
+    def _streams(self) -> Sequence[Any]:
+        """The streams that read, each in its own thread."""
+        raise NotImplementedError
+
+    def epochs(self) -> tuple[Epoch, ...]:
+        """The epochs so far, oldest first; none before the first heap, or if the layout has a callback of its own.
+
+        `iter_chunks` dates chunks by them. In the first one, a chunk's timestamp is its ID times
+        ``layout.chunk_timestamp_step``; with ``resync=False`` in all of them, until `drain`.
+        """
+        core = self._core
+        if core is None:
+            return ()
+        found = (core[i] for i in range(len(core)))
+        step = self.layout.chunk_timestamp_step
+        return tuple(Epoch(chunk_id, chunk * step, cause) for chunk_id, chunk, cause in found)
+
+    def flush(self) -> None:
+        """Hand over the chunks under construction, though no newer data has come.
+
+        Returns at once; the chunks come out of the data ring as soon as the network threads get to it. They are taken
+        for finished: heaps of theirs that come later are too old. What comes for later chunks is received as before.
+        Does nothing if no chunk is under construction.
+
+        It makes as many chunks as are under construction come out empty later; `iter_chunks` returns them to the free
+        ring. So that receiving need not wait for them, have twice as many chunks as are active at a time, and one.
+
+        Raises
+        ------
+        ValueError
+            If the stream was not made with ``resync=True``, or its layout has a callback of its own: chunk IDs would
+            no longer tell the time.
+        """
+        if self._core is None or self._control is None or not self._resync:
+            raise ValueError("flush: needs a stream made with resync=True and a declarative layout")
+        if not self._stopped and self._core.flush():
+            self._control.post(self._streams(), complete=True)
+
+    def drain(self) -> None:
+        """Hand over the chunks under construction, and then stop.
+
+        Returns at once. The consumer gets all chunks, and then the end of the data ring, which comes when all are in
+        it; what arrives meanwhile is not waited for. `stop` alone throws away the chunks under construction.
+
+        Raises
+        ------
+        ValueError
+            If the layout has a callback of its own.
+        """
+        if self._core is None or self._control is None:
+            raise ValueError("drain: needs a declarative layout; this one has a placement callback of its own")
+        if self._stopped:
+            return
+        self._core.finish()
+        stop_when_done(self, self._core, self._control.post(self._streams(), complete=False))
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
         """Check the buffers of a chunk, and put it into the free ring.
@@ -228,6 +310,9 @@ class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
         self._attach(plan, 1)
         self._sockets = self._socket_sets[0]
 
+    def _streams(self) -> Sequence[Any]:
+        return [self]
+
     def start(self) -> None:
         """Start to receive, where the stream was made with ``explicit_start``.
 
@@ -268,6 +353,9 @@ class ChunkStreamRingGroup(_Receiving, spead2.recv.ChunkStreamRingGroup):
         for thread_pool, chunk_config in zip(thread_pools, plan.chunk_configs, strict=True):
             self.emplace_back(thread_pool, plan.stream_config, chunk_config)
 
+    def _streams(self) -> Sequence[Any]:
+        return self[: len(self._socket_sets)]
+
     @overload
     def __getitem__(self, index: int) -> spead2.recv.ChunkStreamGroupMember: ...
     @overload
@@ -298,6 +386,9 @@ def make_stream(
     stream_stats: Iterable[str] | None = None,
     user_data: np.ndarray | None = None,
     max_heap_extra: int | None = None,
+    resync: bool = False,
+    max_jump: int | None = None,
+    flush_after: float | None = None,
     **kwargs: Any,
 ) -> ChunkRingStream:
     """Make a stream that places heaps by a layout.
@@ -327,6 +418,18 @@ def make_stream(
         with the index of the first of `stream_stats`.
     max_heap_extra
         Bytes that the callback stores in the ``extra`` of chunks for each heap, at most.
+    resync
+        What to do when senders are restarted at an earlier time (or the first heap had a time far in the future). False:
+        their heaps are rejected (``backward_timestamp_heaps``), so that a chunk's ID times
+        ``layout.chunk_timestamp_step`` is always its timestamp. True: a new epoch begins; chunk IDs go on rising and
+        `iter_chunks` tells the timestamps. True also lets the stream survive the stop item of a sender that is
+        restarted: ``stop_on_stop_item`` is then False unless it is given.
+    max_jump
+        How many chunks a heap may be ahead of the newest chunk. By default, `max_active_chunks` less one, at least 1.
+        A heap further ahead is rejected (``implausible_timestamp_heaps``), unless as much time has passed (needs the
+        layout's ``tick_rate``), or so many heaps agree that they are in the majority: then time has jumped.
+    flush_after
+        Seconds of silence after which to `flush`; needs `resync`. By default, never.
     **kwargs
         Passed to `spead2.recv.StreamConfig`. ``memcpy`` defaults to `spead2.MEMCPY_NONTEMPORAL`. Where heaps have
         several packets that may be reordered, set ``allow_out_of_order=True``: without it, spead2 drops
@@ -348,6 +451,9 @@ def make_stream(
         stream_stats=stream_stats,
         user_data=user_data,
         max_heap_extra=max_heap_extra,
+        resync=resync,
+        max_jump=max_jump,
+        flush_after=flush_after,
         options=kwargs,
     )
     return ChunkRingStream(_thread_pool(affinity), plan, data_ringbuffer, free_ringbuffer)
@@ -364,6 +470,9 @@ def make_stream_group(
     stream_stats: Iterable[str] | None = None,
     user_data: np.ndarray | None = None,
     max_heap_extra: int | None = None,
+    resync: bool = False,
+    max_jump: int | None = None,
+    flush_after: float | None = None,
     **kwargs: Any,
 ) -> ChunkStreamRingGroup:
     """Make a group of streams that place heaps into the same chunks, each in its own thread.
@@ -398,6 +507,9 @@ def make_stream_group(
         stream_stats=stream_stats,
         user_data=user_data,
         max_heap_extra=max_heap_extra,
+        resync=resync,
+        max_jump=max_jump,
+        flush_after=flush_after,
         options=kwargs,
     )
     # One pool for each: streams that share one can deadlock when they stop.
@@ -438,6 +550,9 @@ def _plan(
     stream_stats: Iterable[str] | None,
     user_data: np.ndarray | None,
     max_heap_extra: int | None,
+    resync: bool,
+    max_jump: int | None,
+    flush_after: float | None,
     options: dict[str, Any],
 ) -> _Plan:
     if not isinstance(layout, BaseLayout):
@@ -448,9 +563,10 @@ def _plan(
             raise TypeError(f"{name}: given {type(ring).__name__}, but wanted a spead2.recv.ChunkRingbuffer")
     if rings["data_ringbuffer"] is rings["free_ringbuffer"]:
         raise ValueError("data_ringbuffer: is also the free_ringbuffer, but wanted two rings")
-    config = _stream_config(function, options)
-    stats_base = config.next_stat_index()
     declared = layout if isinstance(layout, DeclarativeLayout) and not _has_own_callback(layout) else None
+    _check_survival(declared, resync, max_jump, flush_after)
+    config = _stream_config(function, {"stop_on_stop_item": False, **options} if resync else options)
+    stats_base = config.next_stat_index()
     names = _stat_names(layout, declared, stream_stats)
     records = _user_data(user_data, n_streams, stats_base, needed=bool(names) and declared is None)
     # Only now: the caller's array has its stats_base before the statistics are registered.
@@ -465,19 +581,27 @@ def _plan(
         places = [layout.chunk_place(record) for record in records]  # type: ignore[arg-type]
         buffers = ChunkBuffers(data_bytes=layout.chunk_bytes, heaps=layout.chunk_heaps, heap_extra=extra)
         placements: list[_core.Placement] = []
+        core = control = None
     else:
-        timeline = _core.Timeline()
+        # With as many chunks as its streams, one stream of a group that runs ahead would evict what the others still
+        # fill.
+        reach = max_active_chunks + (n_streams > 1)
+        core = declared.declaration._compiled.group(
+            window=max_active_chunks, reach=reach, max_jump=max_jump, resync=resync
+        )
+        control = ControlHeaps(items)
+        items = [*items, control.item]
         geometries = [declared.declaration._compiled.geometry(user_data_values(declared, record)) for record in records]
         placements = [
-            geometry.placement(window=max_active_chunks, stats=(stats_base, len(names)), timeline=timeline)
+            geometry.placement(
+                window=max_active_chunks, stats=(stats_base, len(names)), group=core, cookie=control.cookie
+            )
             for geometry in geometries
         ]
         places = [(placement.capsule(), placement) for placement in placements]
         buffers = _declared_buffers(declared, geometries, extra)
     plan = _Plan(
         layout=layout,
-        # With as many chunks as its streams, one stream of a group that runs ahead would evict what the others still
-        # fill.
         buffers=replace(buffers, window=max_active_chunks + (n_streams > 1)),
         stream_config=config,
         chunk_configs=[
@@ -486,6 +610,10 @@ def _plan(
         ],
         placements=tuple(placements),
         ledgers=() if declared is None else tuple(Ledger(declared, [placement.ledger]) for placement in placements),
+        core=core,
+        control=control,
+        resync=resync,
+        flush_after=flush_after,
     )
     # A stream takes any chunk from its ring, whoever checked it, and writes outside of one that is too small.
     if _ring_buffers.setdefault(rings["free_ringbuffer"], buffers) != buffers:
@@ -493,6 +621,29 @@ def _plan(
             "free_ringbuffer: is that of a stream that wants other chunks; only equal layouts can share it"
         )
     return plan
+
+
+def _check_survival(
+    declared: DeclarativeLayout | None, resync: bool, max_jump: int | None, flush_after: float | None
+) -> None:
+    for name, value, default in (
+        ("resync", resync, False),
+        ("max_jump", max_jump, None),
+        ("flush_after", flush_after, None),
+    ):
+        if declared is None and value is not default:
+            raise ValueError(f"{name}: {value!r} needs a declarative layout, for the timeline is part of its callback")
+    if not isinstance(resync, bool):
+        raise TypeError(f"resync: given {resync!r}, but wanted True or False")
+    if max_jump is not None:
+        check_integer("max_jump", max_jump, 1)
+    if flush_after is not None:
+        if isinstance(flush_after, bool) or not isinstance(flush_after, numbers.Real):
+            raise TypeError(f"flush_after: given {flush_after!r}, but wanted a number of seconds")
+        if not 0 < flush_after < math.inf:
+            raise ValueError(f"flush_after: {flush_after} must be more than 0 seconds, and finite")
+        if not resync:
+            raise ValueError(f"flush_after: {flush_after} needs resync=True")
 
 
 def _has_own_callback(layout: DeclarativeLayout) -> bool:

@@ -9,7 +9,8 @@ use pyo3::types::{PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
 use super::chunk::account_present;
-use super::placement::{Placement, Timeline};
+use super::group::Group;
+use super::placement::Placement;
 use crate::layout as core;
 use crate::spec::LayoutSpec;
 
@@ -101,6 +102,12 @@ impl Layout {
         Ok(Geometry(self.0.geometry(&user_data)?))
     }
 
+    /// What streams share that have `window` chunks under construction each, and `reach` all together.
+    #[pyo3(signature = (*, window, reach, max_jump=None, resync=false))]
+    fn group(&self, window: u64, reach: u64, max_jump: Option<u64>, resync: bool) -> PyResult<Group> {
+        Group::new(&self.0, window, reach, max_jump, resync)
+    }
+
     /// Count the present heaps of each source, and find the first batch that has any, with the GIL released.
     fn account_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<(Vec<u64>, usize)> {
         account_present(py, &self.0, &PyUntypedBuffer::get(present)?)
@@ -123,15 +130,21 @@ impl Geometry {
         self.0.span_bytes()
     }
 
-    /// Prepare the callback of one stream.
-    #[pyo3(signature = (*, window, stats=None, timeline=None))]
+    /// Prepare the callback of one stream; without a group it is on its own.
+    #[pyo3(signature = (*, window, stats=None, group=None, cookie=None))]
     fn placement(
         &self,
         window: u64,
         stats: Option<(usize, usize)>,
-        timeline: Option<&Bound<'_, Timeline>>,
+        group: Option<&Bound<'_, Group>>,
+        cookie: Option<(i64, i64)>,
     ) -> PyResult<Placement> {
-        let timeline = timeline.map(|timeline| timeline.get().shared()).unwrap_or_default();
-        Placement::new(&self.0, window, stats, timeline)
+        match group {
+            Some(group) => Placement::new(&self.0, window, stats, group.get(), cookie),
+            None => {
+                let own = Group::new(self.0.layout(), window, window, None, false)?;
+                Placement::new(&self.0, window, stats, &own, cookie)
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The Python module `speadrx._core`: glue between the core and the package, nothing else.
 
 mod chunk;
+mod group;
 mod layout;
 mod ledger;
 mod placement;
@@ -23,11 +24,13 @@ mod _core {
     #[pymodule_export]
     use super::LayoutError;
     #[pymodule_export]
+    use super::group::Group;
+    #[pymodule_export]
     use super::layout::{Geometry, Layout, spec_from_toml, spec_to_toml};
     #[pymodule_export]
     use super::ledger::{Ledger, LedgerSnapshot};
     #[pymodule_export]
-    use super::placement::{Placement, Timeline, foreign_capsule};
+    use super::placement::{Placement, foreign_capsule};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

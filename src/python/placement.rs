@@ -10,31 +10,12 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
+use super::group::Group;
 use super::ledger::Ledger;
 use crate::abi::CAPSULE_NAME;
-use crate::callback::{Context, Stats};
+use crate::callback::{Context, Cookie, Stats};
 use crate::layout::Geometry;
 use crate::sync::Arc;
-use crate::timeline::Timeline as CoreTimeline;
-
-/// What streams that belong together agree on about time.
-#[pyclass(frozen, module = "speadrx._core")]
-#[derive(Default)]
-pub struct Timeline(Arc<CoreTimeline>);
-
-#[pymethods]
-impl Timeline {
-    #[new]
-    fn new() -> Self {
-        Self::default()
-    }
-}
-
-impl Timeline {
-    pub fn shared(&self) -> Arc<CoreTimeline> {
-        Arc::clone(&self.0)
-    }
-}
 
 /// The callback of one stream.
 #[pyclass(frozen, module = "speadrx._core")]
@@ -49,10 +30,12 @@ impl Placement {
         geometry: &Geometry,
         window: u64,
         stats: Option<(usize, usize)>,
-        timeline: Arc<CoreTimeline>,
+        group: &Group,
+        cookie: Option<(i64, i64)>,
     ) -> PyResult<Self> {
         let stats = stats.map(|(base, count)| Stats { base, count });
-        let context = Arc::new(Context::new(geometry, window, stats, timeline)?);
+        let cookie = cookie.map(|(flush, done)| Cookie { flush, done });
+        let context = Arc::new(Context::new(geometry, window, stats, Arc::clone(&group.0), cookie)?);
         Ok(Self { context, given_out: AtomicBool::new(false) })
     }
 }

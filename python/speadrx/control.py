@@ -1,0 +1,121 @@
+"""Control heaps: how a stream is told, in its own network thread, to hand over the chunks under construction."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import spead2
+
+if TYPE_CHECKING:
+    from . import _core
+
+logger = logging.getLogger(__name__)
+
+# Control heaps are of the flavour 64-48, whatever that of the data: item IDs have 15 bits, values 48.
+_ADDRESS_BITS = 48
+_LAST_ITEM_ID = 0x7FFF
+
+#: Seconds after which a stream that could answer, but does not, is taken for ended.
+_PATIENCE = 5.0
+_LOOK_INTERVAL = 0.05
+
+
+def control_item(used: Iterable[int]) -> int:
+    """Choose an item ID that a layout has no use for."""
+    taken = set(used)
+    return next(item for item in range(_LAST_ITEM_ID, 0, -1) if item not in taken)
+
+
+class ControlHeaps:
+    """The control heaps of a stream, or of all streams of a group.
+
+    Each is known by the value of an item, which is random, so that nobody on the network can forge one.
+
+    Parameters
+    ----------
+    used
+        Item IDs that the layout uses.
+    """
+
+    def __init__(self, used: Iterable[int]) -> None:
+        #: The item whose value tells a control heap.
+        self.item = control_item(used)
+        flush = secrets.randbits(_ADDRESS_BITS - 1) << 1
+        #: Its values: of a heap that pushes out all chunks under construction, and of one that says that this is done.
+        self.cookie = (flush, flush | 1)
+        self._queues: list[spead2.InprocQueue] = []
+        self._lock = threading.RLock()  # a signal handler may flush too
+        self._sent = 0
+
+    def post(self, streams: Sequence[Any], *, complete: bool) -> int:
+        """Give control heaps to streams, which pass on all their chunks; wait for nothing.
+
+        Parameters
+        ----------
+        streams
+            The stream, or the members of the group: the same each time.
+        complete
+            Whether the heap has all its payload. A heap that has not is never shown as present in its chunk, but
+            spead2 will count it as incomplete.
+
+        Returns
+        -------
+        int
+            How many control heaps the streams will have done with when all this is done.
+        """
+        flush, done = self.cookie
+        with self._lock:
+            if not self._queues:
+                # Open for ever: a stream ends when the first of its readers does.
+                self._queues = [spead2.InprocQueue() for _ in streams]
+                for stream, queue in zip(streams, self._queues, strict=True):
+                    stream.add_inproc_reader(queue)
+            for queue in self._queues:
+                queue.add_packet(self._packet(flush, 1 if complete else 2))
+                queue.add_packet(self._packet(done, 1))
+            self._sent += len(self._queues)
+            return self._sent
+
+    def _packet(self, value: int, heap_length: int) -> bytes:
+        items = {
+            # By chance alone that of another live heap.
+            spead2.HEAP_CNT_ID: secrets.randbits(_ADDRESS_BITS),
+            spead2.HEAP_LENGTH_ID: heap_length,
+            spead2.PAYLOAD_OFFSET_ID: 0,
+            spead2.PAYLOAD_LENGTH_ID: 1,
+            self.item: value,
+        }
+        pointers = (1 << 63 | item << _ADDRESS_BITS | value for item, value in items.items())
+        header = (0x53, 4, 8 - _ADDRESS_BITS // 8, _ADDRESS_BITS // 8, 0, len(items))
+        return struct.pack(f">4BHH{len(items)}Qx", *header, *pointers)
+
+
+def stop_when_done(owner: Any, core: _core.Group, done: int) -> None:
+    """Stop a stream or group, from a thread of its own, once it has done with so many control heaps."""
+    threading.Thread(
+        target=_stop_when_done, args=(weakref.ref(owner), core, done), name="speadrx-drain", daemon=True
+    ).start()
+
+
+def _stop_when_done(reference: weakref.ref[Any], core: _core.Group, done: int) -> None:
+    idle_since = time.monotonic()
+    while not core.wait(done, _LOOK_INTERVAL):
+        owner = reference()
+        if owner is None or owner._stopped:
+            return
+        if owner.data_ringbuffer.full() or owner.free_ringbuffer.empty():
+            idle_since = time.monotonic()  # it waits for its consumer
+        elif time.monotonic() - idle_since > _PATIENCE:
+            logger.info("drain: a stream does not answer, so its sender has ended it")
+            break
+        del owner  # its user may let go of it while this waits
+    owner = reference()
+    if owner is not None:
+        owner.stop()

@@ -1,0 +1,157 @@
+//! What the streams of a group share: the timeline behind a lock that only the cold path takes, and control heaps.
+
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::epochs::Epochs;
+use crate::ledger::Ledger;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
+use crate::timeline::{Rules, Timeline, Verdict, Witness};
+
+/// What streams that place heaps into the same chunks agree on; a single stream is a group of one.
+#[derive(Debug)]
+pub struct Group {
+    state: Mutex<State>,
+    /// Notified when a stream has done with a control heap.
+    controlled: Condvar,
+    epochs: std::sync::Arc<Epochs>,
+    /// [`Timeline::refusals`], for those who do not want to wait for the lock.
+    refusals: AtomicU64,
+    started: Instant,
+}
+
+/// What the lock protects. It is held for less than a microsecond, but for the first heap of each chunk of many sources.
+#[derive(Debug)]
+struct State {
+    timeline: Timeline,
+    members: Vec<Ledger>,
+    /// Chunk that control heaps are placed in.
+    control: Option<u64>,
+    /// How many control heaps streams have done with.
+    done: u64,
+}
+
+impl Group {
+    /// A group without members.
+    #[must_use]
+    pub fn new(rules: Rules) -> Arc<Self> {
+        let timeline = Timeline::new(rules);
+        Arc::new(Self {
+            epochs: std::sync::Arc::clone(timeline.epochs()),
+            state: Mutex::new(State { timeline, members: Vec::new(), control: None, done: 0 }),
+            controlled: Condvar::new(),
+            refusals: AtomicU64::new(0),
+            started: Instant::now(),
+        })
+    }
+
+    /// No panic can happen while the lock is held; were there one, the state would still be as good as any.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Add the ledger of a stream.
+    pub fn join(&self, ledger: Ledger) {
+        self.lock().members.push(ledger);
+    }
+
+    /// The epochs so far.
+    #[must_use]
+    pub fn epochs(&self) -> &std::sync::Arc<Epochs> {
+        &self.epochs
+    }
+
+    /// How often time would have begun anew at an earlier time, but must not.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Relaxed)
+    }
+
+    /// Whether a timestamp is a multiple of the step, after unwrapping.
+    #[must_use]
+    pub fn is_aligned(&self, stamp: u64) -> bool {
+        self.lock().timeline.is_aligned(stamp)
+    }
+
+    /// Judge a heap of a source by its timestamp, for the stream whose ledger this is.
+    #[must_use]
+    pub fn observe(&self, stamp: u64, source: u64, own: &Ledger) -> Verdict {
+        let mut state = self.lock();
+        let State { timeline, members, .. } = &mut *state;
+        let verdict = timeline.observe(stamp, &View { members, own, source, started: self.started });
+        self.refusals.store(timeline.refusals(), Relaxed);
+        verdict
+    }
+
+    /// Begin an epoch after all chunks under construction. They come out when each stream has had a control heap.
+    ///
+    /// False if nothing is under construction, so that there is no need for one.
+    #[must_use]
+    pub fn flush(&self) -> bool {
+        let mut state = self.lock();
+        let control = state.timeline.flush();
+        state.control = control.or(state.control);
+        control.is_some()
+    }
+
+    /// Have control heaps push out all chunks under construction, for good: the epoch does not end.
+    pub fn finish(&self) {
+        let mut state = self.lock();
+        state.control = state.timeline.control();
+    }
+
+    /// Where to place a control heap.
+    #[must_use]
+    pub fn control(&self) -> Option<u64> {
+        self.lock().control
+    }
+
+    /// Note that a stream has done with all that came before a control heap.
+    pub fn done(&self) {
+        let mut state = self.lock();
+        state.done = state.done.wrapping_add(1);
+        self.controlled.notify_all();
+    }
+
+    /// Wait until streams have done so many times; false if that takes too long.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub fn wait(&self, done: u64, timeout: Duration) -> bool {
+        let waited = self.controlled.wait_timeout_while(self.lock(), timeout, |state| state.done < done);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+/// The world as the timeline sees it.
+struct View<'a> {
+    members: &'a [Ledger],
+    own: &'a Ledger,
+    source: u64,
+    started: Instant,
+}
+
+impl Witness for View<'_> {
+    fn placed(&self) -> u64 {
+        self.members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed_in_window()))
+    }
+
+    fn newest_of_source(&self) -> i64 {
+        self.own.newest_batch(self.source)
+    }
+
+    fn sources(&self, since: u64, from: u64) -> (u64, u64) {
+        let newest = |source| self.members.iter().map(|ledger| ledger.newest_batch(source)).max().unwrap_or(-1);
+        (0..self.own.n_sources()).fold((0, 0), |(alive, within), source| {
+            let newest = u64::try_from(newest(source)).ok();
+            let is_from = |batch| newest.is_some_and(|newest| newest >= batch);
+            (alive + u64::from(is_from(since)), within + u64::from(is_from(since.max(from))))
+        })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}

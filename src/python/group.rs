@@ -1,0 +1,73 @@
+//! `Group`: what streams that belong together agree on about time, for Python.
+
+use std::sync::Arc as StdArc;
+use std::time::Duration;
+
+use pyo3::exceptions::{PyIndexError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::epochs::Cause;
+use crate::group::Group as CoreGroup;
+use crate::layout::Layout;
+use crate::sync::Arc;
+use crate::timeline::Rules;
+
+/// What the streams of a group share.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Group(pub Arc<CoreGroup>);
+
+impl Group {
+    pub fn new(layout: &StdArc<Layout>, window: u64, reach: u64, max_jump: Option<u64>, resync: bool) -> PyResult<Self> {
+        Ok(Self(CoreGroup::new(Rules::new(layout, window, reach, max_jump, resync)?)))
+    }
+}
+
+#[pymethods]
+impl Group {
+    /// The number of chunks from time 0 to a chunk, the index of its epoch, and whether it is a control heap's.
+    fn locate(&self, chunk_id: u64) -> PyResult<(u64, u64, bool)> {
+        let epochs = self.0.epochs();
+        let (index, epoch) = epochs
+            .of_chunk(chunk_id)
+            .ok_or_else(|| PyValueError::new_err(format!("chunk_id: {chunk_id} is older than the first heap")))?;
+        let next = epochs.get(index + 1).filter(|next| next.cause == Cause::Flush);
+        Ok((epoch.true_chunk(chunk_id), index, next.is_some_and(|next| next.first == chunk_id + 1)))
+    }
+
+    /// How many epochs there are.
+    fn __len__(&self) -> usize {
+        self.0.epochs().len() as usize
+    }
+
+    /// ID of the first chunk of an epoch, the number of chunks from time 0 to it, and why it began.
+    fn __getitem__(&self, index: u64) -> PyResult<(u64, u64, &'static str)> {
+        let epoch = self.0.epochs().get(index).ok_or_else(|| PyIndexError::new_err("epoch index out of range"))?;
+        let cause = match epoch.cause {
+            Cause::Start => "start",
+            Cause::Restart => "restart",
+            Cause::Flush => "flush",
+        };
+        Ok((epoch.first, epoch.true_chunk(epoch.first), cause))
+    }
+
+    /// How often time would have begun anew at an earlier time, but must not.
+    #[getter]
+    fn refusals(&self) -> u64 {
+        self.0.refusals()
+    }
+
+    /// Begin an epoch after all chunks under construction; False if there are none.
+    fn flush(&self) -> bool {
+        self.0.flush()
+    }
+
+    /// Let control heaps push out all chunks under construction, for good.
+    fn finish(&self) {
+        self.0.finish();
+    }
+
+    /// Wait, with the GIL released, until streams have done with so many control heaps; False after so many seconds.
+    fn wait(&self, py: Python<'_>, done: u64, timeout: f64) -> bool {
+        py.detach(|| self.0.wait(done, Duration::from_secs_f64(timeout)))
+    }
+}

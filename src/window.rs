@@ -1,0 +1,80 @@
+//! The chunks that one stream has under construction, and what the fast path needs to know of their times.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use crate::layout::{Layout, TIME_BITS};
+
+/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest, all of one epoch.
+///
+/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
+/// before the base is never within the limit.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Timestamp (48 bits) at which the window begins: a multiple of the step, unless time has wrapped.
+    pub base: u64,
+    /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
+    pub limit: u64,
+    /// ID of the first chunk of the window.
+    pub first_chunk: u64,
+    /// The first batch of the window, counted from chunk 0.
+    pub first_batch: u64,
+    /// The newest chunk, counted from the first of the window.
+    newest: u64,
+    chunks: u64,
+    step: u64,
+    batches: u64,
+    chunk_step: u64,
+}
+
+impl Window {
+    /// An empty window of up to `chunks` chunks.
+    #[must_use]
+    pub fn new(layout: &Layout, chunks: u64) -> Self {
+        Self {
+            base: 0,
+            limit: 0,
+            first_chunk: 0,
+            first_batch: 0,
+            newest: 0,
+            chunks,
+            step: layout.spec().time.step,
+            batches: layout.spec().time.batches,
+            chunk_step: layout.chunk_step,
+        }
+    }
+
+    /// The newest chunk, counted from the first of the window.
+    #[inline]
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// Move the window so that it ends with `chunk`, if that is newer than its newest.
+    ///
+    /// The epoch of the chunk begins with chunk `epoch_first`, and has chunk IDs that are `epoch_offset` more than the
+    /// number of chunks from time 0. The first is at least the second, for no chunk lies before time 0.
+    ///
+    /// Returns by how many chunks the beginning has moved, or None if the heap changes nothing. The window ends with
+    /// the newest chunk even where it could hold more (before time has gone on for long enough), so that every newer
+    /// chunk takes the cold path, which asks the timeline.
+    pub fn follow(&mut self, chunk: u64, epoch_first: u64, epoch_offset: i64) -> Option<u64> {
+        let began = self.limit != 0;
+        let old = self.first_chunk;
+        if began && chunk <= old.wrapping_add(self.newest) {
+            return None;
+        }
+        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(epoch_first);
+        let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
+        self.base = first.wrapping_sub(epoch_offset.cast_unsigned()).wrapping_mul(self.chunk_step) & LOW_BITS;
+        // At a wrap the last batches of the window have small timestamps again: those take the cold path.
+        let until_wrap = LOW_BITS.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
+        self.limit = batches.min(until_wrap);
+        self.first_chunk = first;
+        self.first_batch = first.wrapping_mul(self.batches);
+        self.newest = chunk.wrapping_sub(first);
+        Some(first.wrapping_sub(old))
+    }
+}
+
+const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);
