@@ -13,7 +13,6 @@ import collections
 import concurrent.futures
 import contextlib
 import gc
-import inspect
 import itertools
 import json
 import logging
@@ -45,8 +44,6 @@ BURST = 48
 HOSTILITY = 4
 #: Heap counts of good heaps have these bits set: several bits away from those of mutants.
 GOOD_CNT = 0x5A << 24
-#: Whether the receiver is expected to survive times far ahead.
-SURVIVES_JUMPS = "resync" in inspect.signature(speadrx.make_stream).parameters
 
 LAYOUTS = {
     "small": SMALL,
@@ -168,7 +165,7 @@ class Mutator:
         ahead = (value - newest) % 2**48 // step
         if ahead == 0 or ahead >= 2**47 // step:  # of the newest chunk, or older
             return False
-        return ahead < 4 * WINDOW or not SURVIVES_JUMPS
+        return ahead < 4 * WINDOW
 
     def _decoy(self, front: int) -> list[bytes]:
         """Packets of a heap that is good but for its source and count."""
@@ -483,10 +480,14 @@ class Target:
             record = self.layout.extra_dtype
             extra = chunk.extra.reshape(-1).view(record)
             for side in self.layout.declaration.side_items:
-                sent = np.array([number * 3 + slot for slot in np.flatnonzero(at)], np.uint64) << np.uint64(side.shift)
-                stored = (sent >> np.uint64(side.shift)).astype(record[side.name])
+                sent = np.array([self._side_value(number, int(slot)) for slot in np.flatnonzero(at)])
+                stored = sent.astype(record[side.name])
                 np.testing.assert_array_equal(extra[side.name][at], stored)
         self._received.append(number)
+
+    @staticmethod
+    def _side_value(chunk: int, slot: int) -> int:
+        return (chunk * 3 + slot) % 2**16
 
     def _good_heap(self, slot: int) -> list[bytes]:
         declaration = self.layout.declaration
@@ -496,7 +497,7 @@ class Target:
             declaration.time.item: batch * declaration.time.step % 2**48,
             spead2.HEAP_LENGTH_ID: declaration.heap_bytes,
             **axis_items(declaration.axes, [int(position[axis.name]) for axis in declaration.axes]),
-            **{side.item: (self._chunk * 3 + slot) << side.shift for side in declaration.side_items},
+            **{side.item: self._side_value(self._chunk, slot) << side.shift for side in declaration.side_items},
             **dict.fromkeys(declaration.required_items, 1),
         }
         payload = self._payloads[(slot + self._chunk * 7) % 256].tobytes()
