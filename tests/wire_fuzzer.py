@@ -411,6 +411,8 @@ class Target:
             "free_ringbuffer": spead2.recv.ChunkRingbuffer(CHUNKS),
             "stop_on_stop_item": False,
             "allow_out_of_order": self._n_packets > 1,
+            # Without this, spead2 writes in ways of its own, which no sanitizer watches.
+            **({"memcpy": spead2.MEMCPY_STD} if exact else {}),
         }
         if transport == "group":
             self.stream: Any = speadrx.make_stream_group(affinity=[-1, -1], **arguments)
@@ -626,6 +628,29 @@ def run(name: str, transport: str, packets: int, seed: int, *, exact: bool = Fal
 TRANSPORTS = ("inproc", "udp", "group")
 
 
+def overrun() -> None:
+    """Have spead2 write one byte beyond the data of a chunk, which a sanitizer must find."""
+    layout = LAYOUTS["small"]
+    rings = [spead2.recv.ChunkRingbuffer(1) for _ in range(2)]
+    stream = speadrx.make_stream(
+        layout=layout, max_active_chunks=1, data_ringbuffer=rings[0], free_ringbuffer=rings[1], memcpy=spead2.MEMCPY_STD
+    )
+    n_heaps = layout.chunk_heaps
+    chunk = spead2.recv.Chunk(  # speadrx's own would refuse it
+        data=np.zeros(layout.chunk_bytes - 1, np.uint8),
+        present=np.zeros(n_heaps, np.uint8),
+        extra=np.zeros(n_heaps, layout.extra_dtype),
+    )
+    rings[1].put(chunk)
+    queue = spead2.InprocQueue()
+    for packet in encode(Heap({0x10: 48, 2: 4, 0x20: 5 << 1, 0x30: 0, 0x40: 0}, b"last"), 1, 48):
+        queue.add_packet(packet)
+    queue.stop()
+    stream.add_inproc_reader(queue)
+    rings[0].get()
+    stream.stop()
+
+
 def _rss() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
@@ -650,9 +675,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--per-round", type=int, default=20_000, help="of these, to one receiver (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="start of the random numbers (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="receive into chunks that are a byte short, and no more")
     parser.add_argument("--exact", action="store_true", help="buffers without guard regions, for a sanitizer to watch")
     args = parser.parse_args(arguments)
     logging.getLogger("spead2").setLevel(logging.ERROR)  # a line for every packet that does not decode
+    if args.short:
+        overrun()
+        return 0
     begin = time.monotonic()
     totals: collections.Counter[str] = collections.Counter()
     rejected: collections.Counter[str] = collections.Counter()
