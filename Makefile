@@ -42,7 +42,7 @@ PACKETS ?= 1000000
 
 help: ## List the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
-	awk -F ': .*## ' '/^[a-z-]+: .*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	awk -F ': .*## ' '/^[a-z-]+: .*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.extra-cli ## Build, then receive from a simulated array on loopback and account for every heap
 	@$(BIN)/speadrx demo $(ARGS)
@@ -169,7 +169,7 @@ sanitize-wire: $(VENV)/.extra-test ## Send PACKETS hostile packets to receivers 
 	[[ $$found == *'AddressSanitizer: heap-buffer-overflow'* ]]
 	watched $(BIN)/python tests/wire_fuzzer.py --exact --packets $(PACKETS)
 
-soak: $(VENV)/.extra-test ## Receive at the highest rate without drops for SOAK_SECONDS; fail if memory grows or a heap is lost
+soak: $(VENV)/.extra-test ## Receive at the highest rate without drops for SOAK_SECONDS: memory flat, no heap lost
 	@$(BIN)/python benches/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs

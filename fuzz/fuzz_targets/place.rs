@@ -299,7 +299,7 @@ fn expected(spec: &LayoutSpec, items: &[i64], user_data: &BTreeMap<String, u64>)
     // A grid of this step goes on after a wrap where it left off; another one does not, and is shifted by it.
     if spec.time.align == Align::Reject
         && spec.time.step.is_power_of_two()
-        && time.cast_unsigned() % spec.time.step != 0
+        && !time.cast_unsigned().is_multiple_of(spec.time.step)
     {
         return None;
     }
