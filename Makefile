@@ -37,7 +37,7 @@ FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 600
 PACKETS ?= 1000000
 
-.PHONY: help demo test test-rust test-python test-system fuzz fuzz-short sanitize sanitize-rust sanitize-threads \
+.PHONY: help demo test test-rust test-python test-system faults fuzz fuzz-short sanitize sanitize-rust sanitize-threads \
     sanitize-wire soak lint bench wheel build clean preflight
 
 help: ## List the targets
@@ -171,6 +171,17 @@ sanitize-wire: $(VENV)/.extra-test ## Send PACKETS hostile packets to receivers 
 
 soak: $(VENV)/.extra-test ## Receive at the highest rate without drops for SOAK_SECONDS: memory flat, no heap lost
 	@$(BIN)/python benches/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
+
+faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they saw into doc/faults.md
+	@results='$(TARGET_DIR)/faults.json' cargo_output='$(TARGET_DIR)/faults.txt'
+	rm -f "$$results"
+	mkdir -p '$(TARGET_DIR)'
+	status=0
+	set -x
+	cargo test --test callback --test properties --test snapshots 2>&1 | tee "$$cargo_output" || status=$$?
+	STRICT='$(STRICT)' $(BIN)/python -m pytest -m fault --fault-results "$$results" $(ARGS) || status=$$?
+	$(BIN)/python tests/fault_table.py "$$results" --cargo "$$cargo_output"
+	exit $$status
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	@set -x

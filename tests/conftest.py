@@ -1,4 +1,4 @@
-"""What many tests need: a seeded generator, a private metrics registry, free UDP ports, streams, and a last timeout."""
+"""What many tests need: a generator, a metrics registry, UDP ports, streams, reports of faults, and a last timeout."""
 
 import contextlib
 import faulthandler
@@ -12,11 +12,23 @@ import pytest
 import spead2.recv
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
+import fault_reports
 import speadrx
 from handmade import SMALL
 
 #: Seconds for a test, and again for its end; longer than the timeout that pytest-timeout has by default.
 LAST_TIMEOUT = 180
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add where to write what tests of faults saw."""
+    parser.addoption(fault_reports.OPTION, metavar="PATH", help="add what tests of faults saw to this JSON file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the mark and the fixture of tests of faults."""
+    config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/fault_rows.py")
+    config.pluginmanager.register(fault_reports.FaultResults(config.getoption(fault_reports.OPTION)))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import spead2.recv
 
-from speadrx.chunk import ChunkPool
+from speadrx.chunk import Chunk, ChunkPool
 from speadrx.receive import iter_chunks
 from speadrx.simulate import Simulator, Truth
 from speadrx.stream import make_stream, make_stream_group
@@ -54,29 +54,52 @@ class Receiver:
         ChunkPool(self.stream, pool)
         self.iterator = iter_chunks(self.stream)
         self.chunks: list[Received] = []
+        self.kept: list[Chunk] | None = None
+        self._keeping = threading.Lock()
         self._going = threading.Event()
         self._going.set()
         self._executor = concurrent.futures.ThreadPoolExecutor(1)
         self._consumer = self._executor.submit(self._consume)
 
     def _consume(self) -> None:
+        for chunk in self.iterator:
+            try:
+                self._going.wait()
+                self.chunks.append(self._copy(chunk))
+            finally:
+                with self._keeping:
+                    if self.kept is None:
+                        chunk.recycle()
+                    else:
+                        self.kept.append(chunk)
+
+    def _copy(self, chunk: Chunk) -> Received:
         record = None if self.user_data is None else self.user_data.reshape(-1)[:1]
         shape = (*self.layout.present_shape, self.layout.heap_bytes)
-        for chunk in self.iterator:
-            with chunk:
-                self._going.wait()
-                heaps = self.layout.view(chunk.data, record)
-                extra = None
-                if self.layout.extra_dtype is not None:
-                    extra = chunk.extra.reshape(-1).view(self.layout.extra_dtype).reshape(self.layout.present_shape)
-                self.chunks.append(
-                    Received(
-                        timestamp=chunk.timestamp,
-                        data=np.ascontiguousarray(heaps).view(np.uint8).reshape(shape).copy(),
-                        present=chunk.present.reshape(self.layout.present_shape).astype(bool),
-                        extra=None if extra is None else extra.copy(),
-                    )
-                )
+        heaps = self.layout.view(chunk.data, record)
+        extra = None
+        if self.layout.extra_dtype is not None:
+            extra = chunk.extra.reshape(-1).view(self.layout.extra_dtype).reshape(self.layout.present_shape)
+        return Received(
+            timestamp=chunk.timestamp,
+            data=np.ascontiguousarray(heaps).view(np.uint8).reshape(shape).copy(),
+            present=chunk.present.reshape(self.layout.present_shape).astype(bool),
+            extra=None if extra is None else extra.copy(),
+        )
+
+    @contextlib.contextmanager
+    def keep(self) -> Iterator[list[Chunk]]:
+        """Take chunks, but give none back for a while; yields those that are kept."""
+        kept: list[Chunk] = []
+        with self._keeping:
+            self.kept = kept
+        try:
+            yield kept
+        finally:
+            with self._keeping:
+                self.kept = None
+            for chunk in kept:
+                chunk.recycle()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -121,6 +144,36 @@ def receiver(layout, **kwargs) -> Iterator[Receiver]:
         yield rx
     finally:
         rx.close()
+
+
+class CountingSink:
+    """A sink that can tell whether all its packets have come out of the socket, or were dropped there."""
+
+    def __init__(self, sink, rx):
+        self.sink = sink
+        self.rx = rx
+        self.sent = 0
+
+    def send(self, flow, packet):
+        self.sink.send(flow, packet)
+        self.sent += 1
+
+    def settle(self):
+        deadline = time.monotonic() + 60
+        while self.rx.stat("packets") + self.rx.stream.kernel_drops() < self.sent:
+            assert time.monotonic() < deadline, "packets are neither received nor dropped"
+            time.sleep(0.0005)
+
+
+class GentleSink:
+    """A sink that sends a packet only when all before it have been taken, so that the kernel drops none."""
+
+    def __init__(self, sink):
+        self.sink = sink
+
+    def send(self, flow, packet):
+        self.sink.settle()
+        self.sink.send(flow, packet)
 
 
 def assert_data(rx: Receiver, simulators: Sequence[Simulator]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import spead2
 
 from handmade import SMALL, encode, small_heap
-from receiving import assert_data, receiver, residual
+from receiving import CountingSink, GentleSink, assert_data, receiver, residual
 from reference import ReferenceStream, Slot, axis_index, axis_order
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import Faults, InprocSink, Simulator, UdpSink
@@ -287,36 +287,6 @@ def test_stop_throws_chunks_away():
 
 
 # Kernel drops
-
-
-class CountingSink:
-    """A sink that can tell whether all its packets have come out of the socket, or were dropped there."""
-
-    def __init__(self, sink, rx):
-        self.sink = sink
-        self.rx = rx
-        self.sent = 0
-
-    def send(self, flow, packet):
-        self.sink.send(flow, packet)
-        self.sent += 1
-
-    def settle(self):
-        deadline = time.monotonic() + 60
-        while self.rx.stat("packets") + self.rx.stream.kernel_drops() < self.sent:
-            assert time.monotonic() < deadline, "packets are neither received nor dropped"
-            time.sleep(0.0005)
-
-
-class GentleSink:
-    """A sink that sends a packet only when all before it have been taken, so that the kernel drops none."""
-
-    def __init__(self, sink):
-        self.sink = sink
-
-    def send(self, flow, packet):
-        self.sink.settle()
-        self.sink.send(flow, packet)
 
 
 def overrun(rx, simulator, port, rounds=2):

@@ -155,11 +155,13 @@ GOOD = [
 class TestBuffers:
     """Checks of buffers, at both times when they are made."""
 
+    @pytest.mark.fault(1)
     @pytest.mark.parametrize(("name", "buffer", "error", "message"), MEMORY_ERRORS + SIZE_ERRORS + DTYPE_ERRORS)
     def test_made_for_sink(self, sink, name, buffer, error, message):
         with pytest.raises(error, match=message):
             Chunk(sink=sink, **buffers(**{name: buffer}))
 
+    @pytest.mark.fault(1)
     @pytest.mark.parametrize(("name", "buffer", "error", "message"), SIZE_ERRORS + DTYPE_ERRORS)
     def test_given_to_sink(self, sink, name, buffer, error, message):
         chunk = Chunk(sink=PlainSink(), **buffers(**{name: buffer}))

@@ -250,6 +250,7 @@ class TestKernel:
         assert min(drops) > 0
         assert drops == group.member_kernel_drops()
 
+    @pytest.mark.fault(15)
     def test_outlives_its_stream(self, udp_port, registry):
         collector = KernelCollector(registry=registry)
         total = 0
@@ -330,6 +331,47 @@ class TestRings:
         for now, blocked in ((104, 4), (102, 4), (104, 4), (105, 5)):  # noqa: B007
             assert Metrics(registry)(metrics.RING_BLOCKED_SECONDS, ring="free") == blocked
 
+    @pytest.mark.fault(19)
+    def test_empty_free_ring_is_said_once(self, registry, monkeypatch, make, collector, caplog):
+        """By a clock of our own: not at once, once whoever looks, and not again before it had chunks for a while."""
+        collector.close()
+        now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        stream = make(chunks=3)
+        other = RingCollector(registry=None)
+        other.close()
+        for collector_of_it in (collector, other):
+            collector_of_it.add(stream)
+
+        def look(seconds):
+            """Number of messages, once that many seconds have gone by."""
+            nonlocal now
+            now += seconds
+            Metrics(registry)
+            list(other.collect())
+            return len(caplog.records)
+
+        assert look(50) == 0
+        chunks = [stream.free_ringbuffer.get_nowait() for _ in range(3)]
+        stream.data_ringbuffer.put_nowait(chunks.pop())
+        assert [look(0), look(0.9)] == [0, 0]
+        assert [look(0.2), look(0.9), look(10)] == [1, 1, 1]
+        (record,) = caplog.records
+        assert (record.name, record.levelname) == ("speadrx.collectors", "WARNING")
+        assert record.getMessage() == (
+            "free_ringbuffer: has been empty for 1.1 s, so no new chunk can be begun, and heaps may be lost; the data "
+            "ring has 1 of 8 chunks. Recycle chunks sooner, or make more of them"
+        )
+        chunks[0].recycle()
+        assert look(10) == 1
+        stream.free_ringbuffer.get_nowait()
+        assert [look(0), look(10)] == [1, 1], "not so soon after the last"
+        assert [look(30), look(10)] == [2, 2]
+        chunks[1].recycle()
+        assert look(100) == 2
+        stream.stop()
+        assert [look(100), look(100)] == [2, 2]
+
     def test_samples_without_scrapes(self, registry, make):
         collector = RingCollector(registry=registry, interval=0.001)
         try:
@@ -397,7 +439,8 @@ class TestExporter:
             result = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
             assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
-    def test_same_source_twice(self, exporter):
+    @pytest.mark.fault(15)
+    def test_same_source_twice(self, exporter, fault_report):
         with receiver(LAYOUT) as rx:
             for label in ("x", "x", "y"):
                 exporter.add(rx.stream, [label])
@@ -406,14 +449,17 @@ class TestExporter:
             rx.stream.stop()
             exporter.add(rx.stream, ["x"])
             values = Metrics(exporter.registry)
+            present = int(values.total(metrics.HEAPS_PRESENT, stream="x"))
+            fault_report(sent=n, lost=n - present, residual=n - present)
             for label in ("x", "y"):
                 for name in (metrics.HEAPS_PLACED, metrics.HEAPS_PRESENT, metrics.PACKETS):
                     assert values.total(name, stream=label) == n
                 assert values.total(metrics.RING_CAPACITY_CHUNKS, stream=label) == 24
 
+    @pytest.mark.fault(15)
     @pytest.mark.parametrize("members", [None, 2])
     @pytest.mark.parametrize("stop_first", [True, False])
-    def test_nothing_of_a_source_is_lost(self, exporter, members, stop_first):
+    def test_nothing_of_a_source_is_lost(self, exporter, members, stop_first, fault_report):
         """They are deleted with counts that no scrape has seen."""
         sent = 0
         for _ in range(3):
@@ -430,6 +476,8 @@ class TestExporter:
             gc.collect()
             assert reference() is None, "something keeps the source alive"
         values = Metrics(exporter.registry)
+        present = int(values.total(metrics.HEAPS_PRESENT))
+        fault_report(sent=sent, lost=sent - present, residual=sent - present)
         for name in (metrics.HEAPS_PLACED, metrics.PACKETS, metrics.HEAPS_PRESENT):
             assert values.total(name) == sent
         assert values.total(metrics.CHUNKS) == 9
@@ -523,6 +571,7 @@ class TestLive:
                     totals[name] = totals.get(name, 0) + sample.value
             return totals
 
+    @pytest.mark.fault(8)
     def test_consumer_stalls(self, make):
         """With the data ring full the network thread waits for ever; heaps seen and drops still go up."""
         with Exporter() as exporter:
@@ -547,6 +596,7 @@ class TestLive:
             after = self.scrape(port)
             assert after[metrics.HEAPS_PLACED] == before[metrics.HEAPS_PLACED]
 
+    @pytest.mark.fault(8)
     async def test_event_loop_is_blocked(self, make):
         """Nothing of it runs in the event loop."""
         with Exporter() as exporter:
@@ -563,6 +613,7 @@ class TestLive:
             wait_for(lambda: self.scrape(port)[metrics.PACKETS] == n)
         await asyncio.sleep(0)
 
+    @pytest.mark.fault(15)
     def test_last_reference_goes_during_a_scrape(self, registry):
         """A stream may be deleted by a scrape, in the scrape's own thread; that neither hangs nor loses anything."""
         with Exporter(registry=registry) as exporter:
@@ -582,7 +633,8 @@ class TestLive:
             assert [list(c._label_sets.of(())._holder.parts()) for c in exporter._collectors[1:]] == [[], [], []]
 
 
-def test_many_threads():
+@pytest.mark.fault(15, 16)
+def test_many_threads(fault_report):
     """Eight threads scrape while sources come, receive and go: counters rise, never above the truth, and end exact."""
     n_threads, n_scrapes, heaps = 8, 10_000, 48
     exporter = Exporter(["stream"])
@@ -630,6 +682,9 @@ def test_many_threads():
         assert sum(scrapes) >= n_scrapes
         gc.collect()
         values = Metrics(exporter.registry)
+        present = int(values.total(metrics.HEAPS_PRESENT))
+        note = f"{n_threads} threads, {sum(scrapes)} scrapes, {rounds} streams and groups"
+        fault_report(sent=sent, lost=sent - present, residual=sent - present, note=note)
         for name in (metrics.HEAPS_PLACED, metrics.HEAPS_PRESENT, metrics.PACKETS):
             assert values.total(name) == sent
         assert values.total(metrics.HEAPS_MISSING) == 0

@@ -1,5 +1,6 @@
 """Readers of captures in files, whole and damaged."""
 
+import os
 import pathlib
 import re
 import struct
@@ -85,6 +86,7 @@ class TestPcap:
         other.write_bytes(self.make_pcapng(path, order))
         self.check(stream, simulator, str(other))
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize("cut", [1, 3, 40, "header", "global header"])
     @pytest.mark.parametrize("kind", ["pcap", "pcapng"])
     def test_truncated(self, stream, path, tmp_path, cut, kind):
@@ -103,6 +105,7 @@ class TestPcap:
         ):
             add_reader(stream, src=str(short))
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize(
         ("content", "message"),
         [
@@ -126,12 +129,23 @@ class TestPcap:
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(path))} {message}"):
             add_reader(stream, src=path)
 
+    @pytest.mark.fault(21)
     def test_missing(self, stream, tmp_path):
         path = tmp_path / "missing.pcap"
         with pytest.raises(FileNotFoundError, match=f"src: {re.escape(str(path))} cannot be read: No such file"):
             add_reader(stream, src=str(path))
         with pytest.raises(FileNotFoundError, match=r"src: 127.0.0.1:7148 .* \(for UDP, give \[\(host, port\)\]\)"):
             add_reader(stream, src="127.0.0.1:7148")
+
+    def test_no_name(self, stream):
+        with pytest.raises(ValueError, match=r"src: 'a\\x00b' cannot be read: embedded null byte"):
+            add_reader(stream, src="a\0b")
+
+    def test_not_allowed(self, stream, path, monkeypatch):
+        """As root nothing is forbidden, so the system is asked for something else."""
+        monkeypatch.setattr("builtins.open", lambda name, mode: os.open("/proc/self/mem/x", os.O_RDONLY))
+        with pytest.raises(OSError, match=f"src: {re.escape(str(path))} cannot be read: Not a directory"):
+            add_reader(stream, src=path)
 
     def test_not_a_file(self, stream, tmp_path):
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(tmp_path))} is not a regular file"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import spead2.recv
 
 import speadrx
+from guarded import FILL, GuardedBuffer
 from handmade import (
     AXIS_ID,
     REQUIRED_ID,
@@ -34,20 +35,6 @@ HEAPS_PER_LAYOUT = 56
 assert len(SEEDS) * LAYOUTS_PER_SEED * HEAPS_PER_LAYOUT >= 100_000
 
 TIMESTAMP_RANGE = 2**48
-FILL = 0xA5
-GUARD_BYTES = 64
-
-
-class GuardedBuffer:
-    """A buffer with guard bytes on either side, all filled with `FILL`."""
-
-    def __init__(self, size: int) -> None:
-        self.all = np.full(size + 2 * GUARD_BYTES, FILL, np.uint8)
-        self.inside = self.all[GUARD_BYTES : GUARD_BYTES + size]
-
-    def check_guards(self) -> None:
-        outside = np.concatenate([self.all[:GUARD_BYTES], self.all[GUARD_BYTES + self.inside.size :]])
-        assert (outside == FILL).all(), "written outside the buffer"
 
 
 @dataclass(frozen=True)
@@ -242,6 +229,7 @@ def test_masked_timestamps() -> None:
     assert reference.newest[1] == 2**48 + 16
 
 
+@pytest.mark.fault(14)
 def test_panic_in_callback_rejects_the_heap() -> None:
     def panic(placement: _core.Placement) -> None:
         placement._panic_next()
@@ -473,10 +461,12 @@ def layout_features(case: Case) -> dict[str, bool]:
     }
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_layouts(seed: int) -> None:
+def test_random_layouts(seed: int, fault_report: Callable[..., None]) -> None:
     features: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
+    present = known = 0
     for i in range(LAYOUTS_PER_SEED):
         rng = random.Random(f"{seed}/{i}")
         case = random_case(rng)
@@ -503,12 +493,20 @@ def test_random_layouts(seed: int) -> None:
         features.update(layout_features(case))
 
         received = receive(case, packets, one_buffer=rng.random() < 0.5)
+        chunks, ledger, stats = received
+        present += sum(sum(chunk.present) for chunk in chunks)
+        known += ledger.duplicates + stats["too_old_heaps"] + sum(ledger.rejected.values())
+        # Slots that heaps were placed in, and none of them was ever complete.
+        known += sum(len(chunk.occupied) - int(chunk.present.sum()) for chunk in reference.done)
         try:
             check_equal(reference, *received)
         except AssertionError as exc:
             exc.add_note(f"random.Random('{seed}/{i}'): {case}")
             raise
 
+    sent = LAYOUTS_PER_SEED * HEAPS_PER_LAYOUT
+    fault_report(sent=sent, lost=sent - present, residual=sent - present - known - outcomes["unseen"])
+    assert sent == present + known + outcomes["unseen"]
     # A test that no longer reaches a rule must not pass.
     few = {name: count for name, count in features.items() if count < 3}
     assert not few

@@ -72,6 +72,7 @@ class TestUnicast:
         add_reader(stream, src=[("127.0.0.1", np.int64(udp_port))], buffer=2**16)
         assert [sock.getsockname() for sock in own_sockets(stream)] == [("127.0.0.1", udp_port)]
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize("other", [False, True])
     def test_taken(self, make, udp_port, other):
         """Two readers of one endpoint would share its packets out, or one of them would get none."""
@@ -219,6 +220,7 @@ class TestExplicitStart:
             add_reader(stream, src=[("127.0.0.1", udp_port)])
         assert own_sockets(stream) == []
 
+    @pytest.mark.fault(21)
     def test_bad_interface(self, make, udp_port):
         stream = make(explicit_start=True)
         message = rf"src: cannot receive on {GROUP_PREFIX}7:{udp_port} with interface 203.0.113.1: .*No such device"
@@ -256,6 +258,7 @@ class TestExplicitStart:
 class TestErrors:
     """Every mistake names the setting and the value."""
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize(
         ("kwargs", "error", "message"),
         [
@@ -308,6 +311,16 @@ class TestErrors:
                 "buffer: 5 and buffer_size: 5 are the same setting: give one of them",
             ),
             ({"max_size": 0}, ValueError, "max_size: 0 must be at least 1"),
+            ({"max_size": 2**64}, ValueError, f"max_size: {2**64} must be at most {2**63 - 1}"),
+            ({"buffer": 2**64}, ValueError, f"buffer: {2**64} must be at most {2**63 - 1}"),
+            ({"comp_vector": 2**31}, ValueError, f"comp_vector: {2**31} must be at most {2**31 - 1}"),
+            ({"interface": 5}, TypeError, "interface: given 5, but wanted a str"),
+            ({"src": [("127.0.0.1\0", 7148)]}, ValueError, r"src: '127.0.0.1\\x00' is not a host"),
+            (
+                {"ibv": True, "src": [("ff11::1", 7148)], "interface": "lo"},
+                ValueError,
+                r"src: \[ff11::1\]:7148 is not an IPv4 endpoint, which is all that ibv can receive on",
+            ),
             ({"comp_vector": None}, TypeError, "comp_vector: given None, but wanted an integer"),
             ({"ibv": True}, ValueError, "interface: None, but ibv needs the address of an interface"),
             (
@@ -340,6 +353,7 @@ class TestErrors:
         with pytest.raises(TypeError):
             add_reader(stream, [("127.0.0.1", 7148)])
 
+    @pytest.mark.fault(21)
     @pytest.mark.parametrize("missing", [True, False])
     def test_ibv(self, stream, monkeypatch, missing):
         """What goes to spead2; and what is said if it cannot use ibverbs at all."""

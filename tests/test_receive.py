@@ -292,6 +292,7 @@ class TestAccounting:
 class TestNothingLeaks:
     """However a loop ends, every chunk can be accounted for."""
 
+    @pytest.mark.fault(18)
     @pytest.mark.parametrize("ring", [spead2.recv.ChunkRingbuffer, spead2.recv.asyncio.ChunkRingbuffer])
     def test_break_and_raise(self, make, ring):
         source = make(ring=ring)
@@ -469,6 +470,7 @@ class TestAsync:
         task.cancel()
         assert len(set(steps_seen)) == 6
 
+    @pytest.mark.fault(18)
     async def test_cancel(self, make, ring, rng):
         """However often and whenever a consumer is cancelled, no chunk is lost."""
         source = make(ring=ring)

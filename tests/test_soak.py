@@ -6,13 +6,15 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 SOAK = pathlib.Path(__file__).parents[1] / "benches" / "soak.py"
 
 
-def test_every_heap_is_accounted_for_and_a_signal_ends_it() -> None:
+@pytest.mark.fault(23)
+def test_every_heap_is_accounted_for_and_a_signal_ends_it(fault_report: Callable[..., None]) -> None:
     # Far longer than the test may take: without the signal it would never end.
     command = [sys.executable, str(SOAK), "--seconds", "3600", "--step-seconds", "0.05"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -24,6 +26,8 @@ def test_every_heap_is_accounted_for_and_a_signal_ends_it() -> None:
         finally:
             process.kill()
     report = json.loads(output)
+    lost = report["heaps_sent"] - report["present"]
+    fault_report(sent=report["heaps_sent"], lost=lost, residual=report["residual"], note="a moment of it")
     assert report["residual"] == 0
     assert report["heaps_sent"] == report["present"] + report["kernel_drops"] + report["kernel_drops_of_search"]
     assert report["wrong"] == []

@@ -566,6 +566,7 @@ class TestEnd:
         stream.stop()
         assert said == [stream]
 
+    @pytest.mark.fault(20)
     def test_group_with_silent_stream(self, make):
         """One stream runs ahead of a silent one, and of a consumer that takes nothing; stopping ends it all."""
         group = make(affinity=[-1, -1])

@@ -39,7 +39,7 @@ _MAX_PCAP_PACKET = 262144
 _MAX_PCAPNG_BLOCK = 2**24
 
 
-def check_integer(name: str, value: Any, least: int | None = None) -> int:
+def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """Check an argument that must be an integer, and return it."""
     try:
         number = operator.index(value)
@@ -47,6 +47,8 @@ def check_integer(name: str, value: Any, least: int | None = None) -> int:
         raise TypeError(f"{name}: given {value!r}, but wanted an integer") from None
     if least is not None and number < least:
         raise ValueError(f"{name}: {number} must be at least {least}")
+    if most is not None and number > most:
+        raise ValueError(f"{name}: {number} must be at most {most}")
     return number
 
 
@@ -163,7 +165,7 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
         host, port = endpoint
     except (TypeError, ValueError):
         raise ValueError(f"src: {endpoint!r} is not an endpoint: wanted (host, port) pairs") from None
-    if not isinstance(host, str):
+    if not isinstance(host, str) or "\0" in host:  # the system would not see what follows
         raise ValueError(f"src: {host!r} is not a host: wanted a name or an address, in (host, port) pairs")
     try:
         number = 0 if isinstance(port, bool) else operator.index(port)
@@ -377,11 +379,17 @@ def _check_pcap(path: str) -> None:
     except OSError as exc:
         hint = " (for UDP, give [(host, port)])" if isinstance(exc, FileNotFoundError) else ""
         raise OSError(exc.errno, f"src: {path} cannot be read: {exc.strerror}{hint}") from None
+    except ValueError as exc:  # no file can have this name
+        raise ValueError(f"src: {path!r} cannot be read: {exc}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"src: {path} is not a regular file")
     if status.st_size == 0:
         raise ValueError(f"src: {path} is empty: wanted a pcap file")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below; errors of what follows are others)
+    except OSError as exc:
+        raise OSError(exc.errno, f"src: {path} cannot be read: {exc.strerror}") from None
+    with file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         end = _pcap_end(path, data)
     if end > status.st_size:
         raise ValueError(
@@ -452,10 +460,10 @@ def add_reader(
         raise TypeError(f"buffer: {buffer} and buffer_size: {buffer_size} are the same setting: give one of them")
     buffer = buffer if buffer is not None else buffer_size
     if buffer is not None:
-        check_integer("buffer", buffer, 0)
+        check_integer("buffer", buffer, 0, 2**63 - 1)
     if max_size is not None:
-        check_integer("max_size", max_size, 1)
-    check_integer("comp_vector", comp_vector)
+        check_integer("max_size", max_size, 1, 2**63 - 1)
+    check_integer("comp_vector", comp_vector, -(2**31), 2**31 - 1)
     if isinstance(stream, spead2.recv.ChunkStreamRingGroup):
         raise TypeError("stream: given a group; add readers to its members, group[i]")
     if not hasattr(stream, "add_udp_reader"):
@@ -468,6 +476,8 @@ def add_reader(
         return
     if isinstance(src, bytes) or not isinstance(src, Iterable):  # type: ignore[redundant-expr]
         raise TypeError(f"src: given {src!r}, but wanted (host, port) pairs, or the path of a pcap file as a str")
+    if interface is not None and not isinstance(interface, str):
+        raise TypeError(f"interface: given {interface!r}, but wanted a str")
     if ibv and interface is None:
         raise ValueError("interface: None, but ibv needs the address of an interface")
     endpoints = [_resolve(endpoint, interface) for endpoint in src]
@@ -475,6 +485,9 @@ def add_reader(
         raise ValueError("src: is empty: wanted at least one (host, port) pair, or the path of a pcap file")
     if ibv:
         assert interface is not None
+        for endpoint in endpoints:
+            if endpoint.family != socket.AF_INET:
+                raise ValueError(f"src: {endpoint} is not an IPv4 endpoint, which is all that ibv can receive on")
         _add_ibv(stream, endpoints, interface, comp_vector, buffer, max_size)
         return
     # Rounded up, since 0 would mean the system's default.
