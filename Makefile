@@ -78,7 +78,7 @@ test-python: $(VENV)/.extra-test ## Run the Python tests
 	@set -x
 	$(BIN)/python -m pytest --ignore tests/system $(ARGS)
 
-test-system: $(VENV)/.extra-test ## Run the tests that need programs of the system: a Prometheus server
+test-system: $(VENV)/.extra-test ## Run the tests that need programs of the system: Prometheus, ip and nft (as root)
 	@set -x
 	STRICT='$(STRICT)' $(BIN)/python -m pytest tests/system $(ARGS)
 

@@ -172,6 +172,8 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
                (sysctl net.core.rmem_max). It must hold the senders' bursts.
             2. The thread's processor is shared or its NUMA node is not that of the interface: set the affinity.
             3. One thread is not enough for the rate: divide the endpoints among a group of streams, or use ibverbs.
+            4. If the buffer is never full ({m.SOCKET_RECEIVE_QUEUE_BYTES}), packets are damaged: Linux counts those
+               with a wrong checksum here too (nstat -az UdpInCsumErrors).
             """,
         ),
         Alert(

@@ -126,7 +126,7 @@ SUMMARY = Row(
         ),
         Panel(
             title="Kernel drops",
-            description="Packets dropped because a socket's receive buffer was full.",
+            description="Packets dropped because a receive buffer was full (or, rarely, their checksum wrong).",
             queries=(Query(_by(STREAM, _rate(_all(m.SOCKET_DROPS))), STREAM_LEGEND),),
             unit="suffix: packets/s",
             type="stat",
@@ -272,7 +272,7 @@ KERNEL = Row(
     (
         Panel(
             title="Kernel drops by endpoint",
-            description="Packets dropped because the receive buffer was full.",
+            description="Packets dropped because the receive buffer was full (or, rarely, their checksum wrong).",
             queries=(Query(_rate(_all(m.SOCKET_DROPS)), "{{stream}} {{endpoint}}"),),
             unit="suffix: packets/s",
         ),

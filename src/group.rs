@@ -142,12 +142,13 @@ impl Witness for View<'_> {
         self.own.newest_batch(self.source)
     }
 
-    fn sources(&self, since: u64, from: u64) -> (u64, u64) {
+    fn others(&self, since: u64, from: u64) -> (u64, u64) {
         let newest = |source| self.members.iter().map(|ledger| ledger.newest_batch(source)).max().unwrap_or(-1);
-        (0..self.own.n_sources()).fold((0, 0), |(alive, within), source| {
+        let others = (0..self.own.n_sources()).filter(|&source| source != self.source);
+        others.fold((0, 0), |(alive, reached), source| {
             let newest = u64::try_from(newest(source)).ok();
             let is_from = |batch| newest.is_some_and(|newest| newest >= batch);
-            (alive + u64::from(is_from(since)), within + u64::from(is_from(since.max(from))))
+            (alive + u64::from(is_from(since)), reached + u64::from(is_from(since.max(from))))
         })
     }
 

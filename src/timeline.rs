@@ -15,6 +15,8 @@ use crate::layout::{Layout, TIME_BITS};
 const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
 /// Fewest heaps that must agree before time begins anew. Where there are more sources, as many as those.
 const MIN_QUORUM: u64 = 16;
+/// One in 2^3 sources is enough to show that time has gone on, for of any of them many heaps may be lost.
+const ENOUGH_SHIFT: u32 = 3;
 /// By how much the clocks of senders and receiver may differ in rate.
 const CLOCK_DRIFT: f64 = 1e-4;
 /// How well a jump must agree with the time that has passed, as a part of it.
@@ -89,8 +91,9 @@ pub trait Witness {
     /// The newest batch that this stream has of the source of the heap; negative if it has none.
     fn newest_of_source(&self) -> i64;
 
-    /// Of the sources whose newest batch is `since` or later: how many there are, and of how many it is `from` or later.
-    fn sources(&self, since: u64, from: u64) -> (u64, u64);
+    /// Of the sources other than that of the heap whose newest batch is `since` or later: how many there are, and of how
+    /// many it is `from` or later.
+    fn others(&self, since: u64, from: u64) -> (u64, u64);
 
     /// Nanoseconds on a clock that never goes back.
     fn now(&self) -> u64;
@@ -302,31 +305,31 @@ impl Timeline {
                 if let Some(position) = current.position(at) {
                     return Verdict::Place(position);
                 }
-            } else if at.ahead > 0 && at.ahead <= signed(self.rules.max_jump) && self.keeps_median(&current, at, witness) {
+            } else if at.ahead > 0 && at.ahead <= signed(self.rules.max_jump) && self.keeps_others(&current, at, witness) {
                 return self.advance(*at, witness);
             }
         }
         if let Some(at) = self.outage(&current, stamp, witness) {
-            let verdict = self.advance(at, witness);
-            self.forget_absent();
-            return verdict;
+            self.forget_absent(at.chunk);
+            return self.advance(at, witness);
         }
         if let Some(verdict) = self.in_previous(stamp) {
             return verdict;
         }
-        let lagging = here.as_ref().ok().and_then(|at| self.lagging(&current, at, witness));
-        if let Some(position) = lagging {
+        if let Ok(at) = &here
+            && let Some(position) = self.late(&current, at).or_else(|| self.lagging(&current, at, witness))
+        {
             return Verdict::Place(position);
         }
-        if self.vote(stamp, here.is_ok(), witness) {
+        let may_vote = here.is_ok() || self.rules.is_aligned(stamp.cast_signed());
+        if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
         }
-        if self.candidate.is_some_and(|candidate| candidate.refused && self.agrees(stamp, candidate.stamp)) {
-            return Verdict::Backward;
-        }
+        let is_refused = |candidate: Candidate| candidate.refused && self.agrees(stamp, candidate.stamp);
         match here {
-            Ok(at) => self.late(&current, &at).map_or(Verdict::Implausible, Verdict::Place),
-            Err(verdict) => verdict,
+            Err(verdict @ Verdict::Misaligned) => verdict,
+            _ if self.candidate.is_some_and(is_refused) => Verdict::Backward,
+            _ => Verdict::Implausible,
         }
     }
 
@@ -337,22 +340,23 @@ impl Timeline {
             return Verdict::Misaligned;
         }
         let segment = Segment { first: 0, offset: 0, newest: self.rules.chunk_of(time).cast_unsigned() };
-        self.enter(segment, Cause::Start, witness);
+        self.begin_anew(witness);
+        self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules, time) {
             Ok(at) => self.advance(at, witness),
             Err(verdict) => verdict,
         }
     }
 
-    /// Make a segment the current one.
-    fn enter(&mut self, segment: Segment, cause: Cause, witness: &impl Witness) {
+    /// Forget what was known of the time so far.
+    fn begin_anew(&mut self, witness: &impl Witness) {
         self.placed_before = witness.placed();
-        self.switch(segment, cause);
         self.candidate = None;
         self.last = None;
         self.promptest = None;
     }
 
+    /// Make a segment the current one.
     fn switch(&mut self, segment: Segment, cause: Cause) {
         self.previous = self.current.replace(segment);
         self.alive_since = segment.first;
@@ -364,10 +368,13 @@ impl Timeline {
         let Some(current) = &mut self.current else { return Verdict::Implausible };
         let Some(position) = current.position(&at) else { return Verdict::Implausible };
         current.newest = position.chunk.max(current.newest);
-        if let Some(rate) = self.rules.tick_rate {
+        // A clock that runs ahead alone must not be what others are measured by.
+        if let Some(rate) = self.rules.tick_rate
+            && self.others_have_reached(position.chunk.saturating_sub(1), witness)
+        {
             let now = Anchor { clock: witness.now(), time: at.time };
-            let is_prompt = self.promptest.is_none_or(|then| now.time >= then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT)));
-            if is_prompt {
+            let expected = |then: Anchor| then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT));
+            if self.promptest.is_none_or(|then| now.time >= expected(then)) {
                 self.promptest = Some(now);
             }
             self.last = Some(now);
@@ -375,25 +382,30 @@ impl Timeline {
         Verdict::Place(position)
     }
 
-    /// Whether the window may end with a chunk: not if most sources then have their newest time before it.
+    /// Whether the window may end with a chunk: not if it then leaves behind the newest times of nearly all other sources.
     ///
     /// Otherwise one clock that runs ahead would drag the window away from all others.
-    fn keeps_median(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
-        let since = current.first.max(self.alive_since);
+    fn keeps_others(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
         let start = at.chunk.cast_unsigned().saturating_sub(self.rules.window.wrapping_sub(1));
-        if self.rules.n_sources <= 1 || start <= since {
+        // A jump may be longer than the window: no source can have been beyond the newest chunk.
+        self.others_have_reached(start.min(current.newest), witness)
+    }
+
+    /// Whether enough of the other sources that are heard of have their newest time in a chunk or later.
+    fn others_have_reached(&self, chunk: u64, witness: &impl Witness) -> bool {
+        let since = self.current.map_or(0, |current| current.first).max(self.alive_since);
+        if self.rules.n_sources <= 1 || chunk <= since {
             return true;
         }
         let batches = self.rules.batches;
-        let (alive, within) = witness.sources(since.saturating_mul(batches), start.saturating_mul(batches));
-        within.saturating_mul(2) >= alive
+        let (alive, reached) = witness.others(since.saturating_mul(batches), chunk.saturating_mul(batches));
+        reached >= alive.min((alive >> ENOUGH_SHIFT).max(1))
     }
 
-    /// Measure by those sources only that are heard from now on.
-    fn forget_absent(&mut self) {
-        if let Some(current) = &self.current {
-            self.alive_since = current.newest.saturating_sub(self.rules.window.wrapping_sub(1));
-        }
+    /// Measure by those sources only that are heard from a chunk on.
+    fn forget_absent(&mut self, chunk: i64) {
+        let chunk = u64::try_from(chunk).unwrap_or(0);
+        self.alive_since = chunk.saturating_sub(self.rules.window.wrapping_sub(1));
     }
 
     /// Where a heap lies if it has jumped ahead by as much time as has passed.
@@ -436,6 +448,8 @@ impl Timeline {
     }
 
     /// A late heap, which spead2 is to find too old.
+    ///
+    /// It does not vote: even if it comes from a restart, time will be back where it was after as many chunks.
     fn late(&self, current: &Segment, at: &Located) -> Option<Position> {
         current.position(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
     }
@@ -460,10 +474,7 @@ impl Timeline {
     ///
     /// This is the majority vote of Boyer and Moore ("MJRTY: a fast majority vote algorithm", 1991): a vote for another
     /// time cancels one, and so does each heap that was placed meanwhile, by any stream.
-    fn vote(&mut self, stamp: u64, is_aligned: bool, witness: &impl Witness) -> bool {
-        if !is_aligned && !self.rules.is_aligned(stamp.cast_signed()) {
-            return false;
-        }
+    fn vote(&mut self, stamp: u64, witness: &impl Witness) -> bool {
         let placed = witness.placed();
         let fresh = Candidate { stamp, votes: 1, placed, refused: false };
         let Some(mut candidate) = self.candidate else {
@@ -501,17 +512,23 @@ impl Timeline {
             Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(at, current),
             Some(at) if is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync) => self.jump(at, current),
             Some(at) if !self.rules.resync => {
-                let chunk = at.chunk.cast_unsigned();
-                let first = chunk.saturating_sub(self.rules.window.wrapping_sub(1)).max(current.newest.saturating_add(1));
-                self.enter(Segment { first, newest: chunk, ..current }, Cause::Restart, witness);
+                // Chunk IDs go on to tell the time, but what lies in between is not missing.
+                self.begin_anew(witness);
+                let first = current.newest.saturating_add(1);
+                self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
+                self.jump(at, current);
             }
             _ if self.rules.resync => {
-                // As at the start, the timestamp stands for itself.
+                // As at the start, the timestamp stands for itself. Whatever the first heap is that a stream places there,
+                // no chunk from before is under construction any more.
                 let chunk = self.rules.chunk_of(candidate.stamp.cast_signed());
-                let newest = current.newest.saturating_add(self.rules.reach);
+                let first = current.newest.saturating_add(self.rules.reach);
+                let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
                 let offset = signed(newest).saturating_sub(chunk);
-                let first = u64::try_from(offset).unwrap_or(0).max(current.newest.saturating_add(1));
-                self.enter(Segment { first, offset, newest }, Cause::Restart, witness);
+                // Before time 0 there are no chunks.
+                let first = u64::try_from(offset).unwrap_or(0).max(first);
+                self.begin_anew(witness);
+                self.switch(Segment { first, offset, newest }, Cause::Restart);
             }
             _ => {
                 self.refusals = self.refusals.saturating_add(1);
@@ -532,7 +549,7 @@ impl Timeline {
     fn jump(&mut self, at: Located, current: Segment) {
         self.current = Some(Segment { newest: at.chunk.cast_unsigned(), ..current });
         self.candidate = None;
-        self.forget_absent();
+        self.forget_absent(at.chunk);
     }
 
     /// Begin an epoch after all chunks under construction, which come out when the control heap has been placed.

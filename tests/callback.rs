@@ -5,10 +5,11 @@ use std::ptr;
 
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::Context;
+use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Timeline;
+use speadrx::timeline::Rules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -18,9 +19,16 @@ axes = [{ name = "antenna", item = 0x4101, size = 3 }]
 side_items = [{ name = "status", item = 0x3102, dtype = "u16" }]
 "#;
 
-fn context(timeline: &Arc<Timeline>) -> Context {
+fn contexts<const N: usize>() -> [Context; N] {
     let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
-    Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, Arc::clone(timeline)).unwrap()
+    let group = Group::new(Rules::new(&layout, 2, 3, None, false).unwrap());
+    let geometry = layout.geometry(&BTreeMap::new()).unwrap();
+    std::array::from_fn(|_| Context::new(&geometry, 2, None, Arc::clone(&group), None).unwrap())
+}
+
+fn context() -> Context {
+    let [context] = contexts();
+    context
 }
 
 fn call(context: &Context, row: [i64; 4], size: usize, extra: *mut u8) -> ChunkPlaceData {
@@ -47,34 +55,34 @@ fn place(context: &Context, row: [i64; 4]) -> i64 {
 
 #[test]
 fn panic_rejects_the_heap_and_reception_goes_on() {
-    let context = context(&Arc::default());
+    let context = context();
     context.panic_next();
     assert_eq!(place(&context, [0, 8, 1, 0]), -1);
     assert_eq!(place(&context, [0, 8, 1, 0]), 0);
     let snapshot = context.ledger().snapshot();
-    assert_eq!(snapshot.rejected[4], [0, 1, 0, 0]);
-    assert!(snapshot.rejected[..4].iter().flatten().all(|&count| count == 0));
+    assert_eq!(snapshot.rejected[5], [0, 1, 0, 0]);
+    assert!(snapshot.rejected[..5].iter().flatten().all(|&count| count == 0));
     assert_eq!(snapshot.placed, [0, 1, 0]);
 }
 
 #[test]
 fn struct_of_an_older_spead2_is_left_alone() {
-    let context = context(&Arc::default());
+    let context = context();
     let data = call(&context, [0, 8, 1, 0], ChunkPlaceData::SIZE - 8, ptr::null_mut());
     assert_eq!(data.chunk_id, -1);
     let snapshot = context.ledger().snapshot();
-    assert_eq!((snapshot.placed, &snapshot.rejected[4]), (vec![0, 0, 0], &vec![0, 0, 0, 1]));
+    assert_eq!((snapshot.placed, &snapshot.rejected[5]), (vec![0, 0, 0], &vec![0, 0, 0, 1]));
 }
 
 #[test]
 fn struct_of_a_newer_spead2_is_welcome() {
-    let context = context(&Arc::default());
+    let context = context();
     assert_eq!(call(&context, [64, 8, 1, 0], ChunkPlaceData::SIZE + 8, ptr::null_mut()).chunk_id, 1);
 }
 
 #[test]
 fn stream_without_extra_gets_no_side_items() {
-    let context = context(&Arc::default());
+    let context = context();
     for _cold_then_fast in 0..2 {
         let data = call(&context, [0, 8, 1, 7], ChunkPlaceData::SIZE, ptr::null_mut());
         assert_eq!((data.chunk_id, data.extra_size), (0, 0));
@@ -83,7 +91,7 @@ fn stream_without_extra_gets_no_side_items() {
 
 #[test]
 fn side_items_stay_within_their_record() {
-    let context = context(&Arc::default());
+    let context = context();
     for _cold_then_fast in 0..2 {
         let mut extra = [0xa5_u8; 3];
         let data = call(&context, [16, 8, 2, 0x1234_5678], ChunkPlaceData::SIZE, extra.as_mut_ptr());
@@ -94,8 +102,7 @@ fn side_items_stay_within_their_record() {
 
 #[test]
 fn streams_of_a_group_unwrap_alike() {
-    let timeline = Arc::default();
-    let (first, second) = (context(&timeline), context(&timeline));
+    let [first, second] = contexts();
     // The first stream sees the end of the 48-bit range; the second starts just beyond it.
     assert_eq!(place(&first, [(1 << 48) - 16, 8, 0, 0]), (1 << 48) / 64 - 1);
     assert_eq!(place(&second, [0, 8, 0, 0]), (1 << 48) / 64);
@@ -104,9 +111,9 @@ fn streams_of_a_group_unwrap_alike() {
 
 #[test]
 fn duplicates_are_forgotten_with_their_chunk() {
-    let context = context(&Arc::default());
+    let context = context();
     let duplicates = || context.ledger().snapshot().duplicates[1];
-    for (time, expected) in [(0, 0), (0, 1), (64, 1), (0, 2), (128, 2), (0, 2), (64, 3), (10 * 64, 3), (10 * 64, 4)] {
+    for (time, expected) in [(0, 0), (0, 1), (64, 1), (0, 2), (128, 2), (0, 2), (64, 3), (192, 3), (192, 4)] {
         place(&context, [time, 8, 1, 0]);
         assert_eq!(duplicates(), expected, "at time {time}");
     }

@@ -6,19 +6,29 @@ use std::collections::BTreeMap;
 use loom::thread;
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::Context;
+use speadrx::epochs::{Cause, Epoch, Epochs};
+use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Timeline;
+use speadrx::timeline::Rules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
 time = { item = 0x1600, step = 16, batches = 1 }
 "#;
 
-fn context(timeline: &Arc<Timeline>) -> Context {
-    let layout = std::sync::Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
-    Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 1, None, Arc::clone(timeline)).unwrap()
+fn layout() -> std::sync::Arc<Layout> {
+    std::sync::Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap())
+}
+
+/// A group in which chunks may jump ahead by 2.
+fn group() -> Arc<Group> {
+    Group::new(Rules::new(&layout(), 1, 2, Some(2), false).unwrap())
+}
+
+fn context(group: &Arc<Group>) -> Context {
+    Context::new(&layout().geometry(&BTreeMap::new()).unwrap(), 1, None, Arc::clone(group), None).unwrap()
 }
 
 fn place(context: &Context, row: [i64; 2]) -> i64 {
@@ -44,7 +54,7 @@ fn place(context: &Context, row: [i64; 2]) -> i64 {
 #[test]
 fn snapshots_are_monotonic_and_never_above_what_was_sent() {
     loom::model(|| {
-        let context = context(&Arc::new(Timeline::default()));
+        let context = context(&group());
         let ledger = context.ledger().clone();
         let reader = thread::spawn(move || {
             let (first, second) = (ledger.snapshot(), ledger.snapshot());
@@ -69,25 +79,66 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
 #[test]
 fn newest_time_of_a_group_is_the_newest_of_any_stream() {
     loom::model(|| {
-        let timeline = Arc::new(Timeline::default());
-        let other = Arc::clone(&timeline);
+        let group = group();
+        let other = Arc::clone(&group);
         let member = thread::spawn(move || place(&context(&other), [32, 8]));
-        place(&context(&timeline), [16, 8]);
+        let context = context(&group);
+        place(&context, [16, 8]);
         assert_eq!(member.join().unwrap(), 2);
-        assert_eq!(timeline.unwrap(16 + (1 << 47)), Some(16 + (1 << 47)));
-        assert_eq!(timeline.unwrap(33 + (1 << 47)), Some(33 - (1 << 47)));
+        // 2 chunks ahead of the newest of both, no more.
+        assert_eq!((place(&context, [80, 8]), place(&context, [64, 8])), (-1, 4));
     });
 }
 
 #[test]
 fn streams_of_a_group_begin_in_the_same_age() {
     loom::model(|| {
-        let timeline = Arc::new(Timeline::default());
-        let other = Arc::clone(&timeline);
+        let group = group();
+        let other = Arc::clone(&group);
         // Whoever is first, the other's timestamp is on the other side of the same wrap.
         let member = thread::spawn(move || place(&context(&other), [0, 8]));
-        let before = place(&context(&timeline), [(1 << 48) - 16, 8]);
+        let before = place(&context(&group), [(1 << 48) - 16, 8]);
         let after = member.join().unwrap();
         assert!((before, after) == ((1 << 44) - 1, 1 << 44) || (before, after) == (-1, 0));
+    });
+}
+
+#[test]
+fn epochs_are_seen_whole() {
+    loom::model(|| {
+        let epochs = Arc::new(Epochs::default());
+        let writer = Arc::clone(&epochs);
+        let writer = thread::spawn(move || {
+            for first in [5, 9] {
+                writer.push(Epoch { first, offset: -first.cast_signed(), cause: Cause::Flush });
+            }
+        });
+        for chunk in [5, 9] {
+            if let Some((index, epoch)) = epochs.of_chunk(chunk) {
+                let first = [5, 9][index as usize];
+                assert_eq!(epoch, Epoch { first, offset: -first.cast_signed(), cause: Cause::Flush });
+                assert!(first <= chunk && epochs.len() > index);
+            }
+        }
+        writer.join().unwrap();
+        assert_eq!(epochs.of_chunk(9).map(|(index, epoch)| (index, epoch.first)), Some((1, 9)));
+    });
+}
+
+#[test]
+fn flush_is_an_epoch_before_its_control_heap_is_placed() {
+    loom::model(|| {
+        let group = group();
+        let context = context(&group);
+        place(&context, [16, 8]);
+        let other = Arc::clone(&group);
+        let flusher = thread::spawn(move || other.flush());
+        // Of the chunk before the flush, or of the one after it: never in between.
+        let chunk = place(&context, [32, 8]);
+        assert!(chunk == 2 || chunk == 4, "{chunk}");
+        assert!(flusher.join().unwrap());
+        let control = group.control().unwrap();
+        assert_eq!(group.epochs().get(1).map(|epoch| (epoch.first, epoch.cause)), Some((control + 1, Cause::Flush)));
+        assert_ne!(chunk, control.cast_signed());
     });
 }

@@ -11,8 +11,13 @@ use speadrx::callback::{Context, Stats};
 use speadrx::layout::Layout;
 use speadrx::ledger::Snapshot;
 use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use speadrx::group::Group;
 use speadrx::sync::Arc;
-use speadrx::timeline::Timeline;
+use speadrx::timeline;
+
+mod model;
+
+use model::{Model, Rejected, Rules};
 
 const CASES: u32 = 2500;
 const HEAPS: usize = 64;
@@ -22,7 +27,7 @@ const STATS_BASE: usize = 5;
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
     Rejected(String, Option<usize>),
-    Placed { chunk: i64, index: usize, offset: usize, extra: Vec<u8>, source: usize, batch: i128 },
+    Placed { chunk: i64, index: usize, offset: usize, extra: Vec<u8>, source: usize, batch: i128, time: i128 },
 }
 
 /// Placement as design says it: one rule after the other, in numbers that cannot overflow.
@@ -30,6 +35,8 @@ struct Reference<'a> {
     spec: &'a LayoutSpec,
     user_data: &'a BTreeMap<String, u64>,
     window: i128,
+    model: Model,
+    /// The newest chunk that spead2 has made.
     newest: Option<i128>,
     newest_batch: i128,
     seen: BTreeSet<(i128, usize)>,
@@ -68,7 +75,6 @@ impl Reference<'_> {
         let reject = |name: &str| Verdict::Rejected(name.to_owned(), source);
         let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
         let step = i128::from(spec.time.step);
-        let chunk_step = step * i128::from(spec.time.batches);
         let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
         if i128::from(get(2)) != i128::from(spec.heap_bytes)
             || get(spec.time.item) < 0
@@ -83,22 +89,11 @@ impl Reference<'_> {
         if spec.time.align == Align::Mask {
             stamp -= stamp % step;
         }
-        let time = match self.newest {
-            None => stamp,
-            Some(newest) => {
-                let reference = newest * chunk_step;
-                let round = (reference - stamp).div_euclid(1 << 48);
-                (round - 1..=round + 1)
-                    .map(|k| stamp + (k << 48))
-                    .find(|time| (-(1 << 47)..1 << 47).contains(&(time - reference)))
-                    .expect("one of three is near")
-            }
-        };
-        if time.rem_euclid(step) != 0 {
+        let aligned = self.model.is_aligned(stamp);
+        if !aligned && (source.is_none() || spec.axes.iter().any(|axis| self.index(axis, items).is_none())) {
             return reject("bad_timestamp_heaps");
         }
-        let mut indices =
-            HashMap::from([(spec.time.name.clone(), (time / step).rem_euclid(i128::from(spec.time.batches)))]);
+        let mut indices = HashMap::new();
         for axis in &spec.axes {
             let index = self.index(axis, items);
             let Some(index) = index else {
@@ -106,10 +101,15 @@ impl Reference<'_> {
             };
             indices.insert(axis.name.clone(), index);
         }
-        if time < 0 {
-            return reject("implausible_timestamp_heaps");
-        }
-        let chunk = time / chunk_step;
+        let source_index = source.unwrap_or(0);
+        let (chunk, time) = match self.model.judge(stamp, source_index, 0, 0) {
+            Ok(found) => found,
+            Err(Rejected::Misaligned) => return reject("bad_timestamp_heaps"),
+            Err(Rejected::Implausible) => return reject("implausible_timestamp_heaps"),
+            Err(Rejected::Backward) => return reject("backward_timestamp_heaps"),
+        };
+        let in_chunk = (time / step).rem_euclid(i128::from(spec.time.batches));
+        indices.insert(spec.time.name.clone(), in_chunk);
         let (mut index, mut offset) = (0, 0);
         let mut stride = i128::from(spec.heap_bytes);
         let mut index_stride = 1;
@@ -130,7 +130,10 @@ impl Reference<'_> {
             extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
         }
         self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
-        self.newest_batch = self.newest_batch.max(time / step);
+        let batch = chunk * i128::from(spec.time.batches) + in_chunk;
+        self.newest_batch = self.newest_batch.max(batch);
+        let late = self.newest.unwrap() - chunk >= self.window;
+        self.model.count(source_index, 0, chunk, time, late);
         let source = spec.sources.as_ref().map_or(0, |name| indices[name]);
         Verdict::Placed {
             chunk: i64::try_from(chunk).unwrap(),
@@ -138,7 +141,8 @@ impl Reference<'_> {
             offset: usize::try_from(offset).unwrap(),
             extra,
             source: usize::try_from(source).unwrap(),
-            batch: time / step,
+            batch,
+            time,
         }
     }
 
@@ -337,23 +341,46 @@ proptest! {
     fn callback_equals_reference(
         (spec, user_data, window) in layout(),
         start in prop_oneof![4 => 0_i128..20, 2 => (1_i128 << 48) - 20..1 << 48, 2 => 0_i128..1 << 48],
+        resync: bool,
+        (restart, restart_at) in (20_usize..HEAPS * 3, 0_i128..1 << 48),
         heaps in vec(heap(), HEAPS),
     ) {
         let layout = Arc::new(Layout::new(spec.clone()).map_err(|error| TestCaseError::fail(error.to_string()))?);
         let geometry = layout.geometry(&user_data).map_err(|error| TestCaseError::fail(error.to_string()))?;
         let stats = Stats { base: STATS_BASE, count: layout.reasons().len() };
         // A window of so long chunks may be refused; then one chunk still fits.
-        let make = |window| Context::new(&geometry, window, Some(stats), Arc::new(Timeline::default()));
+        let make = |window| {
+            let rules = timeline::Rules::new(&layout, window, window, None, resync)?;
+            Context::new(&geometry, window, Some(stats), Group::new(rules), None)
+        };
         let (window, context) = match make(window) {
             Ok(context) => (window, context),
             Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
         };
-        let mut reference =
-            Reference { spec: &spec, user_data: &user_data, window: window.into(), newest: None, newest_batch: 0, seen: BTreeSet::new() };
+        let rules = Rules {
+            step: spec.time.step.into(),
+            batches: spec.time.batches.into(),
+            window: window.into(),
+            reach: window.into(),
+            max_jump: i128::from(window.saturating_sub(1).max(1)),
+            resync,
+            n_sources: layout.n_sources() as usize,
+            rate: None,
+        };
+        let mut reference = Reference {
+            spec: &spec,
+            user_data: &user_data,
+            window: window.into(),
+            model: Model::new(rules, 1),
+            newest: None,
+            newest_batch: 0,
+            seen: BTreeSet::new(),
+        };
         let mut expected = Snapshot {
             placed: vec![0; layout.n_sources() as usize],
             duplicates: vec![0; layout.n_sources() as usize],
             newest: vec![-1; layout.n_sources() as usize],
+            newest_epoch: vec![0; layout.n_sources() as usize],
             rejected: vec![vec![0; layout.n_sources() as usize + 1]; layout.reasons().len()],
             late_batches: vec![0; 33],
             late_chunks: vec![0; window as usize + 1],
@@ -363,7 +390,12 @@ proptest! {
         let mut offsets = BTreeMap::new();
         let step = i128::from(spec.time.step);
         let mut front = start / step * step;
-        for seed in &heaps {
+        let (mut newest_chunk, mut newest_batch) = (0, vec![-1; layout.n_sources() as usize]);
+        for (i, seed) in heaps.iter().enumerate() {
+            // Now and then the sender is restarted, and then stays there for long enough to be believed.
+            if (restart..restart + 20).contains(&i) {
+                front = restart_at / step * step;
+            }
             let values = items(&spec, front, seed);
             let row: Vec<i64> = layout.items().iter().map(|id| values.get(id).copied().unwrap_or(-1)).collect();
             let mut extra = vec![canary; layout.extra_bytes() + 1];
@@ -390,7 +422,7 @@ proptest! {
                     let row = &mut expected.rejected[layout.reasons().iter().position(|name| name == reason).unwrap()];
                     row[source.unwrap_or(layout.n_sources() as usize)] += 1;
                 }
-                Verdict::Placed { chunk, index, offset, extra: record, source, batch } => {
+                Verdict::Placed { chunk, index, offset, extra: record, source, batch, time } => {
                     prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (*chunk, *index, *offset));
                     if !record.is_empty() {
                         prop_assert_eq!((data.extra_offset, data.extra_size), (index * record.len(), record.len()));
@@ -403,15 +435,21 @@ proptest! {
                         expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
                     }
                     expected.duplicates[*source] += u64::from(reference.is_duplicate(*chunk, *index));
-                    let newest = &mut expected.newest[*source];
-                    *newest = (*newest).max(i64::try_from(batch * step).unwrap());
-                    front = front.max(batch * step);
+                    if *batch > newest_batch[*source] {
+                        newest_batch[*source] = *batch;
+                        expected.newest[*source] = i64::try_from(*time).unwrap();
+                    }
+                    if *chunk >= newest_chunk {
+                        newest_chunk = *chunk;
+                        front = *time;
+                    }
                     prop_assert!((*index as u64) < layout.chunk_heaps());
                     prop_assert!(*offset as u64 + spec.heap_bytes <= geometry.span_bytes());
                     prop_assert_eq!(*offsets.entry(*index).or_insert(*offset), *offset);
                 }
             }
             prop_assert_eq!(extra.last(), Some(&canary));
+            expected.newest_epoch = context.ledger().snapshot().newest_epoch; // told by the timestamps above
             prop_assert_eq!(&context.ledger().snapshot(), &expected, "after {:?}", values);
         }
         let mut slots: Vec<_> = offsets.values().collect();

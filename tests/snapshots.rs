@@ -6,10 +6,12 @@ use std::thread;
 
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::Context;
+use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::ledger::Snapshot;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
+use speadrx::timeline::Rules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -53,7 +55,8 @@ fn seen(snapshot: &Snapshot) -> u64 {
 #[test]
 fn a_million_snapshots_are_monotonic_and_never_above_what_was_sent() {
     let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
-    let context = Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, Arc::default()).unwrap();
+    let group = Group::new(Rules::new(&layout, 2, 2, None, false).unwrap());
+    let context = Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, group, None).unwrap();
     let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         let readers: Vec<_> = (0..READERS)

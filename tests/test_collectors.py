@@ -93,7 +93,7 @@ class TestLedger:
             feed(queue, [CHUNK + 1], [1])
             feed(queue, [3 * STEP + STEP // 2], [0])
             feed(queue, [2 * STEP], [0])  # a chunk behind
-            feed(queue, [5 * CHUNK])
+            feed(queue, [2 * CHUNK], [1, 0])
             feed(queue, [0], [0])  # beyond the window
             rx.finish()
             values = Metrics(registry)
@@ -106,7 +106,7 @@ class TestLedger:
         assert values.total(metrics.HEAPS_REJECTED, source="0") == 1
         assert values(metrics.HEAPS_REJECTED, source="1", reason="bad_timestamp_heaps", **wide) == 1
         assert values.total(metrics.HEAPS_REJECTED) == 4
-        assert values(metrics.NEWEST_TIMESTAMP, source="0", **wide) == 5 * CHUNK
+        assert values(metrics.NEWEST_TIMESTAMP, source="0", **wide) == 2 * CHUNK
         # Cumulative: 12 of 13 heaps of the newest chunk in the newest batch, one a batch behind.
         batches = [values(metrics.HEAP_LATENESS_BATCHES + "_bucket", le=le, **wide) for le in ("0.0", "1.0", "+Inf")]
         assert batches == [12, 13, 13]

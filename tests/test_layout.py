@@ -321,6 +321,7 @@ def test_geometry() -> None:
         "speadrx.bad_timestamp_heaps",
         "speadrx.bad_antenna_heaps",
         "speadrx.implausible_timestamp_heaps",
+        "speadrx.backward_timestamp_heaps",
         "speadrx.internal_error_heaps",
     ]
     assert layout.source_labels == ("m000", "m001", "m002")
@@ -348,7 +349,7 @@ def test_axes_with_one_reject_name_share_a_counter() -> None:
         for name, reject_name in [("a", "bad_id"), ("b", None), ("c", "bad_id"), ("d", "bad_b_heaps")]
     )
     layout = Layout(heap_bytes=8, time=TIME, axes=axes)
-    assert layout.stream_stats[2:-2] == ["speadrx.bad_id", "speadrx.bad_b_heaps"]
+    assert layout.stream_stats[2:-3] == ["speadrx.bad_id", "speadrx.bad_b_heaps"]
 
 
 def test_side_items_are_packed() -> None:
@@ -494,8 +495,8 @@ def test_chunk_place_alone_never_writes_statistics(n_stats: int) -> None:
     assert stats["heaps"] == 16
     assert stats["worker_blocked"] == 0
     snapshot = placement.ledger.snapshot()
-    rejected = np.frombuffer(snapshot.rejected_by_source, np.uint64).reshape(6, -1)
-    assert rejected.sum(axis=1).tolist() == [3, 3, 3, 3, 3, 0]
+    rejected = np.frombuffer(snapshot.rejected_by_source, np.uint64).reshape(7, -1)
+    assert rejected.sum(axis=1).tolist() == [3, 3, 3, 3, 3, 0, 0]
     assert np.frombuffer(snapshot.placed, np.uint64).tolist() == [0, 1, 0]
 
 

@@ -78,11 +78,11 @@ async def test_hand_written_callbacks_agree(form: str, rng: np.random.Generator)
         user_data["pol"] = 1
         step, values = 10, {FREQUENCY_ID: 14, BEAM_ANTS_ID: 64}
     heaps = []
-    for i in range(1000):
+    for i in range(3000):
         length = layout.heap_bytes + (random_int(20) == 0)
         items = {
-            # Time goes on, with heaps in any order that some of them are too old by.
-            TIMESTAMP_ID: max(0, i // 8 + random_int(24) - 12) * step + (random_int(20) == 0),
+            # Time goes on, with heaps in any order that some of them are too old by, but not out of the question.
+            TIMESTAMP_ID: max(0, i // 24 + random_int(10) - 5) * step + (random_int(20) == 0),
             spead2.HEAP_LENGTH_ID: length,
             **{item: random_int(limit) for item, limit in values.items()},
         }
@@ -101,6 +101,7 @@ async def test_hand_written_callbacks_agree(form: str, rng: np.random.Generator)
             stream_stats=names,
             user_data=user_data.copy(),
             max_heap_extra=layout.max_heap_extra,
+            **({"max_jump": 4} if own is layout else {}),
             **rings(64),
         )
         add_chunks(stream, layout, 64, extra=form.endswith("digitiser"))

@@ -28,6 +28,7 @@ REASONS = [
     "bad_antenna_heaps",
     "bad_pol",
     "implausible_timestamp_heaps",
+    "backward_timestamp_heaps",
     "internal_error_heaps",
 ]
 # As SMALL, but the polarisation is known for each stream rather than for each heap.
@@ -249,9 +250,9 @@ class TestConfiguration:
             ({"stream_stats": ["x", "x"]}, ValueError, "stream_stats: A statistic called x already exists"),
             ({"stream_stats": [1]}, TypeError, "stream_stats: given 1, but wanted names"),
             (
-                {"stream_stats": list("abcdefg")},
+                {"stream_stats": list("abcdefgh")},
                 ValueError,
-                "stream_stats: given 7 names, but .* Layout has only 6 statistics to rename: speadrx.metadata_heaps, ",
+                "stream_stats: given 8 names, but .* Layout has only 7 statistics to rename: speadrx.metadata_heaps, ",
             ),
             ({"user_data": {}}, TypeError, "user_data: given dict, but wanted a structured numpy array"),
             (
@@ -321,14 +322,14 @@ class TestStatistics:
         assert SMALL.stream_stats == [f"speadrx.{reason}" for reason in REASONS]
         base = stream.config.get_stat_index(SMALL.stream_stats[0])
         names = [stat.name for stat in stream.config.stats]
-        assert names[base : base + 6] == SMALL.stream_stats
+        assert names[base : base + 7] == SMALL.stream_stats
 
     def test_renamed(self, make):
         user_data = np.zeros((), SMALL.user_data_dtype)
         stream = make(stream_stats=["mine", "yours"], user_data=user_data)
         names = [stat.name for stat in stream.config.stats]
         base = int(user_data["stats_base"])
-        assert names[base : base + 6] == ["mine", "yours", *SMALL.stream_stats[2:]]
+        assert names[base : base + 7] == ["mine", "yours", *SMALL.stream_stats[2:]]
         ChunkPool(stream, 4)
         feed(stream, {0x40: None}, {0x10: 1}, {0x10: 2}, {0x20: 999})
         assert list(stream.data_ringbuffer) == []

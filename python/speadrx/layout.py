@@ -315,7 +315,8 @@ class DeclarativeLayout(BaseLayout):
         """Make the placement callback for a single stream.
 
         The callback copies the fields of `user_data` that the layout reads. It counts in its ledger
-        only: `speadrx.make_stream` makes one that feeds ``stream.stats`` too.
+        only: `speadrx.make_stream` makes one that feeds ``stream.stats`` too. It cannot know how many chunks the
+        stream has under construction, and judges times as if they were 16.
 
         Parameters
         ----------
@@ -335,12 +336,15 @@ class DeclarativeLayout(BaseLayout):
         if getattr(self, "_chunk_place", None) is not None:
             return super().chunk_place(user_data)  # type: ignore[arg-type]
 
-        import spead2.recv
-
-        placement = self.declaration._compiled.geometry(user_data_values(self, user_data)).placement(
-            window=spead2.recv.ChunkStreamConfig.DEFAULT_MAX_CHUNKS
-        )
+        geometry = self.declaration._compiled.geometry(user_data_values(self, user_data))
+        placement = geometry.placement(window=self._assumed_window())
         return (placement.capsule(), placement)
+
+
+    def _assumed_window(self) -> int:
+        # Of long or large chunks there cannot be so many: see check_window in src/place.rs.
+        limits = (2**47 // self.chunk_timestamp_step, (2**31 - 1) // self.chunk_batches, 2**30 // self.chunk_heaps)
+        return min(16, *limits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ HELP = {
     RING_CAPACITY_CHUNKS: "Chunks that the ring can hold",
     RING_BLOCKED_SECONDS: "Seconds that the data ring was full or the free ring empty, sampled",
     RING_CHUNK_SECONDS: "Chunks in the ring integrated over time, sampled; per chunk taken, the mean wait",
-    SOCKET_DROPS: "Packets that the kernel dropped because the socket's receive buffer was full",
+    SOCKET_DROPS: "Packets that the kernel dropped: the socket's receive buffer was full, or their checksum was wrong",
     SOCKET_RECEIVE_QUEUE_BYTES: "Bytes of its receive buffer that the socket uses",
     SOCKET_RECEIVE_BUFFER_BYTES: "Size of the socket's receive buffer",
     HEAPS_TOO_OLD: "Placed heaps that came after their chunk was finished",

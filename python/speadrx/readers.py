@@ -55,7 +55,7 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
 class SocketCounts(NamedTuple):
     """What the kernel says of the sockets of an endpoint."""
 
-    #: Packets dropped because a receive buffer was full.
+    #: Packets dropped because a receive buffer was full, or because their checksum was wrong.
     drops: int = 0
     #: Bytes of the receive buffers that are in use, the kernel's overhead included.
     receive_queue: int = 0
