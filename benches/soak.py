@@ -224,8 +224,7 @@ class Soak:
             if reached < 0.9 * rate:
                 break  # the sender cannot do more
             rate *= 2
-        # Between the last two steps, once more.
-        held = max(best, (best + min(rate, 2 * best)) / 2) * MARGIN
+        held = best * MARGIN
         while not self.is_stopped:
             drops = self.stream.kernel_drops()
             self.send(2 * step_seconds, held)
@@ -256,10 +255,14 @@ def is_good(residual: int, growth: float, wrong: Sequence[str]) -> bool:
 
 
 def hold(soak: Soak, rate: float, seconds: float) -> Iterator[tuple[int, float, int]]:
-    """Hold a rate; tell heaps, seconds and memory each second or so."""
+    """Hold a rate, or less once it costs packets; tell heaps, seconds and memory each second or so."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not soak.is_stopped:
+        drops = soak.stream.kernel_drops()
         heaps, took = soak.send(min(1.0, seconds), rate)
+        if soak.stream.kernel_drops() > drops:
+            rate *= 0.9
+            print(f"the kernel dropped packets: holding {rate:.1f} chunks/s", file=sys.stderr, flush=True)
         yield heaps, took, rss()
 
 
