@@ -32,11 +32,17 @@ define SHELL_FUNCTIONS
 die() { printf 'make: %s\n      %s\n' "$$1" "$$2" >&2; exit 1; }
 endef
 
-.PHONY: help demo test test-rust test-python test-system faults lint bench wheel build clean preflight
+# Seconds for each fuzz target (`make fuzz`) and for the soak; hostile packets of `make sanitize-wire`.
+FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 600
+PACKETS ?= 1000000
+
+.PHONY: help demo test test-rust test-python test-system faults fuzz fuzz-short sanitize sanitize-rust sanitize-threads \
+    sanitize-wire soak lint bench wheel build clean preflight
 
 help: ## List the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
-	awk -F ': .*## ' '/^[a-z-]+: .*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	awk -F ': .*## ' '/^[a-z-]+: .*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.extra-cli ## Build, then receive from a simulated array on loopback and account for every heap
 	@$(BIN)/speadrx demo $(ARGS)
@@ -76,6 +82,96 @@ test-system: $(VENV)/.extra-test ## Run the tests that need programs of the syst
 	@set -x
 	STRICT='$(STRICT)' $(BIN)/python -m pytest tests/system $(ARGS)
 
+# Sanitizers and what fuzzers count with are unstable: this has a stable compiler take them too.
+NIGHTLY := RUSTC_BOOTSTRAP=1
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_TARGETS := layout place toml
+# What would wrap unnoticed is an error here; without LTO, for these are built more often than they run.
+CHECKED := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
+
+# fuzz_for SECONDS NEW: fuzz each target for so long, from the kept corpus; what is new goes below the directory NEW.
+define FUZZ_FOR
+fuzz_for() {
+    cargo fuzz --version >/dev/null 2>&1 || die "no cargo-fuzz" "cargo install cargo-fuzz --locked"
+    command -v c++ >/dev/null || die "no C++ compiler: libFuzzer is C++" "On Debian: apt-get install g++"
+    export $(NIGHTLY)
+    cargo fuzz build --target-dir '$(TARGET_DIR)/fuzz'
+    local target log status=0
+    for target in $(FUZZ_TARGETS); do
+        mkdir -p "$$2/$$target"
+        log=$$2/$$target.log
+        dictionary=
+        if [ -e fuzz/$$target.dict ]; then dictionary=-dict=fuzz/$$target.dict; fi
+        cargo fuzz run --target-dir '$(TARGET_DIR)/fuzz' $$target "$$2/$$target" fuzz/corpus/$$target -- \
+            -max_total_time=$$1 -max_len=512 -print_final_stats=1 $$dictionary >"$$log" 2>&1 \
+            || { status=$$?; tail -n 100 "$$log" >&2; }
+        sed -n "s/^Done \([0-9]*\) runs in \([0-9]*\) .*/fuzz $$target: \1 executions in \2 s/p" "$$log"
+    done
+    return $$status
+}
+endef
+
+fuzz: | preflight ## Fuzz each target for FUZZ_SECONDS, and add what is new to the corpus of this machine
+	@$(SHELL_FUNCTIONS)
+	$(FUZZ_FOR)
+	fuzz_for $(FUZZ_SECONDS) '$(TARGET_DIR)/fuzz/corpus'
+
+fuzz-short: | preflight ## Fuzz each target for some seconds, from the kept corpus
+	@$(SHELL_FUNCTIONS)
+	$(FUZZ_FOR)
+	new=$$(mktemp -d)
+	trap 'rm -rf "$$new"' EXIT
+	fuzz_for 20 "$$new"
+
+sanitize: sanitize-rust sanitize-threads ## Run the Rust tests under the sanitizers for addresses and threads
+
+sanitize-rust: | preflight
+	@set -x
+	$(NIGHTLY) $(CHECKED) RUSTFLAGS=-Zsanitizer=address \
+	    cargo test --release --lib --tests --target $(HOST) --target-dir '$(TARGET_DIR)/sanitize'
+
+# The standard library must be instrumented too: it is built from its sources.
+sanitize-threads: | preflight
+	@if [ ! -e "$$(rustc --print sysroot)/lib/rustlib/src/rust/library/Cargo.lock" ]; then
+	    reason="there are no sources of the standard library (rustup component add rust-src)"
+	    if [ '$(STRICT)' = 1 ]; then
+	        echo "make: cannot run the sanitizer for threads: $$reason" >&2
+	        exit 1
+	    fi
+	    echo "make: NOT RUN: the sanitizer for threads: $$reason" >&2
+	    exit 0
+	fi
+	set -x
+	$(NIGHTLY) $(CHECKED) RUSTFLAGS=-Zsanitizer=thread cargo test -Zbuild-std --release --lib --test snapshots \
+	    --target $(HOST) --target-dir '$(TARGET_DIR)/sanitize-threads'
+
+# The sources of the package, with a core of their own beside them.
+SANITIZED := $(TARGET_DIR)/sanitize/python
+sanitize-wire: $(VENV)/.extra-test ## Send PACKETS hostile packets to receivers that an address sanitizer watches
+	@set -x
+	$(NIGHTLY) $(CHECKED) RUSTFLAGS=-Zsanitizer=address cargo build --release --lib --features abi3 \
+	    --target $(HOST) --target-dir '$(TARGET_DIR)/sanitize'
+	rm -rf '$(SANITIZED)'
+	mkdir -p '$(SANITIZED)'
+	cp -r python/speadrx '$(SANITIZED)'
+	rm -f '$(SANITIZED)'/speadrx/_core*.so
+	cp '$(TARGET_DIR)/sanitize/$(HOST)/release/libspeadrx.so' '$(SANITIZED)/speadrx/_core.abi3.so'
+	# Its runtime must come first. Python itself leaks on purpose, and its own allocator would hide small overruns.
+	export PYTHONPATH='$(abspath $(SANITIZED))' PYTHONMALLOC=malloc
+	export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16
+	{ set +x; } 2>/dev/null
+	watched() { LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" "$$@"; }
+	watched $(BIN)/python -c 'import speadrx._core, sys
+	sys.exit(not speadrx._core.__file__.startswith(sys.argv[1]))' "$$PYTHONPATH"
+	# The sanitizer must find a chunk that is one byte short, or its silence would prove nothing.
+	! found=$$(watched $(BIN)/python tests/wire_fuzzer.py --short 2>&1)
+	[[ $$found == *'AddressSanitizer: heap-buffer-overflow'* ]]
+	watched $(BIN)/python tests/wire_fuzzer.py --exact --packets $(PACKETS)
+
+soak: $(VENV)/.extra-test ## Receive at the highest rate without drops for SOAK_SECONDS: memory flat, no heap lost
+	@$(BIN)/python benches/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
+
 faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they saw into doc/faults.md
 	@results='$(TARGET_DIR)/faults.json' cargo_output='$(TARGET_DIR)/faults.txt'
 	rm -f "$$results"
@@ -92,6 +188,8 @@ lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features python -- -D warnings
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir '$(TARGET_DIR)/fuzz-lint' -- -D warnings
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -92,11 +92,12 @@ impl<'de> Deserialize<'de> for Stride {
             type Value = Stride;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes, or the name of a field of user_data")
+                f.write_str("a number of bytes from 0 to 2^63 - 1, or the name of a field of user_data")
             }
 
             fn visit_u64<E: Error>(self, value: u64) -> Result<Stride, E> {
-                Ok(Stride::Bytes(value))
+                let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
+                i64::try_from(value).map(|_| Stride::Bytes(value)).map_err(refuse)
             }
 
             fn visit_i64<E: Error>(self, value: i64) -> Result<Stride, E> {
@@ -307,6 +308,37 @@ impl LayoutSpec {
     ///
     /// [`LayoutError::Malformed`] if a number does not fit TOML's 64-bit signed integers.
     pub fn to_toml(&self) -> Result<String, LayoutError> {
-        toml::to_string(self).map_err(|error| LayoutError::Malformed(error.to_string()))
+        let text = toml::to_string(self).map_err(|error| LayoutError::Malformed(error.to_string()))?;
+        // Larger numbers are written all the same; reading them finds the first, and names its field.
+        Self::from_toml(&text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "heap_bytes = 8\n[time]\nitem = 5632\nstep = 1\nbatches = 4\n[strides]\ntime = 8\n";
+
+    #[test]
+    fn what_toml_has_no_form_for_is_not_written() {
+        let spec = LayoutSpec::from_toml(SMALL).unwrap();
+        let mut large = spec.clone();
+        large.time.step = 1 << 63;
+        let message = large.to_toml().unwrap_err().to_string();
+        assert!(message.contains("time.step") && message.contains("9223372036854775808"), "{message}");
+        let mut large = spec;
+        large.strides.insert("time".to_owned(), Stride::Bytes(u64::MAX));
+        let message = large.to_toml().unwrap_err().to_string();
+        assert!(message.contains("strides.time") && message.contains("18446744073709551615"), "{message}");
+    }
+
+    #[test]
+    fn strides_are_numbers_like_all_others() {
+        let read = |stride: u64| LayoutSpec::from_toml(&SMALL.replace("time = 8", &format!("time = {stride}")));
+        assert!(read(i64::MAX as u64).is_ok());
+        let message = read(1 << 63).unwrap_err().to_string();
+        assert!(message.contains("from 0 to 2^63 - 1"), "{message}");
     }
 }

@@ -674,3 +674,19 @@ print("done")
             [sys.executable, "-W", "error", "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60
         )
         assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+def test_stop_at_the_end_of_a_drain(make, udp_port):
+    # The thread that drains stops the stream too, just then: they must not wait for each other.
+    for _ in range(300):
+        stream = make()
+        ChunkPool(stream, 8)
+        queue = spead2.InprocQueue()
+        stream.add_inproc_reader(queue)
+        speadrx.add_reader(stream, src=[("127.0.0.1", udp_port)])
+        queue.add_packet(encode(small_heap({}), 1, 48)[0])
+        wait_for(lambda stream=stream: stream.stats["heaps"] == 1)
+        stream.drain()
+        for chunk in speadrx.iter_chunks(stream):
+            chunk.recycle()
+        stream.stop()

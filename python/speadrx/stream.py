@@ -7,6 +7,7 @@ import math
 import numbers
 import operator
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -202,6 +203,9 @@ class _Receiving(_RingPair):
         # Of a layout that is not declarative a single source stands for all.
         self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
         self._stopped = False
+        # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. Taken
+        # again by a signal handler, or by the garbage collector.
+        self._stop_lock = threading.RLock()
         self._callbacks: list[Callable[[Any], object]] = []
         _all.add(self)
         if plan.core is not None:
@@ -291,9 +295,10 @@ class _Receiving(_RingPair):
 
         Call it also when the sender has ended the stream, so that the ports become free.
         """
-        super().stop()  # type: ignore[misc]
-        self._close_sockets()
-        self._stopped = True
+        with self._stop_lock:
+            super().stop()  # type: ignore[misc]
+            self._close_sockets()
+            self._stopped = True
         self._call_back()
 
     def _close_sockets(self) -> None:

@@ -1,0 +1,318 @@
+//! Any heaps, through the C function pointers of two streams of a group: what spead2 is told is never outside the
+//! chunk, no two heaps share bytes, nothing bad is placed, and every heap is counted once.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use speadrx::abi::ChunkPlaceData;
+use speadrx::callback::{Context, Cookie, Stats};
+use speadrx::group::Group;
+use speadrx::layout::{Geometry, Layout, reason};
+use speadrx::ledger::Snapshot;
+use speadrx::spec::{Align, AxisSpec, LayoutSpec};
+use speadrx::sync::Arc;
+use speadrx::timeline::Rules;
+use speadrx_fuzz::{Declared, Style, index, indices, number, sizes, slot};
+
+/// Index of our first statistic; those in front, and one behind, are not ours.
+const STATS_BASE: usize = 3;
+/// What must not be written to.
+const CANARY: u8 = 0xa5;
+const N_STREAMS: usize = 2;
+/// Heaps of an input at most.
+const MOST_HEAPS: usize = 400;
+
+const COOKIE: Cookie = Cookie { flush: 0x5eed_f105_4ead, done: 0x5eed_d04e };
+
+/// Make the streams of a group, and what they share.
+fn group(u: &mut Unstructured<'_>, geometry: &Geometry, stats: Stats) -> Result<Option<(Arc<Group>, Vec<Context>)>> {
+    let window = u.int_in_range(1..=6)?;
+    let max_jump = if bool::arbitrary(u)? { Some(u.int_in_range(1..=9)?) } else { None };
+    let resync = bool::arbitrary(u)?;
+    // So many chunks may span too long a time, and then there is no stream.
+    let make = || {
+        let rules = Rules::new(geometry.layout(), window, window + 1, max_jump, resync).ok()?;
+        let group = Group::new(rules);
+        let member = || Context::new(geometry, window, Some(stats), Arc::clone(&group), Some(COOKIE)).ok();
+        let members = (0..N_STREAMS).map(|_| member()).collect::<Option<_>>()?;
+        Some((group, members))
+    };
+    Ok(make())
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    // Out of bytes: nothing to test.
+    let _ = run(&mut Unstructured::new(bytes));
+});
+
+/// One stream, and what it should have counted.
+struct Stream {
+    context: Context,
+    group: Arc<Group>,
+    calls: u64,
+    placed: u64,
+    batch_stats: Vec<u64>,
+    last: Snapshot,
+}
+
+fn run(u: &mut Unstructured<'_>) -> Result<()> {
+    let Declared { spec, user_data } = Declared::new(u, Style::Sensible)?;
+    let Ok(layout) = Layout::new(spec).map(Arc::new) else { return Ok(()) };
+    let Ok(geometry) = layout.geometry(&user_data) else { return Ok(()) };
+    let stats = Stats { base: STATS_BASE, count: layout.reasons().len() };
+    let Some((group, contexts)) = group(u, &geometry, stats)? else { return Ok(()) };
+    let new_stream = |context: Context| Stream {
+        last: context.ledger().snapshot(),
+        context,
+        group: Arc::clone(&group),
+        calls: 0,
+        placed: 0,
+        batch_stats: vec![0; STATS_BASE + stats.count + 1],
+    };
+    let mut streams: Vec<_> = contexts.into_iter().map(new_stream).collect();
+    // Offset of each heap index, whichever stream placed it.
+    let mut offsets = BTreeMap::new();
+    let mut front = if bool::arbitrary(u)? { u.int_in_range(0..=20)? } else { number(u)? };
+    for _ in 0..MOST_HEAPS {
+        if u.is_empty() {
+            break;
+        }
+        let stream = &mut streams[usize::from(bool::arbitrary(u)?)];
+        let items = items(u, &layout, &mut front)?;
+        if let Some((at, offset)) = stream.place(&layout, &geometry, &items, &user_data) {
+            assert_eq!(*offsets.entry(at).or_insert(offset), offset, "heap {at} in two places");
+        }
+        if u.ratio(1, 16)? {
+            stream.check_ledger(&layout);
+            control(u, &group, &mut streams, &layout)?;
+        }
+    }
+    for stream in &mut streams {
+        stream.check_ledger(&layout);
+    }
+    let offsets: std::collections::BTreeSet<_> = offsets.into_values().collect();
+    let offsets: Vec<_> = offsets.into_iter().collect();
+    let heap_bytes = layout.spec().heap_bytes;
+    assert!(offsets.windows(2).all(|pair| pair[0] + heap_bytes <= pair[1]), "heaps overlap");
+    Ok(())
+}
+
+/// Begin an epoch, or not, and send control heaps, as a flush does, or a drain; or as they may come much later.
+fn control(u: &mut Unstructured<'_>, group: &Group, streams: &mut [Stream], layout: &Layout) -> Result<()> {
+    match u.int_in_range(0..=3)? {
+        0 => {
+            let _ = group.flush();
+        }
+        1 => group.finish(),
+        _ => (),
+    }
+    for stream in streams {
+        match u.int_in_range(0..=3)? {
+            0 => stream.control(layout, COOKIE.flush),
+            1 => stream.control(layout, COOKIE.done),
+            _ => (),
+        }
+    }
+    Ok(())
+}
+
+/// Items of a heap in the order of the layout: a good heap near the front of time, spoiled more or less.
+fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<Vec<i64>> {
+    let spec = layout.spec();
+    // Positions of items that share an ID have one value, as they have in a packet.
+    let mut values: BTreeMap<u64, i64> = BTreeMap::new();
+    for axis in &spec.axes {
+        let Some(id) = axis.item else { continue };
+        let value = match &axis.values {
+            Some(values) => *u.choose(values)?,
+            None => u.int_in_range(0..=axis.size.unwrap_or(1) - 1)? * axis.step,
+        };
+        *values.entry(id).or_default() |= (value << axis.shift).cast_signed();
+    }
+    let ahead = match u.int_in_range(0..=15)? {
+        0..=10 => u.int_in_range(-3..=4)?,
+        11..=12 => i64::from(i8::arbitrary(u)?),
+        13 => i64::from(i16::arbitrary(u)?),
+        14 => number(u)?.cast_signed(),
+        // Off the grid.
+        _ => 0,
+    };
+    let time = front.wrapping_add_signed(ahead.wrapping_mul(spec.time.step.cast_signed()));
+    if u.ratio(1, 2)? {
+        *front = time;
+    }
+    values.insert(spec.time.item, (time & ((1 << 48) - 1)).cast_signed());
+    values.insert(layout.items()[1], spec.heap_bytes.cast_signed());
+    for &id in &layout.items()[2..] {
+        values.entry(id).or_insert(i64::from(id as u32));
+    }
+    if u.ratio(1, 6)? {
+        let id = *u.choose(layout.items())?;
+        let old = values[&id];
+        let value = match u.int_in_range(0..=4)? {
+            0 => -1,
+            1 => old.wrapping_add(i64::from(i8::arbitrary(u)?)),
+            2 => old ^ 1_i64.wrapping_shl(u.int_in_range(0..=63)?),
+            3 => number(u)?.cast_signed(),
+            _ => i64::arbitrary(u)?,
+        };
+        values.insert(id, value);
+    }
+    // spead2 fills the array: a value has 63 bits at most, what is absent is -1.
+    let mut row: Vec<i64> = layout.items().iter().map(|id| values[id].max(-1)).collect();
+    // No data has the cookie's item, and nobody else can know its value.
+    row.push(if u.ratio(1, 8)? { number(u)?.cast_signed().max(-1) & 0xffff } else { -1 });
+    Ok(row)
+}
+
+impl Stream {
+    /// Call the callback as spead2 does, and return what it made of the struct.
+    fn call(&mut self, layout: &Layout, items: &[i64]) -> ChunkPlaceData {
+        let mut extra = vec![CANARY; layout.extra_bytes() + 1];
+        let mut data = ChunkPlaceData {
+            packet: std::ptr::null(),
+            packet_size: 0,
+            items: items.as_ptr(),
+            chunk_id: -1,
+            heap_index: 0,
+            heap_offset: 0,
+            batch_stats: self.batch_stats.as_mut_ptr(),
+            extra: extra.as_mut_ptr(),
+            extra_offset: 0,
+            extra_size: 0,
+        };
+        let context = &raw const self.context;
+        // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
+        unsafe { self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context.cast_mut().cast()) };
+        assert_eq!(extra.last(), Some(&CANARY));
+        assert!(data.chunk_id >= -1, "chunk {}", data.chunk_id);
+        data
+    }
+
+    /// Send a control heap, which is not counted.
+    fn control(&mut self, layout: &Layout, cookie: i64) {
+        let mut items = vec![-1; layout.items().len() + 1];
+        items[1] = 1;
+        *items.last_mut().unwrap() = cookie;
+        let before = self.batch_stats.clone();
+        let data = self.call(layout, &items);
+        assert_eq!((data.heap_index, data.heap_offset), (0, 0));
+        assert_eq!(self.batch_stats, before);
+        if data.chunk_id >= 0 {
+            assert_eq!(cookie, COOKIE.flush);
+            assert_eq!(self.group.control(), Some(data.chunk_id.cast_unsigned()));
+        }
+    }
+
+    /// Send a heap, and return where it was placed.
+    fn place(
+        &mut self,
+        layout: &Layout,
+        geometry: &Geometry,
+        items: &[i64],
+        user_data: &BTreeMap<String, u64>,
+    ) -> Option<(u64, u64)> {
+        let spec = layout.spec();
+        let before = self.batch_stats.clone();
+        let data = self.call(layout, items);
+        self.calls += 1;
+        let counted: u64 = self.batch_stats.iter().zip(&before).map(|(new, old)| new - old).sum();
+        let Ok(chunk) = u64::try_from(data.chunk_id) else {
+            assert_eq!(counted, 1, "a rejected heap has one reason");
+            return None;
+        };
+        assert_eq!(counted, 0, "a placed heap was counted as rejected");
+        self.placed += 1;
+        let items = &items[..layout.items().len()];
+        let expected = expected(spec, items, user_data).expect("a bad heap was placed");
+        let (at, offset) = (data.heap_index as u64, data.heap_offset as u64);
+        assert!(at < layout.chunk_heaps(), "heap index {at}");
+        assert!(offset.checked_add(spec.heap_bytes).is_some_and(|end| end <= geometry.span_bytes()), "offset {offset}");
+        let sizes = sizes(spec);
+        let found = indices(&sizes, at);
+        assert!(found.iter().zip(&expected).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found)));
+        assert_eq!(slot(&sizes, geometry, &found), (at.into(), offset.into()));
+        let extra_bytes = layout.extra_bytes();
+        if extra_bytes > 0 {
+            assert_eq!((data.extra_offset, data.extra_size), (data.heap_index * extra_bytes, extra_bytes));
+        }
+        // The epochs know what time it is in the chunk.
+        let (_, epoch) = self.group.epochs().of_chunk(chunk).expect("a chunk is placed in an epoch");
+        let batch = found.iter().zip(&expected).find(|(_, wanted)| wanted.is_none()).map(|(found, _)| *found);
+        let time = u128::from(epoch.true_chunk(chunk)) * u128::from(layout.chunk_step())
+            + u128::from(batch.expect("the time axis")) * u128::from(spec.time.step);
+        let stamp = u128::from(items[0].cast_unsigned());
+        let stamp = if spec.time.align == Align::Mask {
+            stamp / u128::from(spec.time.step) * u128::from(spec.time.step)
+        } else {
+            stamp
+        };
+        assert_eq!(time % (1 << 48), stamp, "chunk {chunk} of {epoch:?}");
+        Some((at, offset))
+    }
+
+    /// Every call is counted once, nothing is counted that did not happen, and no counter has fallen.
+    fn check_ledger(&mut self, layout: &Layout) {
+        let now = self.context.ledger().snapshot();
+        let sum = |counts: &[u64]| counts.iter().sum::<u64>();
+        let rejected: Vec<u64> = now.rejected.iter().map(|by_source| sum(by_source)).collect();
+        assert_eq!(sum(&now.placed), self.placed);
+        assert_eq!(sum(&now.placed) + sum(&rejected), self.calls);
+        assert_eq!(self.batch_stats[STATS_BASE..][..rejected.len()], rejected);
+        assert_eq!(rejected[reason::internal_error(rejected.len())], 0);
+        assert_eq!(sum(&self.batch_stats[..STATS_BASE]) + self.batch_stats[STATS_BASE + rejected.len()], 0);
+        assert_eq!(sum(&now.late_chunks), self.placed);
+        assert_eq!(sum(&now.late_batches), now.late_chunks[0]);
+        assert_eq!(now.placed.len() as u64, layout.n_sources());
+        for (source, &placed) in now.placed.iter().enumerate() {
+            // Of the heaps of a source, the first is no duplicate.
+            assert!(now.duplicates[source] <= placed.saturating_sub(1));
+            assert_eq!(now.newest[source] >= 0, placed > 0);
+        }
+        let grown = |now: &[u64], last: &[u64]| now.iter().zip(last).all(|(now, last)| now >= last);
+        assert!(grown(&now.placed, &self.last.placed) && grown(&now.duplicates, &self.last.duplicates));
+        for source in 0..now.newest.len() {
+            let newest = |snapshot: &Snapshot| (snapshot.newest_epoch[source], snapshot.newest[source]);
+            assert!(newest(&now) >= newest(&self.last));
+        }
+        assert!(now.rejected.iter().zip(&self.last.rejected).all(|(now, last)| grown(now, last)));
+        assert!(grown(&now.late_chunks, &self.last.late_chunks) && grown(&now.late_batches, &self.last.late_batches));
+        self.last = now;
+    }
+}
+
+/// Indices of a good heap, slowest axis first, found slowly; that on the time axis depends on what was before.
+///
+/// None if the heap must not be placed, whatever was before.
+fn expected(spec: &LayoutSpec, items: &[i64], user_data: &BTreeMap<String, u64>) -> Option<Vec<Option<u64>>> {
+    let (&[time, heap_length], rest) = items.split_first_chunk()?;
+    let item_axes = spec.axes.iter().filter(|axis| axis.item.is_some()).count();
+    let required = &rest[item_axes + spec.side_items.len()..];
+    let good = u64::try_from(heap_length) == Ok(spec.heap_bytes)
+        && (0..1 << 48).contains(&time)
+        && required.iter().all(|&item| item >= 0);
+    if !good {
+        return None;
+    }
+    // A grid of this step goes on after a wrap where it left off; another one does not, and is shifted by it.
+    if spec.time.align == Align::Reject
+        && spec.time.step.is_power_of_two()
+        && !time.cast_unsigned().is_multiple_of(spec.time.step)
+    {
+        return None;
+    }
+    let mut values = rest.iter();
+    let mut on_axis = |axis: &AxisSpec| match &axis.from_user_data {
+        Some(field) => user_data.get(field).copied(),
+        None => index(axis, *values.next()?),
+    };
+    let mut found = BTreeMap::from([(spec.time.name.as_str(), None)]);
+    for axis in &spec.axes {
+        found.insert(&axis.name, Some(on_axis(axis)?));
+    }
+    let declared = || std::iter::once(spec.time.name.clone()).chain(spec.axes.iter().map(|axis| axis.name.clone()));
+    let order = spec.order.clone().unwrap_or_else(|| declared().collect());
+    Some(order.iter().map(|name| found[name.as_str()]).collect())
+}
