@@ -9,8 +9,8 @@ use std::slice;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
-use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
 use crate::group::Group;
+use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
 use crate::ledger::{Ledger, Slots};
 use crate::place::{Heap, Items, Plan, Slot, source};
 use crate::spec::SideType;

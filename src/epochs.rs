@@ -142,7 +142,7 @@ impl Epochs {
 }
 
 #[cfg(all(test, not(loom)))]
-#[expect(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "tests may panic")]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
 

@@ -3,6 +3,7 @@
 //! A state machine without threads or clocks of its own: what it must know of the world it asks a [`Witness`].
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+#![expect(clippy::cast_precision_loss, reason = "what is compared with the clock has a tolerance of a tenth")]
 
 use std::sync::Arc;
 
@@ -62,7 +63,12 @@ impl Rules {
     ) -> Result<Self, LayoutError> {
         if let Some(chunks) = max_jump {
             non_zero("max_jump", chunks)?;
-            product("max_jump x ticks of a chunk", &[chunks, layout.chunk_step], MAX_JUMP_TICKS, "is the jump in ticks")?;
+            product(
+                "max_jump x ticks of a chunk",
+                &[chunks, layout.chunk_step],
+                MAX_JUMP_TICKS,
+                "is the jump in ticks",
+            )?;
         }
         let max_jump = max_jump.unwrap_or(window.saturating_sub(1).max(1));
         let n_sources = layout.n_sources();
@@ -244,12 +250,7 @@ impl Segment {
         let chunk = true_chunk.checked_add(self.offset).filter(|&chunk| chunk <= rules.chunk_of(i64::MAX));
         let chunk = chunk.ok_or(Verdict::Implausible)?;
         let batch = time.wrapping_sub(rules.start(true_chunk)).checked_div(signed(rules.step)).unwrap_or(0);
-        Ok(Located {
-            time,
-            chunk,
-            batch: batch.cast_unsigned(),
-            ahead: chunk.saturating_sub(signed(self.newest)),
-        })
+        Ok(Located { time, chunk, batch: batch.cast_unsigned(), ahead: chunk.saturating_sub(signed(self.newest)) })
     }
 
     /// The position of a time, if it has one: not before time 0 or the segment.
@@ -315,7 +316,10 @@ impl Timeline {
                 if let Some(position) = current.position(at) {
                     return Verdict::Place(position);
                 }
-            } else if at.ahead > 0 && at.ahead <= signed(self.rules.max_jump) && self.keeps_others(&current, at, witness) {
+            } else if at.ahead > 0
+                && at.ahead <= signed(self.rules.max_jump)
+                && self.keeps_others(&current, at, witness)
+            {
                 return self.advance(*at, witness);
             }
         }
@@ -434,7 +438,8 @@ impl Timeline {
             return None;
         }
         // The newest heap may be newer than the start of its chunk, by as much as a chunk.
-        let silence = ticks(clock.saturating_sub(asked)) * (1.0 + OUTAGE_TOLERANCE) + (1.0 + OUTAGE_TOLERANCE_CHUNKS) * chunk_step;
+        let silence = ticks(clock.saturating_sub(asked)) * (1.0 + OUTAGE_TOLERANCE)
+            + (1.0 + OUTAGE_TOLERANCE_CHUNKS) * chunk_step;
         let jumped = time.saturating_sub(newest) as f64;
         let source = witness.source();
         let is_second = self.sighting.is_some_and(|(first, seen)| first != source && self.agrees(stamp, seen));
@@ -525,7 +530,9 @@ impl Timeline {
         match there {
             // Sources fell silent that were in the majority, or the heaps in between were lost.
             Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(at, current),
-            Some(at) if is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync) => self.jump(at, current),
+            Some(at) if is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync) => {
+                self.jump(at, current);
+            }
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
                 self.begin_anew(witness);
@@ -583,7 +590,10 @@ impl Timeline {
     /// A chunk so far ahead that none is under construction any more once a heap was placed there.
     #[must_use]
     pub fn control(&self) -> Option<u64> {
-        self.current?.newest.checked_add(self.rules.reach).filter(|&chunk| signed(chunk) < self.rules.chunk_of(i64::MAX))
+        self.current?
+            .newest
+            .checked_add(self.rules.reach)
+            .filter(|&chunk| signed(chunk) < self.rules.chunk_of(i64::MAX))
     }
 }
 

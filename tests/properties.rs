@@ -8,10 +8,10 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::{Context, Stats};
+use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::ledger::Snapshot;
 use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
-use speadrx::group::Group;
 use speadrx::sync::Arc;
 use speadrx::timeline;
 

@@ -108,8 +108,8 @@ class Span:
 class ReferenceTimeline:
     """What times a stream of its own believes, if none agrees with the clock.
 
-    The rules one after the other, as ARCHITECTURE.md has them; votes are counted anew from the list of all that was said
-    for and against.
+    The rules one after the other, as ARCHITECTURE.md has them; votes are counted anew from the list of all that was
+    said for and against.
     """
 
     def __init__(self, layout: Layout, window: int, resync: bool) -> None:
@@ -163,7 +163,11 @@ class ReferenceTimeline:
             return found
         if placeable and -2 * self.window < ahead < 0:
             return chunk, time  # late
-        if placeable and ahead < 0 and span.first * self.batches <= self.newest_batch[source] < self._batch(chunk, time):
+        if (
+            placeable
+            and ahead < 0
+            and span.first * self.batches <= self.newest_batch[source] < self._batch(chunk, time)
+        ):
             return chunk, time  # the stream lags
         if (aligned or stamp % self.step == 0) and self._vote(stamp):
             return self._win(stamp)
@@ -201,7 +205,7 @@ class ReferenceTimeline:
         self.candidate = None
 
     def _keeps_others(self, chunk: int, source: int) -> bool:
-        """Whether the window up to a chunk still holds the newest times of one in eight other sources, at least of one."""
+        """Whether the window up to a chunk still holds the newest times of one in eight other sources, or of one."""
         start = min(chunk - self.window + 1, self.spans[-1].newest)
         since = max(self.spans[-1].first, self.alive_since)
         others = [batch // self.batches for other, batch in enumerate(self.newest_batch) if other != source]

@@ -331,47 +331,6 @@ class TestRings:
         for now, blocked in ((104, 4), (102, 4), (104, 4), (105, 5)):  # noqa: B007
             assert Metrics(registry)(metrics.RING_BLOCKED_SECONDS, ring="free") == blocked
 
-    @pytest.mark.fault(19)
-    def test_empty_free_ring_is_said_once(self, registry, monkeypatch, make, collector, caplog):
-        """By a clock of our own: not at once, once whoever looks, and not again before it had chunks for a while."""
-        collector.close()
-        now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: now)
-        stream = make(chunks=3)
-        other = RingCollector(registry=None)
-        other.close()
-        for collector_of_it in (collector, other):
-            collector_of_it.add(stream)
-
-        def look(seconds):
-            """Number of messages, once that many seconds have gone by."""
-            nonlocal now
-            now += seconds
-            Metrics(registry)
-            list(other.collect())
-            return len(caplog.records)
-
-        assert look(50) == 0
-        chunks = [stream.free_ringbuffer.get_nowait() for _ in range(3)]
-        stream.data_ringbuffer.put_nowait(chunks.pop())
-        assert [look(0), look(0.9)] == [0, 0]
-        assert [look(0.2), look(0.9), look(10)] == [1, 1, 1]
-        (record,) = caplog.records
-        assert (record.name, record.levelname) == ("speadrx.collectors", "WARNING")
-        assert record.getMessage() == (
-            "free_ringbuffer: has been empty for 1.1 s, so no new chunk can be begun, and heaps may be lost; the data "
-            "ring has 1 of 8 chunks. Recycle chunks sooner, or make more of them"
-        )
-        chunks[0].recycle()
-        assert look(10) == 1
-        stream.free_ringbuffer.get_nowait()
-        assert [look(0), look(10)] == [1, 1], "not so soon after the last"
-        assert [look(30), look(10)] == [2, 2]
-        chunks[1].recycle()
-        assert look(100) == 2
-        stream.stop()
-        assert [look(100), look(100)] == [2, 2]
-
     def test_samples_without_scrapes(self, registry, make):
         collector = RingCollector(registry=registry, interval=0.001)
         try:

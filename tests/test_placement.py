@@ -212,9 +212,7 @@ def test_times_half_the_range_away() -> None:
     # Both are believed when enough heaps agree, but time must not go back.
     heaps = [small_heap({TIME_ID: time}) for time in [80, *[64 + 2**47] * QUORUM, 64 + 2**47]]
     _, reference, counted = receive_small(*heaps)
-    assert counted == Counter(
-        {"placed": 1, "implausible_timestamp_heaps": QUORUM - 1, "backward_timestamp_heaps": 2}
-    )
+    assert counted == Counter({"placed": 1, "implausible_timestamp_heaps": QUORUM - 1, "backward_timestamp_heaps": 2})
     assert reference.newest[1] == 80
     heaps = [small_heap({TIME_ID: time}) for time in [80, *[64 + 2**47 - 16] * QUORUM]]
     _, reference, counted = receive_small(*heaps)

@@ -161,17 +161,37 @@ impl Receiver {
 #[derive(Clone, Debug)]
 enum Event {
     /// The senders go on by some batches; each of so many sources sends a heap.
-    Send { batches: i128, sources: usize, skew: i128 },
+    Send {
+        batches: i128,
+        sources: usize,
+        skew: i128,
+    },
     /// One heap is off by so many batches, or has any timestamp.
-    Odd { off: i128, source: usize },
-    Any { stamp: i128, source: usize },
+    Odd {
+        off: i128,
+        source: usize,
+    },
+    Any {
+        stamp: i128,
+        source: usize,
+    },
     /// The senders are restarted, all of them or those of a half.
-    Restart { at: i128 },
-    HalfRestart { at: i128 },
+    Restart {
+        at: i128,
+    },
+    HalfRestart {
+        at: i128,
+    },
     /// Time passes on the clock: with the senders silent, or with them going on unseen.
-    Silence { chunks: i128, agrees: bool },
+    Silence {
+        chunks: i128,
+        agrees: bool,
+    },
     /// One source's clock is wrong from now on.
-    Mad { source: usize, off: i128 },
+    Mad {
+        source: usize,
+        off: i128,
+    },
     Flush,
 }
 

@@ -5,11 +5,13 @@ use std::ffi::c_void;
 
 use speadrx::abi::{ChunkPlaceData, PlaceFn};
 use speadrx::callback::Context;
+use speadrx::group::Group;
 use speadrx::layout::Layout;
-use speadrx::place::{Items, Plan, judge};
+use speadrx::place::{Heap, Items, Plan};
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::{Timeline, Window};
+use speadrx::timeline::Rules;
+use speadrx::window::Window;
 
 /// Chunks that are under construction at a time.
 pub const WINDOW: u64 = 4;
@@ -48,7 +50,6 @@ axes = [{ name = "substream", item = 0x4103, step = 64, size = 64 }, { name = "p
 pub struct Alone {
     plan: Plan,
     window: Window,
-    timeline: Timeline,
 }
 
 /// The callback of [`Alone`], for layouts with one item axis and `REQUIRED` required items behind `SIDE` side items.
@@ -83,13 +84,15 @@ unsafe extern "C" fn place_alone<const SIDE: usize, const REQUIRED: usize, const
 extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items: usize) {
     // SAFETY: as in place_alone.
     let items = unsafe { std::slice::from_raw_parts(data.items, n_items) };
-    if let Ok(heap) = judge(&alone.plan, items, |stamp| alone.timeline.unwrap(stamp)) {
-        if alone.window.follow(heap.chunk).is_some() {
-            alone.timeline.accept(alone.window.start(heap.chunk));
-        }
-        data.chunk_id = heap.chunk.cast_signed();
-        data.heap_index = heap.at.index as usize;
-        data.heap_offset = heap.at.offset as usize;
+    let Ok(heap) = Heap::new(&alone.plan, items) else { return };
+    // No benchmark runs for so long that timestamps wrap.
+    let layout = alone.plan.layout();
+    let (chunk, ticks) = (heap.stamp / layout.chunk_step(), heap.stamp % layout.chunk_step());
+    if let Ok(slot) = heap.slot(&alone.plan, chunk, ticks / layout.spec().time.step) {
+        alone.window.follow(chunk, 0, 0);
+        data.chunk_id = slot.chunk.cast_signed();
+        data.heap_index = slot.at.index as usize;
+        data.heap_offset = slot.at.offset as usize;
     }
 }
 
@@ -124,7 +127,8 @@ impl Feed {
     fn new(toml: &str, user_data: &BTreeMap<String, u64>, shuffled: bool) -> Self {
         let layout = Arc::new(Layout::new(LayoutSpec::from_toml(toml).expect("toml")).expect("layout"));
         let geometry = layout.geometry(user_data).expect("geometry");
-        let context = Context::new(&geometry, WINDOW, None, Arc::default()).expect("context");
+        let group = Group::new(Rules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
+        let context = Context::new(&geometry, WINDOW, None, group, None).expect("context");
         let time = &layout.spec().time;
         let axis = &layout.spec().axes[0];
         let mut rows = Vec::new();
@@ -146,11 +150,7 @@ impl Feed {
                 rows.swap(i, (state >> 33) as usize % (i + 1));
             }
         }
-        let alone = Alone {
-            plan: Plan::new(&geometry, WINDOW).expect("plan"),
-            window: Window::new(&layout, WINDOW),
-            timeline: Timeline::default(),
-        };
+        let alone = Alone { plan: Plan::new(&geometry, WINDOW).expect("plan"), window: Window::new(&layout, WINDOW) };
         Self {
             context,
             alone,

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class Accounting:
     that stops may never have sent all of it. With a layout that is not declarative there is a single source,
     which stands for all, and the first chunk counts whole.
 
-    Where time began anew (a restarted sender), it ends with the last chunk before and goes on with the first batch after:
-    nobody knows what was sent in between. If time jumped ahead then, `epoch_gap_heaps` says by how many heaps.
+    Where time began anew (a restarted sender), it ends with the last chunk before and goes on with the first batch
+    after: nobody knows what was sent in between. If time jumped ahead then, `epoch_gap_heaps` says by how many heaps.
 
     An account is of the chunks that one iterator has given out, with the one that it is about to give out. It
     may be read at any time from any thread, and outlives the iterator. No number of it ever falls.
@@ -146,10 +146,10 @@ class Accounts:
     def __init__(self, source_labels: tuple[str, ...]) -> None:
         self.source_labels = source_labels
         self._lock = threading.RLock()  # a signal handler may interrupt a reader, and read too
-        self._live: list[tuple[weakref.ref[object], Accounting]] = []
+        self._live: list[tuple[weakref.ref[Any], Accounting]] = []
         self._ended = Accounting(source_labels).consumed()
 
-    def add(self, iterator: object) -> Accounting:
+    def add(self, iterator: Any) -> Accounting:
         """Open an account for an iterator, which is held weakly."""
         accounting = Accounting(self.source_labels)
         with self._lock:

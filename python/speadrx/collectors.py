@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import queue
 import re
@@ -30,8 +29,6 @@ from .layout import DeclarativeLayout
 from .readers import SocketSet
 from .stats import LabelSets, StatsCollector
 from .stream import ChunkRingStream, ChunkStreamRingGroup, Ledger, LedgerSnapshot
-
-logger = logging.getLogger(__name__)
 
 __all__ = [
     "ConsumerCollector",
@@ -60,9 +57,6 @@ _SPEAD2_STATISTICS = {
 
 #: Seconds between samples of the rings.
 SAMPLE_INTERVAL = 0.02
-
-#: Seconds that a free ring is empty before the log says so, and seconds after which it may say so again.
-EMPTY_SECONDS, SILENT_SECONDS = 1.0, 60.0
 
 _Part = TypeVar("_Part")
 
@@ -455,42 +449,6 @@ class _Integral:
         self.state = state
 
 
-@dataclasses.dataclass
-class _Emptiness:
-    """How long a free ring has been empty, and whether the log has said so."""
-
-    since: float | None = None
-    said: bool = False
-    last_said: float = -math.inf
-
-
-#: Of each free ring, so that what several collectors see is said once.
-_emptiness: weakref.WeakKeyDictionary[Any, _Emptiness] = weakref.WeakKeyDictionary()
-_emptiness_lock = threading.RLock()  # a signal handler may scrape too
-
-
-def _watch_free_ring(ring: Any, data_ring: Any, running: bool, now: float) -> None:
-    """Say in the log that a free ring has long been empty: once, and again only if it has had chunks meanwhile."""
-    with _emptiness_lock:
-        state = _emptiness.setdefault(ring, _Emptiness())
-        if not running or not ring.empty():
-            state.since, state.said = None, False
-            return
-        if state.since is None:
-            state.since = now
-        seconds = now - state.since
-        if state.said or seconds < EMPTY_SECONDS or now - state.last_said < SILENT_SECONDS:
-            return
-        state.said, state.last_said = True, now
-    logger.warning(
-        "free_ringbuffer: has been empty for %.1f s, so no new chunk can be begun, and heaps may be lost; the data "
-        "ring has %d of %d chunks. Recycle chunks sooner, or make more of them",
-        seconds,
-        data_ring.qsize(),
-        data_ring.maxsize,
-    )
-
-
 class _RingLabelSet:
     def __init__(self) -> None:
         self._holder = _Holder[None]()
@@ -507,10 +465,8 @@ class _RingLabelSet:
         # By ring, since streams may share one: whether a stream that uses it runs.
         data: dict[Any, bool] = {}
         free: dict[Any, bool] = {}
-        pairs: dict[Any, Any] = {}
         for owner, held in self._holder:
             if owner is not None:
-                pairs[owner.free_ringbuffer] = owner.data_ringbuffer
                 for rings, ring in ((data, owner.data_ringbuffer), (free, owner.free_ringbuffer)):
                     rings[ring] = rings.get(ring, False) or not held.closed
         now = time.monotonic()
@@ -519,8 +475,6 @@ class _RingLabelSet:
         self._time = max(now, self._time)
         self.rings[metrics.DATA_RING].add(_state(data, lambda fill, capacity: fill == capacity), seconds)
         self.rings[metrics.FREE_RING].add(_state(free, lambda fill, capacity: fill == 0), seconds)
-        for ring, running in free.items():
-            _watch_free_ring(ring, pairs[ring], running, now)
 
 
 def _state(rings: Mapping[Any, bool], blocks: Callable[[int, int], bool]) -> _RingState:
@@ -536,7 +490,7 @@ class RingCollector(_SourceCollector[_RingLabelSet]):
     """Export how full the rings are, and for how long the data ring was full or the free ring empty.
 
     A thread of its own looks at the rings in short intervals; each scrape does as well. The thread ends with the
-    collector. A free ring that stays empty is said to be in the log, as a warning.
+    collector.
 
     Parameters
     ----------

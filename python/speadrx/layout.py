@@ -340,7 +340,6 @@ class DeclarativeLayout(BaseLayout):
         placement = geometry.placement(window=self._assumed_window())
         return (placement.capsule(), placement)
 
-
     def _assumed_window(self) -> int:
         # Of long or large chunks there cannot be so many: see check_window in src/place.rs.
         limits = (2**47 // self.chunk_timestamp_step, (2**31 - 1) // self.chunk_batches, 2**30 // self.chunk_heaps)

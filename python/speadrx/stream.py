@@ -208,8 +208,7 @@ class _Receiving(_RingPair):
         self._stop_lock = threading.RLock()
         self._callbacks: list[Callable[[Any], object]] = []
         _all.add(self)
-        if plan.core is not None:
-            watch(self, plan.flush_after)
+        watch(self, plan.flush_after)
 
     def _streams(self) -> Sequence[Any]:
         """The streams that read, each in its own thread."""
@@ -445,8 +444,8 @@ def make_stream(
     max_heap_extra
         Bytes that the callback stores in the ``extra`` of chunks for each heap, at most.
     resync
-        What to do when senders are restarted at an earlier time (or the first heap had a time far in the future). False:
-        their heaps are rejected (``backward_timestamp_heaps``), so that a chunk's ID times
+        What to do when senders are restarted at an earlier time (or the first heap had a time far in the future).
+        False: their heaps are rejected (``backward_timestamp_heaps``), so that a chunk's ID times
         ``layout.chunk_timestamp_step`` is always its timestamp. True: a new epoch begins; chunk IDs go on rising and
         `iter_chunks` tells the timestamps. True also lets the stream survive the stop item of a sender that is
         restarted: ``stop_on_stop_item`` is then False unless it is given.

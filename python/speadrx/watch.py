@@ -1,8 +1,9 @@
-"""One thread that looks at all streams now and then: it flushes the silent ones, and logs what nobody else could tell."""
+"""One thread that looks at all streams now and then: it flushes silent ones, and logs what nobody else could tell."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -12,6 +13,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks, unless a stream wants to be flushed sooner.
 LOOK_INTERVAL = 1.0
+
+#: Seconds after which it may be said again that a stream is stuck.
+SILENT_SECONDS = 60.0
 
 #: Looks within the time after which a silent stream is flushed.
 _LOOKS_PER_FLUSH = 4
@@ -24,54 +28,62 @@ class _Watched:
         self.owner = weakref.ref(owner)
         self.flush_after = flush_after
         self.interval = LOOK_INTERVAL if flush_after is None else min(LOOK_INTERVAL, flush_after / _LOOKS_PER_FLUSH)
-        self._placed = -1
+        self._placed = 0
+        self._changed = time.monotonic()
         self._seen = -1
-        self._changed = 0.0
-        self._queued = False
-        self._said_refused = False
+        self._stuck: str | None = None
         self._said_stuck = False
+        self._said_when = -math.inf
+        self._said_refused = False
 
     def look(self, now: float) -> bool:
         """Look at it; False if there is nothing to look at any more."""
         owner = self.owner()
         if owner is None or owner._stopped:
             return False
-        snapshot = owner.ledger.snapshot()
-        queued = any(
-            counts.receive_queue for sockets in owner._socket_sets for counts in sockets.counts().values()
-        )
-        if snapshot.seen == self._seen and queued and self._queued:
-            self._say_stuck(owner)
-        self._seen, self._queued = snapshot.seen, queued
-        if snapshot.placed != self._placed:
-            self._placed, self._changed = snapshot.placed, now
+        if owner.ledger is None:  # the layout has a callback of its own
+            seen = 0
+        else:
+            snapshot = owner.ledger.snapshot()
+            seen = snapshot.seen
+            self._flush_if_silent(owner, snapshot.placed, now)
+            self._say_if_refused(owner)
+        self._say_if_stuck(owner, seen, now)
+        return True
+
+    def _flush_if_silent(self, owner: Any, placed: int, now: float) -> None:
+        if placed != self._placed:
+            self._placed, self._changed = placed, now
         elif self.flush_after is not None and now - self._changed >= self.flush_after:
-            owner.flush()
+            owner.flush()  # which does nothing if it is flushed already
+
+    def _say_if_refused(self, owner: Any) -> None:
         if owner._core.refusals and not self._said_refused:
             self._said_refused = True
             logger.warning(
                 "timestamps have gone back, as if the senders had been restarted; their heaps are rejected "
                 "(backward_timestamp_heaps), since resync is False"
             )
-        return True
 
-    def _say_stuck(self, owner: Any) -> None:
-        """Log once why packets wait in the kernel and nothing goes on."""
-        if self._said_stuck:
-            return
+    def _say_if_stuck(self, owner: Any, seen: int, now: float) -> None:
+        """Say why nothing can go on: once, and again only if it has gone on meanwhile."""
+        stuck = None
         if owner.free_ringbuffer.empty():
-            self._said_stuck = True
-            logger.warning(
-                "free_ringbuffer: is empty, so receiving waits and packets will be lost; chunks go back to it with "
-                "chunk.recycle(), or at the end of `with chunk:`"
+            stuck = (
+                "free_ringbuffer: stays empty, so no new chunk can be begun, and heaps may be lost. Recycle chunks "
+                "sooner (at the end of `with chunk:`, or with chunk.recycle()), or make more of them"
             )
         elif owner.data_ringbuffer.full():
-            self._said_stuck = True
-            logger.warning(
-                "data_ringbuffer: is full (%d chunks), so receiving waits and packets will be lost; the consumer "
-                "is too slow",
-                owner.data_ringbuffer.maxsize,
+            stuck = (
+                f"data_ringbuffer: stays full ({owner.data_ringbuffer.maxsize} chunks), so no chunk can be handed "
+                "over, and heaps may be lost. The consumer is too slow"
             )
+        if stuck is None or seen != self._seen:
+            self._said_stuck = False
+        elif stuck == self._stuck and not self._said_stuck and now - self._said_when >= SILENT_SECONDS:
+            self._said_stuck, self._said_when = True, now
+            logger.warning("%s", stuck)
+        self._seen, self._stuck = seen, stuck
 
 
 class _Watch:

@@ -16,7 +16,13 @@ use crate::timeline::Rules;
 pub struct Group(pub Arc<CoreGroup>);
 
 impl Group {
-    pub fn new(layout: &StdArc<Layout>, window: u64, reach: u64, max_jump: Option<u64>, resync: bool) -> PyResult<Self> {
+    pub fn new(
+        layout: &StdArc<Layout>,
+        window: u64,
+        reach: u64,
+        max_jump: Option<u64>,
+        resync: bool,
+    ) -> PyResult<Self> {
         Ok(Self(CoreGroup::new(Rules::new(layout, window, reach, max_jump, resync)?)))
     }
 }

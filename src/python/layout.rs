@@ -139,12 +139,10 @@ impl Geometry {
         group: Option<&Bound<'_, Group>>,
         cookie: Option<(i64, i64)>,
     ) -> PyResult<Placement> {
-        match group {
-            Some(group) => Placement::new(&self.0, window, stats, group.get(), cookie),
-            None => {
-                let own = Group::new(self.0.layout(), window, window, None, false)?;
-                Placement::new(&self.0, window, stats, &own, cookie)
-            }
+        if let Some(group) = group {
+            return Placement::new(&self.0, window, stats, group.get(), cookie);
         }
+        let own = Group::new(self.0.layout(), window, window, None, false)?;
+        Placement::new(&self.0, window, stats, &own, cookie)
     }
 }

@@ -353,7 +353,7 @@ def test_bad_arguments(arguments, error, message):
 
 
 def test_flush_needs_resync():
-    with receiving(None, resync=False) as rx, pytest.raises(ValueError, match="flush: needs .* resync=True"):
+    with receiving(None, resync=False) as rx, pytest.raises(ValueError, match=r"flush: needs .* resync=True"):
         rx.stream.flush()
 
 

@@ -1,6 +1,7 @@
 //! The timeline once more, slow and obvious: the rules one after the other, in numbers that cannot overflow.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::cast_precision_loss, reason = "what is compared with the clock has a tolerance of a tenth")]
 
 const RANGE: i128 = 1 << 48;
 
@@ -141,12 +142,10 @@ impl Model {
     fn accept(&mut self, chunk: i128, time: i128, source: usize, now: u64) -> (i128, i128) {
         let span = self.spans.last_mut().unwrap();
         span.newest = span.newest.max(chunk);
-        if let Some(rate) = self.rules.rate
-            && self.others_reached(chunk - 1, source)
-        {
-            if self.promptest.is_none_or(|then| time >= Self::predict(then, now, rate * (1.0 - 1e-4))) {
-                self.promptest = Some((now, time));
-            }
+        let rate = self.rules.rate.filter(|_| self.others_reached(chunk - 1, source));
+        let expected = |rate| self.promptest.map(|then| Self::predict(then, now, rate * (1.0 - 1e-4)));
+        if rate.is_some_and(|rate| expected(rate).is_none_or(|expected| time >= expected)) {
+            self.promptest = Some((now, time));
         }
         (chunk, time)
     }
@@ -310,8 +309,8 @@ impl Model {
         let wraps = time.div_euclid(RANGE) != self.newest_time(span).div_euclid(RANGE);
         let proven = self.placed - self.placed_before >= self.quorum();
         let window = self.rules.window;
-        let goes_on = ahead <= self.rules.max_jump
-            || (proven && self.rules.rate.is_none() && !(wraps && self.rules.resync));
+        let goes_on =
+            ahead <= self.rules.max_jump || (proven && self.rules.rate.is_none() && !(wraps && self.rules.resync));
         if ahead > 0 && goes_on {
             self.spans.last_mut().unwrap().newest = chunk;
             self.candidate = None;

@@ -1,0 +1,89 @@
+"""The thread that looks at streams now and then: what it logs, and when it ends."""
+
+import threading
+
+import pytest
+
+import speadrx.watch
+from loopback import wait_for
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Look at a stream by a clock of our own: gives the number of messages so far."""
+    monkeypatch.setattr("speadrx.stream.watch", lambda owner, flush_after: None)
+    watched = []
+    now = 1000.0
+
+    def look(stream, seconds=1.0):
+        nonlocal now
+        if not watched:
+            watched.append(speadrx.watch._Watched(stream, None))
+        now += seconds
+        return watched[0].look(now)
+
+    return look
+
+
+@pytest.mark.fault(19)
+def test_empty_free_ring_is_said_once(looks, make, caplog):
+    """Not at once, and not again before it had chunks."""
+    stream = make(chunks=3)
+    looks(stream)
+    looks(stream)
+    chunks = [stream.free_ringbuffer.get_nowait() for _ in range(3)]
+    looks(stream)
+    assert not caplog.records
+    for _ in range(5):
+        looks(stream)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("speadrx.watch", "WARNING")
+    assert "free_ringbuffer: stays empty" in record.getMessage()
+    chunks[0].recycle()
+    looks(stream)
+    stream.free_ringbuffer.get_nowait()
+    for _ in range(5):
+        looks(stream)
+    assert len(caplog.records) == 1, "not so soon after the last"
+    chunks[1].recycle()
+    looks(stream, 60)
+    stream.free_ringbuffer.get_nowait()
+    for _ in range(5):
+        looks(stream)
+    assert len(caplog.records) == 2
+    stream.stop()
+    assert not looks(stream)
+
+
+@pytest.mark.fault(19)
+def test_full_data_ring_is_said_once(looks, make, caplog):
+    stream = make(chunks=8)
+    for _ in range(7):
+        stream.data_ringbuffer.put_nowait(stream.free_ringbuffer.get_nowait())
+    looks(stream)
+    looks(stream)
+    stream.data_ringbuffer.put_nowait(stream.free_ringbuffer.get_nowait())
+    stream.add_free_chunk(stream.data_ringbuffer.get_nowait())
+    stream.data_ringbuffer.put_nowait(
+        speadrx.Chunk(sink=stream, data=bytearray(48), present=bytearray(12), extra=bytearray(24))
+    )
+    for _ in range(5):
+        looks(stream)
+    (record,) = caplog.records
+    assert "data_ringbuffer: stays full (8 chunks)" in record.getMessage()
+
+
+def test_thread_ends_with_the_last_stream(make, monkeypatch):
+    monkeypatch.setattr("speadrx.watch.LOOK_INTERVAL", 0.01)
+    streams = [make(), make(affinity=[-1, -1])]
+
+    def running():
+        return any(thread.name == "speadrx-watch" for thread in threading.enumerate())
+
+    assert running()
+    for stream in streams:
+        stream.stop()
+    wait_for(lambda: not running())
+    third = make()
+    assert running()
+    third.stop()
