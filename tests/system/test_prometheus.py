@@ -393,7 +393,7 @@ def series(name, values, **labels):
 
 
 def check_alert(tmp_path, alert, input_series, expected):
-    """Fail unless the rules, fed with these series every 30 s, fire the alert for just these labels after 5 min."""
+    """Fail unless the rules, fed with these series every 30 s, fire the alert for just these labels after 9 min."""
     labels = [
         '{__name__="ALERTS",' + ",".join(f'{key}="{value}"' for key, value in one.items()) + "}" for one in expected
     ]
@@ -403,7 +403,7 @@ def check_alert(tmp_path, alert, input_series, expected):
         "promql_expr_test": [
             {
                 "expr": f'ALERTS{{alertname="{alert}",alertstate="firing"}}',
-                "eval_time": "5m",
+                "eval_time": "9m",
                 "exp_samples": [{"labels": one, "value": 1} for one in labels],
             }
         ],
@@ -426,9 +426,9 @@ def test_stream_that_is_gone(tmp_path):
         one
         for stream, capacity in capacities.items()
         for one in (
-            series(metrics.HEAPS_PLACED, "5+0x10", stream=stream, source="m000"),
+            series(metrics.HEAPS_PLACED, "5+0x20", stream=stream, source="m000"),
             *(
-                series(metrics.RING_CAPACITY_CHUNKS, f"{capacity}+0x10", stream=stream, ring=r)
+                series(metrics.RING_CAPACITY_CHUNKS, f"{capacity}+0x20", stream=stream, ring=r)
                 for r in ("data", "free")
             ),
         )
@@ -437,24 +437,42 @@ def test_stream_that_is_gone(tmp_path):
     check_alert(tmp_path, alert, input_series, [firing(alert, stream="there")])
 
 
+def heaps(stream, source, *, present, missing=0, implausible=0, backward=0):
+    """Series of a source that has so many more heaps every 30 s."""
+    labels = {"stream": stream, "source": source}
+    return [
+        series(metrics.HEAPS_PLACED, f"0+{present}x20", **labels),
+        series(metrics.HEAPS_PRESENT, f"0+{present}x20", **labels),
+        series(metrics.HEAPS_MISSING, f"0+{missing}x20", **labels),
+        series(metrics.HEAPS_REJECTED, f"0+{implausible}x20", reason=metrics.IMPLAUSIBLE, **labels),
+        series(metrics.HEAPS_REJECTED, f"0+{backward}x20", reason=metrics.BACKWARD, **labels),
+    ]
+
+
 def test_implausible_part(tmp_path):
     """A clock is named if more than half of its heaps are implausible, and if there are others to compare it with."""
-
-    def heaps(stream, source, placed, implausible):
-        labels = {"stream": stream, "source": source}
-        return [
-            series(metrics.HEAPS_PLACED, f"0+{placed}x10", **labels),
-            series(metrics.HEAPS_REJECTED, f"0+{implausible}x10", reason=metrics.IMPLAUSIBLE, **labels),
-        ]
-
     input_series = [
-        *heaps("several", "m000", 400, 600),
-        *heaps("several", "m001", 600, 400),
-        *heaps("several", "m002", 1000, 0),
-        *heaps("alone", "m000", 400, 600),
+        *heaps("several", "m000", present=400, implausible=600),
+        *heaps("several", "m001", present=600, implausible=400),
+        *heaps("several", "m002", present=1000),
+        *heaps("alone", "m000", present=400, implausible=600),
     ]
     alert = "SpeadrxClockOutlier"
     check_alert(tmp_path, alert, input_series, [firing(alert, stream="several", source="m000")])
+
+
+def test_loss_by_time(tmp_path):
+    """Heaps that are missing for their time are no loss where another alert says so."""
+    input_series = [
+        *heaps("s", "m000", present=400, missing=600, implausible=600),
+        *heaps("s", "m001", present=600, missing=400, implausible=400),
+        *heaps("s", "m002", present=600, missing=400, backward=400),
+        *heaps("s", "m003", present=1000),
+        # Nothing is dropped, and the consumer is fast enough.
+        series(metrics.SOCKET_DROPS, "0x20", stream="s", endpoint="127.0.0.1:7148"),
+        *(series(metrics.RING_BLOCKED_SECONDS, "0x20", stream="s", ring=ring) for ring in ("data", "free")),
+    ]
+    check_alert(tmp_path, "SpeadrxLoss", input_series, [firing("SpeadrxLoss", stream="s", source="m001")])
 
 
 def test_check_metrics(system):
