@@ -254,9 +254,9 @@ class Refused(Array):
 
 
 class RefusedMost(Array):
-    """The same, but for one antenna."""
+    """The same, but for two antennas, which go on: those that are rejected are not silent."""
 
-    odd_sources = ALL_SOURCES - {4}
+    odd_sources = ALL_SOURCES - {3, 4}
     alerts = frozenset({("SpeadrxSenderRestart", "")})
 
 
