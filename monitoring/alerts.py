@@ -22,7 +22,9 @@ MISSING = "speadrx:heaps_missing:rate"
 MISSING_RATIO = "speadrx:heaps_missing:ratio"
 DROPS = "speadrx:socket_drops:rate"
 BLOCKED_RATIO = "speadrx:consumer_blocked:ratio"
-STOOD_STILL = "speadrx:heaps_placed_standing_still:rate"
+IMPLAUSIBLE = "speadrx:heaps_implausible:rate"
+IMPLAUSIBLE_RATIO = "speadrx:heaps_implausible:ratio"
+BACKWARD = "speadrx:heaps_backward:rate"
 AHEAD = "speadrx:timestamp_ahead:seconds"
 
 
@@ -34,13 +36,15 @@ class Thresholds:
     loss: float = 0.01
     #: Part of the time that a stream may wait for free chunks.
     blocked: float = 0.1
+    #: Part of a source's heaps whose time may be implausible.
+    implausible: float = 0.5
     #: Seconds of the stream's own time that a source may be ahead of the median of all, itself included.
     ahead: float = 10.0
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert; `hold` is for how many seconds it must be true."""
+    """One alert; `hold` is for how many seconds it must be true. With 0 it fires at once."""
 
     name: str
     severity: str
@@ -58,7 +62,12 @@ WINDOW = 120
 
 def records(window: str) -> dict[str, str]:
     """Expressions of the recording rules, by name, in an order in which each finds what it needs."""
-    # A source that stands still, or was never seen, is no measure of what time it is for the others.
+
+    def rejected(reason: str) -> str:
+        return f'sum without ({m.REASON}) (rate({m.HEAPS_REJECTED}{{{m.REASON}="{reason}"}}[{window}]))'
+
+    # A source that stands still, or was never seen, is no measure of what time it is for the others. Nor is it ahead of
+    # them: it may be silent since before they went back in time.
     advance = f"deriv({m.NEWEST_TIMESTAMP}[{window}]) > 0"
     return {
         PLACED: f"rate({m.HEAPS_PLACED}[{window}])",
@@ -66,9 +75,11 @@ def records(window: str) -> dict[str, str]:
         MISSING_RATIO: f"{MISSING} / (rate({m.HEAPS_PRESENT}[{window}]) + {MISSING})",
         DROPS: f"rate({m.SOCKET_DROPS}[{window}])",
         BLOCKED_RATIO: f"max without (ring) (rate({m.RING_BLOCKED_SECONDS}[{window}]))",
-        STOOD_STILL: f"{PLACED} > 0 and changes({m.NEWEST_TIMESTAMP}[{window}]) == 0",
+        IMPLAUSIBLE: rejected(m.IMPLAUSIBLE),
+        IMPLAUSIBLE_RATIO: f"{IMPLAUSIBLE} / ({IMPLAUSIBLE} + {PLACED})",
+        BACKWARD: rejected(m.BACKWARD),
         AHEAD: (
-            f"({m.NEWEST_TIMESTAMP}\n"
+            f"(({m.NEWEST_TIMESTAMP} and {advance})\n"
             "  - ignoring (source) group_left ()\n"
             f"    quantile without (source) (0.5, {m.NEWEST_TIMESTAMP} and {advance}))\n"
             "  / ignoring (source) group_left ()\n"
@@ -80,7 +91,12 @@ def records(window: str) -> dict[str, str]:
 def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
     """All alerts. Each names one cause, and is silent where another one names it already."""
     blocked = f"{BLOCKED_RATIO} > {thresholds.blocked:g}"
-    outlier = f"{AHEAD} > {thresholds.ahead:g}"
+    ahead = f"{AHEAD} > {thresholds.ahead:g}"
+    outlier = (
+        f"{IMPLAUSIBLE_RATIO} > {thresholds.implausible:g}"
+        f" and {PLACED} < ignoring (source) group_left () sum without (source) ({PLACED})"
+    )
+    gone_back = f"sum without (source) ({BACKWARD}) > 0"
     return [
         Alert(
             "SpeadrxStreamSilent",
@@ -89,13 +105,15 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             # A stream that is gone keeps its counters, but has no rings.
             f"sum without (source) ({PLACED}) == 0\n"
             f"unless {blocked}\n"
+            f"unless {gone_back}\n"
             f'unless ignoring (ring) {m.RING_CAPACITY_CHUNKS}{{ring="{m.DATA_RING}"}} == 0',
             "Stream {{ $labels.stream }} receives nothing",
             f"No heap of the stream has found a place for {window}.",
             f"""
             Either nothing arrives, or nothing of what arrives is usable.
             1. {m.PACKETS} grows: packets arrive. See {m.HEAPS_REJECTED} by reason: metadata_heaps point to
-               another kind of stream or heap length on this address, bad_<axis>_heaps to other channels or antennas.
+               another kind of stream or heap length on this address, bad_<axis>_heaps to other channels or antennas,
+               {m.IMPLAUSIBLE} to senders that do not agree what time it is.
                If nothing is rejected either, the packets are not SPEAD heaps with a length.
             2. It does not grow: look whether the sender runs and has subscribers, whether the multicast groups are
                joined on the right interface (ip maddr show), and whether a firewall or rp_filter drops the
@@ -106,7 +124,9 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             "SpeadrxSourceSilent",
             "warning",
             60,
-            f"{PLACED} == 0\nand ignoring (source) sum without (source) ({PLACED}) > 0",
+            f"{PLACED} == 0\nand ignoring (source) sum without (source) ({PLACED}) > 0\n"
+            f"unless ({outlier})\n"
+            f"unless {BACKWARD} > 0",
             "Nothing comes from source {{ $labels.source }} of stream {{ $labels.stream }}",
             f"No heap of the source has found a place for {window}, while others of the stream have.",
             f"""
@@ -124,8 +144,9 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             f"{MISSING_RATIO} > {thresholds.loss:g} and {PLACED} > 0\n"
             f"unless ignoring (source) sum without (endpoint) ({DROPS}) > 0.5 * sum without (source) ({MISSING})\n"
             f"unless ignoring (source) {blocked}\n"
-            f"unless ignoring (source) {outlier}\n"
-            f"unless {STOOD_STILL}",
+            f"unless ignoring (source) {ahead}\n"
+            f"unless ({outlier})\n"
+            f"unless {BACKWARD} > 0",
             "Source {{ $labels.source }} of stream {{ $labels.stream }} loses {{ $value | humanizePercentage }} of its"
             " heaps",
             "Heaps of the source are missing from the chunks, and neither a slow consumer, nor the kernel, nor a wrong"
@@ -178,32 +199,69 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
         ),
         Alert(
             "SpeadrxClockOutlier",
-            "critical",
+            "warning",
             60,
             outlier,
+            "The clock of source {{ $labels.source }} of stream {{ $labels.stream }} is wrong",
+            "{{ $value | humanizePercentage }} of the heaps of the source are rejected, because their time is far ahead"
+            " of that of the other sources, or far behind it.",
+            f"""
+            Only the source's own heaps are lost: the time of a stream is that of the majority.
+            1. Synchronise the source anew. If it has been restarted alone, it must begin at the time that it is for the
+               others. Then its heaps are placed again; the receiver needs no restart.
+            2. Half of the sources are named: the receiver cannot know which half is right, and has kept to the time
+               that it had. It may be the other half that has jumped.
+            3. It does not end: see {m.HEAPS_REJECTED} of the source, reason {m.IMPLAUSIBLE}.
+               If only a part of its heaps is wrong, a second sender may use its index.
+            """,
+        ),
+        Alert(
+            "SpeadrxClocksAhead",
+            "critical",
+            60,
+            ahead,
             "The clock of source {{ $labels.source }} of stream {{ $labels.stream }} is ahead of the others",
             "The newest timestamp of the source is {{ $value | humanizeDuration }} ahead of the median of those that"
-            " advance.",
+            " advance, and its heaps find a place.",
             f"""
-            Chunks follow the newest timestamp, so heaps of all the other sources may be too old
-            ({m.HEAPS_TOO_OLD}).
-            1. Stop the source, or synchronise it anew.
-            2. Restart the receiver if the other sources' heaps remain too old.
+            No clock can move the window (max_active_chunks) away from the others alone. Either it is ahead inside a
+            long window, which leaves less of that to the reordering of the others; or several clocks run ahead
+            together, and the heaps of all others are too old ({m.HEAPS_TOO_OLD}).
+            1. Stop the sources named, or synchronise them anew.
+            2. The heaps of the others remain too old: where the stream was made with resync=True, time begins anew as
+               soon as the sources named are right. Otherwise restart the receiver.
             """,
         ),
         Alert(
             "SpeadrxSenderRestart",
             "critical",
             60,
-            f"{STOOD_STILL} and ignoring (source) rate({m.HEAPS_TOO_OLD}[{window}]) > 0\nunless {outlier}",
-            "Source {{ $labels.source }} of stream {{ $labels.stream }} has gone back in time",
-            f"Heaps of the source arrive, but for {window} none was newer than the newest before, and heaps are too"
-            " old.",
-            """
-            The sender has been restarted with an earlier time, or its clock was set back. Its heaps are too old until
-            it gets to where it was.
-            1. All sources of the stream: restart the receiver.
-            2. One source: synchronise it with the others.
+            gone_back,
+            "The senders of stream {{ $labels.stream }} have gone back in time, and are not followed",
+            f"{{{{ $value | humanize }}}} heaps/s are rejected ({m.BACKWARD}): most senders have been restarted at an"
+            " earlier time, or their clocks were set back, and the stream was made with resync=False.",
+            f"""
+            Heaps are rejected until the senders get to the time where they were before.
+            1. Make the stream with resync=True, which follows them; or restart the receiver after each restart of the
+               senders.
+            2. The receiver has just been started, and the senders have not: the time of its very first heap was wrong.
+               Restart it, or make the stream with resync=True. If a source is placed meanwhile ({m.HEAPS_PLACED}), it
+               is that one's clock that is wrong.
+            """,
+        ),
+        Alert(
+            "SpeadrxTimeRestarted",
+            "info",
+            0,
+            f"increase({m.RESTARTS}[{window}]) > 0",
+            "Time has begun anew in stream {{ $labels.stream }}",
+            f"In the last {window} senders were restarted at another time, or the time until then was wrong. The"
+            " receiver has followed.",
+            f"""
+            1. The senders were restarted: nothing is to be done. What they sent before the receiver followed was
+               rejected ({m.IMPLAUSIBLE}).
+            2. Nobody has restarted them: look for a clock that was set, or for a second sender on the same addresses.
+            3. Timestamps that jumped ahead: {m.EPOCH_GAP_HEAPS} says by how many heaps.
             """,
         ),
     ]
@@ -225,7 +283,7 @@ def rules(thresholds: Thresholds | None = None, time_scale: float = 1.0) -> dict
         {
             "alert": alert.name,
             "expr": alert.expr,
-            "for": _duration(alert.hold * time_scale),
+            **({"for": _duration(alert.hold * time_scale)} if alert.hold else {}),
             "labels": {"severity": alert.severity},
             "annotations": {
                 "summary": alert.summary,

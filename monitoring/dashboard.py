@@ -211,8 +211,9 @@ TIME = Row(
         Panel(
             title="Newest timestamp, against the median",
             description=(
-                "In ticks. A source that falls behind for good is silent or has restarted; one that is far ahead has"
-                " a wrong clock."
+                "In ticks, of heaps that have found a place. A source that falls behind for good is silent, or its"
+                " clock is so wrong that its heaps are rejected. Several that run ahead together take the window away"
+                " from the others."
             ),
             queries=(
                 Query(
@@ -224,6 +225,21 @@ TIME = Row(
             unit="short",
             minimum=None,
             width=GRID_COLUMNS,
+        ),
+        Panel(
+            title="Restarts",
+            description=("How often time began anew: senders were restarted, or the time so far was wrong."),
+            queries=(Query(_by(STREAM, f"increase({_all(m.RESTARTS)}[{INTERVAL}])"), STREAM_LEGEND),),
+            unit="none",
+        ),
+        Panel(
+            title="Epoch gap",
+            description=(
+                "Heaps for the time by which it jumped ahead where it began anew. They are not missing: nobody knows"
+                " whether they were sent."
+            ),
+            queries=(Query(_by(STREAM, f"increase({_all(m.EPOCH_GAP_HEAPS)}[{INTERVAL}])"), STREAM_LEGEND),),
+            unit="suffix: heaps",
         ),
     ),
 )

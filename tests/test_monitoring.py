@@ -9,6 +9,7 @@ import pytest
 import alerts
 import dashboard
 from speadrx import metrics
+from speadrx.meerkat import DigitiserLayout
 
 
 @pytest.mark.parametrize("generator", [dashboard, alerts], ids=lambda generator: generator.__name__)
@@ -54,9 +55,15 @@ def test_alerts():
         else:
             assert rule["annotations"].keys() == {"summary", "description", "runbook"}
             assert all(rule["annotations"].values())
-            assert rule["labels"]["severity"] in ("critical", "warning")
+            assert rule["labels"]["severity"] in ("critical", "warning", "info")
         # Rules of a group are evaluated in order.
         assert set(re.findall(r"\bspeadrx:\w+:\w+", text)) <= recorded
+
+
+def test_reasons():
+    """The alerts look for reasons that there are."""
+    reasons = {statistic.rpartition(".")[2] for statistic in DigitiserLayout(10, 4096, 65536).stream_stats}
+    assert {metrics.IMPLAUSIBLE, metrics.BACKWARD} <= reasons
 
 
 def test_time_scale():
@@ -76,8 +83,11 @@ def test_time_scale():
 
 def test_thresholds(tmp_path, monkeypatch):
     output = tmp_path / "rules.yml"
-    monkeypatch.setattr("sys.argv", ["alerts.py", str(output), "--loss", "0.2", "--blocked", "0.3", "--ahead", "4"])
+    options = ["--loss", "0.2", "--blocked", "0.3", "--implausible", "0.4", "--ahead", "4"]
+    monkeypatch.setattr("sys.argv", ["alerts.py", str(output), *options])
     alerts.main()
-    assert output.read_text("utf-8") == alerts.generate(alerts.Thresholds(loss=0.2, blocked=0.3, ahead=4))
-    for text in ("ratio > 0.2 ", "ratio > 0.3", "seconds > 4"):
+    assert output.read_text("utf-8") == alerts.generate(
+        alerts.Thresholds(loss=0.2, blocked=0.3, implausible=0.4, ahead=4)
+    )
+    for text in ("ratio > 0.2 ", "ratio > 0.3", "ratio > 0.4 ", "seconds > 4"):
         assert text in output.read_text("utf-8")

@@ -69,6 +69,7 @@ def page(sources, *, streams=("wide",), **others):
             add(metrics.NEWEST_TIMESTAMP, 4096 * placed, source=source, **labels)
         add(metrics.HEAPS_REJECTED, others.get("unknown", 0), source="", reason="metadata_heaps", **labels)
         add(metrics.HEAPS_TOO_OLD, others.get("too_old", 0), **labels)
+        add(metrics.RESTARTS, others.get("restarts", 0), **labels)
         for ring, fill, blocked in (("data", 3, others.get("full", 0)), ("free", 5, 0)):
             add(metrics.RING_CHUNKS, fill, ring=ring, **labels)
             add(metrics.RING_CAPACITY_CHUNKS, 8, ring=ring, **labels)
@@ -165,7 +166,7 @@ AFTER = {"m000": (1100, 1090, 10, 1, 0), "m001": (1180, 1175, 25, 4, 0), "m002":
 
 
 def test_json(server):
-    server.pages = [page(BEFORE), page(AFTER, too_old=7, full=0.05, unknown=3)]
+    server.pages = [page(BEFORE), page(AFTER, too_old=7, restarts=2, full=0.05, unknown=3)]
     result = report(server.url, "--interval", "0.2")
     assert result["url"] == server.url
     assert abs(result["time"] - time.time()) < PATIENCE
@@ -205,6 +206,7 @@ def test_json(server):
     assert stream["counters"]["placed"] == 3380
     assert stream["counters"]["rejected"] == 8
     assert stream["counters"]["too_old"] == 7
+    assert stream["counters"]["restarts"] == 2
     assert stream["counters"]["packets"] is None  # the page has none
     assert stream["rates"]["placed"] == result["rate"] == pytest.approx(380 / seconds)
     assert stream["rates"]["too_old"] == pytest.approx(7 / seconds)

@@ -15,6 +15,10 @@ FREE_RING = "free"
 #: Value of the label `SOURCE` for heaps whose source is unknown.
 UNKNOWN_SOURCE = ""
 
+# Values of the label `REASON` for heaps that are good in all but their time.
+IMPLAUSIBLE = "implausible_timestamp_heaps"
+BACKWARD = "backward_timestamp_heaps"
+
 # By source, from the ledger.
 HEAPS_PLACED = "speadrx_heaps_placed_total"
 HEAPS_DUPLICATE = "speadrx_heaps_duplicate_total"

@@ -46,6 +46,7 @@ STREAM_COUNTERS = {
     "incomplete_flushed": metrics.HEAPS_INCOMPLETE_FLUSHED,
     "packets": metrics.PACKETS,
     "chunks": metrics.CHUNKS,
+    "restarts": metrics.RESTARTS,
     "worker_blocked": metrics.WORKER_BLOCKED,
 }
 
