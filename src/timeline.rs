@@ -399,6 +399,10 @@ impl Timeline {
     /// Otherwise one clock that runs ahead would drag the window away from all others.
     fn keeps_others(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
         let start = at.chunk.cast_unsigned().saturating_sub(self.rules.window.wrapping_sub(1));
+        // Where most have gone back, and must not, the rest go on.
+        if self.candidate.is_some_and(|candidate| candidate.refused) {
+            return true;
+        }
         // A jump may be longer than the window: no source can have been beyond the newest chunk.
         self.others_have_reached(start.min(current.newest), witness)
     }

@@ -206,6 +206,8 @@ class ReferenceTimeline:
 
     def _keeps_others(self, chunk: int, source: int) -> bool:
         """Whether the window up to a chunk still holds the newest times of one in eight other sources, or of one."""
+        if self.candidate is not None and self.refused:
+            return True  # the others have gone back, and must not
         start = min(chunk - self.window + 1, self.spans[-1].newest)
         since = max(self.spans[-1].first, self.alive_since)
         others = [batch // self.batches for other, batch in enumerate(self.newest_batch) if other != source]

@@ -214,6 +214,9 @@ impl Model {
     }
 
     fn keeps_others(&self, chunk: i128, source: usize) -> bool {
+        if self.candidate.is_some() && self.refused {
+            return true; // the others have gone back, and must not
+        }
         self.others_reached((chunk - self.rules.window + 1).min(self.spans.last().unwrap().newest), source)
     }
 
