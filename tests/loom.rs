@@ -55,6 +55,8 @@ fn place(context: &Context, row: [i64; 2]) -> i64 {
 fn snapshots_are_monotonic_and_never_above_what_was_sent() {
     loom::model(|| {
         let context = context(&group());
+        // The first heap reads the whole ledger, which is not of interest here.
+        assert_eq!(place(&context, [0, 8]), 0);
         let ledger = context.ledger().clone();
         let reader = thread::spawn(move || {
             let (first, second) = (ledger.snapshot(), ledger.snapshot());
@@ -67,7 +69,6 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
             }
             assert!(first.newest[0] <= second.newest[0] && second.newest[0] <= 0);
         });
-        assert_eq!(place(&context, [0, 8]), 0);
         assert_eq!(place(&context, [0, 7]), -1);
         assert_eq!(place(&context, [0, 8]), 0);
         reader.join().unwrap();

@@ -47,8 +47,8 @@ def test_readme_receiver(run, tmp_path):
     assert len(statements) <= 21
     result = run(receiver)
     account = result["chunks"].accounting
-    assert account.chunks == 6
-    assert account.expected == 6 * result["layout"].chunk_heaps
+    assert account.chunks == 8
+    assert account.expected == 8 * result["layout"].chunk_heaps
     assert 0 < account.missing < account.expected
     assert sum(result["stream"].ledger.snapshot().rejected.values()) == 0
     toml = tmp_path / "array.toml"

@@ -9,12 +9,9 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import spead2
-
-if TYPE_CHECKING:
-    from . import _core
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +22,9 @@ _LAST_ITEM_ID = 0x7FFF
 #: Seconds after which a stream that could answer, but does not, is taken for ended.
 _PATIENCE = 5.0
 _LOOK_INTERVAL = 0.002
+
+#: Seconds at most for which a drain first lets a stream read what the kernel has for it.
+_KERNEL_SECONDS = 1.0
 
 
 def control_item(used: Iterable[int]) -> int:
@@ -62,8 +62,8 @@ class ControlHeaps:
         streams
             The stream, or the members of the group: the same each time.
         complete
-            Whether the heap has all its payload. A heap that has not is never shown as present in its chunk, but
-            spead2 will count it as incomplete.
+            Whether the heap has its payload, a byte. Without, nothing is written to its chunk and it is never shown
+            as present there, but spead2 will count it as incomplete.
 
         Returns
         -------
@@ -78,45 +78,58 @@ class ControlHeaps:
                 for stream, queue in zip(streams, self._queues, strict=True):
                     stream.add_inproc_reader(queue)
             for queue in self._queues:
-                queue.add_packet(self._packet(flush, 1 if complete else 2))
-                queue.add_packet(self._packet(done, 1))
+                queue.add_packet(self._packet(flush, b"\0" if complete else b""))
+                queue.add_packet(self._packet(done, b"\0"))
             self._sent += len(self._queues)
             return self._sent
 
-    def _packet(self, value: int, heap_length: int) -> bytes:
+    def _packet(self, value: int, payload: bytes) -> bytes:
         items = {
             # By chance alone that of another live heap.
             spead2.HEAP_CNT_ID: secrets.randbits(_ADDRESS_BITS),
-            spead2.HEAP_LENGTH_ID: heap_length,
+            spead2.HEAP_LENGTH_ID: 1,
             spead2.PAYLOAD_OFFSET_ID: 0,
-            spead2.PAYLOAD_LENGTH_ID: 1,
+            spead2.PAYLOAD_LENGTH_ID: len(payload),
             self.item: value,
         }
         pointers = (1 << 63 | item << _ADDRESS_BITS | value for item, value in items.items())
         header = (0x53, 4, 8 - _ADDRESS_BITS // 8, _ADDRESS_BITS // 8, 0, len(items))
-        return struct.pack(f">4BHH{len(items)}Qx", *header, *pointers)
+        return struct.pack(f">4BHH{len(items)}Q", *header, *pointers) + payload
 
 
-def stop_when_done(owner: Any, core: _core.Group, done: int) -> None:
-    """Stop a stream or group, from a thread of its own, once it has done with so many control heaps."""
-    threading.Thread(
-        target=_stop_when_done, args=(weakref.ref(owner), core, done), name="speadrx-drain", daemon=True
-    ).start()
+def drain(owner: Any) -> None:
+    """Have a stream or group hand over all its chunks and stop, from a thread of its own."""
+    threading.Thread(target=_drain, args=(weakref.ref(owner),), name="speadrx-drain", daemon=True).start()
 
 
-def _stop_when_done(reference: weakref.ref[Any], core: _core.Group, done: int) -> None:
+def _drain(reference: weakref.ref[Any]) -> None:
+    # What the kernel has already is read first, but not for ever what senders go on to send.
+    deadline = time.monotonic() + _KERNEL_SECONDS
+    while (owner := _running(reference)) is not None and time.monotonic() < deadline:
+        if all(sockets.are_read() for sockets in owner._socket_sets):
+            break
+        del owner  # its user may let go of it while this waits
+        time.sleep(_LOOK_INTERVAL)
+    if (owner := _running(reference)) is None:
+        return
+    core = owner._core
+    core.finish()
+    done = owner._control.post(owner._streams(), complete=False)
     idle_since = time.monotonic()
     while core.done < done:
-        time.sleep(_LOOK_INTERVAL)
-        owner = reference()
-        if owner is None or owner._stopped:
-            return
         if owner.data_ringbuffer.full() or owner.free_ringbuffer.empty():
             idle_since = time.monotonic()  # it waits for its consumer
         elif time.monotonic() - idle_since > _PATIENCE:
             logger.info("drain: a stream does not answer, so its sender has ended it")
             break
-        del owner  # its user may let go of it while this waits
+        del owner
+        time.sleep(_LOOK_INTERVAL)
+        if (owner := _running(reference)) is None:
+            return
+    owner.stop()
+
+
+def _running(reference: weakref.ref[Any]) -> Any:
+    """The stream or group, unless it is gone or stopped."""
     owner = reference()
-    if owner is not None:
-        owner.stop()
+    return None if owner is None or owner._stopped else owner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import mmap
 import operator
@@ -10,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import termios
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -26,6 +28,7 @@ _SO_MEMINFO = 55
 
 #: Values that SO_MEMINFO gives, and the indices of those that matter here.
 _MEMINFO = struct.Struct("9I")
+_INT = struct.Struct("i")
 _MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
 
 #: The largest receive buffer that Linux grants a socket, whatever its limits: it counts the double with 31 bits.
@@ -104,6 +107,12 @@ class SocketSet:
         """What the kernel says now, by endpoint; after `close`, only the packets dropped until then remain."""
         with self._lock:
             return self._read()
+
+    def are_read(self) -> bool:
+        """Whether the kernel holds no packet that has not been read."""
+        with self._lock:
+            pending = (fcntl.ioctl(sock, termios.FIONREAD, bytes(_INT.size)) for sock in self._endpoints)
+            return all(_INT.unpack(size) == (0,) for size in pending)
 
     def close(self) -> None:
         """Close the sockets. Without this they would keep their ports, as spead2 has duplicates."""

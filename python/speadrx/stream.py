@@ -20,7 +20,7 @@ import spead2.recv
 from . import _core
 from .accounting import Accounts
 from .chunk import ChunkBuffers
-from .control import ControlHeaps, stop_when_done
+from .control import ControlHeaps, drain
 from .layout import BaseLayout, DeclarativeLayout, user_data_values
 from .readers import SocketSet, add_reader, check_integer, member_sockets
 from .watch import watch
@@ -252,7 +252,8 @@ class _Receiving(_RingPair):
         """Hand over the chunks under construction, and then stop.
 
         Returns at once. The consumer gets all chunks, and then the end of the data ring, which comes when all are in
-        it; what arrives meanwhile is not waited for. `stop` alone throws away the chunks under construction.
+        it. Packets that the kernel has queued are read first (for a second at most); what arrives later is not waited
+        for. `stop` alone throws away the chunks under construction.
 
         Raises
         ------
@@ -261,10 +262,8 @@ class _Receiving(_RingPair):
         """
         if self._core is None or self._control is None:
             raise ValueError("drain: needs a declarative layout; this one has a placement callback of its own")
-        if self._stopped:
-            return
-        self._core.finish()
-        stop_when_done(self, self._core, self._control.post(self._streams(), complete=False))
+        if not self._stopped:
+            drain(self)
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
         """Check the buffers of a chunk, and put it into the free ring.

@@ -201,8 +201,8 @@ def test_drain_while_data_come():
             stop.set()
             thread.join()
         assert_data(rx, [simulator])
-        present = [chunk.present.all() for chunk in rx.chunks]
-        assert all(present[: len(present) - WINDOW]), "only the last may have been in the making"
+        in_the_making = sum(not chunk.present.all() for chunk in rx.chunks)
+        assert in_the_making <= WINDOW
 
 
 def test_drain_of_a_slow_consumer():
@@ -259,8 +259,7 @@ def test_drain_over_udp(udp_port):
         simulator = Simulator(LAYOUT)
         with UdpSink([("127.0.0.1", udp_port)]) as sink:
             simulator.send(sink, 3 * BATCHES)
-        rx.wait_for_packets(simulator.truth.packets)
-        rx.stream.drain()
+        rx.stream.drain()  # reads what is in the sockets first
         rx.wait()
         assert timestamps(rx) == [0, CHUNK, 2 * CHUNK]
         assert residual(rx, [simulator.truth]) == 0
