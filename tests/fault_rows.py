@@ -39,24 +39,32 @@ FAULTS = (
         "A garbage timestamp: in mid-stream, in the first heap, in one stream of a group",
         "Every heap after it is too old, for ever",
         "A few heaps are lost at most",
+        rust=("timeline.rs::a_wrong_first_heap_is_outvoted",),
     ),
     Fault(
         4,
         "The senders start again, at time 0, a day earlier or a day later",
         "If earlier, every heap is too old, for ever",
         "At least 99 % of the heaps after it arrive, with true timestamps, and the gap is not counted as missing",
+        rust=(
+            "timeline.rs::a_restart_costs_the_quorum",
+            "timeline.rs::a_restart_with_the_clock_beyond_half_the_range_has_true_times",
+            "timeline.rs::without_resync_time_never_goes_back",
+        ),
     ),
     Fault(
         5,
         "The 48 bits of the timestamp wrap",
         "Every heap after it is too old, for ever",
         "No heap is lost, and timestamps go on rising",
+        rust=("timeline.rs::a_wrap_costs_nothing",),
     ),
     Fault(
         6,
         "One of 80 sources has a wrong, jumping or drifting clock",
         "It can take the window away from all the others",
         "The others lose nothing, and the counters name the one",
+        rust=("timeline.rs::a_mad_source_costs_the_others_nothing",),
     ),
     Fault(
         7,
@@ -75,6 +83,10 @@ FAULTS = (
         "All senders fall silent with a chunk half received",
         "The data stay in the receiver for ever",
         "They are delivered after a while, once and in order; what comes later of that chunk is counted",
+        rust=(
+            "timeline.rs::what_was_flushed_is_too_old_and_what_comes_next_is_received",
+            "timeline.rs::an_outage_that_agrees_with_the_clock_costs_nothing",
+        ),
     ),
     Fault(
         10,
@@ -164,6 +176,3 @@ FAULTS = (
         "Every heap is accounted for, and memory does not grow",
     ),
 )
-
-#: Faults that have no test yet; a test makes sure that all others have, and that these have none.
-PENDING_ROWS = frozenset({3, 4, 5, 6, 9, 10})

@@ -332,17 +332,16 @@ class TestNothingLeaks:
         queues.send({0x10: 3 * STEP}, {0x10: 4 * STEP}, {0x10: 5 * STEP})
         queues.stop()
         chunks = iter_chunks(source)
-        take, overtaken = chunks._take, threading.Event()
+        count, overtaken = chunks._count, threading.Event()
 
-        def slow_first(chunk):
+        def slow_first(chunk, *args):
             if chunk.chunk_id == 3:
                 overtaken.wait(0.2)  # is in vain if nobody can
-            taken = take(chunk)
             if chunk.chunk_id == 5:
                 overtaken.set()
-            return taken
+            return count(chunk, *args)
 
-        monkeypatch.setattr(chunks, "_take", slow_first)
+        monkeypatch.setattr(chunks, "_count", slow_first)
         consumers = [threading.Thread(target=lambda: [chunk.recycle() for chunk in chunks]) for _ in range(2)]
         for consumer in consumers:
             consumer.start()

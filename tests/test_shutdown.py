@@ -35,7 +35,6 @@ TRACEBACK_LINES = {
     "Traceback (most recent call last):",
     "",
     "During handling of the above exception, another exception occurred:",
-    "spead2._spead2.Empty: ring buffer is empty",
     "asyncio.exceptions.CancelledError",
     "KeyboardInterrupt",
 }

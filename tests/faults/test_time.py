@@ -23,7 +23,8 @@ TICK_RATE = 1712e6
 DAY = int(86400 * TICK_RATE) // CHUNK * CHUNK
 #: Where the senders are when nothing is wrong yet.
 START = 2**47 // CHUNK * CHUNK
-GOOD_BATCHES = 200
+#: Of which a hundredth is more than the quorum, and half is a number of chunks.
+GOOD_BATCHES = {4: 416, 80: 208}
 
 
 def layout(n_sources, *, tick_rate=TICK_RATE):
@@ -50,8 +51,13 @@ class Array:
         self.runs = []
         self.made = 0
 
-    def send(self, first_timestamp, batches=GOOD_BATCHES, flavour=DEFAULT_FLAVOUR):
+    @property
+    def good_batches(self):
+        return GOOD_BATCHES[self.rx.layout.axes[0].size]
+
+    def send(self, first_timestamp, batches=None, flavour=DEFAULT_FLAVOUR):
         """Send heaps from a time on, all streams alike."""
+        batches = self.good_batches if batches is None else batches
         simulators = [
             Simulator(
                 self.rx.layout,
@@ -199,7 +205,7 @@ def test_garbage_timestamp_in_the_first_heap(array, shape, timestamp, fault_repo
     accounting = array.rx.iterator.accounting
     assert accounting.restarts == 1
     # Of the one heap its chunk, and none of the time between.
-    assert accounting.expected <= (GOOD_BATCHES + 3 * BATCHES) * shape[0] * 2
+    assert accounting.expected <= (array.good_batches + 3 * BATCHES) * shape[0] * 2
     assert array.rx.stream.ledger.snapshot().rejected["implausible_timestamp_heaps"] == lost
 
 
@@ -209,7 +215,7 @@ RESTARTS = {
     "a day ahead": lambda end: (end + DAY) % RANGE // CHUNK * CHUNK,
     "an hour back": lambda end: end - DAY // 24 // CHUNK * CHUNK,
     "an hour ahead": lambda end: end + DAY // 24 // CHUNK * CHUNK,
-    "ten chunks back": lambda end: end - GOOD_BATCHES * STEP - 10 * CHUNK,
+    "a hundred chunks back": lambda end: end - 100 * CHUNK,
 }
 
 
@@ -218,7 +224,7 @@ RESTARTS = {
 def test_restarted_senders(array, shape, restart, fault_report):
     array = array()
     array.send(START)
-    first = RESTARTS[restart](START + GOOD_BATCHES * STEP)
+    first = RESTARTS[restart](START + array.good_batches * STEP)
     array.send(first)
     array.rx.finish()
     before, after = array.received()
@@ -231,9 +237,9 @@ def test_restarted_senders(array, shape, restart, fault_report):
     assert ledger.rejected["implausible_timestamp_heaps"] == lost
     assert accounting.restarts == 1
     # Nothing is missing but what was lost, the rest of the chunks, and the other polarisation without a group.
-    whole = 2 * GOOD_BATCHES * 2 * shape[0]
+    whole = 2 * array.good_batches * 2 * shape[0]
     assert accounting.expected <= whole + 2 * CHUNK // STEP * 2 * shape[0]
-    gap = (first - START) // STEP - GOOD_BATCHES
+    gap = (first - START) // STEP - array.good_batches
     if gap > 0:
         # From the end of the last chunk to the first batch that came.
         assert abs(accounting.epoch_gap_heaps - gap * 2 * shape[0]) <= 4 * BATCHES * 2 * shape[0]
@@ -241,7 +247,9 @@ def test_restarted_senders(array, shape, restart, fault_report):
         assert accounting.epoch_gap_heaps == 0
     assert [epoch.cause for epoch in array.rx.stream.epochs()] == ["start", "restart"]
     newest = ledger.newest_timestamp_by_source.tolist()
-    assert newest == [first + (GOOD_BATCHES - 1) * STEP] * shape[0], "the newest timestamps are those after the restart"
+    assert newest == [first + (array.good_batches - 1) * STEP] * shape[0], (
+        "the newest timestamps are those after the restart"
+    )
 
 
 @pytest.mark.fault(4)
@@ -253,13 +261,13 @@ def test_restart_backwards_without_resync(array, shape, caplog, fault_report):
         array.send(START - 10**6 * CHUNK)
         wait_for(lambda: caplog.records)
         array.send(START - 10**7 * CHUNK, 100)
-    array.send(START + GOOD_BATCHES * STEP)
+    array.send(START + array.good_batches * STEP)
     array.rx.finish()
     del array.runs[1:3]  # nothing of these was received
     before, after = array.received()
     ledger = array.rx.stream.ledger.snapshot()
     rejected = sum(ledger.rejected.values())
-    lost = (GOOD_BATCHES + 100) * shape[0] * array.n_streams
+    lost = (array.good_batches + 100) * shape[0] * array.n_streams
     left = array.residual + lost
     fault_report(sent=array.sent(0) + array.sent(1) + lost, lost=rejected, residual=left, note="without resync")
     assert (before, after) == (array.sent(0), array.sent(1))
@@ -287,21 +295,21 @@ def test_jump_ahead_without_resync(array, shape, fault_report):
     assert array.residual == 0
     accounting = array.rx.iterator.accounting
     assert (accounting.restarts, accounting.epoch_gap_heaps) == (0, 0)
-    assert accounting.expected == (1000 * BATCHES + GOOD_BATCHES) * 2 * shape[0]
+    assert accounting.expected == (1000 * BATCHES + array.good_batches) * 2 * shape[0]
 
 
 @pytest.mark.fault(5)
 @pytest.mark.parametrize("resync", [False, True], ids=["no resync", "resync"])
 def test_wrap(array, shape, resync, fault_report):
     array = array(resync=resync)
-    array.send(RANGE - GOOD_BATCHES // 2 * STEP)
+    array.send(RANGE - array.good_batches // 2 * STEP)
     array.rx.finish()
     (received,) = array.received()
     fault_report(sent=array.sent(0), lost=array.sent(0) - received, residual=array.residual)
     assert received == array.sent(0)
     assert array.residual == 0
     assert [chunk.timestamp for chunk in array.rx.chunks] == [
-        RANGE + (i - GOOD_BATCHES // BATCHES // 2) * CHUNK for i in range(GOOD_BATCHES // BATCHES)
+        RANGE + (i - array.good_batches // BATCHES // 2) * CHUNK for i in range(array.good_batches // BATCHES)
     ]
     assert [epoch.cause for epoch in array.rx.stream.epochs()] == ["start"]
 

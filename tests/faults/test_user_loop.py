@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import random
+import signal
 import threading
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import spead2.recv
 import spead2.recv.asyncio
 
+import speadrx.receive
 from handmade import SMALL
 from speadrx import iter_chunks
 from speadrx.simulate import InprocSink, Simulator
@@ -115,3 +119,57 @@ async def test_task_is_cancelled(ring, make, rng, fault_report):
     assert in_hands > POOL * 10
     note = f"cancelled {cancelled} times, {in_hands} of them with a chunk in hands"
     assert_nothing_lost(stream, timestamps, sender.simulator, fault_report, note)
+
+
+@pytest.mark.fault(18)
+def test_interrupts_within_the_iterator(make, fault_report):
+    """Ctrl-C comes while a chunk is on its way from the ring to the user, who goes on: none is lost, or given twice."""
+    stream = make(chunks=POOL)
+    queue = spead2.InprocQueue()
+    stream.add_inproc_reader(queue)
+    simulator = Simulator(SMALL)
+    chunks = iter_chunks(stream)
+    interrupts = 0
+
+    def interrupt(signum, frame):
+        nonlocal interrupts
+        while frame is not None:
+            if frame.f_code.co_filename == speadrx.receive.__file__:
+                interrupts += 1
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    def storm():
+        pause = random.Random(18)
+        while not done.wait(pause.random() * 0.001):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    done = threading.Event()
+    timestamps = []
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        sent = 0
+        while interrupts < 300:
+            if sent - len(timestamps) < POOL - 2:
+                simulator.send(InprocSink(queue), SMALL.chunk_batches)
+                sent += 1
+                continue
+            with contextlib.suppress(KeyboardInterrupt):
+                chunk = next(chunks)
+                timestamps.append(chunk.timestamp)
+                chunk.recycle()
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, previous)
+    queue.stop()
+    for chunk in chunks:
+        with chunk:
+            timestamps.append(chunk.timestamp)
+    lost = sum(simulator.truth.sent) - chunks.accounting.present
+    fault_report(sent=sum(simulator.truth.sent), lost=lost, residual=lost, note=f"{interrupts} interrupts")
+    assert timestamps == [i * SMALL.chunk_timestamp_step for i in range(sent)]
+    assert (chunks.accounting.chunks, chunks.accounting.missing) == (sent, 0)
+    assert stream.free_ringbuffer.qsize() == POOL
