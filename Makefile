@@ -178,7 +178,7 @@ faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they 
 	mkdir -p '$(TARGET_DIR)'
 	status=0
 	set -x
-	cargo test --test callback --test properties --test snapshots 2>&1 | tee "$$cargo_output" || status=$$?
+	cargo test --test callback --test properties --test snapshots --test timeline 2>&1 | tee "$$cargo_output" || status=$$?
 	STRICT='$(STRICT)' $(BIN)/python -m pytest -m fault --fault-results "$$results" $(ARGS) || status=$$?
 	$(BIN)/python tests/fault_table.py "$$results" --cargo "$$cargo_output"
 	exit $$status
