@@ -208,7 +208,7 @@ impl Context {
             Ok(source) => source,
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
         };
-        let position = match self.group.observe(heap.stamp, source, &self.ledger) {
+        let position = match self.group.observe(heap.stamp, source, &self.ledger, state.window.newest_chunk()) {
             Verdict::Place(position) => position,
             Verdict::Misaligned => return Err(reason::BAD_TIMESTAMP),
             Verdict::Implausible => return Err(reason::implausible(n_reasons)),
@@ -235,8 +235,11 @@ impl Context {
         // SAFETY: with a cookie, there is one item more than the layout has.
         let value = unsafe { *data.items.add(self.n_items) };
         if value == cookie.flush {
-            // Its one byte goes where no data ever will: the chunk is not given to anybody.
-            data.chunk_id = self.group.control().map_or(-1, u64::cast_signed);
+            // Its one byte goes where no data ever will: the chunk is not given to anybody. If data have overtaken it, they
+            // have pushed out all that it should have.
+            // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
+            let oldest = unsafe { (*self.state.get()).window.first_chunk };
+            data.chunk_id = self.group.control().filter(|&chunk| chunk >= oldest).map_or(-1, u64::cast_signed);
             data.heap_index = 0;
             data.heap_offset = 0;
         } else if value == cookie.done {

@@ -28,6 +28,8 @@ struct State {
     members: Vec<Ledger>,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
+    /// Whether they are placed past the newest chunk instead, whatever that is when they come.
+    is_finishing: bool,
 }
 
 impl Group {
@@ -37,7 +39,7 @@ impl Group {
         let timeline = Timeline::new(rules);
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
-            state: Mutex::new(State { timeline, members: Vec::new(), control: None }),
+            state: Mutex::new(State { timeline, members: Vec::new(), control: None, is_finishing: false }),
             refusals: AtomicU64::new(0),
             done: AtomicU64::new(0),
             started: Instant::now(),
@@ -72,12 +74,12 @@ impl Group {
         self.lock().timeline.is_aligned(stamp)
     }
 
-    /// Judge a heap of a source by its timestamp, for the stream whose ledger this is.
+    /// Judge a heap of a source by its timestamp, for the stream whose ledger this is, and whose newest chunk.
     #[must_use]
-    pub fn observe(&self, stamp: u64, source: u64, own: &Ledger) -> Verdict {
+    pub fn observe(&self, stamp: u64, source: u64, own: &Ledger, newest: Option<u64>) -> Verdict {
         let mut state = self.lock();
         let State { timeline, members, .. } = &mut *state;
-        let verdict = timeline.observe(stamp, &View { members, own, source, started: self.started });
+        let verdict = timeline.observe(stamp, &View { members, own, source, newest, started: self.started });
         self.refusals.store(timeline.refusals(), Relaxed);
         verdict
     }
@@ -95,14 +97,14 @@ impl Group {
 
     /// Have control heaps push out all chunks under construction, for good: the epoch does not end.
     pub fn finish(&self) {
-        let mut state = self.lock();
-        state.control = state.timeline.control();
+        self.lock().is_finishing = true;
     }
 
     /// Where to place a control heap.
     #[must_use]
     pub fn control(&self) -> Option<u64> {
-        self.lock().control
+        let state = self.lock();
+        if state.is_finishing { state.timeline.control() } else { state.control }
     }
 
     /// Note that a stream has done with all that came before a control heap.
@@ -122,6 +124,7 @@ struct View<'a> {
     members: &'a [Ledger],
     own: &'a Ledger,
     source: u64,
+    newest: Option<u64>,
     started: Instant,
 }
 
@@ -136,6 +139,10 @@ impl Witness for View<'_> {
 
     fn newest_of_source(&self) -> i64 {
         self.own.newest_batch(self.source)
+    }
+
+    fn newest_of_stream(&self) -> Option<u64> {
+        self.newest
     }
 
     fn others(&self, since: u64, from: u64) -> (u64, u64) {

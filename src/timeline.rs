@@ -18,6 +18,8 @@ const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
 const MIN_QUORUM: u64 = 16;
 /// One in 2^3 sources is enough to show that time has gone on, for of any of them many heaps may be lost.
 const ENOUGH_SHIFT: u32 = 3;
+/// Quorums of votes without any heap placed after which any time is better than none.
+const BARREN_QUORUMS: u64 = 8;
 /// By how much the clocks of senders and receiver may differ in rate.
 const CLOCK_DRIFT: f64 = 1e-4;
 /// How well a jump must agree with the time that has passed, as a part of it.
@@ -99,6 +101,9 @@ pub trait Witness {
 
     /// The newest batch that this stream has of the source of the heap; negative if it has none.
     fn newest_of_source(&self) -> i64;
+
+    /// The newest chunk that this stream has accepted, if it has any.
+    fn newest_of_stream(&self) -> Option<u64>;
 
     /// Of the sources other than that of the heap whose newest batch is `since` or later: how many there are, and of how
     /// many it is `from` or later.
@@ -182,7 +187,11 @@ pub struct Timeline {
     current: Option<Segment>,
     /// What was before the last restart or flush, for heaps that come from there.
     previous: Option<Segment>,
+    /// Whether time went on from there: it was a flush.
+    is_flushed: bool,
     candidate: Option<Candidate>,
+    /// Votes since a heap was last placed.
+    barren: u64,
     /// What [`Witness::placed`] said when time last began anew.
     placed_before: u64,
     /// Sources with nothing from this chunk on are no measure for others.
@@ -269,7 +278,9 @@ impl Timeline {
             epochs: Arc::default(),
             current: None,
             previous: None,
+            is_flushed: false,
             candidate: None,
+            barren: 0,
             placed_before: 0,
             alive_since: 0,
             asked: None,
@@ -330,12 +341,12 @@ impl Timeline {
         if let Some(verdict) = self.in_previous(stamp) {
             return verdict;
         }
-        if let Ok(at) = &here
-            && let Some(position) = self.late(&current, at).or_else(|| self.lagging(&current, at, witness))
-        {
+        let late = here.as_ref().ok().and_then(|at| self.late(&current, at));
+        if let Some(position) = late.or_else(|| self.lagging(&current, stamp, witness)) {
             return Verdict::Place(position);
         }
-        let may_vote = here.is_ok() || self.rules.is_aligned(stamp.cast_signed());
+        // If time began anew there, the timestamp would have to make sense by itself, or as it does now.
+        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.is_aligned(stamp.cast_signed());
         if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
         }
@@ -366,12 +377,14 @@ impl Timeline {
     fn begin_anew(&mut self, witness: &impl Witness) {
         self.placed_before = witness.placed();
         self.candidate = None;
+        self.barren = 0;
         self.promptest = None;
     }
 
     /// Make a segment the current one.
     fn switch(&mut self, segment: Segment, cause: Cause) {
         self.previous = self.current.replace(segment);
+        self.is_flushed = cause == Cause::Flush;
         self.alive_since = segment.first;
         self.epochs.push(Epoch { first: segment.first, offset: segment.offset, cause });
     }
@@ -399,8 +412,9 @@ impl Timeline {
     /// Otherwise one clock that runs ahead would drag the window away from all others.
     fn keeps_others(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
         let start = at.chunk.cast_unsigned().saturating_sub(self.rules.window.wrapping_sub(1));
-        // Where most have gone back, and must not, the rest go on.
-        if self.candidate.is_some_and(|candidate| candidate.refused) {
+        // As long as most have gone back, and must not, the rest go on.
+        let stands = |candidate: Candidate| candidate.votes > witness.placed().saturating_sub(candidate.placed);
+        if self.candidate.is_some_and(|candidate| candidate.refused && stands(candidate)) {
             return true;
         }
         // A jump may be longer than the window: no source can have been beyond the newest chunk.
@@ -415,7 +429,8 @@ impl Timeline {
         }
         let batches = self.rules.batches;
         let (alive, reached) = witness.others(since.saturating_mul(batches), chunk.saturating_mul(batches));
-        reached >= alive.min((alive >> ENOUGH_SHIFT).max(1))
+        // One source against one cannot be judged.
+        alive <= 1 || reached >= (alive >> ENOUGH_SHIFT).max(1)
     }
 
     /// Measure by those sources only that are heard from a chunk on.
@@ -457,7 +472,7 @@ impl Timeline {
     fn in_previous(&self, stamp: u64) -> Option<Verdict> {
         let previous = self.previous.as_ref()?;
         let at = previous.locate(&self.rules, stamp).ok()?;
-        if at.ahead > signed(self.rules.max_jump) || at.ahead <= self.oldest() {
+        if at.ahead > signed(self.rules.window) || at.ahead <= self.oldest() {
             return None;
         }
         if at.ahead > 0 {
@@ -478,15 +493,25 @@ impl Timeline {
         current.position(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
     }
 
-    /// A heap behind the window, but newer than all that its stream has of this source: it is the stream that is late.
+    /// A heap of a stream that is behind the window with all that it has, and that goes on there: it is the stream that is
+    /// late.
     ///
     /// This is no sign of a restart, however many such heaps come when the stream catches up.
-    fn lagging(&self, current: &Segment, at: &Located, witness: &impl Witness) -> Option<Position> {
-        let position = current.position(at).filter(|_| at.ahead < 0)?;
+    fn lagging(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Position> {
+        let oldest = current.newest.saturating_sub(self.rules.window.wrapping_sub(1));
+        if witness.newest_of_stream()? >= oldest {
+            return None;
+        }
         let newest = u64::try_from(witness.newest_of_source()).ok()?;
-        let is_of_segment = newest >= current.first.saturating_mul(self.rules.batches);
-        let batch = position.chunk.saturating_mul(self.rules.batches).saturating_add(position.batch);
-        (is_of_segment && batch > newest).then_some(position)
+        // What it has may have been flushed.
+        let segments = [Some(*current), self.previous.filter(|_| self.is_flushed)];
+        segments.into_iter().flatten().find_map(|segment| {
+            let at = segment.locate(&self.rules, stamp).ok().filter(|at| at.ahead <= 0)?;
+            let position = segment.position(&at)?;
+            let is_of_segment = newest >= segment.first.saturating_mul(self.rules.batches);
+            let batch = position.chunk.saturating_mul(self.rules.batches).saturating_add(position.batch);
+            (is_of_segment && batch > newest).then_some(position)
+        })
     }
 
     fn agrees(&self, stamp: u64, other: u64) -> bool {
@@ -508,6 +533,7 @@ impl Timeline {
         let against = placed.saturating_sub(candidate.placed);
         candidate.placed = placed;
         candidate.votes = candidate.votes.saturating_sub(against);
+        self.barren = if against > 0 { 0 } else { self.barren.saturating_add(1) };
         if candidate.votes > 0 {
             if self.agrees(stamp, candidate.stamp) {
                 candidate.votes = candidate.votes.saturating_add(1).min(self.rules.quorum);
@@ -518,8 +544,18 @@ impl Timeline {
                 candidate.votes = candidate.votes.saturating_sub(1);
             }
         }
-        self.candidate = Some(if candidate.votes > 0 { candidate } else { fresh });
-        candidate.votes >= self.rules.quorum && !candidate.refused
+        let candidate = if candidate.votes > 0 { candidate } else { fresh };
+        self.candidate = Some(candidate);
+        if candidate.votes >= self.rules.quorum && !candidate.refused {
+            return true;
+        }
+        // Where nobody has a majority and nothing is received, any time is better than none.
+        let is_barren = self.barren >= self.rules.quorum.saturating_mul(BARREN_QUORUMS);
+        if is_barren && !(candidate.refused && self.agrees(stamp, candidate.stamp)) {
+            self.candidate = Some(fresh);
+            return true;
+        }
+        false
     }
 
     /// Go to the time of the candidate, if that is allowed.
@@ -547,7 +583,10 @@ impl Timeline {
             _ if self.rules.resync => {
                 // As at the start, the timestamp stands for itself. Whatever the first heap is that a stream places there,
                 // no chunk from before is under construction any more.
-                let chunk = self.rules.chunk_of(candidate.stamp.cast_signed());
+                let stamp = candidate.stamp.cast_signed();
+                // Unless it makes sense only as time was unwrapped so far.
+                let time = current.locate(&self.rules, candidate.stamp).ok().filter(|_| !self.rules.is_aligned(stamp));
+                let chunk = self.rules.chunk_of(time.map_or(stamp, |at| at.time));
                 let first = current.newest.saturating_add(self.rules.reach);
                 let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
                 let offset = signed(newest).saturating_sub(chunk);
@@ -575,6 +614,7 @@ impl Timeline {
     fn jump(&mut self, at: Located, current: Segment) {
         self.current = Some(Segment { newest: at.chunk.cast_unsigned(), ..current });
         self.candidate = None;
+        self.barren = 0;
         self.forget_absent(at.chunk);
     }
 

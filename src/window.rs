@@ -50,6 +50,12 @@ impl Window {
         self.newest
     }
 
+    /// ID of the newest chunk, if there is any.
+    #[must_use]
+    pub fn newest_chunk(&self) -> Option<u64> {
+        (self.limit != 0).then(|| self.first_chunk.wrapping_add(self.newest))
+    }
+
     /// Move the window so that it ends with `chunk`, if that is newer than its newest.
     ///
     /// The epoch of the chunk begins with chunk `epoch_first`, and has chunk IDs that are `epoch_offset` more than the

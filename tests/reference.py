@@ -128,6 +128,7 @@ class ReferenceTimeline:
         self.candidate: int | None = None
         self.said: list[tuple[str, int]] = []  # "for", "against" and "placed" (a number of heaps)
         self.refused = False
+        self.barren = 0  # votes since a heap was last placed
         # What the stream has received; batches are counted in chunk IDs.
         self.placed = 0
         self.newest_batch = [-1] * n_sources
@@ -163,13 +164,11 @@ class ReferenceTimeline:
             return found
         if placeable and -2 * self.window < ahead < 0:
             return chunk, time  # late
-        if (
-            placeable
-            and ahead < 0
-            and span.first * self.batches <= self.newest_batch[source] < self._batch(chunk, time)
-        ):
+        behind = max(self.newest_batch) // self.batches <= span.newest - self.window
+        own = self.newest_batch[source]
+        if behind and placeable and ahead < 0 and span.first * self.batches <= own < self._batch(chunk, time):
             return chunk, time  # the stream lags
-        if (aligned or stamp % self.step == 0) and self._vote(stamp):
+        if ((aligned and time >= 0) or stamp % self.step == 0) and self._vote(stamp):
             return self._win(stamp)
         if not aligned:
             return "bad_timestamp_heaps"
@@ -203,16 +202,17 @@ class ReferenceTimeline:
         self.alive_since = span.first
         self.placed_before = self.placed
         self.candidate = None
+        self.barren = 0
 
     def _keeps_others(self, chunk: int, source: int) -> bool:
         """Whether the window up to a chunk still holds the newest times of one in eight other sources, or of one."""
-        if self.candidate is not None and self.refused:
+        if self.candidate is not None and self.refused and self._votes() > self.placed - self.said[-1][1]:
             return True  # the others have gone back, and must not
         start = min(chunk - self.window + 1, self.spans[-1].newest)
         since = max(self.spans[-1].first, self.alive_since)
         others = [batch // self.batches for other, batch in enumerate(self.newest_batch) if other != source]
         alive = sorted((newest for newest in others if newest >= since), reverse=True)
-        return not alive or start <= since or alive[max(len(alive) // 8, 1) - 1] >= start
+        return len(alive) <= 1 or start <= since or alive[max(len(alive) // 8, 1) - 1] >= start
 
     def _previous(self, stamp: int) -> tuple[int, int] | str | None:
         if len(self.spans) < 2:
@@ -221,14 +221,27 @@ class ReferenceTimeline:
         time = self._unwrap(span, stamp)
         chunk = time // self.chunk_step + span.shift
         ahead = chunk - span.newest
-        if time % self.step or not -2 * self.window < ahead <= self.max_jump:
+        if time % self.step or not -2 * self.window < ahead <= self.window:
             return None
         if ahead > 0:
             return "implausible_timestamp_heaps"
         return (chunk, time) if time >= 0 and chunk >= span.first else None
 
     def _vote(self, stamp: int) -> bool:
-        if self.candidate is None or self._votes() <= self.placed - self.said[-1][1]:
+        if self.candidate is None:
+            self._stand(stamp)
+            return False
+        self.barren = 0 if self.placed > self.said[-1][1] else self.barren + 1
+        if self._poll(stamp):
+            return True
+        if self.barren < 8 * self.quorum or (self.refused and self._agree(stamp, self.candidate)):
+            return False
+        self._stand(stamp)
+        return True
+
+    def _poll(self, stamp: int) -> bool:
+        assert self.candidate is not None
+        if self._votes() <= self.placed - self.said[-1][1]:
             self._stand(stamp)
             return False
         voice = "for" if self._agree(stamp, self.candidate) else "against"
@@ -267,6 +280,7 @@ class ReferenceTimeline:
         if ahead > 0 and goes_on:
             span.newest = chunk
             self.candidate = None
+            self.barren = 0
             self.alive_since = max(chunk - self.window + 1, 0)
         elif ahead > 0 and not self.resync:
             self._enter(Span(span.first, chunk, span.shift))
@@ -275,7 +289,8 @@ class ReferenceTimeline:
         elif self.resync:
             first = span.newest + self.window
             newest = first + self.window - 1
-            shift = newest - self.candidate // self.chunk_step
+            begins = time if self.candidate % self.step and time % self.step == 0 else self.candidate
+            shift = newest - begins // self.chunk_step
             self._enter(Span(max(first, shift), newest, shift))
         else:
             self.refused = True

@@ -60,6 +60,11 @@ impl Witness for World<'_> {
         self.model.newest[self.stream][self.source].try_into().unwrap()
     }
 
+    fn newest_of_stream(&self) -> Option<u64> {
+        let newest = self.model.newest[self.stream].iter().max()?.div_euclid(self.model.rules.batches);
+        u64::try_from(newest).ok()
+    }
+
     fn others(&self, since: u64, from: u64) -> (u64, u64) {
         let model = self.model;
         let others = (0..model.rules.n_sources).filter(|&i| i != self.source);
@@ -494,4 +499,85 @@ fn stragglers_of_the_time_before_do_not_vote() {
     }
     must_go_on(&mut receiver, 200, 0);
     assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+/// Heaps of all sources but one that are placed into the window, while that one sends what it wants.
+fn others_placed(receiver: &mut Receiver, mad: usize, from: i128, batches: i128, time: impl Fn(i128) -> i128) -> usize {
+    let mut placed = 0;
+    for batch in 0..batches {
+        for source in 0..receiver.rules.n_sources {
+            let at = if source == mad { time(batch) } else { from + batch };
+            let outcome = receiver.heap(at * 4096, source, 0);
+            let in_window = outcome.is_ok_and(|(chunk, _)| receiver.newest[0] - chunk < receiver.rules.window);
+            placed += usize::from(source != mad && in_window);
+        }
+    }
+    placed
+}
+
+#[test]
+fn what_one_mad_source_did_while_all_others_were_silent_is_undone() {
+    let mut receiver = receiver(80, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 0..200 {
+        let _ = receiver.heap((LATER * 4 + batch) * 4096, 7, 0);
+    }
+    let placed = others_placed(&mut receiver, 7, LATER + 400, 400, |batch| LATER * 4 + 200 + batch);
+    assert!(placed >= 79 * 400 - 2 * 80, "{placed} placed");
+}
+
+#[test]
+fn a_clock_that_drifts_after_time_was_refused_takes_nobody_along() {
+    let mut receiver = receiver(80, false, None);
+    must_go_on(&mut receiver, LATER, 0);
+    assert_eq!(receiver.batches(0..3), 0);
+    assert_eq!(receiver.timeline.refusals(), 1);
+    let drift = |batch| LATER + 400 + batch + batch / 4;
+    assert_eq!(others_placed(&mut receiver, 7, LATER + 400, 1000, drift), 79 * 1000);
+}
+
+#[test]
+fn where_nobody_has_a_majority_some_are_received() {
+    for sources in [2, 4, 80] {
+        for resync in [true, false] {
+            let mut receiver = receiver(sources, resync, None);
+            must_go_on(&mut receiver, LATER, 0);
+            let mut placed = 0;
+            for batch in 0..400 {
+                for source in 0..sources as usize {
+                    let time = if source % 2 == 0 { LATER * 3 + batch } else { LATER * 5 + batch };
+                    placed += usize::from(receiver.heap(time * 4096, source, 0).is_ok());
+                }
+            }
+            let half = 200 * sources as usize;
+            assert!(placed >= half * 9 / 10 - 200, "{placed} of {half} placed, {sources} sources, resync {resync}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_after_a_wrap_may_make_sense_only_as_time_was_unwrapped() {
+    // 2^48 is no multiple of the step: so long after the wrap, timestamps by themselves are not multiples of it.
+    let mut receiver = Receiver::new(&layout(3, 8, 4, None), 4, 1, None, true);
+    let begin = RANGE / 3 - 100;
+    must_go_on(&mut receiver, begin, 0);
+    must_go_on(&mut receiver, begin + 400, 0);
+    let from = begin + 300;
+    assert!((from * 3 % RANGE) % 3 != 0);
+    must_go_on(&mut receiver, from, 16);
+}
+
+#[test]
+fn a_slow_source_of_two_does_not_hold_up_the_other() {
+    let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, None, true);
+    must_go_on(&mut receiver, LATER, 0);
+    let mut placed = [0, 0];
+    for batch in 0..2000 {
+        for source in 0..2 {
+            // The second stream has a backlog of five chunks.
+            let time = LATER + 400 + batch - if source == 1 { 40 } else { 0 };
+            placed[source] += usize::from(receiver.heap(time * 4096, source, source).is_ok());
+        }
+    }
+    assert_eq!(placed, [2000, 2000]);
 }

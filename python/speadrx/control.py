@@ -114,7 +114,11 @@ def _drain(reference: weakref.ref[Any]) -> None:
         return
     core = owner._core
     core.finish()
-    done = owner._control.post(owner._streams(), complete=False)
+    try:
+        done = owner._control.post(owner._streams(), complete=False)
+    except BaseException:
+        owner.stop()  # or its consumer would wait for ever
+        raise
     idle_since = time.monotonic()
     while core.done < done:
         if owner.data_ringbuffer.full() or owner.free_ringbuffer.empty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import numbers
 import operator
@@ -170,7 +171,8 @@ def _stop_all() -> None:
     It would want the interpreter back after that is gone, and the process would abort.
     """
     for source in list(_all):
-        source.stop()
+        with contextlib.suppress(Exception):  # the others must stop all the same
+            source.stop()
         source._accounts.settle(_EXIT_PATIENCE)
 
 
@@ -450,10 +452,12 @@ def make_stream(
         restarted: ``stop_on_stop_item`` is then False unless it is given.
     max_jump
         How many chunks a heap may be ahead of the newest chunk. By default, `max_active_chunks` less one, at least 1.
+        With more, a single heap can end all chunks under construction, and one wrong clock do so again and again.
         A heap further ahead is rejected (``implausible_timestamp_heaps``), unless as much time has passed (needs the
         layout's ``tick_rate``), or so many heaps agree that they are in the majority: then time has jumped.
     flush_after
-        Seconds of silence after which to `flush`; needs `resync`. By default, never.
+        Seconds of silence after which to `flush`; needs `resync`. By default, never. It must be more than the longest
+        pause between heaps, for what comes for a chunk that is flushed is too old.
     **kwargs
         Passed to `spead2.recv.StreamConfig`. ``memcpy`` defaults to `spead2.MEMCPY_NONTEMPORAL`. Where heaps have
         several packets that may be reordered, set ``allow_out_of_order=True``: without it, spead2 drops
@@ -668,6 +672,12 @@ def _check_survival(
             raise ValueError(f"flush_after: {flush_after} must be more than 0 seconds, and finite")
         if not resync:
             raise ValueError(f"flush_after: {flush_after} needs resync=True")
+        time = declared.declaration.time if declared is not None else None
+        if time is not None and time.tick_rate is not None and flush_after <= time.step / time.tick_rate:
+            raise ValueError(
+                f"flush_after: {flush_after} must be more than the time between heaps of a source, "
+                f"{time.step / time.tick_rate:g} s"
+            )
 
 
 def _has_own_callback(layout: DeclarativeLayout) -> bool:

@@ -52,7 +52,9 @@ class _Watched:
         return True
 
     def _flush_if_silent(self, owner: Any, placed: int, now: float) -> None:
-        if placed != self._placed:
+        # A stream that waits for its consumer is not silent: what comes next is in the kernel still.
+        waits = owner.free_ringbuffer.empty() or owner.data_ringbuffer.full()
+        if placed != self._placed or waits or not all(sockets.are_read() for sockets in owner._socket_sets):
             self._placed, self._changed = placed, now
         elif self.flush_after is not None and now - self._changed >= self.flush_after:
             owner.flush()  # which does nothing if it is flushed already
@@ -86,6 +88,15 @@ class _Watched:
         self._seen, self._stuck = seen, stuck
 
 
+def _look(one: _Watched, now: float) -> bool:
+    """Look at one; what goes wrong with it must not keep the others from being looked at."""
+    try:
+        return one.look(now)
+    except Exception:
+        logger.exception("a stream is not looked at any more: it will not be flushed when it is silent")
+        return False
+
+
 class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,7 +123,7 @@ class _Watch:
             for one in watched:
                 if due.get(one, now) <= now:
                     due[one] = now + one.interval
-                    if not one.look(now):
+                    if not _look(one, now):
                         gone.append(one)
                         del due[one]
             with self._lock:

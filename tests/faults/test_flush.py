@@ -1,6 +1,7 @@
 """Senders that fall silent, and streams that are stopped, with chunks under construction: all of them come out."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 
@@ -26,6 +27,8 @@ LAYOUT = Layout(
     axes=(Axis(name="antenna", item=ANTENNA_ID, size=ANTENNAS),),
     sources="antenna",
 )
+#: A heap of each antenna every two seconds.
+SLOW = dataclasses.replace(LAYOUT, time=dataclasses.replace(LAYOUT.time, tick_rate=STEP / 2))
 QUORUM = 16
 members = pytest.mark.parametrize("members", [None, 1, 3], ids=["stream", "group of one", "group"])
 
@@ -102,6 +105,24 @@ def test_time_that_passes_in_silence_is_missing(members, fault_report):
         accounting = rx.iterator.accounting
         assert accounting.expected == 106 * BATCHES * ANTENNAS
         assert (accounting.restarts, accounting.epoch_gap_heaps) == (0, 0)
+
+
+@pytest.mark.fault(9)
+def test_stalled_consumer_is_no_silence(fault_report):
+    """Nothing is placed while a stream waits for free chunks, but what comes next is there already."""
+    with receiving(None, flush_after=0.05) as rx:
+        sender = Sender(rx)
+        with rx.pause():
+            sender.simulator.send(InprocSink(rx.queues[0]), 40 * BATCHES + 2)
+            wait_for(lambda: rx.stream.free_ringbuffer.empty())
+            time.sleep(0.5)
+        wait_for(lambda: len(rx.chunks) == 41)
+        rx.finish()
+        missing = rx.iterator.accounting.missing
+        left = residual(rx, [sender.simulator.truth])
+        fault_report(sent=sum(sender.simulator.truth.sent), lost=rx.stat("too_old_heaps"), residual=left)
+        assert rx.stat("too_old_heaps") == left == 0
+        assert missing == 2 * ANTENNAS, "the rest of the last chunk"
 
 
 @members
@@ -338,17 +359,22 @@ def test_control_item_is_one_that_the_layout_has_no_use_for():
         ({"resync": True, "flush_after": float("inf")}, ValueError, "flush_after: inf must be more than 0 seconds"),
         ({"resync": True, "flush_after": "1"}, TypeError, "flush_after: given '1', but wanted a number of seconds"),
         ({"flush_after": 1}, ValueError, "flush_after: 1 needs resync=True"),
+        (
+            {"layout": SLOW, "resync": True, "flush_after": 0.5},
+            ValueError,
+            "flush_after: 0.5 must be more than the time between heaps of a source, 2 s",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, message):
+    common = {
+        "layout": LAYOUT,
+        "max_active_chunks": WINDOW,
+        "data_ringbuffer": spead2.recv.ChunkRingbuffer(1),
+        "free_ringbuffer": spead2.recv.ChunkRingbuffer(1),
+    }
     with pytest.raises(error, match=message):
-        speadrx.make_stream(
-            layout=LAYOUT,
-            max_active_chunks=WINDOW,
-            data_ringbuffer=spead2.recv.ChunkRingbuffer(1),
-            free_ringbuffer=spead2.recv.ChunkRingbuffer(1),
-            **arguments,
-        )
+        speadrx.make_stream(**common | arguments)
 
 
 def test_flush_needs_resync():

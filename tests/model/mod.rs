@@ -51,6 +51,10 @@ pub struct Model {
     candidate: Option<i128>,
     said: Vec<Voice>,
     refused: bool,
+    /// Votes since a heap was last placed.
+    barren: i128,
+    /// Whether the last span began with a flush.
+    flushed: bool,
     /// When the last heap was judged.
     asked: Option<u64>,
     /// Source and timestamp of the last heap that had jumped to what time it was.
@@ -76,6 +80,8 @@ impl Model {
             candidate: None,
             said: Vec::new(),
             refused: false,
+            barren: 0,
+            flushed: false,
             asked: None,
             sighting: None,
             promptest: None,
@@ -127,6 +133,8 @@ impl Model {
 
     fn enter(&mut self, span: Span, restart: bool) {
         self.spans.push(span);
+        self.flushed = false;
+        self.barren = 0;
         self.alive_since = span.first;
         self.restarts += usize::from(restart);
         self.placed_before = self.placed;
@@ -191,11 +199,10 @@ impl Model {
         if placeable && -2 * window < ahead && ahead < 0 {
             return Ok((chunk, time));
         }
-        let own = self.newest[stream][source];
-        if placeable && ahead < 0 && own >= span.first * self.rules.batches && self.batch(chunk, time) > own {
-            return Ok((chunk, time));
+        if let Some(found) = self.lagging(stamp, source, stream) {
+            return Ok(found);
         }
-        if (aligned || self.aligned(stamp)) && self.vote(stamp) {
+        if ((aligned && time >= 0) || self.aligned(stamp)) && self.vote(stamp) {
             return self.win(stamp, source, now);
         }
         if !aligned {
@@ -214,7 +221,7 @@ impl Model {
     }
 
     fn keeps_others(&self, chunk: i128, source: usize) -> bool {
-        if self.candidate.is_some() && self.refused {
+        if self.candidate.is_some() && self.refused && self.votes() > self.placed - self.placed_then() {
             return true; // the others have gone back, and must not
         }
         self.others_reached((chunk - self.rules.window + 1).min(self.spans.last().unwrap().newest), source)
@@ -231,7 +238,10 @@ impl Model {
         let mut alive: Vec<i128> = others.filter(|&newest| newest >= since).collect();
         alive.sort_unstable_by(|a, b| b.cmp(a));
         let rank = (alive.len() / 8).max(1);
-        self.rules.n_sources == 1 || chunk <= since || alive.get(rank - 1).is_none_or(|&newest| newest >= chunk)
+        self.rules.n_sources == 1
+            || chunk <= since
+            || alive.len() == 1
+            || alive.get(rank - 1).is_none_or(|&newest| newest >= chunk)
     }
 
     fn outage(&mut self, span: Span, stamp: i128, source: usize, asked: Option<u64>, now: u64) -> Option<(i128, i128)> {
@@ -257,7 +267,7 @@ impl Model {
         let time = self.unwrap(*span, stamp);
         let chunk = self.chunk(*span, time);
         let ahead = chunk - span.newest;
-        if !self.aligned(time) || ahead > self.rules.max_jump || ahead <= -2 * self.rules.window {
+        if !self.aligned(time) || ahead > self.rules.window || ahead <= -2 * self.rules.window {
             return None;
         }
         if ahead > 0 {
@@ -282,10 +292,57 @@ impl Model {
         votes
     }
 
-    fn vote(&mut self, stamp: i128) -> bool {
-        let placed_then = self.said.last().map_or(0, |voice| match voice {
+    fn placed_then(&self) -> i128 {
+        self.said.last().map_or(0, |voice| match voice {
             Voice::For(placed) | Voice::Against(placed) => *placed,
-        });
+        })
+    }
+
+    /// A heap that its stream is late with, since it is behind the window with all that it has.
+    fn lagging(&self, stamp: i128, source: usize, stream: usize) -> Option<(i128, i128)> {
+        let own = self.newest[stream][source];
+        let newest_of_stream = self.newest[stream].iter().max()?.div_euclid(self.rules.batches);
+        let now = self.spans.last()?;
+        if newest_of_stream < 0 || newest_of_stream > now.newest - self.rules.window {
+            return None;
+        }
+        let flushed = self.spans.iter().rev().nth(1).filter(|_| self.flushed);
+        for &span in [Some(now), flushed].into_iter().flatten() {
+            let time = self.unwrap(span, stamp);
+            let chunk = self.chunk(span, time);
+            let placeable = self.aligned(time) && time >= 0 && chunk >= span.first && chunk <= span.newest;
+            if placeable && own >= span.first * self.rules.batches && self.batch(chunk, time) > own {
+                return Some((chunk, time));
+            }
+        }
+        None
+    }
+
+    /// Whether the vote for a time is won, after which it is the candidate.
+    fn vote(&mut self, stamp: i128) -> bool {
+        let had_candidate = self.candidate.is_some();
+        let placed_then = self.placed_then();
+        if had_candidate {
+            self.barren = if self.placed > placed_then { 0 } else { self.barren + 1 };
+        }
+        if self.poll(stamp, placed_then) {
+            return true;
+        }
+        let is_refused = self.refused && self.agree(stamp, self.candidate.unwrap());
+        if had_candidate && self.barren >= 8 * self.quorum() && !is_refused {
+            self.stand(stamp);
+            return true;
+        }
+        false
+    }
+
+    fn stand(&mut self, stamp: i128) {
+        self.candidate = Some(stamp);
+        self.refused = false;
+        self.said = vec![Voice::For(self.placed)];
+    }
+
+    fn poll(&mut self, stamp: i128, placed_then: i128) -> bool {
         let standing = self.candidate.filter(|_| self.votes() > self.placed - placed_then);
         if let Some(candidate) = standing {
             let agrees = self.agree(stamp, candidate);
@@ -297,9 +354,7 @@ impl Model {
                 return self.votes() >= self.quorum() && !self.refused;
             }
         }
-        self.candidate = Some(stamp);
-        self.refused = false;
-        self.said = vec![Voice::For(self.placed)];
+        self.stand(stamp);
         false
     }
 
@@ -317,18 +372,21 @@ impl Model {
         if ahead > 0 && goes_on {
             self.spans.last_mut().unwrap().newest = chunk;
             self.candidate = None;
+            self.barren = 0;
             self.alive_since = (chunk - window + 1).max(0);
         } else if ahead > 0 && !self.rules.resync {
-            let first = span.first;
+            let (first, flushed) = (span.first, self.flushed);
             self.enter(Span { first, newest: chunk, shift: span.shift }, true);
             // It is the same run of chunks still.
             let last = self.spans.pop().unwrap();
             *self.spans.last_mut().unwrap() = last;
+            self.flushed = flushed;
             self.alive_since = (chunk - window + 1).max(0);
         } else if self.rules.resync {
             let first = span.newest + self.rules.reach;
             let newest = first + window - 1;
-            let shift = newest - candidate / self.chunk_step();
+            let begins = if self.aligned(candidate) || !self.aligned(time) { candidate } else { time };
+            let shift = newest - begins.div_euclid(self.chunk_step());
             self.enter(Span { first: shift.max(first), newest, shift }, true);
         } else {
             self.refused = true;
@@ -354,6 +412,7 @@ impl Model {
         }
         let control = span.newest + self.rules.reach;
         let shift = span.shift + control - span.newest;
+        self.flushed = true;
         self.spans.push(Span { first: control + 1, newest: control, shift });
         self.alive_since = control + 1;
         Some(control)
