@@ -3,6 +3,8 @@
 They are what the benchmarks compare with. Each takes its layout's numbers as compile-time constants, and
 checks what such code checks, and no more: heap length, the items that it needs, alignment of the timestamp,
 and the range of the antenna or the channel. Nothing of speadrx is imported here.
+
+The last two are no code that anybody would use: they check nothing, and are the floor for end-to-end measurements.
 """
 
 from __future__ import annotations
@@ -145,5 +147,44 @@ def tied_array(layout: TiedArrayChannelisedVoltageLayout) -> Any:
         data[0].chunk_id = batch // batches
         data[0].heap_index = (user_data[0].pol * batches + batch % batches) * substreams + substream
         data[0].heap_offset = data[0].heap_index * heap_bytes
+
+    return place
+
+
+def shifts(layout: AntennaChannelisedVoltageLayout) -> Any:
+    """As `antenna_channelised`, for numbers that are powers of two: shifts and additions, without a single check."""
+    heap_bytes = layout.heap_bytes
+    step_bits, chunk_bits, ant_bits = (
+        (n - 1).bit_length() for n in (layout.heap_timestamp_step, layout.chunk_timestamp_step, layout.n_ants)
+    )
+    if (1 << step_bits, 1 << chunk_bits, 1 << ant_bits) != (
+        layout.heap_timestamp_step,
+        layout.chunk_timestamp_step,
+        layout.n_ants,
+    ):
+        raise ValueError("shifts: needs powers of two")
+    batch_mask = layout.chunk_batches - 1
+
+    @numba.cfunc(_signature(common_user_data), nopython=True)
+    def place(data_ptr, data_size, user_data_ptr):  # type: ignore[no-untyped-def]
+        data = numba.carray(data_ptr, 1)
+        items = numba.carray(intp_to_voidptr(data[0].items), 3, np.int64)
+        timestamp = items[0]
+        data[0].chunk_id = timestamp >> chunk_bits
+        data[0].heap_index = ((timestamp >> step_bits & batch_mask) << ant_bits) + items[2]
+        data[0].heap_offset = data[0].heap_index * heap_bytes
+
+    return place
+
+
+def fixed() -> Any:
+    """Every heap goes to the first slot of the first chunk."""
+
+    @numba.cfunc(_signature(common_user_data), nopython=True)
+    def place(data_ptr, data_size, user_data_ptr):  # type: ignore[no-untyped-def]
+        data = numba.carray(data_ptr, 1)
+        data[0].chunk_id = 0
+        data[0].heap_index = 0
+        data[0].heap_offset = 0
 
     return place

@@ -12,7 +12,7 @@ use crate::error::LayoutError;
 use crate::group::Group;
 use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
 use crate::ledger::{Ledger, Slots};
-use crate::place::{Heap, Items, Plan, Slot, source};
+use crate::place::{Heap, Items, Plan, Slot, kind, source};
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -136,37 +136,37 @@ impl Context {
     /// The callback for this context, which must be passed to it as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        if self.plan.is_uncommon() {
-            return general;
-        }
-        match self.n_axes {
-            0 => self.with_axes::<0>(),
-            1 => self.with_axes::<1>(),
-            2 => self.with_axes::<2>(),
-            3 => self.with_axes::<3>(),
+        match (self.n_axes, self.plan.kind()) {
+            (_, kind::UNCOMMON) => general,
+            (0, _) => self.with_axes::<0, { kind::COMMON }>(),
+            (1, kind::UNIT) => self.with_axes::<1, { kind::UNIT }>(),
+            (1, kind::POWER) => self.with_axes::<1, { kind::POWER }>(),
+            (1, _) => self.with_axes::<1, { kind::COMMON }>(),
+            (2, _) => self.with_axes::<2, { kind::COMMON }>(),
+            (3, _) => self.with_axes::<3, { kind::COMMON }>(),
             _ => general,
         }
     }
 
-    fn with_axes<const N: usize>(&self) -> PlaceFn {
+    fn with_axes<const N: usize, const KIND: u8>(&self) -> PlaceFn {
         match &*self.side {
-            [] => self.with_side_item::<N, 0, 0>(),
+            [] => self.with_side_item::<N, KIND, 0, 0>(),
             [field] => match field.dtype {
-                SideType::U8 => self.with_side_item::<N, 1, 1>(),
-                SideType::U16 => self.with_side_item::<N, 1, 2>(),
-                SideType::U32 => self.with_side_item::<N, 1, 4>(),
-                SideType::U64 => self.with_side_item::<N, 1, 8>(),
+                SideType::U8 => self.with_side_item::<N, KIND, 1, 1>(),
+                SideType::U16 => self.with_side_item::<N, KIND, 1, 2>(),
+                SideType::U32 => self.with_side_item::<N, KIND, 1, 4>(),
+                SideType::U64 => self.with_side_item::<N, KIND, 1, 8>(),
             },
             _ => general,
         }
     }
 
-    fn with_side_item<const N: usize, const SIDE: usize, const BYTES: usize>(&self) -> PlaceFn {
+    fn with_side_item<const N: usize, const KIND: u8, const SIDE: usize, const BYTES: usize>(&self) -> PlaceFn {
         match (self.n_required, self.plan.is_dense()) {
-            (0, true) => common::<N, SIDE, BYTES, 0, true>,
-            (0, false) => common::<N, SIDE, BYTES, 0, false>,
-            (1, true) => common::<N, SIDE, BYTES, 1, true>,
-            (1, false) => common::<N, SIDE, BYTES, 1, false>,
+            (0, true) => common::<N, KIND, SIDE, BYTES, 0, true>,
+            (0, false) => common::<N, KIND, SIDE, BYTES, 0, false>,
+            (1, true) => common::<N, KIND, SIDE, BYTES, 1, true>,
+            (1, false) => common::<N, KIND, SIDE, BYTES, 1, false>,
             _ => general,
         }
     }
@@ -221,7 +221,7 @@ impl Context {
         }
         // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
         let chunk = slot.chunk.wrapping_sub(window.first_chunk);
-        self.ledger.count(slots, slot.source, slot.batch, chunk, window.newest(), slot.at);
+        self.ledger.count(slots, slot.source, slot.batch, chunk, slot.at);
         Ok(slot)
     }
 
@@ -251,7 +251,7 @@ impl Context {
     }
 }
 
-/// The callback of layouts with `N` item axes, none of them uncommon, `SIDE` (0 or 1) side items of `BYTES` bytes, and
+/// The callback of layouts with `N` item axes, of the [`kind`] `KIND`, `SIDE` (0 or 1) side items of `BYTES` bytes, and
 /// `REQUIRED` required items.
 ///
 /// # Safety
@@ -262,6 +262,7 @@ impl Context {
 /// null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
+    const KIND: u8,
     const SIDE: usize,
     const BYTES: usize,
     const REQUIRED: usize,
@@ -282,7 +283,7 @@ unsafe extern "C" fn common<
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
     let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<DENSE, false, BYTES>(data, context, &items) };
+    unsafe { place_heap::<DENSE, KIND, BYTES>(data, context, &items) };
 }
 
 /// The callback of all other layouts.
@@ -308,7 +309,7 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     };
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<false, true, MANY>(data, context, &items) };
+    unsafe { place_heap::<false, { kind::UNCOMMON }, MANY>(data, context, &items) };
 }
 
 /// Place a heap on the fast path, or leave it.
@@ -320,14 +321,14 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>(
+unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     data: &mut ChunkPlaceData,
     context: &Context,
     items: &Items<'_>,
 ) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, slots } = unsafe { &mut *context.state.get() };
-    let Some(slot) = context.plan.place::<DENSE, UNCOMMON>(window, items) else {
+    let Some(slot) = context.plan.place::<DENSE, KIND>(window, items) else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
     };
@@ -337,7 +338,7 @@ unsafe fn place_heap<const DENSE: bool, const UNCOMMON: bool, const SIDE: usize>
     // SAFETY: the caller vouches for everything.
     unsafe { store_side_items::<SIDE>(data, context) };
     let batch = window.first_batch.wrapping_add(slot.batch);
-    context.ledger.count(slots, slot.source, batch, slot.chunk, window.newest(), slot.at);
+    context.ledger.count(slots, slot.source, batch, slot.chunk, slot.at);
 }
 
 /// A heap of which nothing can be told, for spead2 passes a struct that we do not know: it stays rejected.

@@ -38,6 +38,25 @@ impl Divisor {
         Self { inverse: 1, shift }
     }
 
+    /// Whether the divisor is a power of two, for which [`Self::rotated`] is enough.
+    #[must_use]
+    pub const fn is_power_of_two(self) -> bool {
+        self.inverse == 1
+    }
+
+    /// Whether the divisor is 1.
+    #[must_use]
+    pub const fn is_one(self) -> bool {
+        self.inverse == 1 && self.shift == 0
+    }
+
+    /// [`Self::exact`] for a power of two, without the multiplication.
+    #[inline]
+    #[must_use]
+    pub const fn rotated(self, x: u64) -> u64 {
+        x.rotate_right(self.shift)
+    }
+
     /// The quotient if `x` is a multiple of the divisor `d`, otherwise a number above `(2^64 - 1) / d`.
     #[inline]
     #[must_use]

@@ -31,7 +31,7 @@ pub struct Ledger {
     /// Of each source, heaps placed into a slot of the window that had one already.
     duplicates: Arc<[AtomicU64]>,
     /// Placed heaps of the newest chunk, by how many batches they are behind the newest: 0, 1, 2-3, 4-7, ...
-    late_batches: Arc<[AtomicU64; LATE_BATCHES]>,
+    late_batches: Arc<LateBatches>,
     /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those beyond the window.
     late_chunks: Arc<[AtomicU64]>,
     /// For each reason, rejected heaps of each source, and then those whose source is unknown.
@@ -42,6 +42,16 @@ pub struct Ledger {
     batches: u64,
 }
 
+/// Counts by lateness. Most heaps are few batches late: each such number has a counter of its own, and only the reader
+/// takes logarithms of it.
+#[derive(Debug)]
+struct LateBatches {
+    near: [AtomicU64; NEAR_BATCHES],
+    /// Those that are not near, by the number of bits.
+    far: [AtomicU64; LATE_BATCHES],
+}
+
+const NEAR_BATCHES: usize = 64;
 /// As many as the highest bit of a number has positions, so that none needs a check.
 const LATE_BATCHES: usize = 64;
 /// A window has less than 2^31 batches: no heap gets into the buckets beyond.
@@ -52,7 +62,9 @@ const USED_LATE_BATCHES: usize = 33;
 pub struct Slots {
     /// The newest batch placed, counted from chunk 0.
     newest_batch: u64,
-    /// Where in `bits` the newest chunk begins.
+    /// The newest chunk, counted from the start of the window.
+    newest: u64,
+    /// Where in `bits` it begins.
     newest_row: u64,
     /// Where in `bits` each chunk of the window begins, oldest chunk first.
     rows: Box<[u64]>,
@@ -100,7 +112,7 @@ impl Ledger {
         Self {
             sources: (0..layout.n_sources()).map(source).collect(),
             duplicates: zeros(layout.n_sources()),
-            late_batches: Arc::new(std::array::from_fn(|_| AtomicU64::new(0))),
+            late_batches: Arc::new(LateBatches::new()),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
             epochs: Arc::clone(epochs),
@@ -125,49 +137,59 @@ impl Ledger {
     #[must_use]
     pub fn placed_in_window(&self) -> u64 {
         let within = self.late_chunks.split_last().map_or(&[] as &[_], |(_, within)| within);
-        self.late_batches.iter().chain(within).fold(0, |sum, counter| sum.wrapping_add(counter.load(Relaxed)))
+        let LateBatches { near, far } = &*self.late_batches;
+        near.iter().chain(far).chain(within).fold(0, |sum, counter| sum.wrapping_add(counter.load(Relaxed)))
     }
 
-    /// Count a placed heap: `batch` is counted from chunk 0, `chunk` from the start of the window, `newest` is the newest
-    /// chunk, counted likewise.
+    /// Count a placed heap: `batch` is counted from chunk 0, `chunk` from the start of the window.
     ///
     /// In a chunk outside the window no slots are marked, so no duplicates are found there.
     #[inline(always)]
-    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, newest: u64, at: Place) {
+    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, at: Place) {
         let Some(counters) = get(&self.sources, source) else { return };
         increment(&counters.placed);
         let newest_batch = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
         counters.newest.store(newest_batch.cast_unsigned(), Relaxed);
-        let row = if chunk == newest {
-            // The bits of a number are the index of the highest bit of twice that and one, which is never 0.
-            let bits = |behind: u64| (behind.wrapping_mul(2) | 1).ilog2() as usize;
-            if let Some(behind) = slots.newest_batch.checked_sub(batch) {
-                self.late_batches.get(bits(behind)).into_iter().for_each(increment);
-            } else {
-                slots.newest_batch = batch;
-                let [on_time, ..] = &*self.late_batches;
-                increment(on_time);
-            }
-            slots.newest_row
-        } else {
-            self.late(newest.wrapping_sub(chunk));
-            let Some(row) = get(&slots.rows, chunk) else { return };
-            *row
-        };
-        let Some(word) = slots.bits.get_mut(row.wrapping_add(at.index >> 6) as usize) else { return };
-        let old = *word;
-        *word |= 1_u64.wrapping_shl(at.index as u32);
-        if *word == old {
-            self.duplicate(source);
+        if chunk != slots.newest {
+            return self.count_late(slots, source, chunk, at.index);
         }
+        let LateBatches { near, far } = &*self.late_batches;
+        let behind = slots.newest_batch.wrapping_sub(batch);
+        if let Some(counter) = get(near, behind) {
+            increment(counter);
+        } else if behind.cast_signed() < 0 {
+            unlikely();
+            slots.newest_batch = batch;
+            let [on_time, ..] = near;
+            increment(on_time);
+        } else {
+            unlikely();
+            far.get(bits(behind)).into_iter().for_each(increment);
+        }
+        let row = slots.newest_row;
+        self.mark(slots, source, row, at.index);
     }
 
-    /// Count a placed heap that is `chunks` behind the newest; beyond the window for any number larger than that.
+    /// Note that a slot is filled: the one with this index, in the chunk that begins at `row`.
+    #[inline(always)]
+    fn mark(&self, slots: &mut Slots, source: u64, row: u64, index: u64) {
+        let Some(word) = slots.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return };
+        let bit = 1_u64.wrapping_shl(index as u32);
+        if *word & bit != 0 {
+            return self.duplicate(source);
+        }
+        *word |= bit;
+    }
+
+    /// Count by lateness what is not in the newest chunk; what is newer than that in number lies before the window.
     #[cold]
-    fn late(&self, chunks: u64) {
+    #[inline(never)]
+    fn count_late(&self, slots: &mut Slots, source: u64, chunk: u64, index: u64) {
+        let chunks = slots.newest.wrapping_sub(chunk);
         let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
-        if let Some(bucket) = bucket {
-            increment(bucket);
+        bucket.into_iter().for_each(increment);
+        if let Some(&row) = get(&slots.rows, chunk) {
+            self.mark(slots, source, row, index);
         }
     }
 
@@ -229,12 +251,40 @@ impl Snapshot {
         {
             add(sums, counters.iter());
         }
-        let newest_chunk = add(&mut self.late_batches, ledger.late_batches.iter());
+        let newest_chunk = ledger.late_batches.add_to(&mut self.late_batches);
         if let Some((sum, older)) = self.late_chunks.split_first_mut() {
             *sum = sum.wrapping_add(newest_chunk);
             add(older, ledger.late_chunks.iter());
         }
     }
+}
+
+impl LateBatches {
+    fn new() -> Self {
+        Self { near: std::array::from_fn(|_| AtomicU64::new(0)), far: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
+    /// Add the counts to sums by the number of bits, and return what was added altogether.
+    fn add_to(&self, sums: &mut [u64]) -> u64 {
+        let near_total = self.near.iter().zip(0_u64..).fold(0_u64, |total, (counter, behind)| {
+            let count = counter.load(Relaxed);
+            if let Some(sum) = sums.get_mut(bits(behind)) {
+                *sum = sum.wrapping_add(count);
+            }
+            total.wrapping_add(count)
+        });
+        near_total.wrapping_add(add(sums, self.far.iter()))
+    }
+}
+
+/// Keeps what calls it out of the way of what does not.
+#[cold]
+fn unlikely() {}
+
+/// The number of bits: that of the highest bit of twice the number and one, which is never 0.
+#[inline(always)]
+fn bits(number: u64) -> usize {
+    (number.wrapping_mul(2) | 1).ilog2() as usize
 }
 
 /// Add counters to sums, and return what was added altogether.
@@ -258,6 +308,7 @@ impl Slots {
         let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
         Self {
             newest_batch: 0,
+            newest: 0,
             newest_row: 0,
             rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
             bits: vec![0; window.wrapping_mul(words) as usize].into(),
@@ -272,6 +323,7 @@ impl Slots {
             self.bits.iter_mut().skip(*row as usize).take(self.words as usize).for_each(|word| *word = 0);
         }
         self.rows.rotate_left(moved);
+        self.newest = newest;
         self.newest_row = get(&self.rows, newest).copied().unwrap_or(0);
     }
 }

@@ -96,7 +96,21 @@ pub struct Plan {
     base: OnAxes,
     axes: [AxisPlan; MAX_ITEM_AXES],
     dense: bool,
+    kind: u8,
     layout: Arc<Layout>,
+}
+
+/// What the fast path is compiled for. A higher kind asks for more of the layout, and does less for a heap.
+pub mod kind {
+    /// Some axis has a list of values, or both a step and a shift or mask.
+    pub const UNCOMMON: u8 = 0;
+    /// Every axis has either a step, or a shift and a mask.
+    pub const COMMON: u8 = 1;
+    /// The only item axis is the last axis and that of the sources. The steps of time and of this axis are powers of two,
+    /// and nothing is masked or shifted: division is a rotation.
+    pub const POWER: u8 = 2;
+    /// Likewise, and the step of the axis is 1: the value is the index.
+    pub const UNIT: u8 = 3;
 }
 
 impl Plan {
@@ -122,6 +136,7 @@ impl Plan {
             base: OnAxes { at: geometry.base(), source: geometry.source() },
             axes: [AxisPlan::UNUSED; MAX_ITEM_AXES],
             dense: true,
+            kind: kind::COMMON,
             layout: Arc::clone(layout),
         };
         for (position, (dimension, &offset)) in layout.dimensions.iter().zip(geometry.strides()).enumerate() {
@@ -136,7 +151,24 @@ impl Plan {
                 }
             }
         }
+        plan.kind = plan.find_kind();
         Ok(plan)
+    }
+
+    fn find_kind(&self) -> u8 {
+        if self.axes.iter().any(|axis| axis.uncommon) {
+            return kind::UNCOMMON;
+        }
+        let [axis, ..] = &self.axes;
+        let time = self.step.is_power_of_two() && self.time_mask == u64::MAX;
+        let sole = self.layout.axes.len() == 1 && axis.stride.index == 1 && axis.source != 0;
+        if !time || !sole || axis.mask != u64::MAX || !axis.divisor.is_power_of_two() {
+            kind::COMMON
+        } else if axis.divisor.is_one() {
+            kind::UNIT
+        } else {
+            kind::POWER
+        }
     }
 
     /// Whether every heap lies at its index times the heap's size.
@@ -151,24 +183,28 @@ impl Plan {
         &self.layout
     }
 
-    /// Whether an axis has a list of values, or both a step and a shift or mask.
+    /// The most special [`kind`] that the layout is of.
     #[must_use]
-    pub fn is_uncommon(&self) -> bool {
-        self.axes.iter().any(|axis| axis.uncommon)
+    pub fn kind(&self) -> u8 {
+        self.kind
     }
 
     /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
     ///
-    /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be true only if
-    /// [`Plan::is_dense`], and `UNCOMMON` must be true if [`Plan::is_uncommon`]. With slices of constant length the
+    /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be
+    /// true only if [`Plan::is_dense`], and `KIND` must not be above [`Plan::kind`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
     #[must_use]
-    pub fn place<const DENSE: bool, const UNCOMMON: bool>(&self, window: &Window, items: &Items<'_>) -> Option<Slot> {
+    pub fn place<const DENSE: bool, const KIND: u8>(&self, window: &Window, items: &Items<'_>) -> Option<Slot> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
         // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
-        let since = (items.time.cast_unsigned() & self.time_mask).wrapping_sub(window.base);
-        let batch = self.step.exact(since);
+        let time = items.time.cast_unsigned();
+        let batch = if KIND <= kind::COMMON {
+            self.step.exact((time & self.time_mask).wrapping_sub(window.base))
+        } else {
+            self.step.rotated(time.wrapping_sub(window.base))
+        };
         let mut good = (batch < window.limit) & (items.heap_length.cast_unsigned() == self.heap_bytes);
         let mut absent = items.required.iter().fold(0, |all, item| all | item);
         let chunk = self.per_chunk.quotient(batch);
@@ -176,14 +212,26 @@ impl Plan {
         let mut on = self.base;
         on.step(self.time, in_chunk, 0, DENSE);
         for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
-            absent |= item;
-            let index = if UNCOMMON && axis.uncommon {
-                self.layout.axes.get(i).and_then(|axis| axis.index(item.cast_unsigned())).unwrap_or(u64::MAX)
-            } else {
-                axis.divisor.exact(item.cast_unsigned()) & axis.mask
+            // Without shift and mask no value of the axis is negative, so none that is divides to an index.
+            if KIND <= kind::COMMON {
+                absent |= item;
+            }
+            let item = item.cast_unsigned();
+            let index = match KIND {
+                kind::UNIT => item,
+                kind::POWER => axis.divisor.rotated(item),
+                kind::UNCOMMON if axis.uncommon => {
+                    self.layout.axes.get(i).and_then(|axis| axis.index(item)).unwrap_or(u64::MAX)
+                }
+                _ => axis.divisor.exact(item) & axis.mask,
             };
             good &= index < axis.size;
-            on.step(axis.stride, index, axis.source, DENSE);
+            if KIND <= kind::COMMON {
+                on.step(axis.stride, index, axis.source, DENSE);
+            } else {
+                on.step(Place { index: 1, ..axis.stride }, index, 0, DENSE);
+                on.source = index;
+            }
         }
         if DENSE {
             on.at.offset = on.at.index.wrapping_mul(self.heap_bytes);

@@ -573,10 +573,10 @@ fn a_slow_source_of_two_does_not_hold_up_the_other() {
     must_go_on(&mut receiver, LATER, 0);
     let mut placed = [0, 0];
     for batch in 0..2000 {
-        for source in 0..2 {
+        for (source, placed) in placed.iter_mut().enumerate() {
             // The second stream has a backlog of five chunks.
             let time = LATER + 400 + batch - if source == 1 { 40 } else { 0 };
-            placed[source] += usize::from(receiver.heap(time * 4096, source, source).is_ok());
+            *placed += usize::from(receiver.heap(time * 4096, source, source).is_ok());
         }
     }
     assert_eq!(placed, [2000, 2000]);

@@ -7,7 +7,7 @@ use speadrx::abi::{ChunkPlaceData, PlaceFn};
 use speadrx::callback::Context;
 use speadrx::group::Group;
 use speadrx::layout::Layout;
-use speadrx::place::{Heap, Items, Plan};
+use speadrx::place::{Heap, Items, Plan, kind};
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::Rules;
@@ -57,7 +57,7 @@ pub struct Alone {
 /// # Safety
 ///
 /// `context` points to an [`Alone`] that nobody else uses, `data` to what spead2 passes.
-unsafe extern "C" fn place_alone<const SIDE: usize, const REQUIRED: usize, const DENSE: bool>(
+unsafe extern "C" fn place_alone<const KIND: u8, const SIDE: usize, const REQUIRED: usize, const DENSE: bool>(
     data: *mut ChunkPlaceData,
     data_size: usize,
     context: *mut c_void,
@@ -71,7 +71,7 @@ unsafe extern "C" fn place_alone<const SIDE: usize, const REQUIRED: usize, const
     let (head, required) =
         unsafe { (&*data.items.cast::<[i64; 3]>(), &*data.items.add(3 + SIDE).cast::<[i64; REQUIRED]>()) };
     let items = Items { time: head[0], heap_length: head[1], axes: &head[2..], required };
-    let Some(slot) = alone.plan.place::<DENSE, false>(&alone.window, &items) else {
+    let Some(slot) = alone.plan.place::<DENSE, KIND>(&alone.window, &items) else {
         return leave_alone(data, alone, 3 + SIDE + REQUIRED);
     };
     data.chunk_id = alone.window.first_chunk.wrapping_add(slot.chunk).cast_signed();
@@ -189,10 +189,11 @@ impl Feed {
             layout.spec().side_items.len(),
             self.n_items - 3 - layout.spec().side_items.len(),
             self.alone.plan.is_dense(),
+            self.alone.plan.kind(),
         ) {
-            (1, 0, false) => place_alone::<1, 0, false>,
-            (0, 1, true) => place_alone::<0, 1, true>,
-            (0, 0, true) => place_alone::<0, 0, true>,
+            (1, 0, false, kind::COMMON) => place_alone::<{ kind::COMMON }, 1, 0, false>,
+            (0, 1, true, kind::POWER) => place_alone::<{ kind::POWER }, 0, 1, true>,
+            (0, 0, true, kind::UNIT) => place_alone::<{ kind::UNIT }, 0, 0, true>,
             other => panic!("no instance for {other:?}"),
         };
         let context = std::ptr::from_mut(&mut self.alone).cast();

@@ -1,0 +1,117 @@
+//! What the fast path leaves out where the layout allows it must make no difference.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use speadrx::group::Group;
+use speadrx::layout::{Layout, Place};
+use speadrx::ledger::{Ledger, Slots};
+use speadrx::place::{Items, Plan, kind};
+use speadrx::spec::LayoutSpec;
+use speadrx::timeline::Rules;
+use speadrx::window::Window;
+
+const WINDOW: u64 = 4;
+
+fn layout(time: &str, axes: &str, more: &str) -> Arc<Layout> {
+    let toml = format!("heap_bytes = 640\ntime = {{ item = 0x1600, {time} }}\naxes = [{axes}]\n{more}");
+    Arc::new(Layout::new(LayoutSpec::from_toml(&toml).expect("toml")).expect("layout"))
+}
+
+fn plan(layout: &Arc<Layout>) -> Plan {
+    let geometry = layout.geometry(&BTreeMap::new()).expect("geometry");
+    Plan::new(&geometry, WINDOW).expect("plan")
+}
+
+#[test]
+fn the_kind_is_the_most_special_one_that_fits() {
+    let sources = "sources = \"a\"";
+    for (expected, time, axes, more) in [
+        (kind::UNIT, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 5 }"#, sources),
+        (kind::POWER, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 5, step = 64 }"#, sources),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 5, step = 3 }"#, sources),
+        (kind::COMMON, "step = 4095, batches = 3", r#"{ name = "a", item = 0x4101, size = 5 }"#, sources),
+        (
+            kind::COMMON,
+            "step = 4096, batches = 3, align = \"mask\"",
+            r#"{ name = "a", item = 0x4101, size = 5 }"#,
+            sources,
+        ),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 5 }"#, ""),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#, sources),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, shift = 1 }"#, sources),
+        (
+            kind::COMMON,
+            "step = 4096, batches = 3",
+            r#"{ name = "a", item = 0x4101, size = 5 }"#,
+            "sources = \"a\"\norder = [\"a\", \"time\"]",
+        ),
+        (
+            kind::COMMON,
+            "step = 4096, batches = 3",
+            r#"{ name = "a", item = 0x4101, size = 5 }, { name = "b", item = 0x4102, size = 2 }"#,
+            sources,
+        ),
+        (kind::UNCOMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, values = [5, 7] }"#, sources),
+    ] {
+        assert_eq!(plan(&layout(time, axes, more)).kind(), expected, "{time}; {axes}; {more}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn kinds_agree(
+        batch in -2_i64..14,
+        time_off in prop_oneof![4 => Just(0_i64), 1 => -3_i64..3, 1 => any::<i64>()],
+        index in -2_i64..8,
+        item_off in prop_oneof![4 => Just(0_i64), 1 => -3_i64..3, 1 => any::<i64>(), 1 => Just(i64::MIN)],
+        length in prop_oneof![9 => Just(640_i64), 1 => any::<i64>()],
+        required in prop_oneof![9 => Just(7_i64), 1 => Just(-1_i64)],
+        power in any::<bool>(),
+    ) {
+        let step = if power { 64 } else { 1 };
+        let axes = format!(r#"{{ name = "a", item = 0x4101, size = 5, step = {step} }}"#);
+        let layout = layout("step = 4096, batches = 3", &axes, "sources = \"a\"");
+        let plan = plan(&layout);
+        let mut window = Window::new(&layout, WINDOW);
+        window.follow(6, 0, 0);
+        let base = window.base.cast_signed();
+        let items = Items {
+            time: base.wrapping_add(batch * 4096).wrapping_add(time_off),
+            heap_length: length,
+            axes: &[(index * step).wrapping_add(item_off)],
+            required: &[required],
+        };
+        let expected = plan.place::<false, { kind::UNCOMMON }>(&window, &items);
+        prop_assert_eq!(plan.place::<true, { kind::COMMON }>(&window, &items), expected);
+        if power {
+            prop_assert_eq!(plan.place::<true, { kind::POWER }>(&window, &items), expected);
+            prop_assert_eq!(plan.place::<false, { kind::POWER }>(&window, &items), expected);
+        } else {
+            prop_assert_eq!(plan.place::<true, { kind::UNIT }>(&window, &items), expected);
+            prop_assert_eq!(plan.place::<false, { kind::UNIT }>(&window, &items), expected);
+        }
+    }
+}
+
+#[test]
+fn lateness_is_counted_by_its_bits_near_and_far() {
+    let layout = layout("step = 1, batches = 300", "", "");
+    let group = Group::new(Rules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
+    let ledger = Ledger::new(&layout, WINDOW, group.epochs());
+    let mut slots = Slots::new(&layout, WINDOW);
+    slots.slide(0, 0);
+    let mut expected = ledger.snapshot().late_batches;
+    for behind in 0..300_u64 {
+        let batch = 299 - behind;
+        ledger.count(&mut slots, 0, batch, 0, Place { index: batch, offset: 0 });
+        expected[if behind == 0 { 0 } else { behind.ilog2() as usize + 1 }] += 1;
+    }
+    let snapshot = ledger.snapshot();
+    assert_eq!(snapshot.late_batches, expected);
+    assert_eq!((snapshot.late_chunks[0], snapshot.duplicates[0]), (300, 0));
+    assert_eq!(ledger.placed_in_window(), 300);
+}
