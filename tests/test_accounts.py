@@ -367,7 +367,9 @@ def test_kernel_drops_of_many_packets(udp_port):
         unfinished = ledger.placed - accounting.present
         assert unseen > 0
         assert unfinished > 0
-        assert n_packets * unseen + unfinished <= drops <= n_packets * unseen + (n_packets - 1) * unfinished
+        # Those rejected before a jump is believed may lack packets too.
+        partly = unfinished + sum(ledger.rejected.values())
+        assert n_packets * unseen + unfinished <= drops <= n_packets * unseen + (n_packets - 1) * partly
 
 
 # Groups

@@ -113,7 +113,7 @@ def test_skipped(): pass
 @pytest.mark.xfail(reason="not yet")
 def test_not_yet(): assert False
 
-@pytest.mark.fault(4)
+@pytest.mark.fault(10)
 def test_passes(): pass
 
 def test_of_no_fault(): pass
@@ -165,7 +165,7 @@ def test_results(example):
         assert f"`test_example.py::{test}`: **FAILED**" in seen[2]
     assert "`test_example.py::test_skipped`: skipped (needs a telescope)" in seen[3]
     assert "`test_example.py::test_not_yet`: skipped (not yet)" in seen[3]
-    assert seen[4] == "`test_example.py::test_passes`: passed"
+    assert seen[10] == "`test_example.py::test_passes`: passed"
     assert "test_of_no_fault" not in json.dumps(results)
     assert seen[7] == "(not run)"
 
