@@ -26,9 +26,10 @@ from prometheus_client.utils import floatToGoString
 from . import metrics
 from .accounting import Accounts, Consumed
 from .layout import DeclarativeLayout
+from .ledger import Ledger, LedgerSnapshot
 from .readers import SocketSet
 from .stats import LabelSets, StatsCollector
-from .stream import ChunkRingStream, ChunkStreamRingGroup, Ledger, LedgerSnapshot
+from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 __all__ = [
     "ConsumerCollector",
