@@ -236,14 +236,20 @@ class Behind(Array):
 
 
 class Fast(Array):
-    """Two clocks run away from the others, and take the window along; when they are right again, time begins anew."""
+    """Two clocks run away from the others, and take the window along; when they are right again, time begins anew.
+
+    Most heaps come from them, so it is the others whose clocks are taken for wrong.
+    """
 
     resync = True
     odd_sources = frozenset({0, 1})
     odd_first_batch = None
     odd_speed = 4
-    alerts = frozenset({("SpeadrxClocksAhead", "m000"), ("SpeadrxClocksAhead", "m001")})
-    passing_alerts = frozenset({("SpeadrxTimeRestarted", "")})
+    alerts = frozenset(("SpeadrxClockOutlier", source) for source in ("m002", "m003", "m004"))
+    # Before that, they are ahead of the others within the window.
+    passing_alerts = frozenset(
+        {("SpeadrxTimeRestarted", ""), ("SpeadrxClocksAhead", "m000"), ("SpeadrxClocksAhead", "m001")}
+    )
 
 
 class Refused(Array):
