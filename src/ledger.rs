@@ -51,9 +51,10 @@ struct LateBatches {
     far: [AtomicU64; LATE_BATCHES],
 }
 
-const NEAR_BATCHES: usize = 64;
+/// Few for loom, which follows every load of every counter.
+const NEAR_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
 /// As many as the highest bit of a number has positions, so that none needs a check.
-const LATE_BATCHES: usize = 64;
+const LATE_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
 /// A window has less than 2^31 batches: no heap gets into the buckets beyond.
 const USED_LATE_BATCHES: usize = 33;
 
