@@ -7,21 +7,16 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
+from terminals import SPEADRX, environment
+
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-DEMO = [sys.executable, "-m", "speadrx.cli", "demo"]
-
-
-def environment(**changes):
-    """The environment without what makes programs colour their output."""
-    env = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE")}
-    return env | changes
+DEMO = [*SPEADRX, "demo"]
 
 
 def number(text):

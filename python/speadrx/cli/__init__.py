@@ -12,16 +12,11 @@ def main() -> None:
         When the command has ended, or the packages that the command line needs are not installed.
     """
     try:
-        import click
-        import rich  # noqa: F401 (missing it shall be said here, too)
+        import click  # noqa: F401 (missing either shall be said here)
+        import rich  # noqa: F401
     except ModuleNotFoundError as exc:
         raise SystemExit(f"speadrx: {exc.name} is not installed; do: pip install 'speadrx[cli]'") from None
 
-    from speadrx import _core
+    from .group import group
 
-    from .demo import demo
-    from .top import top
-
-    group = click.Group("speadrx", commands=[demo, top], help="Receive SPEAD streams; every heap is accounted for.")
-    click.version_option(_core.__version__, prog_name="speadrx")(group)
     group()

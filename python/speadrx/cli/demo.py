@@ -34,6 +34,8 @@ from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
 from speadrx.stats import StatsCollector
 from speadrx.stream import ChunkRingStream, add_reader, make_stream
 
+from .interrupt import interruptible
+
 #: Four digitisers of two polarisations: 4096 samples of 10 bits a heap, a heap a packet.
 LAYOUT = Layout(
     name="demo",
@@ -139,28 +141,6 @@ def _sender(port: int, seconds: float, rate: float, seed: int) -> Iterator[subpr
         yield process
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; the second acts as ever."""
-    interrupted = threading.Event()
-    old: dict[int, Any] = {}
-
-    def restore() -> None:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
-
-    def note(signum: int, frame: object) -> None:
-        interrupted.set()
-        restore()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        old[signum] = signal.signal(signum, note)
-    try:
-        yield interrupted
-    finally:
-        restore()
-
-
 def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> Sent:
     """Wait for the sender's report, and tell it to stop when interrupted."""
     assert sender.stdin is not None
@@ -252,7 +232,7 @@ def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], 
     )
     with contextlib.ExitStack() as stack:
         stack.callback(stream.stop)
-        interrupted = stack.enter_context(_interruptible())
+        interrupted = stack.enter_context(interruptible())
         ChunkPool(stream, POOL_CHUNKS)
         port = _free_port()
         add_reader(stream, src=[("127.0.0.1", port)])

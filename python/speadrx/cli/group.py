@@ -1,0 +1,30 @@
+"""The group of all sub-commands, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from speadrx import _core
+
+#: The sub-commands: each is the function of that name in the module of that name.
+COMMANDS = ("demo", "recv", "send", "replay", "inspect", "plot", "doctor", "layout", "bench", "top")
+
+
+class _Group(click.Group):
+    """A group that imports only the command that is run."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        return command
+
+
+group = click.version_option(_core.__version__, prog_name="speadrx")(
+    _Group("speadrx", help="Receive SPEAD streams; every heap is accounted for.")
+)

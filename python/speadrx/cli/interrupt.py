@@ -1,0 +1,31 @@
+"""Ctrl-C and SIGTERM as an end that is noted, so that a command can finish what it is at and sum it up."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Note the first SIGINT or SIGTERM instead of dying of it; the second acts as ever."""
+    interrupted = threading.Event()
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)
+
+    def note(signum: int, frame: object) -> None:
+        interrupted.set()
+        restore()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        old[signum] = signal.signal(signum, note)
+    try:
+        yield interrupted
+    finally:
+        restore()

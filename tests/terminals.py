@@ -1,0 +1,95 @@
+"""The command line as its users run it: in terminals and through pipes."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+SPEADRX = [sys.executable, "-m", "speadrx.cli"]
+# Programs in the background of a shell, as these tests may be, ignore Ctrl-C, and those that they start do, too.
+HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+# Makes the terminal on its stdin its own, so that Ctrl-C typed there reaches it.
+IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {HEEDING}"
+PATIENCE = 30
+
+
+def environment(**changes):
+    """The environment without what changes the output of programs, or the way to servers."""
+    unwanted = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    env = {
+        key: value for key, value in os.environ.items() if key not in unwanted and not key.lower().endswith("_proxy")
+    }
+    return env | {"TERM": "xterm-256color"} | changes
+
+
+def run(*args, code=0, **env):
+    """Run the command; return what it printed, or with another exit code than 0, what it complained of."""
+    result = subprocess.run([*SPEADRX, *args], capture_output=True, text=True, check=False, env=environment(**env))
+    return checked(result.returncode, code, result.stdout, result.stderr)
+
+
+def checked(code, expected, output, errors):
+    """Check how a command ended; return what it printed, or complained of."""
+    assert code == expected, output + errors
+    assert "Traceback" not in errors
+    assert (output if code else errors) == ""
+    return errors if code else output
+
+
+class Terminal:
+    """A terminal in which the command runs, and what has been written to it."""
+
+    def __init__(self, *args, columns, rows):
+        self.master, slave = pty.openpty()
+        self.resize(columns, rows)
+        self.output = ""
+        self.closed = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, *SPEADRX, *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment(),
+            start_new_session=True,
+        )
+        os.close(slave)
+
+    def resize(self, columns, rows):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def read_until(self, enough):
+        deadline = time.monotonic() + PATIENCE
+        while not enough():
+            assert time.monotonic() < deadline, self.output
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self.master, 1 << 16)
+                except OSError:
+                    self.closed = True  # the other side is
+                    assert enough(), self.output
+                    return
+                self.output += data.decode()
+
+    def frames(self):
+        """Screens drawn so far, as lines, without colours. The last may be incomplete."""
+        text = re.sub(r"\x1b\[[\d;]*m", "", self.output)
+        return [frame.replace("\r", "").split("\n") for frame in text.split("\x1b[H") if "\n" in frame]
+
+    def wait(self):
+        """Wait for its end, and return its exit code."""
+        self.read_until(lambda: self.closed)
+        return self.process.wait(PATIENCE)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
