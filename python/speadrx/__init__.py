@@ -9,6 +9,8 @@ from ._core import LayoutError, __version__
 from .chunk import Chunk, ChunkPool
 from .layout import Axis, BaseLayout, Layout, SideItem, TimeAxis
 from .receive import iter_chunks
+from .receiver import Receiver
+from .report import ReceiverStats, RingStats, SourceStats
 from .stream import (
     EVICTION_MODE,
     RECV_SENSOR_TIMEOUT_CHUNKS,
@@ -36,7 +38,11 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LedgerSnapshot",
+    "Receiver",
+    "ReceiverStats",
+    "RingStats",
     "SideItem",
+    "SourceStats",
     "StatsCollector",
     "TimeAxis",
     "__version__",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import weakref
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import spead2.recv
 
+from .memory import allocate, check_available
 from .readers import check_integer
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,11 @@ class ChunkBuffers:
     present_shape: tuple[int, ...] | None = None
     extra_dtype: np.dtype | None = None
     window: int = field(default=0, compare=False)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of all buffers of a chunk."""
+        return (self.data_bytes or 0) + (self.heaps or 0) * (1 + self.heap_extra)
 
     def check(self, data: Any, present: Any, extra: Any) -> None:
         """Check the buffers of a chunk.
@@ -201,18 +206,15 @@ class Chunk(spead2.recv.Chunk):
         self.recycle()
 
 
-def _allocate(n_bytes: int) -> np.ndarray:
-    """Zeroed bytes, aligned to a page, and there already: no page faults in the network thread."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    return np.frombuffer(mmap.mmap(-1, n_bytes, flags=flags), np.uint8)
-
-
 class ChunkPool:
     """Chunks fit for a stream or group, allocated and put into its free ring.
 
     The arrays have the shapes that the layout gives them: ``data`` that of the axes and a heap (flat where
     strides leave gaps between heaps: see `Layout.view`), ``present`` and ``extra`` that of the axes. With a
     layout that is not declarative, all are flat.
+
+    The memory is there before the first heap comes, in huge pages where the kernel gives them, and near to the
+    processor of the stream's thread if `make_stream` was told one (in a group, that of the first stream).
 
     Parameters
     ----------
@@ -228,6 +230,8 @@ class ChunkPool:
         If `sink` was not made by this package, so that its layout is not known, or `n` is not an integer.
     ValueError
         If `n` is less than 1 or more than the free ring has space for.
+    MemoryError
+        If there is not so much memory; the message says how much is asked for. Nothing is allocated then.
     """
 
     #: The chunks.
@@ -254,6 +258,8 @@ class ChunkPool:
                 buffers.window,
                 buffers.window + 1,
             )
+        size = buffers.chunk_bytes
+        check_available(f"chunks: {n} of {size:,} bytes each", n * size)
         self.chunks = tuple(_make_chunk(sink, buffers) for _ in range(n))
         for chunk in self.chunks:
             chunk.recycle()
@@ -262,10 +268,10 @@ class ChunkPool:
         return len(self.chunks)
 
 
-def _make_chunk(sink: ChunkSink, buffers: ChunkBuffers) -> Chunk:
+def _make_chunk(sink: Any, buffers: ChunkBuffers) -> Chunk:
     assert buffers.data_bytes is not None
     assert buffers.heaps is not None
-    data = _allocate(buffers.data_bytes)
+    data = allocate(buffers.data_bytes, sink._processor)
     if buffers.dtype is not None and buffers.shape is not None:
         data = data.view(buffers.dtype).reshape(buffers.shape)
     present_shape = buffers.present_shape or (buffers.heaps,)

@@ -72,6 +72,8 @@ class _Plan:
     control: ControlHeaps | None
     resync: bool
     flush_after: float | None
+    #: Of the first stream's thread; negative for any.
+    processor: int
 
 
 #: All streams and groups.
@@ -115,6 +117,7 @@ class _Receiving(_RingPair):
         self._core = plan.core
         self._control = plan.control
         self._resync = plan.resync
+        self._processor = plan.processor
         self._socket_sets = tuple(SocketSet() for _ in range(n_streams))
         # Of a layout that is not declarative a single source stands for all.
         self._accounts = Accounts(plan.layout.source_labels if isinstance(plan.layout, DeclarativeLayout) else ("0",))
@@ -386,7 +389,7 @@ def make_stream(
     plan = _plan(
         "make_stream",
         layout,
-        1,
+        [affinity],
         spead_items=spead_items,
         max_active_chunks=max_active_chunks,
         rings={"data_ringbuffer": data_ringbuffer, "free_ringbuffer": free_ringbuffer},
@@ -442,7 +445,7 @@ def make_stream_group(
     plan = _plan(
         "make_stream_group",
         layout,
-        len(affinities),
+        affinities,
         spead_items=spead_items,
         max_active_chunks=max_active_chunks,
         rings={"data_ringbuffer": data_ringbuffer, "free_ringbuffer": free_ringbuffer},
@@ -484,7 +487,7 @@ def _thread_pool(affinity: int) -> spead2.ThreadPool:
 def _plan(
     function: str,
     layout: BaseLayout,
-    n_streams: int,
+    affinities: Sequence[int],
     *,
     spead_items: Iterable[int] | None,
     max_active_chunks: int,
@@ -497,6 +500,7 @@ def _plan(
     flush_after: float | None,
     options: dict[str, Any],
 ) -> _Plan:
+    n_streams = len(affinities)
     if not isinstance(layout, BaseLayout):
         raise TypeError(f"layout: given {layout!r}, but wanted a layout, such as speadrx.Layout(...)")
     check_integer("max_active_chunks", max_active_chunks, 1)
@@ -556,6 +560,7 @@ def _plan(
         control=control,
         resync=resync,
         flush_after=flush_after,
+        processor=affinities[0],
     )
     # A stream takes any chunk from its ring, whoever checked it, and writes outside of one that is too small.
     if _ring_buffers.setdefault(rings["free_ringbuffer"], buffers) != buffers:

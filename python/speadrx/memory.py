@@ -1,0 +1,129 @@
+"""Memory for chunks: in huge pages if the kernel gives them, there before it is used, near the thread that fills it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+#: Size of a huge page where that matters; where pages are larger, less is aligned.
+_HUGE_PAGE = 2**21
+
+#: Linux 5.14 has it, the mmap module does not.
+_MADV_POPULATE_WRITE = 23
+
+#: So much is made at a time, so that Ctrl-C gets through: the interpreter's lock is held meanwhile.
+_STEP = 2**26
+
+_CGROUPS = pathlib.Path("/sys/fs/cgroup")
+
+
+def _meminfo_available() -> int | None:
+    for line in pathlib.Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _cgroup_available() -> list[int]:
+    """What the limits of the control groups (version 2) of this process leave."""
+    left = []
+    for line in pathlib.Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+        if not line.startswith("0::/"):
+            continue
+        group = _CGROUPS / line[4:]
+        for directory in (group, *group.parents):
+            try:
+                limit = int((directory / "memory.max").read_text("ascii"))
+                statistics = (directory / "memory.stat").read_text("ascii").splitlines()
+            except (OSError, ValueError):  # a root has no limit, and "max" is none
+                continue
+            # What files take can be given up, so it does not count.
+            used = next((int(row.split()[1]) for row in statistics if row.startswith("anon ")), 0)
+            left.append(max(limit - used, 0))
+    return left
+
+
+def available() -> int | None:
+    """Bytes of memory that this process can still take, as far as the kernel tells; None if it does not."""
+    try:
+        known = [_meminfo_available(), *_cgroup_available()]
+    except OSError:
+        return None
+    return min((bytes_ for bytes_ in known if bytes_ is not None), default=None)
+
+
+def check_available(what: str, n_bytes: int) -> None:
+    """Check that there is so much memory: Linux grants more than there is, and ends the process when it is used.
+
+    Raises
+    ------
+    MemoryError
+        If there is not. The message says what is asked for.
+    """
+    there = available()
+    if there is not None and n_bytes > there:
+        raise MemoryError(f"{what} need {n_bytes:,} bytes of memory, but only {there:,} are available")
+
+
+def allocate(n_bytes: int, processor: int = -1) -> np.ndarray:
+    """Allocate memory that causes no page fault when it is first written to.
+
+    It is aligned to a page, and to a huge page if it is as large.
+
+    Parameters
+    ----------
+    n_bytes
+        Number of bytes, at least 1.
+    processor
+        The memory is taken from the NUMA node of this processor; negative for that of the caller's.
+
+    Returns
+    -------
+    numpy.ndarray
+        Unsigned bytes, all 0.
+
+    Raises
+    ------
+    MemoryError
+        If there is not so much.
+    """
+    huge = n_bytes >= _HUGE_PAGE
+    try:
+        mapping = mmap.mmap(-1, n_bytes + huge * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as exc:
+        raise MemoryError(f"cannot allocate {n_bytes:,} bytes: {exc.strerror}") from None
+    memory = np.frombuffer(mapping, np.uint8)
+    start = -memory.ctypes.data % _HUGE_PAGE if huge else 0
+    if huge:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    _on(processor, lambda: _populate(mapping, start, n_bytes))
+    return memory[start : start + n_bytes]
+
+
+def _populate(mapping: mmap.mmap, start: int, n_bytes: int) -> None:
+    for offset in range(start, start + n_bytes, _STEP):
+        length = min(_STEP, start + n_bytes - offset)
+        try:
+            mapping.madvise(_MADV_POPULATE_WRITE, offset, length)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise MemoryError(f"cannot allocate {n_bytes:,} bytes: {exc.strerror}") from None
+            np.frombuffer(mapping, np.uint8)[offset : offset + length : mmap.PAGESIZE] = 0  # a kernel before 5.14
+
+
+def _on(processor: int, function: Callable[[], object]) -> None:
+    """Call a function on a processor: the kernel takes memory from the node on which it is first written to."""
+    if processor < 0:
+        function()
+        return
+    import concurrent.futures  # most receivers need it not
+
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, [processor])) as pool:
+        pool.submit(function).result()
