@@ -15,6 +15,7 @@ from .accounting import Accounting
 from .chunk import ChunkPool
 from .layout import DeclarativeLayout
 from .ledger import Ledger
+from .memory import check_available
 from .readers import add_reader, check_integer
 from .receive import ChunkIterator, iter_chunks
 from .report import ReceiverStats, report
@@ -158,6 +159,7 @@ class Receiver:
         self.window = settings.window_of(layout, window, tolerance_seconds, tolerance_bytes)
         active = self.window + (threads > 1)
         n_chunks = settings.chunks_of(chunks, active)
+        check_available(f"chunks: {n_chunks} of {layout.chunk_bytes:,} bytes each", n_chunks * layout.chunk_bytes)
         arguments: dict[str, Any] = {
             "layout": layout,
             "max_active_chunks": self.window,

@@ -1,0 +1,116 @@
+"""Memory for chunks is there before it is used."""
+
+import mmap
+import os
+import pathlib
+import re
+import resource
+
+import numpy as np
+import pytest
+import spead2.recv
+
+from speadrx import ChunkPool, Layout, TimeAxis, make_stream, memory
+
+MIB = 2**20
+
+
+def mapping_of(array):
+    """What the kernel says of the mapping that holds an array."""
+    address = array.ctypes.data
+    found = {}
+    inside = False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.endswith(" kB"):
+            name, value = line.split(":")
+            found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+@pytest.mark.parametrize("n_bytes", [1, 4095, 4096, 2 * MIB - 1, 2 * MIB, 3 * MIB + 5])
+def test_alignment(n_bytes):
+    array = memory.allocate(n_bytes)
+    assert (array.dtype, array.shape, array.flags.writeable) == (np.uint8, (n_bytes,), True)
+    assert array.ctypes.data % (2 * MIB if n_bytes >= 2 * MIB else mmap.PAGESIZE) == 0
+    assert not array.any()
+    array[:] = 255
+
+
+def test_no_page_faults():
+    array = memory.allocate(64 * MIB)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    array[:: mmap.PAGESIZE] = 1
+    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    fresh = np.frombuffer(mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    fresh[:: mmap.PAGESIZE] = 1
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before > 16  # what is to be avoided
+    assert faults <= 16
+
+
+def test_huge_pages():
+    setting = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("the kernel gives no huge pages")
+    array = memory.allocate(64 * MIB)
+    assert mapping_of(array)["AnonHugePages"] >= 32 * MIB
+
+
+def test_more_than_there_is():
+    there = memory.available()
+    assert 0 < there < 2**50
+    with pytest.raises(
+        MemoryError, match=r"some chunks need 1,125,899,906,842,624 bytes of memory, but only [\d,]+ are"
+    ):
+        memory.check_available("some chunks", 2**50)
+    with pytest.raises(MemoryError, match=r"cannot allocate 1,152,921,504,606,846,976 bytes: Cannot allocate memory"):
+        memory.allocate(2**60)
+
+
+def test_limit_of_the_control_group(tmp_path, monkeypatch):
+    """The closest limit counts, less what cannot be given up."""
+    group = tmp_path / "a/b"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.stat").write_text("anon 1\nfile 2\n")
+    (tmp_path / "a/memory.max").write_text(f"{100 * MIB}\n")
+    (tmp_path / "a/memory.stat").write_text(f"anon {30 * MIB}\nfile {60 * MIB}\n")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    own = tmp_path / "cgroup"
+    own.write_text("1:name=systemd:/x\n0::/a/b\n")
+    real = pathlib.Path.read_text
+    monkeypatch.setattr(
+        pathlib.Path, "read_text", lambda self, *args: real(own if str(self) == "/proc/self/cgroup" else self, *args)
+    )
+    assert memory.available() == 70 * MIB
+
+
+def test_pool_fails_early():
+    """Nothing is allocated if not all can be."""
+    layout = Layout(heap_bytes=2**30, time=TimeAxis(item=0x1600, step=1, batches=8))
+    stream = make_stream(
+        layout=layout,
+        max_active_chunks=2,
+        data_ringbuffer=spead2.recv.ChunkRingbuffer(100_000),
+        free_ringbuffer=spead2.recv.ChunkRingbuffer(100_000),
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(MemoryError, match=r"chunks: 100000 of 8,589,934,600 bytes each need 858,993,460,000,000 bytes"):
+        ChunkPool(stream, 100_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+    stream.stop()
+
+
+def test_first_written_on_the_processor(monkeypatch):
+    """The kernel takes memory from the node of the processor that first writes to it."""
+    processor = max(os.sched_getaffinity(0))
+    seen = []
+    populate = memory._populate
+    monkeypatch.setattr(memory, "_populate", lambda *args: (seen.append(os.sched_getaffinity(0)), populate(*args)))
+    own = os.sched_getaffinity(0)
+    memory.allocate(4096, processor)
+    memory.allocate(4096)
+    assert seen == [{processor}, own]
+    assert os.sched_getaffinity(0) == own
