@@ -8,6 +8,7 @@ import math
 import socket
 import threading
 import time
+import tracemalloc
 import urllib.request
 
 import numpy as np
@@ -513,3 +514,26 @@ def test_stats_while_receiving():
         sender.join()
     assert reads > 0
     assert speadrx.ReceiverStats is type(now)
+
+
+def test_memory_does_not_grow():
+    """What a chunk takes is given back: nothing is left of a hundred thousand of them."""
+    chunks = 100_000
+    layout = Layout(heap_bytes=8, time=TimeAxis(item=0x1600, step=1, batches=1))
+    queue = spead2.InprocQueue()
+    Simulator(layout, faults=Faults(loss=0.01), seed=3).send(InprocSink(queue), batches=chunks)
+    queue.stop()
+    sizes = []
+    with Receiver(layout, queue) as receiver:
+        tracemalloc.start()
+        try:
+            for i, chunk in enumerate(receiver):
+                with chunk:
+                    # By 5000 the interpreter keeps as many small tuples for reuse as it ever does.
+                    if i % 10_000 == 5000:
+                        sizes.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert receiver.stats().expected >= chunks - 100
+    assert len(sizes) == 10
+    assert max(sizes) - min(sizes) < 4096
