@@ -6,11 +6,15 @@ import pathlib
 import pkgutil
 import re
 import runpy
+import threading
 from typing import Any
 
 import pytest
+import spead2
 
 import speadrx
+from loopback import GROUP_PREFIX, wait_for
+from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("doc/*.md")])
@@ -40,21 +44,61 @@ def test_blocks_run(document, run):
         run(block)
 
 
-def test_readme_receiver(run, tmp_path):
-    """It is short, gets what it says, and its layout is the one shown in TOML."""
-    (receiver,) = code_blocks(ROOT / "README.md", "python")
-    statements = [line for line in receiver.splitlines() if line and not line.startswith(("import", "from"))]
-    assert len(statements) <= 21
-    result = run(receiver)
-    account = result["chunks"].accounting
-    assert account.chunks == 8
-    assert account.expected == 8 * result["layout"].chunk_heaps
-    assert 0 < account.missing < account.expected
-    assert sum(result["stream"].ledger.snapshot().rejected.values()) == 0
-    toml = tmp_path / "array.toml"
-    (text,) = code_blocks(ROOT / "README.md", "toml")
-    toml.write_text(text, "utf-8")
-    assert speadrx.Layout.from_toml(toml) == result["layout"]
+@pytest.mark.parametrize("block", [0, 1], ids=["for", "async for"])
+@pytest.mark.parametrize("source", ["udp", "multicast", "pcap", "inproc"])
+def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys):
+    """It is short, and gets what is sent, whatever it is given for its source."""
+    receivers = []
+
+    class Remembered(speadrx.Receiver):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            receivers.append(self)
+
+    monkeypatch.setattr(speadrx, "Receiver", Remembered)
+    monkeypatch.chdir(tmp_path)
+    (toml,) = code_blocks(ROOT / "README.md", "toml")
+    pathlib.Path("array.toml").write_text(toml, "utf-8")
+    code = code_blocks(ROOT / "README.md", "python")[block]
+    assert block or len([line for line in code.splitlines() if line]) == 5
+    simulator = Simulator(speadrx.Layout.from_toml("array.toml"), faults=Faults(loss=0.1))
+    queue = spead2.InprocQueue()
+    group = f"{GROUP_PREFIX}181"
+    given = {
+        "udp": f'"127.0.0.1:{udp_port}"',
+        "multicast": f'"{group}:{udp_port}", interface="127.0.0.1"',
+        "pcap": '"capture.pcap"',
+        "inproc": "queue",
+    }[source]
+    if source == "pcap":
+        with PcapSink("capture.pcap") as sink:
+            simulator.send(sink, batches=512)
+    elif source == "inproc":
+        simulator.send(InprocSink(queue), batches=512)
+        queue.stop()
+    program = compile(code.replace('"127.0.0.1:7148"', given), f"README.md, {block}", "exec")
+    thread = threading.Thread(target=exec, args=(program, {"queue": queue}))
+    thread.start()
+    try:
+        if source in ("udp", "multicast"):
+            wait_for(lambda: receivers and receivers[0].stats().seconds > 0 and receivers[0].stream._sockets.counts())
+            host, interface = ("127.0.0.1", None) if source == "udp" else (group, "127.0.0.1")
+            with UdpSink([(host, udp_port)], interface=interface, ttl=0) as sink:
+                simulator.send(sink, batches=512, rate=50e6)
+            wait_for(lambda: receivers[0].stats().packets == simulator.truth.packets)
+            receivers[0].drain()
+        thread.join(30)
+        assert not thread.is_alive()
+    finally:
+        for receiver in receivers:
+            receiver.stop()
+        thread.join(30)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [str(i * 64 * 2048) for i in range(8)]
+    assert all(" (64, 4, 2048) 0.9" in line or " (64, 4, 2048) 0.8" in line for line in lines)
+    stats = receivers[0].stats()
+    assert [source.present for source in stats.sources] == simulator.truth.complete
+    assert [source.missing for source in stats.sources] == simulator.truth.lost
 
 
 @pytest.mark.parametrize("name", ["speadrx", *MODULES])

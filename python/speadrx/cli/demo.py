@@ -330,7 +330,7 @@ def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, 
     verdict = "every heap is accounted for" if residual == 0 else "SOME HEAPS ARE NOT ACCOUNTED FOR"
     console.print(f"Residual: {residual:,} ({verdict}).")
     console.print(
-        "\nWhere to look next: README.md has a receiver of 20 lines, ARCHITECTURE.md says\n"
+        "\nWhere to look next: README.md has a receiver of five lines, ARCHITECTURE.md says\n"
         "how it works, and speadrx.simulate sends heaps of a layout of your own."
     )
 
