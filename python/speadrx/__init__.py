@@ -23,7 +23,7 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import collectors, meerkat, metrics, simulate, stats
+    from . import collectors, layouts, meerkat, metrics, simulate, stats
     from .stats import StatsCollector
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "add_reader",
     "collectors",
     "iter_chunks",
+    "layouts",
     "make_stream",
     "make_stream_group",
     "meerkat",
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = ("collectors", "meerkat", "metrics", "simulate", "stats")
+_LAZY_MODULES = ("collectors", "layouts", "meerkat", "metrics", "simulate", "stats")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -487,15 +487,25 @@ class Layout(DeclarativeLayout):
         OSError
             If the file cannot be read.
         """
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        return cls._from_toml_text(pathlib.Path(path).read_bytes(), os.fspath(path))
+
+    @classmethod
+    def _from_toml_text(
+        cls,
+        text: bytes,
+        label: str,
+        change: Callable[[dict[str, Any]], None] = lambda spec: None,
+    ) -> Layout:
+        """Read a layout from TOML; `change` may change the fields that it sets before they become one."""
         try:
-            spec = _core.spec_from_toml(text)
+            spec = _core.spec_from_toml(text.decode())
+            change(spec)
             spec["time"] = TimeAxis(**spec["time"])
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
             spec["side_items"] = tuple(SideItem(**item) for item in spec.get("side_items", ()))
             return cls(**spec)
-        except _core.LayoutError as exc:
-            raise _core.LayoutError(f"{os.fspath(path)}: {exc}") from None
+        except (_core.LayoutError, UnicodeDecodeError) as exc:
+            raise _core.LayoutError(f"{label}: {exc}") from None
 
     def to_toml(self) -> str:
         """Return the layout as TOML text that `from_toml` reads back to an equal layout."""

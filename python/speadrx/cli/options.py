@@ -1,0 +1,62 @@
+"""Options that several sub-commands have."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from speadrx import layouts
+from speadrx._core import LayoutError
+from speadrx.layout import Layout
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) -> Layout:
+    """Load a layout for a command.
+
+    Raises
+    ------
+    click.BadParameter
+        If that is not possible.
+    """
+    try:
+        return layouts.load(name_or_path, overrides)
+    except LayoutError as exc:
+        raise click.BadParameter(str(exc), param_hint=param_hint) from None
+    except OSError as exc:
+        raise click.BadParameter(f"{name_or_path}: {exc.strerror or exc}", param_hint=param_hint) from None
+
+
+def set_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add ``--set``, which the command gets as the tuple `overrides`."""
+    return click.option(
+        "--set",
+        "overrides",
+        metavar="PATH=VALUE",
+        multiple=True,
+        help="Change a field of the layout, like time.batches=64 or axes.antenna.size=80. May be repeated.",
+    )(command)
+
+
+def layout_options(command: Callable[..., _R]) -> Callable[..., _R]:
+    """Add ``--layout`` and ``--set``, of which the command gets `layout`, a `Layout`."""
+
+    @click.option(
+        "-l",
+        "--layout",
+        "name_or_path",
+        metavar="FILE|PRESET",
+        required=True,
+        help="Layout: a TOML file, or one that comes with speadrx ('speadrx layout --list').",
+    )
+    @set_option
+    @functools.wraps(command)
+    def with_layout(*args: Any, name_or_path: str, overrides: tuple[str, ...], **kwargs: Any) -> _R:
+        return command(*args, layout=load_layout(name_or_path, overrides, "-l/--layout"), **kwargs)
+
+    return with_layout

@@ -1,0 +1,71 @@
+"""The layouts that come with speadrx, and how any layout is loaded."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from speadrx._core import LayoutError
+from speadrx.layout import Layout
+
+from . import overrides as _overrides
+
+_SUFFIX = ".toml"
+_FILES = importlib.resources.files(__package__)
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Names of the layouts that come with speadrx, in order."""
+    return tuple(sorted(file.name.removesuffix(_SUFFIX) for file in _FILES.iterdir() if file.name.endswith(_SUFFIX)))
+
+
+def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Layout:
+    """Load a layout from a TOML file, or one that comes with speadrx.
+
+    Parameters
+    ----------
+    name_or_path
+        One of `names`, or the path of a file. A file in the current directory that is called like one of `names`
+        is ``./NAME``.
+    overrides
+        Changes, one after the other: ``PATH=VALUE``, where the path is that of a field in the file, with
+        axes and side items by name (``heap_bytes``, ``time.batches``, ``axes.antenna.size``,
+        ``side_items.status.shift``, ``strides.pol``) and the value is one of TOML. A bare word that is none
+        is a string; no value at all takes the field back to its default.
+
+    Raises
+    ------
+    LayoutError
+        If there is no such layout, or a field is unknown, missing, of the wrong type or out of range. The message
+        names the layout, the field, its value and what would be right.
+    OSError
+        If a file cannot be read.
+
+    Examples
+    --------
+    >>> load("meerkat-digitiser", ["time.batches=64"]).present_shape
+    (2, 64)
+    """
+    name = os.fspath(name_or_path)
+    if name in names():
+        text = (_FILES / (name + _SUFFIX)).read_bytes()
+    else:
+        try:
+            text = pathlib.Path(name).read_bytes()
+        except FileNotFoundError:
+            raise LayoutError(
+                f"{name}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
+            ) from None
+    overrides = tuple(overrides)
+
+    def change(spec: dict[str, Any]) -> None:
+        for override in overrides:
+            _overrides.apply(spec, override)
+
+    label = f"{name} with {', '.join(overrides)}" if overrides else name
+    return Layout._from_toml_text(text, label, change)
