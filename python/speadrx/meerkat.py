@@ -12,6 +12,7 @@ from .layout import Axis, DeclarativeLayout, Layout, SideItem, TimeAxis
 
 # Item IDs of the MeerKAT interface documents, as in the public module katgpucbf.spead.
 TIMESTAMP_ID = 0x1600
+XENG_RAW_ID = 0x1800
 DIGITISER_ID_ID = 0x3101
 DIGITISER_STATUS_ID = 0x3102
 RAW_DATA_ID = 0x3300

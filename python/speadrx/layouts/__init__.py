@@ -13,6 +13,9 @@ from speadrx._core import LayoutError
 from speadrx.layout import Layout
 
 from . import overrides as _overrides
+from .json_schema import schema
+
+__all__ = ["load", "names", "schema", "summary"]
 
 _SUFFIX = ".toml"
 _FILES = importlib.resources.files(__package__)
@@ -22,6 +25,12 @@ _FILES = importlib.resources.files(__package__)
 def names() -> tuple[str, ...]:
     """Names of the layouts that come with speadrx, in order."""
     return tuple(sorted(file.name.removesuffix(_SUFFIX) for file in _FILES.iterdir() if file.name.endswith(_SUFFIX)))
+
+
+def summary(name: str) -> str:
+    """What one of `names` is, in a few words: the first line of its file but for the editor's directive."""
+    lines = (_FILES / (name + _SUFFIX)).read_text("utf-8").splitlines()
+    return next(line for line in lines if not line.startswith("#:")).removeprefix("# ")
 
 
 def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Layout:

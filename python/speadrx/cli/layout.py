@@ -1,0 +1,239 @@
+"""`speadrx layout`: check a layout, and show what it makes of a chunk."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import sys
+import textwrap
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from speadrx import layouts
+from speadrx.items import item_name
+from speadrx.layout import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.packets import SPECIAL_ITEMS, axis_size
+from speadrx.picture import address, axis_strides, nesting, svg_picture, text_picture
+
+from .options import load_layout, set_option
+
+# Narrower terminals wrap lines; the picture would have no room for two indices of any axis.
+_LEAST_WIDTH = 70
+#: Labels of sources that are shown; of more, the first and the last.
+_LABELS = 6
+
+
+def describe(layout: Layout) -> dict[str, Any]:
+    """What a layout makes of a chunk, as plain values that JSON has, too.
+
+    ``null`` stands for what is not known: seconds without a tick rate.
+    """
+    rate = layout.time.tick_rate
+    gaps = {level.name: level.gap for level in nesting(layout)}
+    declared = _declared(layout)
+    axes = [
+        {
+            "name": name,
+            "size": size,
+            "item": declared[name].item,
+            "from_user_data": getattr(declared[name], "from_user_data", None),
+            "stride": stride,
+            "stride_from_user_data": source if isinstance(source := layout.strides.get(name), str) else None,
+            "gap": gaps.get(name, 0),
+        }
+        for (name, stride), size in zip(axis_strides(layout).items(), layout.present_shape, strict=True)
+    ]
+    return {
+        "name": layout.name,
+        "heap_bytes": layout.heap_bytes,
+        "heap_samples": layout.heap_sample_count,
+        "dtype": layout.dtype,
+        "heap_shape": None if layout.heap_shape is None else list(layout.heap_shape),
+        "chunk_heaps": layout.chunk_heaps,
+        "chunk_bytes": layout.chunk_bytes,
+        "chunk_ticks": layout.chunk_timestamp_step,
+        "chunk_seconds": None if rate is None else layout.chunk_timestamp_step / rate,
+        "bytes_per_second": None if rate is None else layout.heap_bytes * layout.batch_heaps * rate / layout.time.step,
+        "axes": axes,
+        "sources": layout.sources,
+        "source_labels": list(layout.source_labels),
+        "items": _items(layout),
+        "extra_bytes": layout.max_heap_extra,
+        "user_data": [name for name in layout.user_data_dtype.names or () if name != "stats_base"],
+        "rejected": [name.removeprefix(STAT_PREFIX) for name in layout.stream_stats],
+    }
+
+
+def _declared(layout: Layout) -> dict[str, TimeAxis | Axis]:
+    return {layout.time.name: layout.time} | {axis.name: axis for axis in layout.axes}
+
+
+def _items(layout: Layout) -> list[dict[str, Any]]:
+    """The items that are looked at, each with what it is for."""
+    uses: dict[int, list[str]] = {}
+    time = layout.time
+    uses.setdefault(time.item, []).append(f"axis {time.name}")
+    uses.setdefault(SPECIAL_ITEMS[1], []).append("length")
+    for axis in layout.axes:
+        if axis.item is not None:
+            uses.setdefault(axis.item, []).append(f"axis {axis.name}")
+    for side in layout.side_items:
+        uses.setdefault(side.item, []).append(
+            f"extra {side.name}: {side.dtype}" + (f", >> {side.shift}" * (side.shift > 0))
+        )
+    for item in layout.required_items:
+        uses.setdefault(item, []).append("required")
+    return [{"id": item, "name": item_name(item), "uses": use} for item, use in uses.items()]
+
+
+def _index(axis: TimeAxis | Axis) -> str:
+    """How the index on an axis comes about, as a formula."""
+    if isinstance(axis, TimeAxis):
+        return f"{axis.item:#x} / {axis.step:,}" + (", rounded down" if axis.align == "mask" else "")
+    if axis.item is None:
+        return f"user_data[{axis.from_user_data!r}]"
+    text = f"{axis.item:#x}"
+    if axis.shift:
+        text += f" >> {axis.shift}"
+    if axis.mask is not None:
+        text += f" & {axis.mask:#x}"
+    if axis.values is not None:
+        return f"{text}: one of {axis_size(axis):,} values"
+    return text if axis.step == 1 else f"{text} / {axis.step:,}"
+
+
+def _show(console: Console, layout: Layout) -> None:
+    facts = describe(layout)
+    ascii_only = not _can_draw(console)
+    width = max(console.width, _LEAST_WIDTH)
+
+    def line(head: str, text: str) -> None:
+        click.echo(textwrap.fill(text, width, initial_indent=f"{head:<9}", subsequent_indent=" " * 9))
+
+    if layout.name:
+        line("Layout", layout.name)
+    content = f"{facts['heap_samples']:,} samples"
+    if layout.heap_shape is not None:
+        content += f", shape {layout.heap_shape} of {layout.dtype}"
+    line("Heap", f"{facts['heap_bytes']:,} bytes: {content}")
+    line("Chunk", f"{facts['chunk_heaps']:,} heaps, {facts['chunk_bytes']:,} bytes")
+    seconds = "seconds unknown without time.tick_rate"
+    if facts["chunk_seconds"] is not None:
+        seconds = f"{facts['chunk_seconds']:.6g} s at {facts['bytes_per_second'] * 8e-9:.4g} Gb/s"
+    line("", f"{facts['chunk_ticks']:,} ticks, {seconds}")
+    labels = facts["source_labels"]
+    sources = "all heaps are of one"
+    if layout.sources is not None:
+        shown = ", ".join(labels) if len(labels) <= _LABELS else f"{', '.join(labels[:3])}, ..., {labels[-1]}"
+        sources = f"{len(labels):,}, by {layout.sources}: {shown}"
+    line("Sources", sources)
+    line("Rejects", ", ".join(facts["rejected"]))
+    click.echo()
+    console.print(_axes_table(layout, facts["axes"]))
+    console.print(_items_table(facts["items"]))
+    click.echo("\nNo heap can leave its chunk, and no two heaps can share a slot: a heap begins at byte")
+    where = address(layout)
+    line("", where.replace("×", "x") if ascii_only else where)  # noqa: RUF001
+    click.echo()
+    click.echo(text_picture(layout, width, ascii_only=ascii_only))
+
+
+def _axes_table(layout: Layout, axes: list[dict[str, Any]]) -> Table:
+    indices = {name: _index(axis) for name, axis in _declared(layout).items()}
+    table = Table(title="Axes, slowest to fastest", title_justify="left")
+    table.add_column("axis")
+    table.add_column("size", justify="right")
+    table.add_column("index")
+    table.add_column("stride (bytes)", justify="right")
+    table.add_column("gap (bytes)", justify="right")
+    for axis in axes:
+        source = axis["stride_from_user_data"]
+        stride = f"{axis['stride']:,}" + (f"\nor user_data[{source!r}]" if source is not None else "")
+        table.add_row(axis["name"], f"{axis['size']:,}", Text(indices[axis["name"]]), Text(stride), f"{axis['gap']:,}")
+    return table
+
+
+def _items_table(items: list[dict[str, Any]]) -> Table:
+    table = Table(title="Items that are looked at", title_justify="left")
+    for name in ("item", "name", "for"):
+        table.add_column(name)
+    for item in items:
+        table.add_row(f"{item['id']:#x}", item["name"] or "", Text("\n".join(item["uses"])))
+    return table
+
+
+def _can_draw(console: Console) -> bool:
+    try:
+        "┌×…".encode(console.encoding)  # noqa: RUF001
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _list() -> str:
+    width = max(map(len, layouts.names())) + 2
+    return "\n".join(f"{name:<{width}}{layouts.summary(name)}" for name in layouts.names())
+
+
+@click.command()
+@click.argument("name_or_path", metavar="[FILE|PRESET]", required=False)
+@set_option
+@click.option(
+    "--svg",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="Write the picture, to scale, to this file, too.",
+)
+@click.option("--toml", is_flag=True, help="Print the layout as TOML, with what --set has changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what follows from the layout as JSON.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of layouts, for editors.")
+@click.option("--list", "list_all", is_flag=True, help="List the layouts that come with speadrx.")
+def layout(
+    name_or_path: str | None,
+    overrides: tuple[str, ...],
+    svg: pathlib.Path | None,
+    toml: bool,
+    as_json: bool,
+    schema: bool,
+    list_all: bool,
+) -> None:
+    r"""Check a layout, and show how its heaps lie in a chunk.
+
+    FILE is a layout in TOML, PRESET the name of one that comes with speadrx.
+
+    \b
+    Example:
+      speadrx layout meerkat-digitiser --set time.batches=64
+      speadrx layout array.toml --svg array.svg
+
+    The exit code is 0 if the layout is good, and 2 if it is not or cannot be read: then the message says where it
+    is wrong, and what would be right.
+    """
+    if toml + as_json + schema + list_all > 1:
+        raise click.UsageError("give one of --toml, --json, --schema and --list")
+    if schema or list_all:
+        if name_or_path is not None or overrides or svg is not None:
+            raise click.UsageError("--schema and --list are not about one layout: give neither that nor --set or --svg")
+        click.echo(json.dumps(layouts.schema(), indent=2) if schema else _list())
+        return
+    if name_or_path is None:
+        raise click.UsageError("which layout? Give a FILE, or a PRESET of those that --list shows")
+    loaded = load_layout(name_or_path, overrides, "FILE|PRESET")
+    if svg is not None:
+        try:
+            svg.write_text(svg_picture(loaded), encoding="utf-8")
+        except OSError as exc:
+            raise click.BadParameter(f"{svg}: {exc.strerror or exc}", param_hint="--svg") from None
+    if toml:
+        click.echo(loaded.to_toml(), nl=False)
+    elif as_json:
+        click.echo(json.dumps(describe(loaded), allow_nan=False))
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # names may have what the terminal has not
+        _show(Console(highlight=False), loaded)
