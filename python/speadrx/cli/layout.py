@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pathlib
 import sys
 import textwrap
@@ -31,9 +32,9 @@ _LABELS = 6
 def describe(layout: Layout) -> dict[str, Any]:
     """What a layout makes of a chunk, as plain values that JSON has, too.
 
-    ``null`` stands for what is not known: seconds without a tick rate.
+    None stands for what is not known, such as seconds without a tick rate.
     """
-    rate = layout.time.tick_rate
+    rate, step = layout.time.tick_rate, layout.time.step
     gaps = {level.name: level.gap for level in nesting(layout)}
     declared = _declared(layout)
     axes = [
@@ -57,8 +58,8 @@ def describe(layout: Layout) -> dict[str, Any]:
         "chunk_heaps": layout.chunk_heaps,
         "chunk_bytes": layout.chunk_bytes,
         "chunk_ticks": layout.chunk_timestamp_step,
-        "chunk_seconds": None if rate is None else layout.chunk_timestamp_step / rate,
-        "bytes_per_second": None if rate is None else layout.heap_bytes * layout.batch_heaps * rate / layout.time.step,
+        "chunk_seconds": None if rate is None else _finite(layout.chunk_timestamp_step / rate),
+        "bytes_per_second": None if rate is None else _finite(layout.heap_bytes * layout.batch_heaps * rate / step),
         "axes": axes,
         "sources": layout.sources,
         "source_labels": list(layout.source_labels),
@@ -67,6 +68,10 @@ def describe(layout: Layout) -> dict[str, Any]:
         "user_data": [name for name in layout.user_data_dtype.names or () if name != "stats_base"],
         "rejected": [name.removeprefix(STAT_PREFIX) for name in layout.stream_stats],
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _declared(layout: Layout) -> dict[str, TimeAxis | Axis]:
@@ -123,7 +128,7 @@ def _show(console: Console, layout: Layout) -> None:
     line("Heap", f"{facts['heap_bytes']:,} bytes: {content}")
     line("Chunk", f"{facts['chunk_heaps']:,} heaps, {facts['chunk_bytes']:,} bytes")
     seconds = "seconds unknown without time.tick_rate"
-    if facts["chunk_seconds"] is not None:
+    if facts["chunk_seconds"] is not None and facts["bytes_per_second"] is not None:
         seconds = f"{facts['chunk_seconds']:.6g} s at {facts['bytes_per_second'] * 8e-9:.4g} Gb/s"
     line("", f"{facts['chunk_ticks']:,} ticks, {seconds}")
     labels = facts["source_labels"]
@@ -133,12 +138,12 @@ def _show(console: Console, layout: Layout) -> None:
         sources = f"{len(labels):,}, by {layout.sources}: {shown}"
     line("Sources", sources)
     line("Rejects", ", ".join(facts["rejected"]))
+    line("Proven", "no heap can leave its chunk, no two heaps can share a slot")
+    where = address(layout)
+    line("Address", where.replace("×", "x") if ascii_only else where)  # noqa: RUF001
     click.echo()
     console.print(_axes_table(layout, facts["axes"]))
     console.print(_items_table(facts["items"]))
-    click.echo("\nNo heap can leave its chunk, and no two heaps can share a slot: a heap begins at byte")
-    where = address(layout)
-    line("", where.replace("×", "x") if ascii_only else where)  # noqa: RUF001
     click.echo()
     click.echo(text_picture(layout, width, ascii_only=ascii_only))
 
