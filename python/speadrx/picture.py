@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .layout import DeclarativeLayout
 
 #: What stands for the characters of the text picture where there is ASCII only; all of one column.
-_ASCII = str.maketrans("┌┬┐│└┴┘─░×…", "+++|+++-:x~")  # noqa: RUF001
+_ASCII = str.maketrans("┌┬┐│└┴┘─░×…", "+++|+++-:x~")
 
 _SVG = "http://www.w3.org/2000/svg"
 
@@ -75,7 +75,7 @@ def nesting(layout: DeclarativeLayout) -> list[Level]:
 
 def address(layout: DeclarativeLayout) -> str:
     """The byte at which a heap begins, as a sum over the axes."""
-    return " + ".join(f"{level.name} × {level.stride:,}" for level in nesting(layout)) or "0"  # noqa: RUF001
+    return " + ".join(f"{level.name} × {level.stride:,}" for level in nesting(layout)) or "0"
 
 
 def text_picture(layout: DeclarativeLayout, width: int = 80, *, ascii_only: bool = False) -> str:
@@ -100,7 +100,7 @@ def text_picture(layout: DeclarativeLayout, width: int = 80, *, ascii_only: bool
     within = "chunk"
     for level in nesting(layout):
         gap = f", {level.gap:,} of them a gap" if level.gap else ""
-        lines.append(f"{level.name}, in each {within}: {level.size:,} × {level.stride:,} bytes{gap}")  # noqa: RUF001
+        lines.append(f"{level.name}, in each {within}: {level.size:,} × {level.stride:,} bytes{gap}")
         lines += _row(level, width)
         within = level.name
     lines.append(f"heap, in each {within}: {layout.heap_bytes:,} bytes")
@@ -112,13 +112,10 @@ def _row(level: Level, width: int) -> list[str]:
     """Draw the indices of an axis: as many of the first as there is room for, and the last."""
     last = level.size - 1
     cell = max(len(f"{last:,}"), len(f"{last * level.stride:,}")) + 2
-    gap = "░░│" if level.gap else ""
-    room = width - 1 + len(gap)
-    shown = list(range(min(level.size, room // (cell + 1 + len(gap)))))
-    elided = len(shown) < level.size
-    if elided:
-        room -= len(" … │")
-        shown = list(range(max(1, room // (cell + 1 + len(gap)) - 1)))
+    shade = "│░░│" if level.gap else "│"
+    each = cell + len(shade)
+    elided = level.size > (width - 2 + len(shade)) // each
+    shown = range(max(1, (width - len("│ … │")) // each - 1) if elided else level.size)
 
     def line(left: str, cells: list[str], between: str, filler: str, right: str) -> str:
         parts = list(cells)
@@ -127,8 +124,7 @@ def _row(level: Level, width: int) -> list[str]:
         return left + between.join(parts) + right
 
     indices = [*shown, last] if elided else shown
-    shade = "│░░│" if level.gap else "│"
-    edge = {corners: corners[1] + ("─" * 2 + corners[1] if level.gap else "") for corners in ("┌┬┐", "└┴┘")}
+    edge = {corners: corners[1] + ("──" + corners[1]) * (level.gap > 0) for corners in ("┌┬┐", "└┴┘")}
     bars = ["─" * cell for _ in indices]
     return [
         line("┌", bars, edge["┌┬┐"], "─" * 3, "┐"),
@@ -175,7 +171,7 @@ def svg_picture(layout: DeclarativeLayout) -> str:
     shape = declaration.heap_shape
     content = f"{layout.heap_sample_count:,} samples"
     if shape is not None:
-        content = f"{' × '.join(f'{size:,}' for size in shape)} {declaration.dtype}"  # noqa: RUF001
+        content = f"{' × '.join(f'{size:,}' for size in shape)} {declaration.dtype}"
     _text(svg, _WIDTH / 2, y + 45, content, anchor="middle")
     ET.indent(svg)
     return ET.tostring(svg, encoding="unicode", xml_declaration=True) + "\n"
@@ -184,7 +180,7 @@ def svg_picture(layout: DeclarativeLayout) -> str:
 def _band(svg: ET.Element, y: float, level: Level, within: str) -> None:
     """Draw the indices of an axis, and what leads from the first to the band below."""
     gap = f", {level.gap:,} of them a gap" if level.gap else ""
-    header = f"{level.name}, in each {within}: {level.size:,} × {level.stride:,} bytes{gap}"  # noqa: RUF001
+    header = f"{level.name}, in each {within}: {level.size:,} × {level.stride:,} bytes{gap}"
     every = math.ceil(level.size / _MOST_LINES)
     if every > 1:
         header += f" (a line is drawn every {every:,})"

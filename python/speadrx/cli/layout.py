@@ -140,7 +140,7 @@ def _show(console: Console, layout: Layout) -> None:
     line("Rejects", ", ".join(facts["rejected"]))
     line("Proven", "no heap can leave its chunk, no two heaps can share a slot")
     where = address(layout)
-    line("Address", where.replace("×", "x") if ascii_only else where)  # noqa: RUF001
+    line("Address", where.replace("×", "x") if ascii_only else where)
     click.echo()
     console.print(_axes_table(layout, facts["axes"]))
     console.print(_items_table(facts["items"]))
@@ -174,7 +174,7 @@ def _items_table(items: list[dict[str, Any]]) -> Table:
 
 def _can_draw(console: Console) -> bool:
     try:
-        "┌×…".encode(console.encoding)  # noqa: RUF001
+        "┌×…".encode(console.encoding)
     except UnicodeEncodeError:
         return False
     return True
@@ -207,7 +207,7 @@ def layout(
     schema: bool,
     list_all: bool,
 ) -> None:
-    r"""Check a layout, and show how its heaps lie in a chunk.
+    """Check a layout, and show how its heaps lie in a chunk.
 
     FILE is a layout in TOML, PRESET the name of one that comes with speadrx.
 
@@ -218,7 +218,7 @@ def layout(
 
     The exit code is 0 if the layout is good, and 2 if it is not or cannot be read: then the message says where it
     is wrong, and what would be right.
-    """
+    """  # noqa: D301 (click wants the character, not the backslash)
     if toml + as_json + schema + list_all > 1:
         raise click.UsageError("give one of --toml, --json, --schema and --list")
     if schema or list_all:
