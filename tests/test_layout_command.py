@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
+import tomllib
 import xml.etree.ElementTree as ET
 
+import jsonschema
 import pytest
 
 from speadrx import Layout, layouts
 from terminals import Terminal, run
 
+DOCUMENT = pathlib.Path(__file__).parent.parent / "doc" / "layouts.md"
 BAD = """
 heap_bytes = 8
 [time]
@@ -153,3 +157,28 @@ def test_help_has_an_example_and_exit_codes() -> None:
     output = run("layout", "--help")
     for part in ["Example:\n", "speadrx layout array.toml --svg array.svg\n", "exit code"]:
         assert part in output
+
+
+def test_screens_in_the_document_are_what_is_printed() -> None:
+    screens = re.findall(r"^```console\n\$ speadrx (.*)\n((?:.*\n)*?)```$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    assert len(screens) == 2
+    for command, screen in screens:
+        assert run(*command.split()) == screen
+
+
+def test_picture_in_the_document_is_what_is_drawn(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "layout.svg"
+    run("layout", "meerkat-digitiser", "--set", "strides.pol=1600000", "--svg", str(path))
+    assert path.read_text("utf-8") == DOCUMENT.with_name("layout.svg").read_text("utf-8")
+
+
+def test_layout_in_the_document(tmp_path: pathlib.Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    path = tmp_path / "array.toml"
+    path.write_text(text, "utf-8")
+    layout = layouts.load(path)
+    assert layout.present_shape == (64, 4, 2)
+    assert layout.source_labels == ("m000", "m001", "m002", "m003")
+    jsonschema.validate(tomllib.loads(text), layouts.schema())
+    (command,) = re.findall(r"^    array.toml: (.*)$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    assert command in run("layout", str(path), "--set", "axes.antenna.size=0", code=2)

@@ -43,6 +43,17 @@ def check_imports() -> None:
     assert "prometheus_client" in sys.modules
 
 
+def check_layouts() -> None:
+    """The layouts and their schema are in the wheel."""
+    import speadrx
+
+    assert "meerkat-digitiser" in speadrx.layouts.names()
+    for name in speadrx.layouts.names():
+        assert speadrx.layouts.load(name).name == name
+    (folder,) = speadrx.layouts.__path__
+    assert pathlib.Path(folder, "layout.schema.json").is_file()
+
+
 def package_bytes() -> int:
     """Size on disk of all that the wheel brought."""
     files = importlib.metadata.files("speadrx") or []
@@ -144,6 +155,7 @@ def check_udp() -> None:
 def main() -> None:
     check_environment()
     check_imports()
+    check_layouts()
     check_inproc()
     check_udp()
     imported = NEVER_IMPORTED & set(sys.modules)

@@ -142,7 +142,9 @@ def _show(console: Console, layout: Layout) -> None:
     where = address(layout)
     line("Address", where.replace("×", "x") if ascii_only else where)
     click.echo()
+    click.echo("Axes, slowest to fastest")
     console.print(_axes_table(layout, facts["axes"]))
+    click.echo("Items that are looked at")
     console.print(_items_table(facts["items"]))
     click.echo()
     click.echo(text_picture(layout, width, ascii_only=ascii_only))
@@ -150,7 +152,7 @@ def _show(console: Console, layout: Layout) -> None:
 
 def _axes_table(layout: Layout, axes: list[dict[str, Any]]) -> Table:
     indices = {name: _index(axis) for name, axis in _declared(layout).items()}
-    table = Table(title="Axes, slowest to fastest", title_justify="left")
+    table = Table()
     table.add_column("axis")
     table.add_column("size", justify="right")
     table.add_column("index")
@@ -164,7 +166,7 @@ def _axes_table(layout: Layout, axes: list[dict[str, Any]]) -> Table:
 
 
 def _items_table(items: list[dict[str, Any]]) -> Table:
-    table = Table(title="Items that are looked at", title_justify="left")
+    table = Table()
     for name in ("item", "name", "for"):
         table.add_column(name)
     for item in items:
