@@ -121,6 +121,15 @@ def test_svg(tmp_path: pathlib.Path) -> None:
     assert ET.parse(path).getroot().tag.endswith("svg")
 
 
+def test_names_with_control_characters(tmp_path: pathlib.Path) -> None:
+    svg = tmp_path / "chunk.svg"
+    changes = ["--set", 'name="\\u001b[2J"', "--set", 'source_labels=["\\u0007", "y"]']
+    output = run("layout", "meerkat-digitiser", *changes, "--svg", str(svg))
+    assert "Layout   '\\x1b[2J'\n" in output
+    assert "by pol: '\\x07', y\n" in output
+    assert ET.parse(svg).getroot().tag.endswith("svg")
+
+
 def test_list_and_schema() -> None:
     lines = run("layout", "--list").splitlines()
     assert [line.split()[0] for line in lines] == list(layouts.names())

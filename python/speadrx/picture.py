@@ -46,6 +46,11 @@ class Level:
         return (self.size - 1) * self.stride + self.extent
 
 
+def printable(text: str) -> str:
+    """The text, or where it has control characters, what it is in Python."""
+    return text if text.isprintable() else repr(text)
+
+
 def axis_strides(layout: DeclarativeLayout) -> dict[str, int]:
     """Bytes from one index to the next of each axis, in the order of ``present_shape``.
 
@@ -152,7 +157,8 @@ def svg_picture(layout: DeclarativeLayout) -> str:
     svg = ET.Element("svg", xmlns=_SVG, viewBox=f"0 0 {_WIDTH} {height}", width=str(_WIDTH), height=str(height))
     svg.set("font-family", "sans-serif")
     svg.set("font-size", "13")
-    title = f"{declaration.name or 'layout'}: a chunk of {layout.chunk_heaps:,} heaps, {layout.chunk_bytes:,} bytes"
+    name = printable(declaration.name) or "layout"
+    title = f"{name}: a chunk of {layout.chunk_heaps:,} heaps, {layout.chunk_bytes:,} bytes"
     ET.SubElement(svg, "title").text = title
     hatch = ET.SubElement(
         ET.SubElement(svg, "defs"), "pattern", id="gap", width="6", height="6", patternUnits="userSpaceOnUse"

@@ -19,7 +19,7 @@ from speadrx import layouts
 from speadrx.items import item_name
 from speadrx.layout import STAT_PREFIX, Axis, Layout, TimeAxis
 from speadrx.packets import SPECIAL_ITEMS, axis_size
-from speadrx.picture import address, axis_strides, nesting, svg_picture, text_picture
+from speadrx.picture import address, axis_strides, nesting, printable, svg_picture, text_picture
 
 from .options import load_layout, set_option
 
@@ -121,7 +121,7 @@ def _show(console: Console, layout: Layout) -> None:
         click.echo(textwrap.fill(text, width, initial_indent=f"{head:<9}", subsequent_indent=" " * 9))
 
     if layout.name:
-        line("Layout", layout.name)
+        line("Layout", printable(layout.name))
     content = f"{facts['heap_samples']:,} samples"
     if layout.heap_shape is not None:
         content += f", shape {layout.heap_shape} of {layout.dtype}"
@@ -131,7 +131,7 @@ def _show(console: Console, layout: Layout) -> None:
     if facts["chunk_seconds"] is not None and facts["bytes_per_second"] is not None:
         seconds = f"{facts['chunk_seconds']:.6g} s at {facts['bytes_per_second'] * 8e-9:.4g} Gb/s"
     line("", f"{facts['chunk_ticks']:,} ticks, {seconds}")
-    labels = facts["source_labels"]
+    labels = [printable(label) for label in layout.source_labels]
     sources = "all heaps are of one"
     if layout.sources is not None:
         shown = ", ".join(labels) if len(labels) <= _LABELS else f"{', '.join(labels[:3])}, ..., {labels[-1]}"
