@@ -114,6 +114,11 @@ def test_bad_override_says_where(file: pathlib.Path, override: str, parts: list[
         assert part in str(info.value)
 
 
+def test_override_that_is_not_in_a_sequence() -> None:
+    with pytest.raises(LayoutError, match=r"overrides: given 'time.batches=2'"):
+        layouts.load("meerkat-digitiser", "time.batches=2")
+
+
 def test_unknown_layout(tmp_path: pathlib.Path) -> None:
     with pytest.raises(LayoutError, match="'meerkat-digitiser'"):
         layouts.load("meerkat-digitizer")
