@@ -1,6 +1,8 @@
-//! Kernels over finished chunks: presence of heaps, by source and in time.
+//! Kernels over finished chunks: presence of heaps, by source and in time; missing heaps overwritten.
 
-use crate::layout::{IndexFrom, Layout};
+use std::ops::Range;
+
+use crate::layout::{Geometry, IndexFrom, Layout};
 
 /// What is present in a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,130 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
 
 fn count(heaps: &[u8]) -> u64 {
     heaps.iter().map(|&byte| u64::from(byte != 0)).sum()
+}
+
+/// Overwrite each missing heap of a chunk, as a whole, with a pattern that is repeated. Returns how many there were.
+///
+/// `present` is as for [`account_present`], `data` that of the chunk. What is between heaps is left as it is, and so are
+/// heaps that are present. Returns None, with nothing written, if the length of `present` is not the number of heaps,
+/// `data` is shorter than the geometry spans, or that of `pattern` does not divide a heap.
+pub fn fill_missing(geometry: &Geometry, present: &[u8], data: &mut [u8], pattern: &[u8]) -> Option<u64> {
+    let layout = geometry.layout();
+    let is_whole = !pattern.is_empty() && layout.spec().heap_bytes.is_multiple_of(pattern.len() as u64);
+    if !is_whole || present.len() as u64 != layout.chunk_heaps() || (data.len() as u64) < geometry.span_bytes() {
+        return None;
+    }
+    let axes = layout.dimensions.iter().zip(geometry.strides());
+    let slots = Slots::new(layout.spec().heap_bytes, axes.map(|(dimension, &stride)| (dimension.size, stride)));
+    overwrite(&slots, present, data, &Filler::new(pattern))
+}
+
+/// Set the side items of each missing heap of a chunk to 0.
+///
+/// `extra` is that of the chunk. Returns None if it is shorter than the records of all heaps, or the length of `present`
+/// is not the number of heaps.
+pub fn zero_missing_extra(layout: &Layout, present: &[u8], extra: &mut [u8]) -> Option<()> {
+    let record = layout.extra_bytes();
+    if record == 0 {
+        return Some(());
+    }
+    if present.len() as u64 != layout.chunk_heaps() || extra.len() / record < present.len() {
+        return None;
+    }
+    let slots = Slots::new(record as u64, [(layout.chunk_heaps(), record as u64)].into_iter());
+    overwrite(&slots, present, extra, &Filler::new(&[0])).map(drop)
+}
+
+/// Overwrite the slots of missing heaps; those that follow one another in memory in one go.
+fn overwrite(slots: &Slots, present: &[u8], data: &mut [u8], filler: &Filler) -> Option<u64> {
+    let mut filled = 0;
+    let mut run: Range<usize> = 0..0;
+    for index in missing(present) {
+        let start = slots.offset(index);
+        if start != run.end {
+            filler.fill(data.get_mut(run)?);
+            run = start..start;
+        }
+        run.end += slots.bytes;
+        filled += 1;
+    }
+    filler.fill(data.get_mut(run)?);
+    Some(filled)
+}
+
+/// The indices of missing heaps, in order.
+fn missing(present: &[u8]) -> impl Iterator<Item = usize> {
+    // Nearly all heaps are there, as a rule: a look for 0 in many bytes at once is what the standard library has.
+    const BLOCK: usize = 64;
+    let blocks = present.chunks(BLOCK).enumerate().filter(|(_, block)| block.contains(&0));
+    blocks.flat_map(|(i, block)| {
+        let missing = block.iter().enumerate().filter(|&(_, &byte)| byte == 0);
+        missing.map(move |(j, _)| i * BLOCK + j)
+    })
+}
+
+/// Where the heaps of a chunk are in its memory.
+struct Slots {
+    bytes: usize,
+    /// Size and stride of each axis, slowest first, with axes as one where there is no gap between them.
+    axes: Vec<(usize, usize)>,
+}
+
+impl Slots {
+    fn new(bytes: u64, axes: impl DoubleEndedIterator<Item = (u64, u64)>) -> Self {
+        let mut merged: Vec<(usize, usize)> = Vec::new();
+        for (size, stride) in axes.rev().filter(|&(size, _)| size > 1) {
+            let (size, stride) = (size as usize, stride as usize);
+            match merged.last_mut() {
+                // Layout::new and Geometry have bounded both products.
+                Some((inner_size, inner_stride)) if *inner_size * *inner_stride == stride => *inner_size *= size,
+                _ => merged.push((size, stride)),
+            }
+        }
+        merged.reverse();
+        Self { bytes: bytes as usize, axes: merged }
+    }
+
+    fn offset(&self, index: usize) -> usize {
+        let Some(((_, slowest), faster)) = self.axes.split_first() else { return 0 };
+        let mut rest = index;
+        let mut offset = 0;
+        for (size, stride) in faster.iter().rev() {
+            offset += rest % size * stride;
+            rest /= size;
+        }
+        offset + rest * slowest
+    }
+}
+
+/// What to write.
+enum Filler {
+    Byte(u8),
+    /// Whole patterns, as many as make copying them fast.
+    Block(Vec<u8>),
+}
+
+impl Filler {
+    fn new(pattern: &[u8]) -> Self {
+        // Some pages, so that the source stays in the first cache.
+        const BLOCK: usize = 8192;
+        match pattern {
+            [first, rest @ ..] if rest.iter().all(|byte| byte == first) => Self::Byte(*first),
+            _ => Self::Block(pattern.repeat((BLOCK / pattern.len().max(1)).max(1))),
+        }
+    }
+
+    /// Fill a slice that starts where a pattern does.
+    fn fill(&self, data: &mut [u8]) {
+        match self {
+            Self::Byte(byte) => data.fill(*byte),
+            Self::Block(block) => {
+                for piece in data.chunks_mut(block.len()) {
+                    piece.copy_from_slice(block.get(..piece.len()).unwrap_or_default());
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

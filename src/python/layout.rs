@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
-use super::chunk::account_present;
+use super::chunk::{account_present, fill_missing};
 use super::group::Group;
 use super::placement::Placement;
 use crate::layout as core;
@@ -128,6 +128,21 @@ impl Geometry {
     #[getter]
     fn span_bytes(&self) -> u64 {
         self.0.span_bytes()
+    }
+
+    /// Overwrite missing heaps with a repeated pattern, and their side items with 0, with the GIL released.
+    #[pyo3(signature = (data, present, fill, extra=None))]
+    fn fill_missing(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        present: &Bound<'_, PyAny>,
+        fill: &[u8],
+        extra: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let (data, present) = (PyUntypedBuffer::get(data)?, PyUntypedBuffer::get(present)?);
+        let extra = extra.map(PyUntypedBuffer::get).transpose()?;
+        fill_missing(py, &self.0, &data, &present, fill, extra.as_ref())
     }
 
     /// Prepare the callback of one stream; without a group it is on its own.

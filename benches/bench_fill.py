@@ -1,0 +1,145 @@
+"""Filling the missing heaps of chunks with `_core.Geometry.fill_missing`, against memset of the same bytes.
+
+The baseline is a native loop (numba) over the missing runs, found beforehand, that calls the C library's memset for
+each: it reads no flags. All take turns on the same chunks, in an order that changes from round to round. Before each
+call other memory is written over, so that the chunk is in no cache, as where the heaps of its last use are long past;
+with --warm it is not. Ratios are of rates, within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numba
+import numpy as np
+
+import speadrx
+
+#: Smallest median ratio to memset's rate, where a heap is filled with one value.
+BOUND = 0.8
+PATTERNS = {
+    "value 0": b"\0",
+    "2 bytes": b"\x80\0",
+    "4 bytes": b"\0\0\xc0\x7f",
+    "heap": None,  # one heap of noise
+}
+#: Bytes written between calls: more than the last cache has.
+EVICTION = 96 * 2**20
+SEED = 20240611
+SOURCES = 16
+
+memset = ctypes.CDLL(None).memset
+memset.argtypes = [ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t]
+memset.restype = ctypes.c_size_t
+
+
+@numba.njit
+def memset_runs(base: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+    for i in range(len(starts)):
+        memset(base + starts[i], 0, sizes[i])
+
+
+class Bench:
+    """Chunks with a fraction of their heaps missing, and the ways to fill them."""
+
+    def __init__(self, heap_bytes: int, heaps: int, chunks: int, *, warm: bool) -> None:
+        layout = speadrx.Layout(
+            heap_bytes=heap_bytes,
+            time=speadrx.TimeAxis(item=0x1600, step=1, batches=heaps // SOURCES),
+            axes=(speadrx.Axis(name="source", item=0x4101, size=SOURCES),),
+            order=("source", "time"),
+        )
+        self.heap_bytes = heap_bytes
+        self.heaps = layout.chunk_heaps
+        self.geometry = layout.declaration._compiled.geometry({})
+        self.chunks = [np.ones(layout.chunk_bytes, np.uint8) for _ in range(chunks)]
+        self.next = 0
+        self.other = np.ones(0 if warm else EVICTION, np.uint8)
+
+    def miss(self, present: np.ndarray) -> None:
+        """Have these heaps present, the others not."""
+        self.present = present
+        edges = np.flatnonzero(np.diff(present, prepend=np.uint8(1), append=np.uint8(1)))
+        self.starts = edges[::2] * self.heap_bytes
+        self.sizes = np.diff(edges)[::2] * self.heap_bytes
+        self.bytes = int(self.sizes.sum())
+
+    def memset(self, chunk: np.ndarray) -> None:
+        memset_runs(chunk.ctypes.data, self.starts, self.sizes)
+
+    def fill(self, chunk: np.ndarray, pattern: bytes) -> None:
+        self.geometry.fill_missing(chunk, self.present, pattern)
+
+    def time(self, function: Callable[[np.ndarray], None], calls: int) -> float:
+        """Seconds for a chunk."""
+        elapsed = 0.0
+        for _ in range(calls):
+            chunk = self.chunks[self.next % len(self.chunks)]
+            self.next += 1
+            self.other += 1
+            start = time.perf_counter()
+            function(chunk)
+            elapsed += time.perf_counter() - start
+        return elapsed / calls
+
+
+def missing(kind: str, fraction: float, heaps: int, run: int, rng: np.random.Generator) -> np.ndarray:
+    if kind == "runs":
+        groups = rng.permutation(heaps // run) >= max(1, round(fraction * (heaps // run)))
+        return np.repeat(groups, run).astype(np.uint8)
+    return (rng.permutation(heaps) >= round(fraction * heaps)).astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heap-bytes", type=int, default=8192, help="bytes of a heap [%(default)s]")
+    parser.add_argument("--heaps", type=int, default=4096, help="heaps of a chunk [%(default)s]")
+    parser.add_argument("--chunks", type=int, default=4, help="chunks that take turns [%(default)s]")
+    parser.add_argument("--run", type=int, default=32, help="heaps of a run [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=40, help="times that each takes its turn [%(default)s]")
+    parser.add_argument("--warm", action="store_true", help="leave in the caches what is there")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 if one value is filled below {BOUND}")
+    args = parser.parse_args()
+
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rng = np.random.default_rng(SEED)
+    bench = Bench(args.heap_bytes, args.heaps, args.chunks, warm=args.warm)
+    ways = {"memset": bench.memset} | {
+        name: functools.partial(bench.fill, pattern=pattern or rng.bytes(args.heap_bytes))
+        for name, pattern in PATTERNS.items()
+        if pattern is None or args.heap_bytes % len(pattern) == 0
+    }
+    print(f"{bench.heaps} heaps of {args.heap_bytes} bytes a chunk, {args.chunks} chunks; ratio to memset, (quartiles)\n")
+    print(f"{'missing':14s} {'memset':>11s}" + "".join(f"{name:>21s}" for name in list(ways)[1:]))
+    within = True
+    for kind, fraction in (("random", 0.01), ("runs", 0.01), ("random", 0.5), ("runs", 0.5), ("all", 1.0)):
+        bench.miss(missing(kind, fraction, bench.heaps, args.run, rng))
+        calls = max(1, round(0.05 / fraction))
+        times = {name: np.empty(args.rounds) for name in ways}
+        for i in range(-3, args.rounds):  # the first warm up
+            for name in rng.permutation(list(ways)):
+                elapsed = bench.time(ways[name], calls)
+                if i >= 0:
+                    times[name][i] = elapsed
+        rate = bench.bytes / np.median(times["memset"]) / 1e9
+        row = f"{kind:8s}{fraction:5.0%}  {rate:6.1f} GB/s"
+        for name in list(ways)[1:]:
+            low, median, high = np.percentile(times["memset"] / times[name], [25, 50, 75])
+            row += f"   {median:5.2f} ({low:.2f} - {high:.2f})"
+            within &= name != "value 0" or median >= BOUND
+        print(row)
+    bench.miss(np.ones(bench.heaps, np.uint8))
+    elapsed = min(bench.time(ways["value 0"], 10) for _ in range(args.rounds))
+    print(f"\nWith no heap missing, a call takes {elapsed * 1e6:.2f} us; iter_chunks does not make it.")
+    if args.check and not within:
+        sys.exit("The bound is exceeded.")
+
+
+if __name__ == "__main__":
+    main()
