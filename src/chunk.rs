@@ -153,27 +153,43 @@ impl Slots {
     }
 }
 
-/// What to write.
+/// A pattern in a form that is fast to repeat.
 enum Filler {
+    /// The same byte throughout.
     Byte(u8),
-    /// Whole patterns, as many as make copying them fast.
+    /// Patterns that divide a word of 32 bytes, as elements do: the compiler turns these into vector instructions.
+    Word([u8; Self::WORD]),
+    /// Any others, as many as fit into a block.
     Block(Vec<u8>),
 }
 
 impl Filler {
+    const WORD: usize = 32;
+    /// It stays in the first cache.
+    const BLOCK: usize = 4096;
+
     fn new(pattern: &[u8]) -> Self {
-        // Some pages, so that the source stays in the first cache.
-        const BLOCK: usize = 8192;
-        match pattern {
-            [first, rest @ ..] if rest.iter().all(|byte| byte == first) => Self::Byte(*first),
-            _ => Self::Block(pattern.repeat((BLOCK / pattern.len().max(1)).max(1))),
+        let repeat = |size: usize| pattern.repeat((size / pattern.len().max(1)).max(1));
+        if let [first, rest @ ..] = pattern
+            && rest.iter().all(|byte| byte == first)
+        {
+            return Self::Byte(*first);
         }
+        if let Ok(word) = repeat(Self::WORD).try_into() {
+            return Self::Word(word);
+        }
+        Self::Block(repeat(Self::BLOCK))
     }
 
     /// Fill a slice that starts where a pattern does.
     fn fill(&self, data: &mut [u8]) {
         match self {
             Self::Byte(byte) => data.fill(*byte),
+            Self::Word(word) => {
+                let (words, rest) = data.as_chunks_mut();
+                words.fill(*word);
+                rest.iter_mut().zip(word).for_each(|(to, from)| *to = *from);
+            }
             Self::Block(block) => {
                 for piece in data.chunks_mut(block.len()) {
                     piece.copy_from_slice(block.get(..piece.len()).unwrap_or_default());

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import LayoutError, __version__
 from .chunk import Chunk, ChunkPool
+from .fill import fill_missing
 from .layout import Axis, BaseLayout, Layout, SideItem, TimeAxis
 from .receive import iter_chunks
 from .receiver import Receiver
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "add_reader",
     "collectors",
+    "fill_missing",
     "iter_chunks",
     "layouts",
     "make_stream",

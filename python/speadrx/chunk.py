@@ -24,7 +24,8 @@ class ChunkSink(Protocol):
         """Take the chunk back."""
 
 
-def _as_array(name: str, buffer: Any) -> np.ndarray:
+def as_array(name: str, buffer: Any) -> np.ndarray:
+    """View a buffer as an array, or raise a `TypeError` that names it."""
     if isinstance(buffer, np.ndarray):
         return buffer
     try:
@@ -93,10 +94,10 @@ class ChunkBuffers:
                 if buffer is None:
                     raise ValueError(f"{name}: no buffer given (a chunk in a ring has none: is it recycled twice?)")
         if data is not None:
-            self._check_data(_as_array("data", data))
+            self._check_data(as_array("data", data))
         if present is not None:
-            self._check_present(_as_array("present", present))
-        self._check_extra(None if extra is None else _as_array("extra", extra))
+            self._check_present(as_array("present", present))
+        self._check_extra(None if extra is None else as_array("extra", extra))
 
     def _check_data(self, data: np.ndarray) -> None:
         _check_memory("data", data)

@@ -14,6 +14,7 @@ import spead2.recv
 
 from .accounting import Accounting, Counts
 from .chunk import Chunk
+from .fill import chunk_filler
 from .layout import DeclarativeLayout
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
@@ -43,6 +44,8 @@ class _Hand(threading.local):
         self.taken: list[spead2.recv.Chunk] = []
         #: One that is accounted for.
         self.chunk: Chunk | None = None
+        #: Whether it has missing heaps that shall be filled.
+        self.incomplete = False
 
 
 class _Progress(NamedTuple):
@@ -63,7 +66,7 @@ class ChunkIterator:
     #: What was received so far.
     accounting: Accounting
 
-    def __init__(self, source: ChunkRingStream | ChunkStreamRingGroup) -> None:
+    def __init__(self, source: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None) -> None:
         if not isinstance(source, (ChunkRingStream, ChunkStreamRingGroup)):
             raise TypeError(
                 f"source: given {type(source).__name__}, but wanted a stream or group from make_stream "
@@ -74,6 +77,8 @@ class ChunkIterator:
         self._lock = threading.Lock()
         self._hand = _Hand()
         layout = source.layout
+        self._fill = None if fill is None else chunk_filler(layout, source._geometries, fill)
+        self._chunk_heaps = layout.chunk_heaps
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
@@ -98,6 +103,8 @@ class ChunkIterator:
                 except spead2.Stopped:
                     self._source._close_sockets()
                     raise StopIteration from None
+        if hand.incomplete and self._fill is not None:
+            self._fill(hand.chunk)  # after an interrupt once more, which changes nothing
         # No interrupt comes between these: there is no call.
         chunk = hand.chunk
         hand.chunk = None
@@ -121,6 +128,8 @@ class ChunkIterator:
             except spead2.Empty:
                 pass
             await _wait_readable(self._ring.data_fd)
+        if hand.incomplete and self._fill is not None:
+            self._fill(hand.chunk)
         chunk = hand.chunk
         hand.chunk = None
         return chunk
@@ -142,6 +151,7 @@ class ChunkIterator:
             number, epoch, is_control = self._group.locate(chunk.chunk_id)
         # What is present in the chunk of a control heap is the control heap.
         present, first_batch = ([], self._batches) if is_control else self._account(chunk.present)
+        hand.incomplete = self._fill is not None and sum(present) < self._chunk_heaps
         before = self._progress
         if first_batch == self._batches:
             self._give_back(hand)
@@ -217,7 +227,7 @@ class ChunkIterator:
         return [count], 0 if count else self._batches
 
 
-def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator:
+def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None) -> ChunkIterator:
     """Iterate over the chunks that a stream or group receives.
 
     Each chunk has its true `timestamp`, and is given out only if it holds any data. Use it as a context
@@ -231,6 +241,16 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     ----------
     source
         Made by `make_stream` or `make_stream_group`. For ``async for``, any kind of ring will do.
+    fill
+        What to overwrite missing heaps with before a chunk is given out: a number, numbers or bytes, as `fill_missing`
+        takes them. Their side items, in ``extra``, become 0. By default nothing is overwritten: where ``present``
+        is 0 there is what an earlier use of the chunk has left. Needs a declarative layout and, in a group, streams
+        with equal strides.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `source` is something else, or `fill` does not fit its layout.
 
     Returns
     -------
@@ -258,4 +278,4 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup) -> ChunkIterator
     >>> chunks.accounting.missing
     0
     """
-    return ChunkIterator(source)
+    return ChunkIterator(source, fill=fill)

@@ -64,7 +64,8 @@ class _Plan:
     stream_config: spead2.recv.StreamConfig
     #: One for each stream.
     chunk_configs: list[spead2.recv.ChunkStreamConfig]
-    #: One for each stream, or none if the layout has a callback of its own; so are the ledgers.
+    #: One for each stream, or none if the layout has a callback of its own; so are the next.
+    geometries: tuple[_core.Geometry, ...]
     placements: tuple[_core.Placement, ...]
     ledgers: tuple[Ledger, ...]
     #: None if the layout has a callback of its own; so is the next.
@@ -113,6 +114,7 @@ class _Receiving(_RingPair):
         self.layout = plan.layout
         self.ledger = Ledger._sum(plan.ledgers) if plan.ledgers else None
         self._buffers = plan.buffers
+        self._geometries = plan.geometries
         self._placements = plan.placements
         self._core = plan.core
         self._control = plan.control
@@ -526,6 +528,7 @@ def _plan(
     if declared is None:
         places = [layout.chunk_place(record) for record in records]  # type: ignore[arg-type]
         buffers = ChunkBuffers(data_bytes=layout.chunk_bytes, heaps=layout.chunk_heaps, heap_extra=extra)
+        geometries: list[_core.Geometry] = []
         placements: list[_core.Placement] = []
         core = control = None
     else:
@@ -554,6 +557,7 @@ def _plan(
             spead2.recv.ChunkStreamConfig(items=items, max_chunks=max_active_chunks, place=place, max_heap_extra=extra)
             for place in places
         ],
+        geometries=tuple(geometries),
         placements=tuple(placements),
         ledgers=() if declared is None else tuple(Ledger(declared, [placement.ledger]) for placement in placements),
         core=core,
