@@ -249,6 +249,27 @@ mod tests {
     }
 
     #[test]
+    fn axes_without_gaps_are_one() {
+        // As pol, time, antenna, with a gap after each time.
+        assert_eq!(Slots::new(8, [(2, 160), (4, 40), (3, 8)].into_iter()).axes, [(8, 40), (3, 8)]);
+        // Dense; one index takes no steps, whatever its stride.
+        assert_eq!(Slots::new(8, [(2, 96), (1, 7), (4, 24), (3, 8)].into_iter()).axes, [(24, 8)]);
+        // The order of memory is not that of the arrays.
+        assert_eq!(Slots::new(8, [(2, 8), (4, 16)].into_iter()).axes, [(2, 8), (4, 16)]);
+        assert_eq!(Slots::new(8, [(1, 8)].into_iter()).axes, []);
+    }
+
+    #[test]
+    fn missing_heaps_are_found_in_and_between_blocks() {
+        let mut present = vec![1; 300];
+        let wanted = [0, 1, 63, 64, 200, 255, 299];
+        for i in wanted {
+            present[i] = 0;
+        }
+        assert_eq!(missing(&present).collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
     fn length_must_be_that_of_a_chunk() {
         assert_eq!(account_present(&layout(r#"["time", "antenna", "pol"]"#), &[0; 23]), None);
     }

@@ -39,40 +39,42 @@ impl Case {
             None => order.clone(),
         };
         let mut user_data = BTreeMap::new();
-        let mut strides = String::new();
+        let mut strides = Vec::new();
         let mut extent = self.heap_bytes;
         for (place, &axis) in in_memory.iter().rev().enumerate() {
             let stride = extent + self.gaps[place];
             extent = stride * self.sizes[axis];
             if self.memory_order.is_some() || place % 2 == 0 {
-                strides += &format!("a{axis} = {stride}\n");
+                strides.push(format!("a{axis} = {stride}"));
             } else {
-                strides += &format!("a{axis} = \"stride{axis}\"\n");
+                strides.push(format!("a{axis} = \"stride{axis}\""));
                 user_data.insert(format!("stride{axis}"), stride);
             }
         }
-        let axes: String = self.sizes[1..]
+        let axes: Vec<_> = self.sizes[1..]
             .iter()
             .enumerate()
-            .map(|(i, size)| format!("[[axes]]\nname = \"a{}\"\nitem = {}\nsize = {size}\n", i + 1, 0x4101 + i))
+            .map(|(i, size)| format!("[[axes]]\nname = \"a{}\"\nitem = {}\nsize = {size}", i + 1, 0x4101 + i))
             .collect();
         let text = format!(
             r#"
             heap_bytes = {}
             order = {:?}
             side_items = [{{ name = "a", item = 0x3000, dtype = "u16" }}, {{ name = "b", item = 0x3001, dtype = "u8" }}]
-            {axes}
+            {}
             [time]
             item = 0x1600
             step = 1
             batches = {}
             name = "a0"
             [strides]
-            {strides}
+            {}
             "#,
             self.heap_bytes,
             order.iter().map(|axis| format!("a{axis}")).collect::<Vec<_>>(),
+            axes.join("\n"),
             self.sizes[0],
+            strides.join("\n"),
         );
         let layout = Layout::new(LayoutSpec::from_toml(&text).unwrap()).unwrap();
         Arc::new(layout).geometry(&user_data).unwrap()
@@ -128,7 +130,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1000,
         failure_persistence: None,
-        rng_seed: RngSeed::Fixed(20240611),
+        rng_seed: RngSeed::Fixed(20_240_611),
         ..ProptestConfig::default()
     })]
 
@@ -147,7 +149,7 @@ proptest! {
         let divisors: Vec<_> = (1..=case.heap_bytes).filter(|&n| case.heap_bytes.is_multiple_of(n)).collect();
         let length = divisors[divisor.index(divisors.len())] as usize;
         let pattern: Vec<u8> = (0..length).map(|i| if uniform { 7 } else { noise[i % 16].wrapping_add(i as u8) }).collect();
-        let mut data: Vec<u8> = (0..geometry.span_bytes() as usize + spare).map(|i| (i * 131 >> 3) as u8).collect();
+        let mut data: Vec<u8> = (0..geometry.span_bytes() as usize + spare).map(|i| ((i * 131) >> 3) as u8).collect();
 
         let mut expected = data.clone();
         let mut missing = 0;

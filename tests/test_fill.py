@@ -356,7 +356,6 @@ class TestIterChunks:
         assert filled == [(2 * SMALL.chunk_timestamp_step, 9)]
 
     @pytest.mark.parametrize("before", [False, True])
-    @pytest.mark.fault(18)
     def test_interrupt(self, make, before):
         """Ctrl-C while a chunk is filled loses none, and each that the user gets is filled."""
         array = Array(make, 1)

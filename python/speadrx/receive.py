@@ -245,12 +245,7 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = N
         What to overwrite missing heaps with before a chunk is given out: a number, numbers or bytes, as `fill_missing`
         takes them. Their side items, in ``extra``, become 0. By default nothing is overwritten: where ``present``
         is 0 there is what an earlier use of the chunk has left. Needs a declarative layout and, in a group, streams
-        with equal strides.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `source` is something else, or `fill` does not fit its layout.
+        with equal strides. With ``async for``, the event loop waits while a chunk is filled.
 
     Returns
     -------
@@ -258,6 +253,11 @@ def iter_chunks(source: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = N
         For ``for`` and ``async for``. Its `accounting` says what is present and what is missing; it includes
         a chunk before that is given out. It raises `ValueError` on a chunk that is not newer than the last, as
         happens where streams share a data ring; that chunk is recycled.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `source` is something else, or `fill` does not fit its layout.
 
     Examples
     --------
