@@ -54,8 +54,8 @@ def fill_missing(
     Raises
     ------
     ValueError
-        If a buffer is too small, not contiguous or not writable, or shares memory with
-        another; a value of `fill` is not one of the layout's dtype; or `fill` does not divide a heap.
+        If a buffer is too small, not contiguous or not writable, or shares memory with another; a value of `fill` is
+        not one of the layout's dtype; or `fill` does not divide a heap.
     TypeError
         If an argument is of the wrong type, or the layout is not declarative.
 
@@ -129,21 +129,24 @@ def _fill_bytes(layout: DeclarativeLayout, fill: Any) -> bytes:
 
 def _elements(fill: Any, dtype: np.dtype) -> np.ndarray:
     """Convert the values of a fill to elements of a dtype, if that has them."""
-    wanted = f"fill: given {fill!r}, but wanted a number, an array of numbers, or bytes"
     try:
         values = np.asarray(fill)
     except ValueError:  # sequences of different lengths
-        raise TypeError(wanted) from None
+        raise _wrong_type(fill) from None
     if values.dtype == dtype:
         return values
     numbers = values.reshape(-1).tolist()
     if not all(isinstance(number, (int, float, complex)) for number in numbers):
-        raise TypeError(wanted)
+        raise _wrong_type(fill)
     if dtype.kind not in "biufc":
         raise ValueError(
             f"fill: given {fill!r}, but the layout's dtype is {dtype}: wanted bytes, or an array of that dtype"
         )
     return np.array([_element(number, dtype) for number in numbers], dtype)
+
+
+def _wrong_type(fill: Any) -> TypeError:
+    return TypeError(f"fill: given {fill!r}, but wanted a number, an array of numbers, or bytes")
 
 
 def _element(number: Any, dtype: np.dtype) -> Any:
