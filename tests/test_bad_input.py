@@ -76,6 +76,11 @@ def chunk(**changes: Any) -> Any:
     return speadrx.Chunk(**{"sink": stream(), **buffers, **changes})
 
 
+def fill(**changes: Any) -> None:
+    buffers = {"data": np.zeros(96, np.uint8), "present": np.zeros(12, bool)}
+    speadrx.fill_missing(**{"layout": SMALL, **buffers, "fill": 0, **changes})
+
+
 def exporter(*labels: str) -> Any:
     return collectors.Exporter(labels, registry=CollectorRegistry())
 
@@ -109,6 +114,7 @@ CASES: dict[str, list[tuple[Any, type[Exception], list[str]]]] = {
         (lambda: layout(source_labels="abc"), LayoutError, ["source_labels", "'abc'", "sequence"]),
         (lambda: layout(required_items=(2**63,)), LayoutError, ["required_items", str(2**63)]),
         (lambda: layout(dtype="int17"), LayoutError, ["dtype", "'int17'", "int16"]),
+        (lambda: layout(dtype="V2"), LayoutError, ["dtype", "'V2'"]),
         (lambda: layout(dtype="O"), LayoutError, ["dtype", "'object'", "numeric"]),
         (lambda: layout(dtype="complex128"), LayoutError, ["heap_bytes", "8", "16"]),
         (lambda: layout(heap_shape=(3,)), LayoutError, ["heap_shape", "(3,)", "8"]),
@@ -222,6 +228,16 @@ CASES: dict[str, list[tuple[Any, type[Exception], list[str]]]] = {
         (lambda: reader(max_size=0), ValueError, ["max_size", "0"]),
         (lambda: reader(comp_vector=0.5), TypeError, ["comp_vector", "0.5"]),
     ],
+    "fill_missing": [
+        (lambda: fill(layout=BASE), TypeError, ["layout", "heap_bytes"]),
+        (lambda: fill(fill=-1), ValueError, ["fill", "-1", "0 to 255"]),
+        (lambda: fill(fill=b"abc"), ValueError, ["fill", "3 bytes", "8 bytes of a heap"]),
+        (lambda: fill(fill=0.5), ValueError, ["fill", "0.5", "whole number"]),
+        (lambda: fill(data=np.zeros(95, np.uint8)), ValueError, ["data", "95", "96"]),
+        (lambda: fill(data=b"x" * 96), ValueError, ["data", "read-only"]),
+        (lambda: fill(present=np.zeros(11, bool)), ValueError, ["present", "11", "12"]),
+        (lambda: fill(data=7), TypeError, ["data", "int", "buffer"]),
+    ],
     "iter_chunks": [
         (lambda: speadrx.iter_chunks(rings()["data_ringbuffer"]), TypeError, ["source", "ChunkRingbuffer"]),
     ],
@@ -266,6 +282,8 @@ CASES: dict[str, list[tuple[Any, type[Exception], list[str]]]] = {
         (lambda: receiver(flush_after=0), ValueError, ["flush_after: 0"]),
         (lambda: receiver(flush_after=1, resync=False), ValueError, ["flush_after: 1", "resync"]),
         (lambda: receiver(max_hepas=3), TypeError, ["max_hepas", "max_heaps"]),
+        (lambda: receiver(fill=256), ValueError, ["fill", "256", "uint8", "0 to 255"]),
+        (lambda: receiver(fill="x"), TypeError, ["fill", "'x'", "number"]),
         (lambda: receiver(user_data={"pol": 1}), ValueError, ["user_data: 'pol'", "none"]),
         (lambda: receiver(user_data=[{}, {}]), ValueError, ["user_data: ", "2 mappings", "1 thread(s)"]),
         (lambda: receiver(user_data=[1]), TypeError, ["user_data: ", "1"]),

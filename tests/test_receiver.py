@@ -222,6 +222,23 @@ def test_user_data_by_thread():
     assert present.tolist() == [sum(truth.complete) for truth in truths]
 
 
+@pytest.mark.parametrize("fill", [None, -1])
+def test_fill(fill):
+    queue = spead2.InprocQueue()
+    simulator = simulate(InprocSink(queue), faults=Faults(loss=0.3))
+    queue.stop()
+    left = 0
+    with Receiver(LAYOUT, queue, fill=fill) as receiver:
+        for chunk in receiver:
+            with chunk:
+                present = chunk.present.astype(bool)
+                expected = simulator.chunk_data(chunk.timestamp).view(np.int16)
+                np.testing.assert_array_equal(chunk.data[present], expected[present])
+                left += np.count_nonzero((chunk.data[~present] != -1).any(axis=-1))
+                chunk.data[...] = 7
+    assert left == (sum(simulator.truth.lost) if fill is None else 0)
+
+
 def test_flush_and_drain(udp_port):
     """Chunks under construction come out when told to, and those after them too."""
     with (

@@ -414,6 +414,8 @@ class Layout(DeclarativeLayout):
             raise _core.LayoutError(
                 f"dtype: {self.dtype!r} is no numpy dtype ({exc}); name one, like 'int16'"
             ) from None
+        if dtype.kind == "V":  # np.dtype does not read back their names
+            raise _core.LayoutError(f"dtype: {self.dtype!r} is made of bytes without meaning; name one, like 'int16'")
         # The readable name where it says everything ("int16"); else with its byte order (">i2").
         object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
         n_sources = self._compiled.n_sources

@@ -133,6 +133,7 @@ class Receiver:
         chunks: int | None = None,
         buffer: int | None = None,
         user_data: Mapping[str, int] | Sequence[Mapping[str, int]] | None = None,
+        fill: Any = None,
         resync: bool = True,
         max_jump: int | None = None,
         flush_after: float | None = None,
@@ -178,8 +179,8 @@ class Receiver:
             if threads == 1
             else make_stream_group(affinity=processors, **arguments)
         )
+        self._chunks = iter_chunks(self.stream, fill=fill)
         self.pool = ChunkPool(self.stream, n_chunks)
-        self._chunks = iter_chunks(self.stream)
 
     def start(self) -> None:
         """Start to receive, if that has not been done.
