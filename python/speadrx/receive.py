@@ -84,7 +84,6 @@ class ChunkIterator:
         self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
         self.accounting = source._accounts.add(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
-        self._group = source._core
         self._progress: _Progress | None = None
 
     def __iter__(self) -> Self:
@@ -146,9 +145,7 @@ class ChunkIterator:
         if chunk.data is None:  # interrupted just after it was recycled
             hand.taken = []
             return
-        number, epoch, is_control = (chunk.chunk_id, 0, False)
-        if self._group is not None and len(self._group):
-            number, epoch, is_control = self._group.locate(chunk.chunk_id)
+        number, epoch, is_control = self._source._locate(chunk.chunk_id)
         # What is present in the chunk of a control heap is the control heap.
         present, first_batch = ([], self._batches) if is_control else self._account(chunk.present)
         hand.incomplete = self._fill is not None and sum(present) < self._chunk_heaps
@@ -195,7 +192,7 @@ class ChunkIterator:
         gap = restarts = 0
         if progress is None:
             progress = _Progress(chunk.chunk_id, epoch, batch, end, 0)
-        elif restarts := self._restarts(progress.epoch, epoch):
+        elif restarts := self._source._restarts(progress.epoch, epoch):
             # Of the gap nobody knows what was sent in it, and if time went back there is none.
             gap = max(0, batch - progress.end_batch) * self._batch_heaps
             progress = _Progress(chunk.chunk_id, epoch, batch, end, before.expected)
@@ -211,12 +208,6 @@ class ChunkIterator:
             epoch_gap=before.epoch_gap + gap,
             restarts=before.restarts + restarts,
         )
-
-    def _restarts(self, before: int, epoch: int) -> int:
-        """How often time has begun anew between two epochs."""
-        if epoch == before or self._group is None:
-            return 0
-        return sum(self._group[i][2] == "restart" for i in range(before + 1, epoch + 1))
 
     def _account(self, present: Any) -> tuple[list[int], int]:
         """Present heaps by source, and the first batch that has any (the number of batches if none has)."""

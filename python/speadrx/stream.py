@@ -148,6 +148,18 @@ class _Receiving(_RingPair):
         step = self.layout.chunk_timestamp_step
         return tuple(Epoch(chunk_id, chunk * step, cause) for chunk_id, chunk, cause in found)
 
+    def _locate(self, chunk_id: int) -> tuple[int, int, bool]:
+        """The number of chunks from time 0 to a chunk, the index of its epoch, and whether it is a control heap's."""
+        if self._core is None or not len(self._core):
+            return chunk_id, 0, False
+        return self._core.locate(chunk_id)
+
+    def _restarts(self, before: int, epoch: int) -> int:
+        """How often time has begun anew between two epochs."""
+        if epoch == before or self._core is None:
+            return 0
+        return sum(self._core[i][2] == "restart" for i in range(before + 1, epoch + 1))
+
     def flush(self) -> None:
         """Hand over the chunks under construction, though no newer data has come.
 

@@ -1,14 +1,18 @@
 """The names of ``katgpucbf.recv``, for code written for it: one import line to change.
 
-Layouts derived from `BaseLayout` keep their numba ``_chunk_place``. `user_data_type` imports numba and
-`StatsCollector` prometheus_client, each at first use only.
+Layouts derived from `BaseLayout` keep their numba ``_chunk_place``. `user_data_type` imports numba,
+`StatsCollector` prometheus_client, and `make_sensors` and `iter_chunks` aiokatcp (the extra ``katcp``), each at
+first use only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+import numpy as np
 import spead2.recv
 
 from speadrx import (
@@ -21,13 +25,18 @@ from speadrx import (
     make_stream,
     make_stream_group,
 )
+from speadrx.stream import ChunkRingStream, ChunkStreamRingGroup
 
 if TYPE_CHECKING:
+    import aiokatcp
+    from prometheus_client import Counter
+
+    from speadrx.sensors import make_sensors as make_sensors
     from speadrx.stats import StatsCollector
 
     user_data_type: Any
 
-# A star import must not need numba: user_data_type is left out.
+# A star import must need neither numba nor aiokatcp: user_data_type and make_sensors are left out.
 __all__ = [
     "EVICTION_MODE",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
@@ -35,8 +44,10 @@ __all__ = [
     "AnyStream",
     "BaseLayout",
     "Chunk",
+    "Counters",
     "StatsCollector",
     "add_reader",
+    "iter_chunks",
     "make_stream",
     "make_stream_group",
 ]
@@ -60,4 +71,161 @@ def __getattr__(name: str) -> Any:
         from speadrx.stats import StatsCollector
 
         return StatsCollector
+    if name == "make_sensors":
+        from speadrx.sensors import make_sensors
+
+        return make_sensors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class TimeConverter(Protocol):
+    """What `iter_chunks` needs to date chunks."""
+
+    def adc_to_unix(self, samples: float) -> float:
+        """The UNIX time of a timestamp, in seconds."""
+
+
+@dataclasses.dataclass
+class Counters:
+    """The Prometheus counters that `iter_chunks` keeps.
+
+    All but `chunks` have a label for the polarisation, if `iter_chunks` is given polarisations.
+    """
+
+    #: Heaps present.
+    heaps: Counter
+    #: Chunks with any heap in them.
+    chunks: Counter
+    #: Samples in the heaps present.
+    samples: Counter
+    #: Payload bytes of the heaps present.
+    bytes: Counter
+    #: Heaps missing, those of whole missing chunks included.
+    missing_heaps: Counter
+    #: The sum of what the heaps present stored in ``extra``: with a digitiser, samples that saturated.
+    clipped_samples: Counter | None = None
+
+    #: Counters that `labels` gives labels to.
+    PER_POL_COUNTERS: ClassVar[tuple[str, ...]] = ("heaps", "samples", "bytes", "missing_heaps", "clipped_samples")
+
+    def labels(self, *labelvalues: Any, **labelkwargs: Any) -> Self:
+        """The same, with the counters of a polarisation in place of those for all; see `prometheus_client.Counter`."""
+        counters = {name: getattr(self, name) for name in self.PER_POL_COUNTERS}
+        labelled = {name: c.labels(*labelvalues, **labelkwargs) for name, c in counters.items() if c is not None}
+        return dataclasses.replace(self, **labelled)
+
+
+async def iter_chunks(
+    ringbuffer: AsyncIterable[spead2.recv.Chunk],
+    layout: BaseLayout,
+    sensors: aiokatcp.SensorSet,
+    time_converter: TimeConverter,
+    pols: Sequence[tuple[str, str]] | None,
+    counters: Counters,
+    stats_collector: StatsCollector,
+) -> AsyncGenerator[Chunk, None]:
+    """Iterate over the chunks of a ring, and keep counters and sensors, which are up to date as a chunk is given out.
+
+    It sets ``timestamp`` of each chunk, and ``extra`` to 0 where nothing is present. Chunks with nothing in them go
+    back to be filled. Heaps are missing from the beginning of the first chunk that has any; a number that was
+    counted as missing never falls. `speadrx.iter_chunks` is more exact, and accounts by source.
+
+    Parameters
+    ----------
+    ringbuffer
+        The data ring of a stream or group.
+    layout
+        Its layout.
+    sensors
+        Has at least the sensors that `make_sensors` makes, with a prefix for each of `pols`.
+    time_converter
+        From timestamps to UNIX time.
+    pols
+        For each polarisation its label in the counters and the prefix of its sensors, without the dot. They are
+        the first axis of the chunks. None if sensors and counters are for all of a chunk.
+    counters
+        The counters to keep.
+    stats_collector
+        Has the stream or group already. It takes the last statistics when the iteration ends.
+
+    Yields
+    ------
+    Chunk
+        To be recycled, as at the end of ``with chunk:``.
+    """
+    from speadrx.sensors import update_sensors
+
+    prefixes = [""] if pols is None else [f"{prefix}." for _, prefix in pols]
+    account = _Account(layout, [counters] if pols is None else [counters.labels(label) for label, _ in pols])
+    try:
+        async for chunk in ringbuffer:
+            if not isinstance(chunk, Chunk):
+                raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
+            try:
+                found_missing = account.add(chunk)
+                if found_missing is not None:
+                    missing = [prefixes[pol] for pol in found_missing]
+                    unixtime = time_converter.adc_to_unix(chunk.timestamp)
+                    update_sensors(sensors, chunk.timestamp, unixtime, received=prefixes, missing=missing)
+            except BaseException:
+                chunk.recycle()
+                raise
+            if found_missing is None:
+                chunk.recycle()
+            else:
+                yield chunk
+    finally:
+        stats_collector.update()
+
+
+class _Account:
+    """What `iter_chunks` has counted, by polarisation."""
+
+    def __init__(self, layout: BaseLayout, counters: Sequence[Counters]) -> None:
+        self._layout = layout
+        self._counters = counters
+        self._chunk_heaps = layout.chunk_heaps // len(counters)
+        self._expected = 0  # of each polarisation
+        self._present = [0] * len(counters)
+        self._missing = [0] * len(counters)
+        self._last: tuple[int, int] | None = None  # number and epoch of a chunk
+
+    def add(self, chunk: Chunk) -> list[int] | None:
+        """Date and count a chunk; return of which polarisations more is missing, or None if the chunk is empty."""
+        sink = chunk.sink()
+        source = sink if isinstance(sink, (ChunkRingStream, ChunkStreamRingGroup)) else None
+        number, epoch, is_control = (chunk.chunk_id, 0, False) if source is None else source._locate(chunk.chunk_id)
+        present = np.asarray(chunk.present)
+        if is_control or not present.any():
+            return None
+        chunk.timestamp = number * self._layout.chunk_timestamp_step
+        if self._last is None or (source is not None and source._restarts(self._last[1], epoch)):
+            n_chunks = 1
+        else:
+            n_chunks = number - self._last[0]
+        self._last = number, epoch
+        self._expected += n_chunks * self._chunk_heaps
+        extra = None if chunk.extra is None else np.asarray(chunk.extra)
+        if extra is not None:
+            # It holds what was there before.
+            extra.reshape(present.size, -1)[present.reshape(-1) == 0] = 0
+        self._counters[0].chunks.inc()
+        return [pol for pol in range(len(self._counters)) if self._count(pol, present, extra)]
+
+    def _count(self, pol: int, present: np.ndarray, extra: np.ndarray | None) -> bool:
+        """Count what a chunk has of a polarisation; return whether more is missing than before."""
+        counters = self._counters[pol]
+        n_pols = len(self._counters)
+        heaps = int(np.count_nonzero(present.reshape(n_pols, -1)[pol]))
+        counters.heaps.inc(heaps)
+        counters.samples.inc(heaps * self._layout.heap_sample_count)
+        counters.bytes.inc(heaps * self._layout.heap_bytes)
+        if counters.clipped_samples is not None and extra is not None:
+            counters.clipped_samples.inc(int(extra.reshape(n_pols, -1)[pol].sum(dtype=np.uint64)))
+        self._present[pol] += heaps
+        more = self._expected - self._present[pol] - self._missing[pol]
+        if more <= 0:
+            return False
+        counters.missing_heaps.inc(more)
+        self._missing[pol] += more
+        return True
