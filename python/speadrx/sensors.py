@@ -322,7 +322,7 @@ class SensorUpdater:
         names = [prefix + name for prefix in self._prefixes for name, *_ in _SENSORS]
         if absent := [name for name in names if name not in sensors]:
             raise ValueError(
-                f"sensors: {absent[0]!r} is not there: wanted those of make_sensors, for the same prefixes"
+                f"sensors: have no {absent[0]!r}, but wanted all those of make_sensors, for these prefixes"
             )
         self._seen = self._counts()
 
