@@ -174,6 +174,7 @@ def test_names() -> None:
     assert recv.EVICTION_MODE == spead2.recv.ChunkStreamGroupConfig.EvictionMode.LOSSY
     assert recv.RECV_SENSOR_TIMEOUT_CHUNKS == 10
     assert recv.RECV_SENSOR_TIMEOUT_MIN == 1.0
+    assert recv.make_sensors is speadrx.sensors.make_sensors
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         recv.nonsense  # noqa: B018
 
@@ -191,8 +192,9 @@ def test_imports_are_lazy() -> None:
     program = """
 import sys
 from speadrx.compat.katgpucbf import *
-from speadrx.compat.katgpucbf import AnyStream, BaseLayout, Chunk, add_reader, make_stream, make_stream_group
-for name in ("numba", "llvmlite", "scipy"):
+from speadrx.compat.katgpucbf import AnyStream, BaseLayout, Chunk, Counters, add_reader, iter_chunks
+from speadrx.compat.katgpucbf import make_stream, make_stream_group
+for name in ("aiokatcp", "numba", "llvmlite", "scipy"):
     assert name not in sys.modules, name
 from speadrx.compat.katgpucbf import user_data_type
 assert "numba" in sys.modules
@@ -203,6 +205,9 @@ import sys, speadrx.compat.katgpucbf as recv
 assert "prometheus_client" not in sys.modules
 recv.StatsCollector
 assert "prometheus_client" in sys.modules
+assert "aiokatcp" not in sys.modules
+recv.make_sensors
+assert "aiokatcp" in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
