@@ -23,6 +23,7 @@ from spead2.recv.numba import chunk_place_data
 from engine import DIGITISER_ID_ID, DIGITISER_STATUS_ID, TIMESTAMP_ID, packets, rings
 from handmade import STOP_PACKET, Heap
 from loopback import wait_for
+from speadrx import ChunkPool
 from speadrx.compat import katgpucbf as recv
 from speadrx.meerkat import DigitiserLayout
 
@@ -162,10 +163,12 @@ class Collector(recv.StatsCollector):
 class Receiver:
     """What engines do to receive: a group of two streams, and chunks put into the free ring by hand."""
 
-    def __init__(self, registry: CollectorRegistry, layout: Any = LAYOUT, n_chunks: int = 32, **kwargs: Any) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, layout: Any = LAYOUT, *, pooled: bool = False, **kwargs: Any
+    ) -> None:
         self.layout = layout
         self.registry = registry
-        self.n_chunks = n_chunks
+        self.n_chunks = n_chunks = 32
         self.counters = make_counters(registry)
         self.stats_collector = Collector(registry)
         self.group = recv.make_stream_group(
@@ -181,7 +184,9 @@ class Receiver:
             **{**rings(n_chunks), **kwargs},
         )
         self.stats_collector.add_stream_group(self.group)
-        for _ in range(n_chunks):
+        if pooled:
+            self.pool = ChunkPool(self.group, n_chunks)
+        for _ in range(0 if pooled else n_chunks):
             shape = (N_POLS, layout.chunk_batches)
             chunk = recv.Chunk(
                 data=np.zeros((N_POLS, layout.chunk_bytes // N_POLS), np.uint8),
@@ -280,6 +285,7 @@ def check_chunk(chunk: recv.Chunk, chunk_id: int) -> None:
     assert chunk.chunk_id == chunk_id
     assert chunk.timestamp == chunk_id * CHUNK
     present, extra, data = (np.asarray(array) for array in (chunk.present, chunk.extra, chunk.data))
+    data, extra = data.reshape(N_POLS, -1), extra.view(np.uint16)
     for pol in range(N_POLS):
         for batch in range(BATCHES):
             is_lost = (chunk_id, batch, pol) in LOST
@@ -292,8 +298,12 @@ def check_chunk(chunk: recv.Chunk, chunk_id: int) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "options"),
-    [(LAYOUT, {}), (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"max_jump": 8})],
-    ids=["numba", "declared"],
+    [
+        (LAYOUT, {}),
+        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"max_jump": 8}),
+        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"max_jump": 8, "pooled": True}),
+    ],
+    ids=["numba", "declared", "declared, with a pool"],
 )
 async def test_chunks_counters_and_sensors(registry: CollectorRegistry, layout: Any, options: dict[str, Any]) -> None:
     """All are up to date as each chunk is given out; empty chunks are not given out, and are filled again."""

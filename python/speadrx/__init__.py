@@ -24,7 +24,7 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import collectors, meerkat, metrics, simulate, stats
+    from . import collectors, layouts, meerkat, metrics, simulate, stats
     from . import sensors as sensors
     from .stats import StatsCollector
 
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = ("collectors", "meerkat", "metrics", "sensors", "simulate", "stats")
+_LAZY_MODULES = ("collectors", "layouts", "meerkat", "metrics", "sensors", "simulate", "stats")
 
 
 def __getattr__(name: str) -> Any:

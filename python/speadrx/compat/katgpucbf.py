@@ -221,7 +221,9 @@ class _Account:
         counters.samples.inc(heaps * self._layout.heap_sample_count)
         counters.bytes.inc(heaps * self._layout.heap_bytes)
         if counters.clipped_samples is not None and extra is not None:
-            counters.clipped_samples.inc(int(extra.reshape(n_pols, -1)[pol].sum(dtype=np.uint64)))
+            # Chunks of a ChunkPool have a record for each heap, of one side item.
+            values = extra if extra.dtype.names is None else extra[extra.dtype.names[0]]
+            counters.clipped_samples.inc(int(values.reshape(n_pols, -1)[pol].sum(dtype=np.uint64)))
         self._present[pol] += heaps
         more = self._expected - self._present[pol] - self._missing[pol]
         if more <= 0:
