@@ -47,10 +47,11 @@ class Sender:
         self.simulator = Simulator(LAYOUT, **kwargs)
 
     def send(self, batches):
-        before = self.rx.stat("packets")
-        sent = self.simulator.truth.packets
+        # Packets would not do: those of a flush before may still come.
+        before = self.rx.stream.ledger.snapshot().seen
+        sent = self.simulator.truth.copies
         self.simulator.send(InprocSink(self.rx.queues[0]), batches)
-        wait_for(lambda: self.rx.stat("packets") - before >= self.simulator.truth.packets - sent)
+        wait_for(lambda: self.rx.stream.ledger.snapshot().seen - before >= self.simulator.truth.copies - sent)
 
 
 def timestamps(rx):

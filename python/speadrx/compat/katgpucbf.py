@@ -3,6 +3,9 @@
 Layouts derived from `BaseLayout` keep their numba ``_chunk_place``. `user_data_type` imports numba,
 `StatsCollector` prometheus_client, and `make_sensors` and `iter_chunks` aiokatcp (the extra ``katcp``), each at
 first use only.
+
+A declarative layout, such as those of `speadrx.meerkat`, follows a jump of time by more chunks than are under
+construction only once most heaps agree (see ``max_jump`` of `make_stream`); a numba callback follows the first heap.
 """
 
 from __future__ import annotations
