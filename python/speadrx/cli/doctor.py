@@ -1,0 +1,145 @@
+"""`speadrx doctor`: why nothing arrives, or not everything, and the command that mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from speadrx.doctor import Case, Finding, diagnose
+from speadrx.doctor import listen as listen_to
+from speadrx.doctor.system import parse_cpus
+from speadrx.endpoints import parse_endpoints
+from speadrx.layout import Layout
+from speadrx.settings import DEFAULT_BUFFER
+
+from .interrupt import interruptible
+from .options import load_layout, set_option
+
+_STYLES = {"problem": "bold red", "warning": "yellow", "unknown": "cyan", "ok": "green"}
+
+
+def _endpoints(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    try:
+        found = [endpoint for text in texts for endpoint in parse_endpoints(text)]
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
+    return tuple(dict.fromkeys(found))
+
+
+def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_address(text)) for text in texts)
+    except ValueError:
+        raise click.BadParameter(f"{', '.join(texts)}: wanted IP addresses, such as 10.0.0.7") from None
+
+
+def _affinity(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(cpu for part in (text or "").split(",") for cpu in sorted(parse_cpus(part.strip())))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: wanted processors, such as 2,4 or 2-5") from None
+
+
+def _print(console: Console, findings: Sequence[Finding], everything: bool) -> None:
+    shown = [finding for finding in findings if everything or finding.severity != "ok"]
+    for finding in shown:
+        line = Text.assemble((finding.severity, _STYLES[finding.severity]), f" {finding.check}: {finding.summary}")
+        console.print(line)
+        if finding.why:
+            console.print(Text(finding.why), style="dim")
+        for command in finding.mend:
+            # On a line of its own, however long it is, so that it can be copied.
+            console.print(Text(f"    {command}"), style="bold", soft_wrap=True)
+        console.print()
+    counts = {severity: sum(finding.severity == severity for finding in findings) for severity in _STYLES}
+    names = {"problem": "problems", "warning": "warnings", "unknown": "not known", "ok": "well"}
+    console.print(", ".join(f"{counts[severity]} {name}" for severity, name in names.items()) + ".")
+
+
+@click.command()
+@click.argument("endpoints", nargs=-1, callback=_endpoints)
+@click.option("--interface", metavar="ADDRESS", help="Interface that the receiver is given: its address, or its name.")
+@click.option("--sender", "senders", metavar="ADDRESS", multiple=True, callback=_senders, help="A sender. Repeatable.")
+@click.option(
+    "--buffer",
+    type=click.IntRange(0),
+    default=DEFAULT_BUFFER,
+    show_default=True,
+    help="Socket buffer that the receiver asks for, in bytes, split among the endpoints.",
+)
+@click.option(
+    "--packet-size",
+    type=click.IntRange(1, 65507),
+    help="UDP payload of the senders' largest packets, in bytes (their max_packet_size).  [default: not known]",
+)
+@click.option("-l", "--layout", "name_or_path", metavar="FILE|PRESET", help="Layout of the heaps: for memory, and MTU.")
+@set_option
+@click.option(
+    "--affinity", metavar="CPUS", callback=_affinity, help="Processors of the receiver's threads: 2,4 or 2-5."
+)
+@click.option(
+    "--listen",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    help="Time to listen to the endpoints, in seconds; 0 not to.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--all", "everything", is_flag=True, help="Print what is well, too.")
+@click.pass_context
+def doctor(
+    context: click.Context,
+    endpoints: tuple[tuple[str, int], ...],
+    interface: str | None,
+    senders: tuple[str, ...],
+    buffer: int,
+    packet_size: int | None,
+    name_or_path: str | None,
+    overrides: tuple[str, ...],
+    affinity: tuple[int, ...],
+    listen: float,
+    as_json: bool,
+    everything: bool,
+) -> None:
+    r"""Find out why nothing arrives at ENDPOINTS, or not everything, and what mends it.
+
+    It binds and joins as the receiver would, and sees how far packets get; then it checks the
+    interface, routes, reverse path filter, MTU, firewall, buffers, processors and memory. What is
+    wrong comes first, with the command that mends it. Nothing is changed. Run it with the options
+    of the receiver, as root to see more (what comes to the interfaces, firewall, other processes).
+
+    \b
+    Example:
+        speadrx doctor 239.1.2.3+7:7148 --interface 10.0.0.5 --packet-size 8192
+
+    \b
+    Exit codes:
+        0  no problems (there may be warnings)
+        1  problems
+        2  wrong usage
+    """
+    if overrides and name_or_path is None:
+        raise click.UsageError("--set changes a layout: give one with --layout")
+    layout: Layout | None = None
+    if name_or_path is not None:
+        layout = load_layout(name_or_path, overrides, "-l/--layout")
+    case = Case(endpoints, interface, senders, buffer, packet_size, layout, affinity)
+    try:
+        assert case.resolved is not None
+    except ValueError as exc:
+        raise click.BadParameter(str(exc).removeprefix("src: "), param_hint="ENDPOINTS") from None
+    with interruptible() as interrupted:
+        if endpoints and listen:
+            case = dataclasses.replace(case, heard=listen_to(case, listen, interrupted))
+        findings = diagnose(case)
+    if as_json:
+        click.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
+    else:
+        _print(Console(highlight=False), findings, everything)
+    context.exit(1 if any(finding.severity == "problem" for finding in findings) else 0)

@@ -1,0 +1,171 @@
+"""Listening as the receiver would, and next to it at the interfaces, to tell how far packets get."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from speadrx.readers import SocketSet, _Endpoint, _make_socket
+
+from .finding import Case, Heard
+from .system import Unknown, counters
+from .tap import Tap
+
+# Linux has it, the socket module does not.
+_IP_MULTICAST_ALL = 49
+
+_POLL_SECONDS = 0.1
+_BURST = 256  # packets read from a socket before others have their turn
+_LAST_SECONDS = 1.0  # for what the kernel has queued
+
+#: Seconds for which groups are joined on other interfaces, at most: a link may be too slow for them.
+_SEARCH_SECONDS = 2.0
+
+
+class _Ears:
+    """Sockets, and who sent what came out of them."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        #: By endpoint, sender and the interface that the socket was added with.
+        self.came: Counter[tuple[str, str, str]] = Counter()
+        self._selector = stack.enter_context(selectors.DefaultSelector())
+        self._readers: dict[socket.socket, Callable[[], object]] = {}
+
+    def add(self, sock: socket.socket, endpoint: str, interface: str = "") -> None:
+        def read() -> bool:
+            buffer = bytearray(1)
+            for _ in range(_BURST):
+                try:
+                    _, sender = sock.recvfrom_into(buffer, 1, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return False
+                self.came[endpoint, sender[0].partition("%")[0], interface] += 1
+            return True
+
+        self._readers[sock] = read
+        self._selector.register(sock, selectors.EVENT_READ, read)
+
+    def listen(
+        self, tap: Tap | None, seconds: float, stop: threading.Event, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        for sock in tap.sockets if tap is not None else ():
+            assert tap is not None
+            self._selector.register(sock, selectors.EVENT_READ, lambda sock=sock: tap.read(sock))
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not stop.is_set() and not enough():
+            for key, _ in self._selector.select(min(left, _POLL_SECONDS)):
+                key.data()
+        # The tap ends first: what it has seen is in a socket by then, or it is lost.
+        for sock in tap.sockets if tap is not None else ():
+            self._selector.unregister(sock)
+            sock.close()
+        deadline = time.monotonic() + _LAST_SECONDS
+        left = set(self._readers.values())
+        while left and time.monotonic() < deadline:
+            left = {read for read in left if read()}
+
+
+def _tap(endpoints: list[_Endpoint], stack: contextlib.ExitStack) -> Tap | None:
+    try:
+        return Tap(endpoints, stack)
+    except OSError:
+        return None
+
+
+def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> Heard:
+    """Bind and join as the receiver would, and count what comes.
+
+    What does not come to a multicast endpoint is then looked for by joining the group on each of the other
+    interfaces, for at most 2 seconds: packets have come from there before the checks name it.
+
+    Parameters
+    ----------
+    case
+        What to listen to.
+    seconds
+        How long.
+    stop
+        Ends it early.
+    """
+    stop = stop or threading.Event()
+    before = counters()
+    errors: dict[str, OSError] = {}
+    sockets = SocketSet()
+    with contextlib.ExitStack() as stack:
+        stack.callback(sockets.close)
+        ears = _Ears(stack)
+        for endpoint in case.resolved:
+            name = str(endpoint)
+            try:
+                sock = _make_socket(case.as_received(endpoint), 0)
+            except OSError as exc:
+                errors[name] = exc
+            else:
+                sockets.add(sock, name)
+                ears.add(sock, name)
+        tap = _tap(list(case.resolved), stack)
+        ears.listen(tap, seconds, stop)
+        own_drops = sockets.drops()
+    after = counters()
+    came = {(endpoint, sender): n for (endpoint, sender, _), n in ears.came.items()}
+    seen = None if tap is None else dict(tap.seen)
+    silent = [e for e in case.resolved if e.multicast and str(e) not in {name for name, _ in came}]
+    elsewhere = {} if stop.is_set() else _search(case, silent, seen or {}, min(seconds, _SEARCH_SECONDS), stop)
+    return Heard(seconds, came, seen, errors, elsewhere, before, after, own_drops)
+
+
+def _search(
+    case: Case, silent: list[_Endpoint], seen: dict[tuple[str, str, str], int], seconds: float, stop: threading.Event
+) -> dict[str, str]:
+    """Find the interfaces by which multicast endpoints come in, other than the right ones."""
+    found: dict[str, str] = {}
+    try:
+        inlets = {str(endpoint): case.inlet(endpoint) for endpoint in silent}
+        links = [link for link in case.links.values() if link.usable]
+    except Unknown:
+        return found
+    missing = []
+    for endpoint in silent:
+        name, inlet = str(endpoint), inlets[str(endpoint)]
+        at = {interface for e, _, interface in seen if e == name}
+        if inlet is not None and inlet.name in at:
+            continue
+        if at:
+            found[name] = min(at)
+        elif endpoint.family == socket.AF_INET:
+            missing.append(endpoint)
+    if not missing:
+        return found
+    with contextlib.ExitStack() as stack:
+        ears = _Ears(stack)
+        for endpoint in missing:
+            for link in links:
+                if link != inlets[str(endpoint)]:
+                    with contextlib.suppress(OSError):
+                        ears.add(_join(endpoint, link.index, stack), str(endpoint), link.name)
+        tap = _tap(missing, stack)
+
+        def heard() -> dict[str, str]:
+            counts: Any = ears.came if tap is None else ears.came | tap.seen
+            return {name: interface for name, _, interface in counts}
+
+        ears.listen(tap, seconds, stop, lambda: len(heard()) == len(missing))
+        return found | heard()
+
+
+def _join(endpoint: _Endpoint, index: int, stack: contextlib.ExitStack) -> socket.socket:
+    """Make a socket that gets an IPv4 group from one interface alone."""
+    sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
+    sock.bind((endpoint.address, endpoint.port))
+    membership = struct.pack("@4s4si", socket.inet_aton(endpoint.address), bytes(4), index)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    return sock

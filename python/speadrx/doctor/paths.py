@@ -1,0 +1,253 @@
+"""Checks of the way to the socket: interface, route of the groups, membership, reverse path, packet size."""
+
+from __future__ import annotations
+
+import collections
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+
+from speadrx.readers import _MAX_UDP_PAYLOAD, _Endpoint
+
+from .finding import Case, Finding
+from .system import NET, Link, read, route_to, sysctl
+
+#: What an IP and a UDP header take, by version.
+_OVERHEAD = {socket.AF_INET: 28, socket.AF_INET6: 48}
+
+#: The largest packet that networks for such data are made for (9216 bytes with all headers).
+_JUMBO_MTU = 9000
+_JUMBO_PAYLOAD = 9172
+
+#: SPEAD's own items and a few more, in a packet.
+_SPEAD_BYTES = 96
+
+
+def _listed(things: Iterable[object], most: int = 8) -> str:
+    names = [str(thing) for thing in things]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _networks(addresses: Iterable[str]) -> Iterator[ipaddress.IPv4Network]:
+    return ipaddress.collapse_addresses(ipaddress.IPv4Network(address) for address in addresses)
+
+
+def _multicast(case: Case) -> list[_Endpoint]:
+    return [endpoint for endpoint in case.resolved if endpoint.multicast]
+
+
+def interface(case: Case) -> Iterator[Finding]:
+    """Nothing comes in by an interface that is not there, is down or has no link."""
+    check = "interface"
+    known = _listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
+    if case.interface is not None and case.link is None:
+        summary = f"no interface is called {case.interface} or has this address (there are: {known})"
+        likely = _likely_link(case)
+        mend = () if likely is None else (case.command(likely.ipv4 or likely.name),)
+        yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
+    for endpoint in case.resolved:
+        if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::") and case.inlet(endpoint) is None:
+            local = (route_to(endpoint.address) or {}).get("type") == "local"  # all of 127.0.0.0/8 is
+            if not local:
+                summary = f"{endpoint.address} is no address of this machine (there are: {known})"
+                yield Finding(check, "problem", summary, f"The receiver cannot bind {endpoint}.")
+    for link in case.inlets().values():
+        yield from _link_state(case, link)
+    yield from _elsewhere(case)
+
+
+def _link_state(case: Case, link: Link) -> Iterator[Finding]:
+    check = "interface"
+    if "UP" not in link.flags:
+        why = "Nothing comes in by an interface that is down."
+        yield Finding(check, "problem", f"{link.name} is down", why, (f"ip link set dev {link.name} up",))
+    elif "LOWER_UP" not in link.flags:
+        yield Finding(check, "problem", f"{link.name} has no carrier", "No cable, or its other end is down.")
+    elif _multicast(case) and "MULTICAST" not in link.flags and not link.loopback:
+        why = "The network is not asked for the groups."
+        mend = (f"ip link set dev {link.name} multicast on",)
+        yield Finding(check, "problem", f"{link.name} has multicast switched off", why, mend)
+    elif link.ipv4 is None and any(e.family == socket.AF_INET for e in _multicast(case)):
+        yield Finding(check, "problem", f"{link.name} has no IPv4 address", "No IPv4 group can be joined on it.")
+    else:
+        yield Finding(check, "ok", f"{link.name} is up, {_listed(link.addresses)}, MTU {link.mtu}")
+
+
+def _elsewhere(case: Case) -> Iterator[Finding]:
+    """Find groups that come in by another interface than the one that the receiver is given."""
+    if case.interface is None or case.link is None or case.heard is None:
+        return
+    by_link = collections.defaultdict(list)
+    for endpoint, name in case.heard.elsewhere.items():
+        by_link[name].append(endpoint)
+    for name, endpoints in by_link.items():
+        summary = f"{_listed(endpoints)} comes in by {name}, and not by {case.interface} ({case.link.name})"
+        why = "Groups are joined on the wrong interface: give the receiver the one that this command has."
+        mend = (case.command(case.links[name].ipv4 or name),)
+        yield Finding("interface", "problem", summary, why, mend)
+
+
+def _likely_link(case: Case, endpoint: _Endpoint | None = None) -> Link | None:
+    """Find the interface by which packets should come in: where they do, where senders are, or the only one."""
+    if case.heard is not None:
+        found = set(case.heard.elsewhere.values())
+        if endpoint is not None:
+            found = {case.heard.elsewhere.get(str(endpoint), "")}
+        if len(links := [case.links[name] for name in found if name in case.links]) == 1:
+            return links[0]
+    usable = [link for link in case.links.values() if link.usable and not link.loopback]
+    towards = {(route_to(sender) or {}).get("dev") for sender in case.senders}
+    if len(links := [link for link in usable if link.name in towards]) == 1:
+        return links[0]
+    return usable[0] if len(usable) == 1 else None
+
+
+def multicast_route(case: Case) -> Iterator[Finding]:
+    """Without an interface, a receiver joins its groups where the route to them goes."""
+    groups = [endpoint for endpoint in _multicast(case) if endpoint.family == socket.AF_INET]
+    if not groups or case.interface is not None:
+        return
+    wrong: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
+    for endpoint in groups:
+        link, likely = case.inlet(endpoint), _likely_link(case, endpoint)
+        target = likely.name if likely is not None else ""
+        if link is None:
+            summary = "there is no route to {}"
+            wrong[summary, "Joining a group fails (No such device).", target].append(endpoint.address)
+        elif case.heard is not None and str(endpoint) in case.heard.elsewhere:
+            target = case.heard.elsewhere[str(endpoint)]
+            summary = f"the route to {{}} goes by {link.name}, but packets come in by {target}"
+            wrong[summary, "The groups are joined on the wrong interface.", target].append(endpoint.address)
+        else:
+            yield from _joined_well(case, endpoint, link)
+    for (summary, why, target), addresses in wrong.items():
+        mend = tuple(f"ip route replace {net} dev {target}" for net in _networks(addresses)) if target else ()
+        if not target:
+            names = _listed(link.name for link in case.links.values() if link.usable)
+            why += f" Give the receiver an interface (there are: {names})."
+        yield Finding("multicast_route", "problem", summary.format(_listed(addresses)), why, mend)
+
+
+def _joined_well(case: Case, endpoint: _Endpoint, link: Link) -> Iterator[Finding]:
+    towards = {(route_to(sender) or {}).get("dev") for sender in case.senders} - {None, link.name}
+    if towards and (case.heard is None or not case.heard.arrives(str(endpoint))):
+        summary = f"the route to {endpoint.address} goes by {link.name}, but that to the sender by {_listed(towards)}"
+        why = "The group may be joined on the wrong interface; listening (--listen) tells."
+        yield Finding("multicast_route", "warning", summary, why)
+    else:
+        yield Finding("multicast_route", "ok", f"{endpoint.address} is joined on {link.name}, where its route goes")
+
+
+def membership(case: Case) -> Iterator[Finding]:
+    """The network sends a group only to those who have joined it."""
+    groups = [endpoint for endpoint in _multicast(case) if endpoint.family == socket.AF_INET]
+    if not groups:
+        return
+    joined: dict[str, list[str]] = collections.defaultdict(list)
+    versions = {}
+    name = ""
+    for line in read(f"{NET}/igmp").splitlines()[1:]:
+        fields = line.split()
+        if not line.startswith("\t"):
+            name = fields[1]
+            versions[name] = fields[-1]
+        else:
+            joined[socket.inet_ntoa(struct.pack("@I", int(fields[0], 16)))].append(name)
+    for endpoint in groups:
+        version = versions.get(link.name, "?") if (link := case.inlet(endpoint)) is not None else "?"
+        where = _listed(joined[endpoint.address]) if endpoint.address in joined else "nobody"
+        summary = f"{endpoint.address} is joined now on: {where} (IGMP {version})"
+        yield Finding("membership", "ok", summary, "A receiver joins when it starts.")
+
+
+def rp_filter(case: Case) -> Iterator[Finding]:
+    """The kernel drops packets whose sender it would not answer by the same interface, if it is so strict."""
+    everywhere = sysctl("net.ipv4.conf.all.rp_filter")
+    wrong: dict[tuple[str, int, str], list[str]] = collections.defaultdict(list)
+    good = set()
+    for sender, link in case.routes_in():
+        mode = max(everywhere, sysctl(f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"))
+        route = route_to(sender) if ":" not in sender else {"dev": link.name}
+        back = (route or {}).get("dev", "")
+        if mode == 0 or (route or {}).get("type") == "local" or back == link.name or (mode == 2 and back):
+            good.add((link.name, mode))
+        else:
+            wrong[link.name, mode, back].append(sender)
+    for (name, mode, back), senders in wrong.items():
+        yield _reverse_path(name, mode, back, senders)
+    for name, mode in sorted(good - {(name, mode) for name, mode, _ in wrong}):
+        yield Finding("rp_filter", "ok", f"{mode} on {name} lets the senders' packets in")
+    dropped = case.heard.rise("TcpExt.IPReversePathFilter") if case.heard is not None else 0
+    for link in case.inlets().values() if not good and not wrong else ():
+        mode = max(everywhere, sysctl(f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"))
+        if mode and dropped:
+            summary = f"{mode} on {link.name}: it dropped {dropped} packets while listening"
+            why = "These come from senders to which the route goes by another interface."
+            yield Finding("rp_filter", "problem", summary, why, (_sysctl(f"net.ipv4.conf.{link.name}.rp_filter", 2),))
+        else:
+            why = "Strict (1) drops what comes from senders to which the route goes elsewhere: give --sender to check."
+            yield Finding("rp_filter", "ok", f"{mode} on {link.name}", why if mode == 1 else "")
+
+
+def _sysctl(name: str, value: int) -> str:
+    return f"sysctl -w {name}={value}"
+
+
+def _reverse_path(name: str, mode: int, back: str, senders: list[str]) -> Finding:
+    where = f"goes by {back}" if back else "does not exist"
+    summary = f"{mode} on {name} drops what {_listed(senders)} sends: the route to it {where}"
+    why = f"Packets come in by {name}, and the kernel would not answer by it, so it takes their source for forged."
+    if back:
+        setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
+        return Finding("rp_filter", "problem", summary, why, (_sysctl(setting, 2),))
+    mend = tuple(f"ip route replace {net} dev {name}" for net in _networks(senders))
+    return Finding("rp_filter", "problem", summary, why, mend)
+
+
+def mtu(case: Case) -> Iterator[Finding]:
+    """The interface drops packets that are larger than its MTU, before anything can be counted per stream."""
+    overhead = max((_OVERHEAD[endpoint.family] for endpoint in case.resolved), default=_OVERHEAD[socket.AF_INET])
+    for link in case.inlets().values():
+        most = min(link.mtu - overhead, _MAX_UDP_PAYLOAD)
+        if case.packet_size is not None:
+            yield _fits(link, case.packet_size, overhead)
+        elif (
+            case.heard is not None and not any(case.heard.arrives(str(e)) for e in case.resolved) and _drops(case, link)
+        ):
+            summary = (
+                f"{link.name} (MTU {link.mtu}) dropped {_drops(case, link)} packets, of perhaps more than {most} bytes"
+            )
+            why = "Nothing else came in: packets may be larger. Give --packet-size to be sure."
+            yield Finding("mtu", "warning", summary, why, (_set_mtu(link, _JUMBO_MTU),))
+        elif case.layout is not None and most < (size := case.layout.heap_bytes + _SPEAD_BYTES) <= _JUMBO_PAYLOAD:
+            summary = (
+                f"MTU {link.mtu} of {link.name} is too small for heaps of {case.layout.heap_bytes} bytes in one packet"
+            )
+            why = "If senders send them so, none comes in. Give --packet-size, the senders' maximum, to be sure."
+            yield Finding("mtu", "warning", summary, why, (_set_mtu(link, size + overhead),))
+        else:
+            yield Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} lets in {most} bytes of UDP payload")
+
+
+def _drops(case: Case, link: Link) -> int:
+    assert case.heard is not None
+    return case.heard.rise(f"{link.name}.rx_errors") + case.heard.rise(f"{link.name}.rx_dropped")
+
+
+def _set_mtu(link: Link, wanted: int) -> str:
+    return f"ip link set dev {link.name} mtu {min(wanted, link.max_mtu or wanted)}"
+
+
+def _fits(link: Link, packet_size: int, overhead: int) -> Finding:
+    wanted = packet_size + overhead
+    if wanted <= link.mtu:
+        return Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} has room for packets of {packet_size} bytes")
+    summary = f"MTU {link.mtu} of {link.name} is too small: {packet_size} bytes of payload need {wanted}"
+    if link.max_mtu and wanted > link.max_mtu:
+        return Finding(
+            "mtu", "problem", summary, f"It can be {link.max_mtu} at most: let senders send smaller packets."
+        )
+    why = "The interface drops larger packets, and nobody else counts them."
+    return Finding("mtu", "problem", summary, why, (_set_mtu(link, wanted),))

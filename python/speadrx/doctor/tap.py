@@ -1,0 +1,110 @@
+"""Packets as they come in by any interface, before the kernel judges them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import socket
+import struct
+from collections import Counter
+from collections.abc import Sequence
+
+from speadrx.readers import _Endpoint
+
+# Linux has it, the socket module does not.
+_SO_ATTACH_FILTER = 26
+_ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
+
+_BURST = 256  # packets read before others have their turn
+_HEADERS_BYTES = 128
+_BUFFER = 2**23
+#: The filter's jumps have 8 bits.
+_MOST_PORTS = 200
+
+# Instructions of the classic packet filter, from linux/filter.h.
+_LOAD_BYTE, _LOAD_HALF, _LOAD_HALF_X, _LOAD_HEADER_SIZE = 0x30, 0x28, 0x48, 0xB1
+_IF_EQUAL, _IF_BITS, _RETURN = 0x15, 0x45, 0x06
+
+
+def _program(family: int, ports: Sequence[int]) -> bytes:
+    """Make a program that passes UDP to some ports; of an IPv4 packet in fragments, it passes the first."""
+    n = len(ports)
+    # Each line: instruction, lines to skip if it is true and if not, operand. The last two refuse and pass.
+    if family == socket.AF_INET6:
+        lines = [(_LOAD_BYTE, 0, 0, 6), (_IF_EQUAL, 0, 1 + n, socket.IPPROTO_UDP), (_LOAD_HALF, 0, 0, 42)]
+    else:
+        lines = [
+            (_LOAD_BYTE, 0, 0, 9),
+            (_IF_EQUAL, 0, 4 + n, socket.IPPROTO_UDP),
+            (_LOAD_HALF, 0, 0, 6),
+            (_IF_BITS, 2 + n, 0, 0x1FFF),  # offset of the fragment
+            (_LOAD_HEADER_SIZE, 0, 0, 0),
+            (_LOAD_HALF_X, 0, 0, 2),
+        ]
+    lines += [(_IF_EQUAL, n - i, 0, port) for i, port in enumerate(ports)]
+    lines += [(_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0xFFFF)]
+    return b"".join(struct.pack("HBBI", *line) for line in lines)
+
+
+class Tap:
+    """Counts packets to endpoints, at whatever interface they come in.
+
+    Parameters
+    ----------
+    endpoints
+        What to look for.
+    stack
+        Closes the sockets.
+
+    Raises
+    ------
+    PermissionError
+        Without CAP_NET_RAW.
+    """
+
+    def __init__(self, endpoints: Sequence[_Endpoint], stack: contextlib.ExitStack) -> None:
+        #: By endpoint, sender and interface.
+        self.seen: Counter[tuple[str, str, str]] = Counter()
+        self.sockets: list[socket.socket] = []
+        self._endpoints = {(e.address.partition("%")[0], e.port): str(e) for e in endpoints}
+        self._wildcards = {e.port: str(e) for e in endpoints if e.address in ("0.0.0.0", "::")}
+        ports = sorted({endpoint.port for endpoint in endpoints})
+        for family in sorted({endpoint.family for endpoint in endpoints}):
+            protocol = socket.htons(_ETH_P_IP if family == socket.AF_INET else _ETH_P_IPV6)
+            sock = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol))
+            if len(ports) <= _MOST_PORTS:
+                program = _program(family, ports)
+                memory = ctypes.create_string_buffer(program)
+                pointer = struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
+                sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            # What came before there was a filter.
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.recv(1, socket.MSG_DONTWAIT)
+            self.sockets.append(sock)
+
+    def read(self, sock: socket.socket) -> None:
+        """Count what has come."""
+        buffer = bytearray(_HEADERS_BYTES)
+        for _ in range(_BURST):
+            try:
+                size, address = sock.recvfrom_into(buffer, _HEADERS_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            interface, kind = address[0], address[2]
+            if kind not in (socket.PACKET_OUTGOING, socket.PACKET_OTHERHOST):
+                self._count(bytes(buffer[:size]), interface)
+
+    def _count(self, packet: bytes, interface: str) -> None:
+        if packet[0] >> 4 == 4:
+            udp, source, destination = packet[0] % 16 * 4, packet[12:16], packet[16:20]
+        else:
+            udp, source, destination = 40, packet[8:24], packet[24:40]
+        if len(packet) < udp + 8:
+            return
+        port = int.from_bytes(packet[udp + 2 : udp + 4])
+        endpoint = self._endpoints.get((str(ipaddress.ip_address(destination)), port), self._wildcards.get(port))
+        if endpoint is not None:
+            self.seen[endpoint, str(ipaddress.ip_address(source)), interface] += 1
