@@ -58,8 +58,10 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
             console.print(Text(f"    {command}"), style="bold", soft_wrap=True)
         console.print()
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in _STYLES}
-    names = {"problem": "problems", "warning": "warnings", "unknown": "not known", "ok": "well"}
-    console.print(", ".join(f"{counts[severity]} {name}" for severity, name in names.items()) + ".")
+    console.print(
+        f"Problems: {counts['problem']}, warnings: {counts['warning']}, not known: {counts['unknown']}, "
+        f"well: {counts['ok']}."
+    )
 
 
 @click.command()

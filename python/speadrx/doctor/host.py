@@ -24,7 +24,7 @@ _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 #: Clocks that are read without a system call.
 _FAST_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "timebase")
 
-#: What Linux has by default, and what is enough for 100 Gb/s.
+#: What Linux has by default, and what ESnet advises for fast networks (fasterdata.es.net).
 _BACKLOG = 1000
 LARGE_BACKLOG = 250000
 

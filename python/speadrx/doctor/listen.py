@@ -67,9 +67,9 @@ class _Ears:
             self._selector.unregister(sock)
             sock.close()
         deadline = time.monotonic() + _LAST_SECONDS
-        left = set(self._readers.values())
-        while left and time.monotonic() < deadline:
-            left = {read for read in left if read()}
+        unread = set(self._readers.values())
+        while unread and time.monotonic() < deadline:
+            unread = {read for read in unread if read()}
 
 
 def _tap(endpoints: list[_Endpoint], stack: contextlib.ExitStack) -> Tap | None:

@@ -64,7 +64,9 @@ def _how_far(case: Case, heard: Heard, endpoint: str) -> Finding:
         summary = f"{endpoint}: nothing {during}; it comes in by {heard.elsewhere[endpoint]}"
         return Finding("arrival", "problem", summary, "The receiver does not join on that interface.")
     if error is not None:
-        return Finding("arrival", "problem", f"{endpoint} cannot be received: {error.strerror}", "Nothing is received.")
+        return Finding(
+            "arrival", "problem", f"{endpoint} cannot be received: {os.strerror(error.errno)}", "Nothing is received."
+        )
     if at:
         summary = f"{endpoint}: {seen} {during}, but nothing at the socket"
         return Finding("arrival", "problem", summary, "Packets come to the interface, and the kernel drops them there.")
