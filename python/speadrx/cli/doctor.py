@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import math
 from collections.abc import Sequence
 
 import click
@@ -109,7 +110,7 @@ def doctor(
     as_json: bool,
     everything: bool,
 ) -> None:
-    r"""Find out why nothing arrives at ENDPOINTS, or not everything, and what mends it.
+    """Find out why nothing arrives at ENDPOINTS, or not everything, and what mends it.
 
     It binds and joins as the receiver would, and sees how far packets get; then it checks the
     interface, routes, reverse path filter, MTU, firewall, buffers, processors and memory. What is
@@ -125,7 +126,9 @@ def doctor(
         0  no problems (there may be warnings)
         1  problems
         2  wrong usage
-    """
+    """  # noqa: D301 (click wants the character)
+    if math.isnan(listen):
+        raise click.BadParameter("nan is no time to listen for", param_hint="--listen")
     if overrides and name_or_path is None:
         raise click.UsageError("--set changes a layout: give one with --layout")
     layout: Layout | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import host, losses, paths, walls
+from . import firewall, host, losses, paths
 from .finding import Case, Finding, Heard, Severity
 from .listen import listen
 from .system import Unknown
@@ -23,7 +23,7 @@ Check = Callable[[Case], Iterator[Finding]]
 
 #: Those that explain why nothing comes to the interface, why nothing gets from there to the socket, why some is lost.
 _WIRE: tuple[Check, ...] = (paths.interface, paths.multicast_route, paths.mtu, paths.membership)
-_KERNEL: tuple[Check, ...] = (paths.rp_filter, walls.firewall)
+_KERNEL: tuple[Check, ...] = (paths.rp_filter, firewall.firewall)
 _HOST: tuple[Check, ...] = (
     losses.port,
     host.socket_buffer,

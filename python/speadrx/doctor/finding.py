@@ -8,7 +8,7 @@ import shlex
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from speadrx.layout import DeclarativeLayout
 from speadrx.readers import _Endpoint, _resolve
@@ -54,8 +54,8 @@ class Heard:
     came: dict[tuple[str, str], int]
     #: Packets at an interface, by endpoint, sender and interface; None without the right to look.
     seen: dict[tuple[str, str, str], int] | None
-    #: Why an endpoint could not be listened on.
-    errors: dict[str, OSError]
+    #: Error numbers of endpoints that could not be listened to.
+    errors: dict[str, int]
     #: Interface on which a multicast endpoint comes if it is joined there, where it did not come on its own.
     elsewhere: dict[str, str]
     #: The kernel's counters before and after.
@@ -139,6 +139,20 @@ class Case:
         """All interfaces, by name."""
         return read_links()
 
+    @functools.cached_property
+    def _routes(self) -> dict[str, dict[str, Any] | None]:
+        return {}
+
+    def route(self, address: str) -> dict[str, Any] | None:
+        """Ask the kernel, once, for the route to an address; None if there is none."""
+        if address not in self._routes:
+            self._routes[address] = route_to(address)
+        return self._routes[address]
+
+    def way_to(self, address: str) -> str:
+        """Name the interface by which packets to an address go out; "" if there is none."""
+        return str((self.route(address) or {}).get("dev", ""))
+
     @property
     def share(self) -> int:
         """Bytes of socket buffer that each endpoint asks for."""
@@ -160,7 +174,8 @@ class Case:
         OSError
             If there is no such interface.
         """
-        if self.interface is None or not endpoint.multicast:
+        wildcard = endpoint.address == "0.0.0.0"
+        if self.interface is None or not (endpoint.multicast or wildcard):
             return endpoint
         interface = self.interface
         if not _is_ipv4(interface) or endpoint.family == socket.AF_INET6:
@@ -168,15 +183,15 @@ class Case:
             if link is None:
                 raise OSError(errno.ENODEV, f"there is no interface {interface}")
             interface = link.name if endpoint.family == socket.AF_INET6 else link.ipv4 or "0.0.0.0"
-        return _Endpoint(endpoint.family, endpoint.address, endpoint.port, interface)
+        address = interface if wildcard else endpoint.address
+        return _Endpoint(endpoint.family, address, endpoint.port, interface)
 
     def inlet(self, endpoint: _Endpoint) -> Link | None:
         """Find the interface by which an endpoint's packets must come in; None if it is any, or none."""
+        if self.interface is not None and (endpoint.multicast or endpoint.address == "0.0.0.0"):
+            return self.link
         if endpoint.multicast:
-            if self.interface is not None:
-                return self.link
-            route = route_to(endpoint.address)
-            return self.links.get(route["dev"]) if route and "dev" in route else None
+            return self.links.get(self.way_to(endpoint.address))
         return next((link for link in self.links.values() if endpoint.address in link.addresses), None)
 
     def inlets(self) -> dict[str, Link]:
@@ -188,12 +203,12 @@ class Case:
 
     def routes_in(self) -> Iterator[tuple[str, Link]]:
         """Pairs of a sender and the interface by which its packets come in, as far as these are known."""
-        pairs = {(sender, link.name) for sender in self.senders for link in self.inlets().values()}
         inlets = set(self.inlets())
-        for _, sender, interface in (self.heard.seen or {}) if self.heard else ():
-            # With a wildcard, or a route that is missing, it is only known by what was seen.
-            if interface in self.links and (not inlets or interface in inlets):
-                pairs.add((sender, interface))
+        seen = self.heard.seen or {} if self.heard is not None else {}
+        # With a wildcard, or a route that is missing, the interface is only known by what was seen.
+        pairs = {(sender, at) for _, sender, at in seen if at in self.links and (not inlets or at in inlets)}
+        known = {sender for sender, _ in pairs}
+        pairs |= {(sender, at) for sender in self.senders if sender not in known for at in inlets}
         for sender, interface in sorted(pairs):
             yield sender, self.links[interface]
 

@@ -1,254 +1,81 @@
-"""What a firewall makes of a packet that is to come: rules of nftables, followed as far as they can be understood."""
+"""The check of the firewall: which of its rules drop the packets, and the rule that lets them in."""
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import ipaddress
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+import shlex
+from collections.abc import Iterator
 from typing import Any, Literal
 
-#: Hooks that a packet to this machine passes.
-HOOKS = ("ingress", "prerouting", "input")
+from .finding import Case, Finding
+from .iptables import translate
+from .rules import Packet, Rules, Verdict
+from .system import NET, Unknown, read, run
 
-#: Jumps from chain to chain, at most.
-_MOST_JUMPS = 16
-
-#: What a statement may hinge on that cannot be known here.
-_CONDITIONS = ("limit", "quota", "ct count", "xt", "meter")
-_VERDICTS = ("accept", "drop", "reject", "return", "jump", "goto", "vmap")
-
-ChainId = tuple[str, str, str]  # family, table, name
+#: Family and table of rules that come from the older kind of iptables, which nftables does not show.
+_LEGACY = "iptables"
 
 
-@dataclass(frozen=True)
-class Packet:
-    """What rules can know of a UDP packet; None is not known."""
+def firewall(case: Case) -> Iterator[Finding]:
+    """Packets that a firewall drops never reach the socket."""
+    rules = _legacy() or Rules(json.loads(run("nftables", "nft", "--json", "list", "ruleset")))
+    chains = [chain for chain in rules.base if chain["family"] != "bridge"]
+    found: dict[tuple[str, str, str], tuple[dict[str, Any], Verdict, set[int]]] = {}
+    for packet in _packets(case):
+        for chain in chains:
+            verdict = rules.judge(chain, packet)
+            if verdict.what == "drop":
+                key = (chain["table"], chain["name"], verdict.rule)
+                found.setdefault(key, (chain, verdict, set()))[2].add(packet.port)
+    for chain, verdict, ports in found.values():
+        yield _finding(case, chain, verdict, ports)
+    if not found:
+        yield Finding("firewall", "ok", "it lets the packets in" if chains else "there are no rules for what comes in")
 
-    version: Literal[4, 6]
-    destination: str | None
-    port: int
-    source: str | None = None
-    interface: str | None = None
 
-    def value(self, left: dict[str, Any]) -> Any:
-        """Look up what a match asks for: a value, or None if it is not known."""
-        if "meta" in left:
-            known = {"l4proto": "udp", "iifname": self.interface, "iif": self.interface}
-            known["nfproto"] = "ipv4" if self.version == 4 else "ipv6"
-            known["protocol"] = "ip" if self.version == 4 else "ip6"
-            return known.get(left["meta"]["key"])
-        if "payload" in left:
-            protocol, field = left["payload"].get("protocol"), left["payload"].get("field")
-            if protocol in ("udp", "th") and field == "dport":
-                return self.port
-            if protocol in ("ip", "ip6"):
-                known = {"protocol": "udp", "nexthdr": "udp", "daddr": self.destination, "saddr": self.source}
-                return known.get(field)
-        if "ct" in left and left["ct"].get("key") == "state":
-            return "new"  # as nobody answers
+def _legacy() -> Rules | None:
+    """Read the rules of the older kind of iptables, if any are loaded."""
+    try:
+        tables = read(f"{NET}/ip_tables_names")
+    except Unknown:  # none of it in this kernel, or the right to look is missing
         return None
-
-    def excluded(self, left: dict[str, Any]) -> bool:
-        """Whether a match asks for a field of another protocol, which excludes the packet."""
-        protocol = left.get("payload", {}).get("protocol", "udp")
-        return protocol in ("tcp", "icmp", "icmpv6", "sctp", "igmp", "arp", "ip6" if self.version == 4 else "ip")
+    return Rules(translate(run("iptables", "iptables-legacy-save", "--counters"), _LEGACY)) if tables else None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What becomes of a packet."""
-
-    #: ``"continue"`` where a chain has nothing to say.
-    what: Literal["accept", "drop", "continue"]
-    sure: bool = True
-    #: The rule that says so, about as nft writes it, and how many packets it has counted.
-    rule: str = ""
-    packets: int | None = None
-    #: Whether the chain ends with it.
-    final: bool = True
-
-
-class Rules:
-    """All rules of a firewall.
-
-    Parameters
-    ----------
-    document
-        What ``nft --json list ruleset`` prints; its schema is libnftables-json(5).
-    """
-
-    def __init__(self, document: dict[str, Any]) -> None:
-        #: The chains at which packets come in, in the order in which they pass them.
-        self.base: list[dict[str, Any]] = []
-        self._rules: dict[ChainId, list[list[Any]]] = collections.defaultdict(list)
-        self._sets: dict[ChainId, list[Any]] = {}
-        for entry in document["nftables"]:
-            ((kind, value),) = entry.items()
-            if kind == "chain" and value.get("hook") in HOOKS:
-                self.base.append(value)
-            elif kind == "rule":
-                self._rules[value["family"], value["table"], value["chain"]].append(value["expr"])
-            elif kind == "set":
-                self._sets[value["family"], value["table"], value["name"]] = value.get("elem", [])
-        self.base.sort(key=lambda chain: (HOOKS.index(chain["hook"]), chain.get("prio", 0)))
-
-    def judge(self, chain: dict[str, Any], packet: Packet) -> Verdict:
-        """Say what a base chain makes of a packet."""
-        family = chain["family"]
-        if family in ("ip", "iptables", "ip6") and (family == "ip6") != (packet.version == 6):
-            return Verdict("accept")
-        devices = chain.get("dev")
-        if isinstance(devices, str):
-            devices = [devices]
-        if devices is not None and packet.interface is not None and packet.interface not in devices:
-            return Verdict("accept")
-        verdict = self._walk((family, chain["table"], chain["name"]), packet, _MOST_JUMPS)
-        if verdict.what == "continue":
-            policy = chain.get("policy", "accept")
-            verdict = dataclasses.replace(verdict, what=policy, rule=f"policy {policy}")
-        # Which interface a chain is for, old versions of nft do not tell.
-        known = family != "netdev" or (devices is not None and packet.interface is not None)
-        return dataclasses.replace(verdict, sure=verdict.sure and known)
-
-    def _walk(self, chain: ChainId, packet: Packet, jumps: int) -> Verdict:
-        sure = True
-        doubt: Verdict | None = None  # the first rule that may have dropped it
-        last = Verdict("continue")
-        for expressions in self._rules[chain]:
-            verdict = self._rule(expressions, packet, chain, jumps)
-            if verdict is None:
-                continue
-            if verdict.sure and verdict.final:
-                last = verdict
-                break
-            if not verdict.sure and verdict.what == "drop":
-                doubt = doubt or verdict
-            sure = sure and verdict.sure
-        if last.what != "drop" and doubt is not None:
-            return doubt
-        return dataclasses.replace(last, sure=sure)
-
-    def _rule(self, expressions: list[Any], packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
-        """Say what a rule makes of a packet; None if that is nothing."""
-        sure, packets, verdict = True, None, None
-        for kind, value in map(_parts, expressions):
-            if kind == "match":
-                matches = self._match(value, packet, chain)
-                if matches is False:
-                    return None
-                sure = sure and matches is True
-            elif kind == "counter" and isinstance(value, dict):
-                packets = value.get("packets")
-            elif kind in _CONDITIONS:
-                sure = False
-            elif kind in _VERDICTS:
-                verdict = self._verdict(kind, value, packet, chain, jumps)
-        if verdict is None:
-            return None
-        rule, packets = verdict.rule or _text(expressions), verdict.packets if verdict.rule else packets
-        return dataclasses.replace(verdict, sure=sure and verdict.sure, rule=rule, packets=packets)
-
-    def _verdict(self, kind: str, value: Any, packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
-        if kind == "vmap":
-            return self._look_up(value, packet, chain, jumps)
-        if kind in ("jump", "goto"):
-            if not jumps:
-                return Verdict("continue", sure=False)
-            there = self._walk((chain[0], chain[1], value["target"]), packet, jumps - 1)
-            # What comes back from a jump goes on here.
-            return dataclasses.replace(there, final=kind == "goto" or there.what != "continue")
-        if kind == "return":
-            return Verdict("continue")
-        return Verdict("accept" if kind == "accept" else "drop")
-
-    def _look_up(self, value: Any, packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
-        """Say what a map from values to verdicts makes of a packet."""
-        key = packet.value(value["key"]) if isinstance(value["key"], dict) else None
-        data = value["data"]
-        if key is None or not isinstance(data, dict):
-            return Verdict("drop" if "drop" in str(data) else "continue", sure=False)
-        for element, verdict in data["set"]:
-            if self._is(key, element, chain):
-                return self._verdict(*_parts(verdict), packet, chain, jumps)
-        return None
-
-    def _match(self, match: dict[str, Any], packet: Packet, chain: ChainId) -> bool | None:
-        left = match["left"]
-        if not isinstance(left, dict):
-            return None
-        if packet.excluded(left):
-            return False
-        value = packet.value(left)
-        if value is None:
-            return None
-        found = self._is(value, match["right"], chain)
-        if match["op"] in ("==", "in"):
-            return found
-        return None if found is None or match["op"] != "!=" else not found
-
-    def _is(self, value: Any, wanted: Any, chain: ChainId) -> bool | None:
-        """Whether a value is what a rule wants: another, a range, a network or one of a set."""
-        if isinstance(wanted, str) and wanted.startswith("@"):
-            wanted = self._sets.get((chain[0], chain[1], wanted[1:]))
-        if isinstance(wanted, dict) and "set" in wanted:
-            wanted = wanted["set"]
-        if isinstance(wanted, list):
-            return _any(self._is(value, element, chain) for element in wanted)
-        if isinstance(wanted, dict):
-            if "elem" in wanted:
-                return self._is(value, wanted["elem"]["val"], chain)
-            if "prefix" in wanted:
-                network = ipaddress.ip_network(f"{wanted['prefix']['addr']}/{wanted['prefix']['len']}", strict=False)
-                return ipaddress.ip_address(value) in network
-            if "range" in wanted:
-                first, last = wanted["range"]
-                return bool(_order(first) <= _order(value) <= _order(last))
-            return None
-        if isinstance(wanted, str) and wanted.endswith("*"):
-            return str(value).startswith(wanted[:-1])
-        return None if wanted is None else str(value) == str(wanted)
+def _packets(case: Case) -> Iterator[Packet]:
+    senders = sorted({*case.senders, *(sender for _, sender, _ in (case.heard.seen or {} if case.heard else {}))})
+    for endpoint in case.resolved:
+        address = endpoint.address.partition("%")[0]
+        version: Literal[4, 6] = 6 if ":" in address else 4
+        inlet = case.inlet(endpoint)
+        sources = [sender for sender in senders if (":" in sender) == (version == 6)]
+        for source in (*sources,) or (None,):
+            yield Packet(
+                version=version,
+                destination=None if address in ("0.0.0.0", "::") else address,
+                port=endpoint.port,
+                source=source,
+                interface=None if inlet is None else inlet.name,
+            )
 
 
-def _any(answers: Iterable[bool | None]) -> bool | None:
-    found = set(answers)
-    return True if True in found else None if None in found else False
+def _finding(case: Case, chain: dict[str, Any], verdict: Verdict, ports: set[int]) -> Finding:
+    where = f"{chain['family']} {chain['table']} {chain['name']}"
+    counted = "" if verdict.packets is None else f" (it has dropped {verdict.packets} packets)"
+    may = "drops" if verdict.sure else "may drop"
+    summary = f"{where} {may} UDP to port {', '.join(map(str, sorted(ports)))}: {verdict.rule}{counted}"
+    why = "What the firewall drops comes to the interface, and never to the socket."
+    if not verdict.sure:
+        why += " Whether the rule applies depends on more than is known here."
+    return Finding("firewall", "problem" if verdict.sure else "warning", summary, why, (_mend(chain, ports),))
 
 
-def _order(value: Any) -> int:
-    return int(ipaddress.ip_address(value)) if isinstance(value, str) else int(value)
-
-
-def _parts(expression: Any) -> tuple[str, Any]:
-    if isinstance(expression, str):
-        return expression, None
-    ((kind, value),) = expression.items()
-    return kind, value
-
-
-def _text(expressions: list[Any]) -> str:
-    """Write a rule about as nft does."""
-    words = []
-    for kind, value in map(_parts, expressions):
-        if kind == "match":
-            left = " ".join(str(part) for part in next(iter(value["left"].values())).values())
-            operator = "" if value["op"] in ("==", "in") else f"{value['op']} "
-            words.append(f"{left} {operator}{_right(value['right'])}")
-        elif kind in _VERDICTS:
-            words.append(f"{kind} {value['target']}" if isinstance(value, dict) and "target" in value else kind)
-        elif kind != "counter":
-            words.append(kind)
-    return " ".join(words)
-
-
-def _right(value: Any) -> str:
-    if isinstance(value, dict):
-        kind, inner = next(iter(value.items()))
-        if kind == "set":
-            return "{ " + ", ".join(map(_right, inner)) + " }"
-        if kind == "range":
-            return "-".join(map(str, inner))
-        if kind == "prefix":
-            return f"{inner['addr']}/{inner['len']}"
-    return str(value)
+def _mend(chain: dict[str, Any], ports: set[int]) -> str:
+    if chain["family"] == _LEGACY:
+        listed = ",".join(map(str, sorted(ports)))
+        words = ["-t", chain["table"], "-I", chain["name"], "-p", "udp", "-m", "multiport", "--dports", listed]
+        return shlex.join(["iptables-legacy", *words, "-j", "ACCEPT"])
+    listed = ", ".join(map(str, sorted(ports)))
+    those = f"{{ {listed} }}" if len(ports) > 1 else listed
+    name = [chain["family"], chain["table"], chain["name"]]
+    return shlex.join(["nft", "insert", "rule", *name, "udp", "dport", those, "accept"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import struct
@@ -96,7 +97,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
     """
     stop = stop or threading.Event()
     before = counters()
-    errors: dict[str, OSError] = {}
+    errors: dict[str, int] = {}
     sockets = SocketSet()
     with contextlib.ExitStack() as stack:
         stack.callback(sockets.close)
@@ -106,7 +107,9 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
             try:
                 sock = _make_socket(case.as_received(endpoint), 0)
             except OSError as exc:
-                errors[name] = exc
+                errors[name] = exc.errno or errno.EIO
+            except Unknown:
+                errors[name] = errno.ENODEV
             else:
                 sockets.add(sock, name)
                 ears.add(sock, name)

@@ -19,7 +19,7 @@ from .system import UdpSocket, counters, udp_sockets
 
 #: Counters of losses, and what they count.
 _LOSSES = {
-    "Udp.RcvbufErrors": "packets dropped because a socket's buffer was full",
+    "Udp.RcvbufErrors": "packets dropped because the buffer of a socket was full, here of any program's",
     "Udp.InCsumErrors": "packets with a wrong UDP checksum",
     "Ip.ReasmFails": "fragmented packets that lacked a fragment",
     "TcpExt.IPReversePathFilter": "packets dropped by rp_filter",
@@ -53,7 +53,7 @@ def _how_far(case: Case, heard: Heard, endpoint: str) -> Finding:
         )
         return Finding("arrival", "problem", summary, "It comes to the interface, and the kernel drops it there.")
     error = heard.errors.get(endpoint)
-    if error is not None and error.errno == errno.EADDRINUSE:
+    if error == errno.EADDRINUSE:
         return Finding(
             "arrival",
             "ok" if at else "unknown",
@@ -65,7 +65,7 @@ def _how_far(case: Case, heard: Heard, endpoint: str) -> Finding:
         return Finding("arrival", "problem", summary, "The receiver does not join on that interface.")
     if error is not None:
         return Finding(
-            "arrival", "problem", f"{endpoint} cannot be received: {os.strerror(error.errno)}", "Nothing is received."
+            "arrival", "problem", f"{endpoint} cannot be received: {os.strerror(error)}", "Nothing is received."
         )
     if at:
         summary = f"{endpoint}: {seen} {during}, but nothing at the socket"

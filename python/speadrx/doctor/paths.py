@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from speadrx.readers import _MAX_UDP_PAYLOAD, _Endpoint
 
 from .finding import Case, Finding
-from .system import NET, Link, read, route_to, sysctl
+from .system import NET, Link, read, sysctl
 
 #: What an IP and a UDP header take, by version.
 _OVERHEAD = {socket.AF_INET: 28, socket.AF_INET6: 48}
@@ -34,8 +34,8 @@ def _networks(addresses: Iterable[str]) -> Iterator[ipaddress.IPv4Network]:
     return ipaddress.collapse_addresses(ipaddress.IPv4Network(address) for address in addresses)
 
 
-def _multicast(case: Case) -> list[_Endpoint]:
-    return [endpoint for endpoint in case.resolved if endpoint.multicast]
+def _multicast(case: Case, *families: socket.AddressFamily) -> list[_Endpoint]:
+    return [e for e in case.resolved if e.multicast and (not families or e.family in families)]
 
 
 def interface(case: Case) -> Iterator[Finding]:
@@ -44,18 +44,29 @@ def interface(case: Case) -> Iterator[Finding]:
     known = _listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
     if case.interface is not None and case.link is None:
         summary = f"no interface is called {case.interface} or has this address (there are: {known})"
-        likely = _likely_link(case)
+        likely = _likely_link(case) if _multicast(case) else None
         mend = () if likely is None else (case.command(likely.ipv4 or likely.name),)
         yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
+    elif case.interface is not None and case.interface in case.links and _multicast(case, socket.AF_INET):
+        summary = f"{case.interface} is a name, and its address is {case.links[case.interface].ipv4}"
+        yield Finding(check, "warning", summary, "For IPv4, a receiver must be given the address.")
     for endpoint in case.resolved:
-        if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::") and case.inlet(endpoint) is None:
-            local = (route_to(endpoint.address) or {}).get("type") == "local"  # all of 127.0.0.0/8 is
-            if not local:
-                summary = f"{endpoint.address} is no address of this machine (there are: {known})"
-                yield Finding(check, "problem", summary, f"The receiver cannot bind {endpoint}.")
+        if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::"):
+            yield from _own_address(case, endpoint, known)
     for link in case.inlets().values():
         yield from _link_state(case, link)
     yield from _elsewhere(case)
+
+
+def _own_address(case: Case, endpoint: _Endpoint, known: str) -> Iterator[Finding]:
+    """Check that a unicast endpoint is here, and at the interface that is given, if any is."""
+    local = (case.route(endpoint.address) or {}).get("type") == "local"  # as all of 127.0.0.0/8 is
+    if not local and case.inlet(endpoint) is None:
+        summary = f"{endpoint.address} is no address of this machine (there are: {known})"
+        yield Finding("interface", "problem", summary, f"The receiver cannot bind {endpoint}.")
+    elif case.link is not None and endpoint.address not in case.link.addresses:
+        summary = f"{case.interface} is given for {endpoint}, which is not at that interface"
+        yield Finding("interface", "problem", summary, "The receiver refuses that: leave the interface out.")
 
 
 def _link_state(case: Case, link: Link) -> Iterator[Finding]:
@@ -69,7 +80,7 @@ def _link_state(case: Case, link: Link) -> Iterator[Finding]:
         why = "The network is not asked for the groups."
         mend = (f"ip link set dev {link.name} multicast on",)
         yield Finding(check, "problem", f"{link.name} has multicast switched off", why, mend)
-    elif link.ipv4 is None and any(e.family == socket.AF_INET for e in _multicast(case)):
+    elif link.ipv4 is None and _multicast(case, socket.AF_INET):
         yield Finding(check, "problem", f"{link.name} has no IPv4 address", "No IPv4 group can be joined on it.")
     else:
         yield Finding(check, "ok", f"{link.name} is up, {_listed(link.addresses)}, MTU {link.mtu}")
@@ -98,7 +109,7 @@ def _likely_link(case: Case, endpoint: _Endpoint | None = None) -> Link | None:
         if len(links := [case.links[name] for name in found if name in case.links]) == 1:
             return links[0]
     usable = [link for link in case.links.values() if link.usable and not link.loopback]
-    towards = {(route_to(sender) or {}).get("dev") for sender in case.senders}
+    towards = {case.way_to(sender) for sender in case.senders}
     if len(links := [link for link in usable if link.name in towards]) == 1:
         return links[0]
     return usable[0] if len(usable) == 1 else None
@@ -106,7 +117,7 @@ def _likely_link(case: Case, endpoint: _Endpoint | None = None) -> Link | None:
 
 def multicast_route(case: Case) -> Iterator[Finding]:
     """Without an interface, a receiver joins its groups where the route to them goes."""
-    groups = [endpoint for endpoint in _multicast(case) if endpoint.family == socket.AF_INET]
+    groups = _multicast(case, socket.AF_INET)
     if not groups or case.interface is not None:
         return
     wrong: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
@@ -131,7 +142,7 @@ def multicast_route(case: Case) -> Iterator[Finding]:
 
 
 def _joined_well(case: Case, endpoint: _Endpoint, link: Link) -> Iterator[Finding]:
-    towards = {(route_to(sender) or {}).get("dev") for sender in case.senders} - {None, link.name}
+    towards = {case.way_to(sender) for sender in case.senders} - {"", link.name}
     if towards and (case.heard is None or not case.heard.arrives(str(endpoint))):
         summary = f"the route to {endpoint.address} goes by {link.name}, but that to the sender by {_listed(towards)}"
         why = "The group may be joined on the wrong interface; listening (--listen) tells."
@@ -142,7 +153,7 @@ def _joined_well(case: Case, endpoint: _Endpoint, link: Link) -> Iterator[Findin
 
 def membership(case: Case) -> Iterator[Finding]:
     """The network sends a group only to those who have joined it."""
-    groups = [endpoint for endpoint in _multicast(case) if endpoint.family == socket.AF_INET]
+    groups = _multicast(case, socket.AF_INET)
     if not groups:
         return
     joined: dict[str, list[str]] = collections.defaultdict(list)
@@ -169,9 +180,10 @@ def rp_filter(case: Case) -> Iterator[Finding]:
     good = set()
     for sender, link in case.routes_in():
         mode = max(everywhere, sysctl(f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"))
-        route = route_to(sender) if ":" not in sender else {"dev": link.name}
-        back = (route or {}).get("dev", "")
-        if mode == 0 or (route or {}).get("type") == "local" or back == link.name or (mode == 2 and back):
+        back = case.way_to(sender)
+        local = (case.route(sender) or {}).get("type") == "local"
+        # IPv6 has no such filter.
+        if mode == 0 or ":" in sender or local or back == link.name or (mode == 2 and back):
             good.add((link.name, mode))
         else:
             wrong[link.name, mode, back].append(sender)

@@ -12,6 +12,9 @@ from typing import Any
 #: Seconds that a program of the system may take.
 _PATIENCE = 10.0
 
+#: More processors than Linux can be built for.
+_MOST_CPUS = 1 << 16
+
 #: That of this thread: its network namespace may be another than that of the process.
 NET = "/proc/thread-self/net"
 
@@ -195,6 +198,9 @@ def parse_cpus(text: str) -> set[int]:
     """
     cpus: set[int] = set()
     for part in text.split(",") if text else []:
-        first, _, last = part.partition("-")
-        cpus |= set(range(int(first), int(last or first) + 1))
+        first, dash, last = part.partition("-")
+        end = int(last if dash else first)
+        if end >= _MOST_CPUS:
+            raise ValueError(f"there is no processor {end}")
+        cpus |= set(range(int(first), end + 1))
     return cpus
