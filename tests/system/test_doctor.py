@@ -176,10 +176,11 @@ def mend(wires, findings, *checks):
             wires.receiver.run("sh", "-c", command)
 
 
-def test_nothing_is_wrong(wires):
+@pytest.mark.parametrize("interface", [RECEIVER, "in"])
+def test_nothing_is_wrong(wires, interface):
     assert receive(wires, RECEIVER) == HEAPS
     with wires.traffic():
-        found = doctor(wires, "--interface", RECEIVER, "--sender", SENDER, "--packet-size", "4200", "--all", code=0)
+        found = doctor(wires, "--interface", interface, "--sender", SENDER, "--packet-size", "4200", "--all", code=0)
     assert problems(found) == {}
     # All could be checked.
     assert {check for severity, check, _, _ in found if severity == "unknown"} <= {"backlog", "numa"}
@@ -215,7 +216,7 @@ def test_small_buffer(wires):
             file.write("65536")
         present, drops = receive_after_pause()
         assert drops > 0
-        assert present + drops == HEAPS
+        assert present <= HEAPS - drops
         found = examine(1)
         text, commands = problems(found)["socket_buffer"]
         assert "asks for 2097152 bytes and gets 65536: net.core.rmem_max is 65536" in text
