@@ -102,12 +102,11 @@ def _elsewhere(case: Case) -> Iterator[Finding]:
 
 def _likely_link(case: Case, endpoint: _Endpoint | None = None) -> Link | None:
     """Find the interface by which packets should come in: where they do, where senders are, or the only one."""
-    if case.heard is not None:
-        found = set(case.heard.elsewhere.values())
-        if endpoint is not None:
-            found = {case.heard.elsewhere.get(str(endpoint), "")}
-        if len(links := [case.links[name] for name in found if name in case.links]) == 1:
-            return links[0]
+    elsewhere = {} if case.heard is None else case.heard.elsewhere
+    if str(endpoint) in elsewhere:
+        return case.links.get(elsewhere[str(endpoint)])
+    if len(found := set(elsewhere.values())) == 1:
+        return case.links.get(found.pop())
     usable = [link for link in case.links.values() if link.usable and not link.loopback]
     towards = {case.way_to(sender) for sender in case.senders}
     if len(links := [link for link in usable if link.name in towards]) == 1:
