@@ -101,7 +101,28 @@ def test_port_in_use(stream, udp_port):
     assert f"(process {os.getpid()}), which has lost 0 packets" in port.summary
     (arrival,) = found["arrival"]
     assert arrival.severity == "unknown"
-    assert "is in use" in arrival.summary
+    assert "in use" in arrival.summary
+
+
+def test_process_that_is_too_slow(traffic):
+    """A socket that nobody reads: it is named, and no setting is proposed that is less than what is set."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        slow.bind(("127.0.0.1", traffic))
+        case = Case((("127.0.0.1", traffic),), buffer=4096)
+        found = by_check(diagnose(replace(case, heard=listen(case, 0.3))))
+    (port,) = found["port"]
+    assert port.severity == "problem"
+    assert re.search(rf"\(process {os.getpid()}\) lost [1-9]\d* packets of 127.0.0.1:{traffic} in 0.3 s", port.summary)
+    (drops,) = (finding for finding in found["drops"] if "Udp.RcvbufErrors" in finding.summary)
+    assert drops.severity == "warning"
+    assert drops.mend == ()
+
+
+def test_endpoints_alike_are_told_together(ports):
+    case = Case(tuple(("127.0.0.1", port) for port in ports))
+    (arrival,) = by_check(diagnose(replace(case, heard=listen(case, 0.05))))["arrival"]
+    assert arrival.summary == ", ".join(f"127.0.0.1:{port}" for port in ports) + ": nothing in 0.05 s"
 
 
 def test_interface_that_is_none():
@@ -178,6 +199,11 @@ DROP, ACCEPT, COUNT = {"drop": None}, {"accept": None}, {"counter": {"packets": 
 def match(protocol, field, right, op="=="):
     left = {"meta": {"key": field}} if protocol == "meta" else {"payload": {"protocol": protocol, "field": field}}
     return {"match": {"op": op, "left": left, "right": right}}
+
+
+def test_arp_is_another_matter():
+    chain = {"family": "arp", "table": "t", "name": "input", "hook": "input", "prio": 0, "policy": "drop"}
+    assert Rules({"nftables": [{"chain": chain}]}).base == []
 
 
 def judge(*rules, packet=PACKET, policy="accept", chain="input", sets=(), family="inet", **others):

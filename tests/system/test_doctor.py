@@ -309,6 +309,20 @@ def test_strict_reverse_path(wires, args, where):
         assert problems(doctor(wires, *args, code=0)) == {}
 
 
+def test_strict_reverse_path_of_a_vlan(wires):
+    """A dot in the name of an interface is none that separates."""
+    for command in ("down", "name in.5", "up"):
+        wires.receiver.run("ip", "link", "set", "in" if command != "up" else "in.5", *command.split())
+    wires.lay("out2", OTHER_SENDER, "another", OTHER)
+    wires.receiver.run("ip", "route", "add", f"{FAR_SENDER}/32", "dev", "another")
+    wires.sysctl("net.ipv4.conf.all.rp_filter", 1)
+    args = ["--interface", RECEIVER, "--sender", FAR_SENDER]
+    with wires.traffic(FAR_SENDER):
+        found = doctor(wires, *args, code=1)
+        mend(wires, found, "rp_filter")
+        assert problems(doctor(wires, *args, code=0)) == {}
+
+
 @pytest.mark.parametrize("mode", [1, 2])
 def test_no_route_back(wires, mode):
     """Without any route to the sender, its packets are dropped in either mode."""
@@ -330,7 +344,9 @@ def test_one_of_two_senders_is_dropped(wires):
     wires.sysctl("net.ipv4.conf.all.rp_filter", 1)
     with wires.traffic(), wires.traffic(FAR_SENDER):
         found = doctor(wires, "--interface", RECEIVER, code=1)
-    assert re.search(rf"packets in 1 s, but none of what {FAR_SENDER} sends", problems(found)["arrival"][0])
+    assert re.search(
+        rf"7148: \d+ packets in 1 s, but none of the \d+ that {FAR_SENDER} sent", problems(found)["arrival"][0]
+    )
     assert "rp_filter" in problems(found)
     mend(wires, found, "rp_filter")
     with wires.traffic(), wires.traffic(FAR_SENDER):

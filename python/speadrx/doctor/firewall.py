@@ -19,10 +19,9 @@ _LEGACY = "iptables"
 def firewall(case: Case) -> Iterator[Finding]:
     """Packets that a firewall drops never reach the socket."""
     rules = _legacy() or Rules(json.loads(run("nftables", "nft", "--json", "list", "ruleset")))
-    chains = [chain for chain in rules.base if chain["family"] != "bridge"]
     found: dict[tuple[str, str, str], tuple[dict[str, Any], Verdict, set[int]]] = {}
     for packet in _packets(case):
-        for chain in chains:
+        for chain in rules.base:
             verdict = rules.judge(chain, packet)
             if verdict.what == "drop":
                 key = (chain["table"], chain["name"], verdict.rule)
@@ -30,7 +29,10 @@ def firewall(case: Case) -> Iterator[Finding]:
     for chain, verdict, ports in found.values():
         yield _finding(case, chain, verdict, ports)
     if not found:
-        yield Finding("firewall", "ok", "it lets the packets in" if chains else "there are no rules for what comes in")
+        summary = (
+            "there are rules, and no endpoints to try them on" if rules.base else "it has no rules for what comes in"
+        )
+        yield Finding("firewall", "ok", "it lets the packets in" if rules.base and case.endpoints else summary)
 
 
 def _legacy() -> Rules | None:

@@ -16,7 +16,7 @@ from speadrx.memory import available
 from speadrx.readers import _MAX_BUFFER, _SO_RCVBUFFORCE
 
 from .finding import Case, Finding
-from .system import Unknown, counters, parse_cpus, read, sysctl
+from .system import Unknown, counters, parse_cpus, raise_to, read, sysctl
 
 _CPUS = pathlib.Path("/sys/devices/system/cpu")
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -40,7 +40,7 @@ def socket_buffer(case: Case) -> Iterator[Finding]:
     why = "What comes while the receiver is held up, and does not fit the buffer, is lost."
     if not os.stat("/proc/sys/net/core/rmem_max").st_mode & 0o200:
         why += " The limit can be set outside of this network namespace only."
-    mend = (f"sysctl -w net.core.rmem_max={wanted}",)
+    mend = raise_to("net.core.rmem_max", wanted)
     if granted < wanted:
         summary = f"a socket asks for {wanted} bytes and gets {granted}: net.core.rmem_max is {limit}"
         yield Finding("socket_buffer", "problem", summary, why, mend)
@@ -67,7 +67,7 @@ def backlog(case: Case) -> Iterator[Finding]:
     summary = f"net.core.netdev_max_backlog is {limit}, and {dropped} packets found it full since the start"
     if limit < _BACKLOG or dropped:
         why = "Packets that wait for a processor are dropped if they are more than that."
-        mend = (f"sysctl -w net.core.netdev_max_backlog={LARGE_BACKLOG}",) if limit < LARGE_BACKLOG else ()
+        mend = raise_to("net.core.netdev_max_backlog", LARGE_BACKLOG)
         yield Finding("backlog", "warning", summary, why, mend)
     else:
         yield Finding("backlog", "ok", summary)

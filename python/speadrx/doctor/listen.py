@@ -157,7 +157,9 @@ def _search(
 
         def heard() -> dict[str, str]:
             counts: Any = ears.came if tap is None else ears.came | tap.seen
-            return {name: interface for name, _, interface in counts}
+            # What has begun to come by the right interface meanwhile is not found elsewhere.
+            right = {(name, inlet.name) for name, inlet in inlets.items() if inlet is not None}
+            return {name: at for name, _, at in counts if (name, at) not in right}
 
         ears.listen(tap, seconds, stop, lambda: len(heard()) == len(missing))
         return found | heard()

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from speadrx.readers import _Endpoint
 
-from .finding import Case, Finding, Heard
+from .finding import Case, Finding, Heard, Severity
 from .host import LARGE_BACKLOG
 from .paths import _listed
-from .system import UdpSocket, counters, udp_sockets
+from .system import UdpSocket, counters, raise_to, udp_sockets
 
 #: Counters of losses, and what they count.
 _LOSSES = {
@@ -35,46 +35,38 @@ def arrival(case: Case) -> Iterator[Finding]:
             why = "Listening tells how far packets get: give --listen SECONDS."
             yield Finding("arrival", "unknown", "nobody has listened", why)
         return
-    for endpoint in case.resolved:
-        yield _how_far(case, heard, str(endpoint))
+    alike: dict[tuple[Severity, str, str], list[str]] = {}
+    for endpoint in map(str, case.resolved):
+        alike.setdefault(_how_far(heard, endpoint), []).append(endpoint)
+    for (severity, text, why), endpoints in alike.items():
+        yield Finding("arrival", severity, f"{_listed(endpoints)}: {text}", why)
 
 
-def _how_far(case: Case, heard: Heard, endpoint: str) -> Finding:
+def _how_far(heard: Heard, endpoint: str) -> tuple[Severity, str, str]:
+    """Say how far packets of an endpoint get: severity, summary, and what it means."""
     during = f"in {heard.seconds:g} s"
     at = heard.interfaces(endpoint)
-    seen = f"{sum(at.values())} packets at {_listed(sorted(at))}"
-    lost = _lost_between(heard, endpoint)
+    seen = f"{sum(at.values())} packets at {_listed(sorted(at))} {during}"
+    error = heard.errors.get(endpoint)
     if heard.arrives(endpoint):
         n = sum(n for (name, _), n in heard.came.items() if name == endpoint)
-        if not lost:
-            return Finding("arrival", "ok", f"{endpoint}: {n} packets {during}")
-        summary = (
-            f"{endpoint}: {n} packets {during}, but none of what {_listed(lost)} sends ({sum(lost.values())} packets)"
-        )
-        return Finding("arrival", "problem", summary, "It comes to the interface, and the kernel drops it there.")
-    error = heard.errors.get(endpoint)
+        if lost := _lost_between(heard, endpoint):
+            text = f"{n} packets {during}, but none of the {sum(lost.values())} that {_listed(lost)} sent"
+            return "problem", text, "They come to the interface, and the kernel drops them there."
+        return "ok", f"{n} packets {during}", ""
     if error == errno.EADDRINUSE:
-        return Finding(
-            "arrival",
-            "ok" if at else "unknown",
-            f"{endpoint}: {seen} {during}" if at else f"{endpoint} is in use, so it cannot be listened to",
-            "Another process has the port, so what comes to it is known to that process alone.",
-        )
+        why = "Another process has the port, so what comes out of its socket only that process knows."
+        return ("ok", seen, why) if at else ("unknown", "in use, so it cannot be listened to", why)
     if endpoint in heard.elsewhere:
-        summary = f"{endpoint}: nothing {during}; it comes in by {heard.elsewhere[endpoint]}"
-        return Finding("arrival", "problem", summary, "The receiver does not join on that interface.")
+        return "problem", f"nothing {during}; it comes in by {heard.elsewhere[endpoint]}", "It is not joined there."
     if error is not None:
-        return Finding(
-            "arrival", "problem", f"{endpoint} cannot be received: {os.strerror(error)}", "Nothing is received."
-        )
+        return "problem", f"cannot be received ({os.strerror(error)})", "The receiver cannot bind or join it either."
     if at:
-        summary = f"{endpoint}: {seen} {during}, but nothing at the socket"
-        return Finding("arrival", "problem", summary, "Packets come to the interface, and the kernel drops them there.")
+        return "problem", f"{seen}, but nothing at the socket", "The kernel drops them on the way there."
     if heard.seen is None:
-        why = "Whether anything comes to the interface only root can see."
-        return Finding("arrival", "problem", f"{endpoint}: nothing {during}", why)
+        return "problem", f"nothing {during}", "Whether anything comes to the interface only root can see."
     why = "Nothing comes to any interface: nobody sends, the network does not deliver, or packets are too large."
-    return Finding("arrival", "problem", f"{endpoint}: nothing {during}", why)
+    return "problem", f"nothing {during}", why
 
 
 def _lost_between(heard: Heard, endpoint: str) -> dict[str, int]:
@@ -111,9 +103,9 @@ def drops(case: Case) -> Iterator[Finding]:
 
 def _mend(counter: str, case: Case) -> tuple[str, ...]:
     if counter == "Udp.RcvbufErrors":
-        return (f"sysctl -w net.core.rmem_max={case.share}",)
+        return raise_to("net.core.rmem_max", case.share)
     if counter == "softnet.dropped":
-        return (f"sysctl -w net.core.netdev_max_backlog={LARGE_BACKLOG}",)
+        return raise_to("net.core.netdev_max_backlog", LARGE_BACKLOG)
     return ()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from speadrx.readers import _MAX_UDP_PAYLOAD, _Endpoint
 
 from .finding import Case, Finding
-from .system import NET, Link, read, sysctl
+from .system import NET, Link, raise_to, read, sysctl
 
 #: What an IP and a UDP header take, by version.
 _OVERHEAD = {socket.AF_INET: 28, socket.AF_INET6: 48}
@@ -178,7 +178,7 @@ def rp_filter(case: Case) -> Iterator[Finding]:
     wrong: dict[tuple[str, int, str], list[str]] = collections.defaultdict(list)
     good = set()
     for sender, link in case.routes_in():
-        mode = max(everywhere, sysctl(f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"))
+        mode = max(everywhere, sysctl(_rp_setting(link.name)))
         back = case.way_to(sender)
         local = (case.route(sender) or {}).get("type") == "local"
         # IPv6 has no such filter.
@@ -192,18 +192,19 @@ def rp_filter(case: Case) -> Iterator[Finding]:
         yield Finding("rp_filter", "ok", f"{mode} on {name} lets the senders' packets in")
     dropped = case.heard.rise("TcpExt.IPReversePathFilter") if case.heard is not None else 0
     for link in case.inlets().values() if not good and not wrong else ():
-        mode = max(everywhere, sysctl(f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"))
+        mode = max(everywhere, sysctl(_rp_setting(link.name)))
         if mode and dropped:
             summary = f"{mode} on {link.name}: it dropped {dropped} packets while listening"
             why = "These come from senders to which the route goes by another interface."
-            yield Finding("rp_filter", "problem", summary, why, (_sysctl(f"net.ipv4.conf.{link.name}.rp_filter", 2),))
+            yield Finding("rp_filter", "problem", summary, why, raise_to(_rp_setting(link.name), 2))
         else:
             why = "Strict (1) drops what comes from senders to which the route goes elsewhere: give --sender to check."
             yield Finding("rp_filter", "ok", f"{mode} on {link.name}", why if mode == 1 else "")
 
 
-def _sysctl(name: str, value: int) -> str:
-    return f"sysctl -w {name}={value}"
+def _rp_setting(name: str) -> str:
+    """Name the setting of an interface; that for all interfaces counts too, where it is greater."""
+    return f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
 
 
 def _reverse_path(name: str, mode: int, back: str, senders: list[str]) -> Finding:
@@ -211,8 +212,7 @@ def _reverse_path(name: str, mode: int, back: str, senders: list[str]) -> Findin
     summary = f"{mode} on {name} drops what {_listed(senders)} sends: the route to it {where}"
     why = f"Packets come in by {name}, and the kernel would not answer by it, so it takes their source for forged."
     if back:
-        setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
-        return Finding("rp_filter", "problem", summary, why, (_sysctl(setting, 2),))
+        return Finding("rp_filter", "problem", summary, why, raise_to(_rp_setting(name), 2))
     mend = tuple(f"ip route replace {net} dev {name}" for net in _networks(senders))
     return Finding("rp_filter", "problem", summary, why, mend)
 

@@ -12,6 +12,9 @@ from typing import Any, Literal
 #: Hooks that a packet to this machine passes.
 HOOKS = ("ingress", "prerouting", "input")
 
+#: Families of tables that such a packet passes; the first is not nftables' own, but `iptables.translate` has it.
+_FAMILIES = ("iptables", "ip", "ip6", "inet", "netdev")
+
 #: Jumps from chain to chain, at most.
 _MOST_JUMPS = 16
 
@@ -86,7 +89,7 @@ class Rules:
         self._sets: dict[ChainId, list[Any]] = {}
         for entry in document["nftables"]:
             ((kind, value),) = entry.items()
-            if kind == "chain" and value.get("hook") in HOOKS:
+            if kind == "chain" and value.get("hook") in HOOKS and value["family"] in _FAMILIES:
                 self.base.append(value)
             elif kind == "rule":
                 self._rules[value["family"], value["table"], value["chain"]].append(value["expr"])

@@ -38,14 +38,23 @@ def read(path: str) -> str:
 
 
 def sysctl(name: str) -> int:
-    """Read a number that ``sysctl`` would show.
+    """Read a number that ``sysctl`` would show; as there, a slash in a name stands for a dot that separates nothing.
 
     Raises
     ------
     Unknown
         If there is none.
     """
-    return int(read("/proc/sys/" + name.replace(".", "/")))
+    return int(read("/proc/sys/" + name.translate(str.maketrans("./", "/."))))
+
+
+def raise_to(name: str, value: int) -> tuple[str, ...]:
+    """Write the command that raises a setting, if it is less."""
+    try:
+        enough = sysctl(name) >= value
+    except Unknown:  # here, though not where the command is to run
+        enough = False
+    return () if enough else (f"sysctl -w {name}={value}",)
 
 
 def run(package: str, *command: str) -> str:
