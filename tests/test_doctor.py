@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 SEVERITIES = ["problem", "warning", "unknown", "ok"]
+
+
+needs_ip = pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2")
 
 
 def by_check(findings):
@@ -125,18 +129,21 @@ def test_endpoints_alike_are_told_together(ports):
     assert arrival.summary == ", ".join(f"127.0.0.1:{port}" for port in ports) + ": nothing in 0.05 s"
 
 
+@needs_ip
 def test_interface_that_is_none():
     (finding,) = (f for f in examine(("239.1.2.3", 7148), interface="203.0.113.7")["interface"] if f.severity != "ok")
     assert finding.severity == "problem"
     assert "no interface is called 203.0.113.7 or has this address (there are: lo 127.0.0.1" in finding.summary
 
 
+@needs_ip
 def test_unicast_address_of_another_machine():
     (finding,) = examine(("203.0.113.7", 7148))["interface"]
     assert finding.severity == "problem"
     assert "203.0.113.7 is no address of this machine" in finding.summary
 
 
+@needs_ip
 def test_unicast_at_another_interface():
     other = next((link for link in Case().links.values() if link.ipv4 and not link.loopback), None)
     if other is None:
@@ -145,6 +152,7 @@ def test_unicast_at_another_interface():
     assert any(f"{other.ipv4} is given for 127.0.0.1:7148" in finding.summary for finding in findings)
 
 
+@needs_ip
 def test_mtu_of_loopback():
     findings = [examine(("127.0.0.1", 7148), packet_size=size)["mtu"][0] for size in (1, 65507)]
     assert [finding.severity for finding in findings] == ["ok", "ok"]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -17,6 +18,7 @@ from loopback import wait_for
 from network import Namespace, leave_out
 from receiving import assert_data, receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
+from speadrx.doctor import Case, diagnose
 from speadrx.simulate import Simulator, UdpSink
 from terminals import SPEADRX, environment
 
@@ -380,6 +382,16 @@ def test_small_mtu_without_packet_size(wires):
     for command in commands:
         wires.receiver.run("sh", "-c", command)
     assert receive(wires, RECEIVER) == HEAPS
+
+
+def test_small_mtu_for_heaps(wires):
+    """The layout alone tells only that packets may be too large."""
+    case = Case(((GROUP, PORT),), interface=RECEIVER, layout=LAYOUT)
+    for mtu, severity in ((1500, "warning"), (9000, "ok")):
+        wires.receiver.run("ip", "link", "set", "in", "mtu", str(mtu))
+        with wires.receiver.entered():
+            found = [finding for finding in diagnose(replace(case)) if finding.check == "mtu"]
+        assert [finding.severity for finding in found] == [severity]
 
 
 def test_two_problems(wires):
