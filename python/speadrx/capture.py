@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dpkt import UnpackError, pcap, pcapng
 
@@ -77,7 +77,7 @@ class Datagram(NamedTuple):
 class _File:
     """A file that knows how far it was read, and whether it ended too soon."""
 
-    def __init__(self, file: io.BufferedReader, path: str) -> None:
+    def __init__(self, file: BinaryIO, path: str) -> None:
         self._file = file
         self.name = path
         self.position = 0
@@ -112,7 +112,7 @@ class Capture(Iterator[Datagram]):
         At the end: whether the file ends in the midst of a packet, which was left out.
     """
 
-    def __init__(self, file: io.BufferedReader, path: str, *, cut: bool = False) -> None:
+    def __init__(self, file: BinaryIO, path: str, magic: bytes, *, cut: bool = False) -> None:
         status = os.fstat(file.fileno())
         self.path = path
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -122,7 +122,6 @@ class Capture(Iterator[Datagram]):
         self._file = file
         self._counting = _File(file, path)
         self._cut = cut
-        magic = file.peek(4)[:4]
         if not magic:
             raise ValueError(f"{path} is empty: wanted a pcap or pcapng file")
         if {int.from_bytes(magic, "big"), int.from_bytes(magic, "little")}.intersection(_PCAP_MAGICS):
@@ -217,7 +216,7 @@ def read_datagrams(path: str | os.PathLike[str], *, cut: bool = False) -> Captur
     except OSError as exc:
         raise OSError(exc.errno, f"{name} cannot be read: {exc.strerror}") from None
     try:
-        return Capture(file, name, cut=cut)
+        return Capture(file, name, file.peek(4)[:4], cut=cut)
     except BaseException:
         file.close()
         raise
