@@ -334,8 +334,8 @@ class Survey:
         addresses = list(self._indices)
         streams = []
         for signature, destinations in merged.items():
-            kinds = [kind for kind in by_destination if kind.destination in destinations]
-            streams.append(_stream(signature, kinds, {index: addresses[index] for index in destinations}))
+            theirs = [kind for kind in by_destination if kind.destination in destinations]
+            streams.append(_stream(signature, theirs, {index: addresses[index] for index in destinations}))
         return sorted(streams, key=lambda stream: stream.heaps, reverse=True)
 
 
@@ -397,9 +397,7 @@ def _stream(signature: _Signature, kinds: list[_Kind], destinations: dict[int, A
         flavour=signature.flavour,
         heap_bytes=signature.heap_bytes,
         destinations=tuple(destinations.values()),
-        items={
-            item: gather([kind.column(item)[rows] for kind, rows in parts]) for item in sorted(signature.immediate)
-        },
+        items={item: gather([kind.column(item)[rows] for kind, rows in parts]) for item in sorted(signature.immediate)},
         payload_items=tuple(sorted(signature.payload)),
         senders=gather([np.frombuffer(kind.senders, np.uint64)[rows] for kind, rows in parts]),
         targets=gather([np.full(rows.size, list(destinations).index(kind.destination)) for kind, rows in parts]),
