@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import spead2
 
@@ -67,19 +67,23 @@ def random_simulator(case: Case, rng: random.Random, faults: Faults) -> Simulato
         return Simulator(
             case.layout,
             seed=rng.randrange(2**32),
-            faults=Faults(**{**vars(faults), "garbage_kinds": kinds}),
+            faults=replace(faults, garbage_kinds=kinds),
             user_data=case.user_data,
             payload_item=payload_item,
             flavour=flavour,
         )
 
     kinds = set(make(None)._garbage_maker.kinds)
-    # What has no such item shall be rejected by a layout that knows that there must be one.
-    if declaration.required_items or any(axis_size(axis) == 1 for axis in declaration.axes):
+    # What no heap shows, no survey can find. Of an item that has one value in all good heaps, only garbage shows
+    # that there must be that value: but not if the item is absent from it, nor if its slot is free.
+    if any(axis_size(axis) == 1 for axis in declaration.axes):
+        faults = replace(faults, loss=0)
+        kinds -= {"absent"}
+    if declaration.required_items:
         kinds -= {"absent"}
     return make(tuple(kind for kind in GARBAGE_KINDS if kind in kinds))
 
 
-def batches_within_a_wrap(layout: Layout, wanted: int) -> int:
-    """As many batches, or fewer if time would wrap more than once: after that, it rises no more."""
-    return min(wanted, 2**TIMESTAMP_BITS // layout.declaration.time.step)
+def has_observable_time(layout: Layout) -> bool:
+    """Whether time is not so coarse that it wraps again and again, and what is before 0 could also be to come."""
+    return layout.declaration.time.step < 2**TIMESTAMP_BITS // 256

@@ -28,6 +28,9 @@ _ESTABLISHED = 0.25
 _COLLISIONS = 0.002
 #: Heaps that must be on the grid of the step, of all.
 _ON_GRID = 0.5
+#: A time that is further than so many steps from those of the heaps around it is garbage.
+_FAR_STEPS = 4096
+_NEIGHBOURS = 256
 #: Indices of a grid that must have been seen; else the values are listed.
 _GRID_FILL = 0.75
 #: Most values that are listed.
@@ -201,8 +204,20 @@ def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Li
         f"time: item {item:#x}{known} rises as the heaps arrive, in steps of {step} for most "
         f"({on_grid:.2%} of the heaps are on that grid)."
     )
-    numbers = unwrapped(values) // np.uint64(step)
-    return np.where(good, numbers.astype(np.int64), -1), step, align
+    numbers = (unwrapped(values) // np.uint64(step)).astype(np.int64)
+    good &= _plausible(numbers, good, step)
+    return np.where(good, numbers, -1), step, align
+
+
+def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
+    """Which heaps are of about the time of those that came with them."""
+    most = min(_FAR_STEPS, 2**TIMESTAMP_BITS // step // 8)
+    plausible = np.ones(numbers.size, bool)
+    for start in range(0, numbers.size, _NEIGHBOURS):
+        part = slice(start, start + _NEIGHBOURS)
+        if good[part].any():
+            plausible[part] = np.abs(numbers[part] - np.median(numbers[part][good[part]])) <= most
+    return plausible
 
 
 def _column(item: int, values: np.ndarray, times: np.ndarray) -> _Column:
@@ -237,7 +252,7 @@ def _distinguishing(
             "whose values do not): nothing in them says where they belong"
         )
     chosen = list(recurring)
-    for column in sorted(recurring, key=lambda c: (-c.established.size, c.item in _AXIS_NAMES, c.good.all(), -c.item)):
+    for column in sorted(recurring, key=lambda c: (-c.established.size, c.item in _AXIS_NAMES, not c.good.all(), -c.item)):
         without = [other for other in chosen if other is not column]
         if collisions(without) <= allowed:
             chosen = without
