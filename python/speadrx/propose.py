@@ -23,7 +23,7 @@ _AXIS_NAMES = {FENG_ID_ID: "antenna", DIGITISER_ID_ID: "digitiser", FREQUENCY_ID
 _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 
 #: What a value must have of the typical value's heaps and times, not to be taken for garbage.
-_ESTABLISHED = 0.25
+_ESTABLISHED = 1 / 3
 #: Heaps that may share a slot with others, of all: what garbage there is by chance.
 _COLLISIONS = 0.002
 #: Heaps that must be on the grid of the step, of all.

@@ -83,8 +83,10 @@ def rise(values: np.ndarray) -> float:
 
 def unwrapped(values: np.ndarray) -> np.ndarray:
     """Values, or if they wrap at 48 bits in between, values half of that range further on."""
+    if _correlation(values) >= RISING:
+        return values  # a time just before 0 is none
     rotated = _rotated(values)
-    return rotated if _correlation(rotated) > _correlation(values) else values
+    return rotated if _correlation(rotated) >= RISING else values
 
 
 def _rotated(values: np.ndarray) -> np.ndarray:
