@@ -252,7 +252,9 @@ def _distinguishing(
             "whose values do not): nothing in them says where they belong"
         )
     chosen = list(recurring)
-    for column in sorted(recurring, key=lambda c: (-c.established.size, c.item in _AXIS_NAMES, not c.good.all(), -c.item)):
+    for column in sorted(
+        recurring, key=lambda c: (-c.established.size, c.item in _AXIS_NAMES, not c.good.all(), -c.item)
+    ):
         without = [other for other in chosen if other is not column]
         if collisions(without) <= allowed:
             chosen = without

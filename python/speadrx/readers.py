@@ -516,3 +516,40 @@ def add_reader(
     _add_udp(stream, endpoints, share, max_size or _MAX_UDP_PAYLOAD, owned)
     if sockets is None:
         owned.close()
+
+
+def open_sockets(
+    src: Iterable[tuple[str, int]], interface: str | None = None
+) -> tuple[dict[socket.socket, tuple[str, int]], SocketSet]:
+    """Make the sockets that `add_reader` would make, for others than a stream to read.
+
+    Parameters
+    ----------
+    src, interface
+        As for `add_reader`.
+
+    Returns
+    -------
+    sockets : dict
+        The endpoint of each socket.
+    owner : SocketSet
+        Counts what the kernel drops on them, and closes them.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong. The message names the argument and its value.
+    OSError
+        If a socket cannot be bound or cannot join its group.
+    """
+    owner = SocketSet()
+    sockets: dict[socket.socket, tuple[str, int]] = {}
+    try:
+        for endpoint in [_resolve(endpoint, interface) for endpoint in src]:
+            sock = _make_socket(endpoint, 0)
+            owner.add(sock, str(endpoint))
+            sockets[sock] = (endpoint.address, endpoint.port)
+    except BaseException:
+        owner.close()
+        raise
+    return sockets, owner

@@ -298,6 +298,15 @@ class Survey:
     def _index(self, address: Address) -> int:
         return self._indices.setdefault(address, len(self._indices))
 
+    def heap_bytes(self) -> collections.Counter[int]:
+        """How many heaps have each length, of those whose values were kept."""
+        lengths: collections.Counter[int] = collections.Counter()
+        for kind in self._kinds.values():
+            distinct, counts = np.unique(kind.lengths(), return_counts=True)
+            for length, heaps in zip(distinct, counts, strict=True):
+                lengths[int(length)] += int(heaps)
+        return lengths
+
     def described(self) -> dict[int, Descriptor]:
         """Return what senders said of items, by ID."""
         stream = spead2.recv.Stream(spead2.ThreadPool())
