@@ -108,6 +108,8 @@ class Capture(Iterator[Datagram]):
         Packets read so far, of any kind.
     skipped
         Packets so far that gave no datagram, by the reason for that.
+    cut_short
+        Datagrams so far of which the capture holds a part only, whether they were given or not.
     truncated
         At the end: whether the file ends in the midst of a packet, which was left out.
     """
@@ -118,6 +120,7 @@ class Capture(Iterator[Datagram]):
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
         self.frames = 0
         self.skipped: collections.Counter[str] = collections.Counter()
+        self.cut_short = 0
         self.truncated = False
         self._file = file
         self._counting = _File(file, path)
@@ -167,9 +170,11 @@ class Capture(Iterator[Datagram]):
                     skipped[found] += 1
                     continue
                 source, destination, payload, length = found
-                if len(payload) < length and not self._cut:
-                    skipped["cut short by the capture"] += 1
-                    continue
+                if len(payload) < length:
+                    self.cut_short += 1
+                    if not self._cut:
+                        skipped["cut short by the capture"] += 1
+                        continue
                 yield Datagram(time, source, destination, payload, length)
             self.truncated = self._counting.lacking > 0
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import textwrap
 import threading
 import time
@@ -23,6 +24,7 @@ from rich.text import Text
 from speadrx.capture import Capture, read_datagrams
 from speadrx.endpoints import parse_endpoints
 from speadrx.items import item_name
+from speadrx.layout import Layout
 from speadrx.listen import Listener
 from speadrx.propose import Proposal, propose
 from speadrx.survey import Address, Stream, Survey, Traffic
@@ -153,6 +155,11 @@ def _look(survey: Survey) -> list[_Found]:
     ]
 
 
+def _hexadecimal(layout: Layout) -> str:
+    """A layout as TOML, with item IDs as they are known."""
+    return re.sub(r"^item = (\d+)$", lambda match: f"item = {int(match[1]):#x}", layout.to_toml(), flags=re.MULTILINE)
+
+
 def _toml(found: _Found, source: str) -> str:
     """The proposed layout, with what speaks for it and against it."""
     assert found.proposal.layout is not None
@@ -162,7 +169,7 @@ def _toml(found: _Found, source: str) -> str:
     comments = "\n".join(
         textwrap.fill(text, _TOML_COLUMNS, initial_indent="# ", subsequent_indent="#   ") for text in said
     )
-    return f"{comments}\n\n{found.proposal.layout.to_toml()}"
+    return f"{comments}\n\n{_hexadecimal(found.proposal.layout)}"
 
 
 def _json(source: _Source, survey: Survey, streams: list[_Found]) -> dict[str, Any]:
@@ -183,6 +190,7 @@ def _json(source: _Source, survey: Survey, streams: list[_Found]) -> dict[str, A
         "bits_per_second": survey.bytes * 8 / survey.seconds if survey.seconds else None,
         "kernel_drops": source.kernel_drops if source.live else None,
         "skipped": {} if capture is None else dict(capture.skipped),
+        "cut_short": 0 if capture is None else capture.cut_short,
         "truncated": capture is not None and capture.truncated,
         "undecodable": dict(survey.undecodable),
         **{name: getattr(survey, name) for name in _COUNTS},
@@ -225,7 +233,7 @@ def _stream_json(found: _Found) -> dict[str, Any]:
         ]
         + [{"id": item, "name": name, "immediate": False} for item, name in found.payload],
         "proposal": {
-            "toml": None if proposal.layout is None else proposal.layout.to_toml(),
+            "toml": None if proposal.layout is None else _hexadecimal(proposal.layout),
             "reasons": proposal.reasons,
             "uncertain": proposal.uncertain,
             "obstacle": proposal.obstacle,
@@ -236,13 +244,13 @@ def _stream_json(found: _Found) -> dict[str, Any]:
 def _fitted(console: Console, columns: list[tuple[str, bool, list[str]]]) -> Table:
     """A table of as many columns, from the left, as there is room for: numbers are never cut."""
     while True:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         for title, number, _ in columns:
             table.add_column(title, justify="right" if number else "left", no_wrap=True)
         for row in zip(*(cells for _, _, cells in columns), strict=True):
             table.add_row(*map(Text, row))
         width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        if width <= console.width + 2 or len(columns) <= 2:  # the last column's padding is nothing
+        if width <= console.width or len(columns) <= 2:
             return table
         columns = columns[:-1]
 
@@ -268,6 +276,11 @@ def _show_totals(console: Console, source: _Source, survey: Survey) -> None:
         said.append(f"{source.kernel_drops:,} packets more were dropped by the kernel: this is a sample.")
     if source.capture is not None:
         said += [f"{n:,} packets of the file not used: {reason}" for reason, n in source.capture.skipped.items()]
+        if source.capture.cut_short:
+            said.append(
+                f"{source.capture.cut_short:,} packets were cut short by the capture: what is here was learned from "
+                "their headers, but a receiver takes none of them."
+            )
         if source.capture.truncated:
             said.append("The file ends in the midst of a packet, which was left out.")
     said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(_MOST_SHOWN)]
@@ -279,7 +292,7 @@ def _show_totals(console: Console, source: _Source, survey: Survey) -> None:
         said.append("Packets per heap: " + _list(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
     for text in said:
         console.print(Text(_printable(text)))
-    for title, of in (("sender", survey.senders), ("destination", survey.destinations)):
+    for title, of in (("sender", survey.senders), ("destination", survey.destinations)) if survey.packets else ():
         console.print()
         _show_traffic(console, title, of)
 
@@ -340,11 +353,13 @@ def _show_stream(console: Console, number: int, found: _Found) -> None:
         console.print(Text(f"No layout can be proposed: {proposal.obstacle}."))
     else:
         console.print("Proposed layout:\n")
-        console.print(Text(textwrap.indent(proposal.layout.to_toml(), "    ")), soft_wrap=True)
-    for text in proposal.reasons:
-        console.print(Text(f"- {text}"))
-    for text in proposal.uncertain:
-        console.print(Text(f"? {text}"))
+        console.print(Text(textwrap.indent(_hexadecimal(proposal.layout), "    ")), soft_wrap=True)
+    for mark, texts in (("-", proposal.reasons), ("?", proposal.uncertain)):
+        for text in texts:
+            console.print(
+                Text(textwrap.fill(text, console.width, initial_indent=f"{mark} ", subsequent_indent="  ")),
+                soft_wrap=True,
+            )
 
 
 def _chosen(streams: list[_Found], number: int | None) -> _Found:
@@ -377,7 +392,9 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     show_default=True,
     help="Listen for so many seconds; files are read whole.",
 )
-@click.option("--packets", type=click.IntRange(min=1), metavar="N", help="Look at N packets at most (default: at all).")
+@click.option(
+    "--packets", type=click.IntRange(min=1), metavar="N", help="Look at the first N packets only (default: all)."
+)
 @click.option("--stream", "number", type=click.IntRange(min=1), metavar="N", help="Show and propose for stream N only.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Write the proposed layout there."
