@@ -22,12 +22,15 @@ _AXIS_NAMES = {FENG_ID_ID: "antenna", DIGITISER_ID_ID: "digitiser", FREQUENCY_ID
 #: Those of them that say who sent a heap.
 _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 
-#: What a value must have of the typical value's heaps and times, not to be taken for garbage.
-_ESTABLISHED = 1 / 3
+#: From its first heap to its last, a value that is not garbage is there at so many of the times of the typical value.
+_DENSITY = 0.5
+#: And it is there at so many of the times of the typical value in all, so that one that joined late is believed.
+_LEAST_TIMES = 0.1
+_FEW_TIMES = 3
 #: Heaps that may share a slot with others, of all: what garbage there is by chance.
 _COLLISIONS = 0.002
 #: Heaps that must be on the grid of the step, of all.
-_ON_GRID = 0.5
+_ON_GRID = 0.7
 #: A time that is further than so many steps from those of the heaps around it is garbage.
 _FAR_STEPS = 4096
 _NEIGHBOURS = 256
@@ -221,15 +224,21 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
 
 
 def _column(item: int, values: np.ndarray, times: np.ndarray) -> _Column:
-    distinct, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
-    pairs = joint(inverse, times)
-    _, first = np.unique(pairs, return_index=True)
-    n_times = np.bincount(inverse[first], minlength=distinct.size)
-    # Of the typical heap's value, so that many values that are there once do not decide what is typical.
-    typical_count, typical_times = float(np.median(counts[inverse])), float(np.median(n_times[inverse]))
-    established = (counts >= _ESTABLISHED * typical_count) & (n_times >= _ESTABLISHED * typical_times)
-    return _Column(item, values, distinct[established], established[inverse], int(typical_times))
+    """Tell the values of an item that belong to it from garbage, which is anywhere, but never for long."""
+    distinct, index = np.unique(values, return_inverse=True)
+    index = index.reshape(-1)
+    times = np.unique(times, return_inverse=True)[1].reshape(-1)
+    _, first = np.unique(joint(index, times), return_index=True)
+    n_times = np.bincount(index[first], minlength=distinct.size)
+    earliest, latest = np.full(distinct.size, times.size), np.zeros(distinct.size, np.int64)
+    np.minimum.at(earliest, index, times)
+    np.maximum.at(latest, index, times)
+    density = n_times / (latest - earliest + 1)
+    # Typical is the value of the typical heap, so that many values that are there once do not decide it.
+    typical = float(np.median(n_times[index]))
+    least = max(_LEAST_TIMES * typical, min(_FEW_TIMES, typical / 2))
+    established = (n_times >= least) & (density >= _DENSITY * np.median(density[index]))
+    return _Column(item, values, distinct[established], established[index], int(typical))
 
 
 def _distinguishing(

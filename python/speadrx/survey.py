@@ -264,7 +264,7 @@ class Survey:
         if packet.offset in unfinished.offsets:
             self.duplicate_packets += 1
             return False
-        self.not_repeated += tuple(packet.pointers) != unfinished.keys
+        self.not_repeated += not describes and tuple(packet.pointers) != unfinished.keys
         unfinished.offsets.add(packet.offset)
         unfinished.lacking -= packet.payload_bytes
         if unfinished.lacking <= 0:
