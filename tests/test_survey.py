@@ -48,7 +48,10 @@ class TestDecode:
             (lambda data: data[:6] + b"\x01\x00" + data[8:], "pointers beyond the end"),
             (lambda data: data[:7] + b"\x02" + data[8:], "no heap counter, payload offset or payload length"),
             (lambda data: data[:-1], "payload beyond the end"),
-            (lambda data: data.replace(b"\x80\x02\0\0\0\0\0\x07", b"\x80\x02\0\0\0\0\0\x06"), "payload beyond the heap"),
+            (
+                lambda data: data.replace(b"\x80\x02\0\0\0\0\0\x07", b"\x80\x02\0\0\0\0\0\x06"),
+                "payload beyond the heap",
+            ),
         ],
     )
     def test_undecodable(self, spoil, reason):
@@ -101,7 +104,7 @@ def test_agrees_with_the_truth(max_packet_size):
     (stream,) = survey.streams()
     assert stream.heap_bytes == SMALL.heap_bytes
     assert stream.payload_items == (0x3300,)
-    assert set(stream.items) == {item for item in simulator.items(0, simulator.indices[0])}
+    assert set(stream.items) == set(simulator.items(0, simulator.indices[0]))
     # Those that lack an item or have another length are no part of it; all other garbage is.
     others = survey.heaps - survey.stops - survey.descriptors - survey.empty - stream.heaps
     assert stream.others == others > 0

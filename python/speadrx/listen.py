@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import selectors
 import socket
 import time
@@ -13,8 +14,9 @@ from typing import Self
 from .capture import Datagram
 from .readers import open_sockets
 
-#: Bytes of receive buffer to ask for; the kernel grants what it may, and what it drops is counted.
+#: Bytes of receive buffer that are enough; what does not fit is dropped and counted.
 _BUFFER_BYTES = 2**23
+_BUFFER_LIMIT = pathlib.Path("/proc/sys/net/core/rmem_max")
 #: Datagrams to take from one socket before the others have their turn.
 _BURST = 256
 _MAX_DATAGRAM = 65535
@@ -39,11 +41,12 @@ class Listener:
     """
 
     def __init__(self, endpoints: Iterable[tuple[str, int]], interface: str | None = None) -> None:
-        sockets, self._owner = open_sockets(endpoints, interface)
+        # No more than anyone is granted, as that would be warned of, and a sample is good enough here.
+        buffer = min(_BUFFER_BYTES, int(_BUFFER_LIMIT.read_text("ascii")))
+        sockets, self._owner = open_sockets(endpoints, interface, buffer)
         self._selector = selectors.DefaultSelector()
         for sock, endpoint in sockets.items():
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
             self._selector.register(sock, selectors.EVENT_READ, endpoint)
 
     def receive(self, seconds: float) -> Iterator[Datagram]:

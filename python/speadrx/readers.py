@@ -519,7 +519,7 @@ def add_reader(
 
 
 def open_sockets(
-    src: Iterable[tuple[str, int]], interface: str | None = None
+    src: Iterable[tuple[str, int]], interface: str | None = None, buffer: int = 0
 ) -> tuple[dict[socket.socket, tuple[str, int]], SocketSet]:
     """Make the sockets that `add_reader` would make, for others than a stream to read.
 
@@ -527,6 +527,8 @@ def open_sockets(
     ----------
     src, interface
         As for `add_reader`.
+    buffer
+        Bytes of receive buffer of each; with 0, the system's default.
 
     Returns
     -------
@@ -546,7 +548,7 @@ def open_sockets(
     sockets: dict[socket.socket, tuple[str, int]] = {}
     try:
         for endpoint in [_resolve(endpoint, interface) for endpoint in src]:
-            sock = _make_socket(endpoint, 0)
+            sock = _make_socket(endpoint, buffer)
             owner.add(sock, str(endpoint))
             sockets[sock] = (endpoint.address, endpoint.port)
     except BaseException:

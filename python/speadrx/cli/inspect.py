@@ -112,12 +112,17 @@ def _listen(
         listener = Listener(endpoints, interface)
     except (OSError, ValueError) as exc:
         raise _BadFileError(getattr(exc, "strerror", None) or str(exc)) from None
-    start = time.monotonic()
+    end = time.monotonic() + seconds
     with listener, _progress(None, "Listening") as advance:
-        while (left := start + seconds - time.monotonic()) > 0 and survey.packets < most and not interrupted.is_set():
-            for datagram in listener.receive(min(left, _POLL_SECONDS)):
+        done = False
+        while not done:
+            left = end - time.monotonic()
+            # What has come by then is taken all the same.
+            done = left <= 0 or interrupted.is_set()
+            for datagram in listener.receive(0 if done else min(left, _POLL_SECONDS)):
                 survey.add(*datagram)
                 if survey.packets >= most:
+                    done = True
                     break
             advance(survey.bytes)
         return _Source(
