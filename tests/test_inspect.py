@@ -91,10 +91,10 @@ def test_screen(capture):
     ):
         assert re.search(pattern, " ".join(output.split())), pattern
     for pattern in (
-        r"Heap bytes: 1,024 \(\d+\)",
-        r"10\.1\.2\.3:7148 +\d+",
-        r"239\.1\.2\.3:7148 +\d+",
-        r"Stream 1: \d+ heaps of 1,024 bytes, SPEAD-64-48, to 239\.1\.2\.3:7148",
+        r"Heap bytes: 1,024 \([\d,]+\)",
+        r"10\.1\.2\.3:7148 +[\d,]+",
+        r"239\.1\.2\.3:7148 +[\d,]+",
+        r"Stream 1: [\d,]+ heaps of 1,024 bytes, SPEAD-64-48, to 239\.1\.2\.3:7148",
         r"0x1600 +timestamp +time-like +\d+ +2048 +\d+",
         r"0x4101 +feng_id +few values +\d +1 +0 +\d",
         r"0x3300 +data +payload",

@@ -8,6 +8,7 @@ import spead2.send
 from handmade import SMALL
 from speadrx.decode import Flavour, decode
 from speadrx.packets import PacketEncoder
+from speadrx.propose import propose
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator
 from speadrx.survey import Survey
 from speadrx.values import common_step, profile, rise
@@ -183,6 +184,25 @@ def test_bounded():
         kinds.add(0, ("10.0.0.1", i), GROUP, make.heap({0x100 + i: 0}, b"x")[0])
     assert (kinds.heaps, kinds.unkept) == (5000, 5000 - 4096)
     assert len(kinds.senders) == 5000
+
+
+def test_hostile_packets(rng):
+    """Whatever comes is counted; what is made of it is a proposal or an obstacle."""
+    sink = SurveySink()
+    Simulator(SMALL, faults=FAULTS).send(sink, 20)
+    for _ in range(30):
+        survey = Survey()
+        for packet in sink.packets:
+            data = bytearray(packet)
+            for position in rng.integers(0, len(data), rng.integers(0, 4)):
+                data[position] = rng.integers(256)
+            survey.add(rng.random(), SENDER, GROUP, bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]))
+        described = survey.described()
+        assert survey.packets == len(sink.packets)
+        assert survey.heap_bytes().total() == sum(kind.lengths().size for kind in survey._kinds.values())
+        for stream in survey.streams():
+            proposal = propose(stream, described=described, seconds=survey.seconds)
+            assert (proposal.layout is None) == (proposal.obstacle is not None)
 
 
 class TestValues:

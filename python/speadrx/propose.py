@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from . import _core
+from . import _core, layouts
 from .layout import Axis, Layout, TimeAxis
 from .meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID, TIMESTAMP_ID
 from .packets import TIMESTAMP_BITS
@@ -131,6 +131,7 @@ def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float
     if stream.others:
         notes.reasons.append(f"{stream.others:,} heaps of another length, flavour or set of items were left out.")
     item = _time_item(stream)
+    _note_known(stream, item, notes)
     times, step, align = _time(stream, item, notes)
     good = times >= 0
     columns = [_column(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
@@ -177,6 +178,25 @@ def _time_item(stream: Stream) -> int:
         )
     # Of several, the one that has the most values: others, such as a status that has changed once, are coarser.
     return max(found, key=lambda item: (np.unique(stream.items[item]).size < stream.heaps, found[item], -item))
+
+
+def _note_known(stream: Stream, time: int, notes: _Notes) -> None:
+    """Say if the layout of a known instrument has these items: it knows what they mean."""
+    known: dict[str, int] = {}
+    for name in layouts.names():
+        layout = layouts.load(name)
+        items = {
+            *layout.required_items,
+            *(axis.item for axis in layout.axes),
+            *(side.item for side in layout.side_items),
+        }
+        if layout.time.item == time and items - {None} <= stream.items.keys():
+            known[name] = len(items)
+    best = [name for name, n in known.items() if n == max(known.values())]
+    if best:
+        notes.uncertain.append(
+            f"The layout {' or '.join(best)} has these items, and knows what they mean: see 'speadrx layout {best[0]}'."
+        )
 
 
 def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Literal["reject", "mask"]]:

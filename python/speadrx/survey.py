@@ -24,6 +24,8 @@ MOST_KINDS = 4096
 MOST_ADDRESSES = 65536
 MOST_UNFINISHED = 65536
 MOST_DESCRIPTOR_PACKETS = 4096
+#: The longest heap of descriptors that is believed: it is put together in memory.
+MOST_DESCRIPTOR_BYTES = 2**20
 
 #: A kind of heap is a stream of its own if there are at least so many, of the most frequent at its destination.
 _STREAM_SHARE = 0.25
@@ -248,7 +250,11 @@ class Survey:
         """Whether a packet is the first of its heap; notes that it came."""
         assert packet.heap_bytes is not None
         unfinished = self._unfinished.get(heap)
-        describes = unfinished.describes if unfinished is not None else spead2.DESCRIPTOR_ID in packet.pointers
+        describes = (
+            unfinished.describes
+            if unfinished is not None
+            else spead2.DESCRIPTOR_ID in packet.pointers and packet.heap_bytes <= MOST_DESCRIPTOR_BYTES
+        )
         if describes and len(self._descriptor_packets) < MOST_DESCRIPTOR_PACKETS:
             self._descriptor_packets.append(data)
         if unfinished is None:

@@ -389,7 +389,11 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 
 @click.command()
 @click.argument("source")
-@click.option("--interface", metavar="ADDRESS", help="Join multicast groups on the interface of this IPv4 address.")
+@click.option(
+    "--interface",
+    metavar="ADDRESS",
+    help="Join multicast groups on the interface of this IPv4 address (IPv6: of this name; default: the system's).",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 86400, min_open=True),
