@@ -131,7 +131,6 @@ def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float
     if stream.others:
         notes.reasons.append(f"{stream.others:,} heaps of another length, flavour or set of items were left out.")
     item = _time_item(stream)
-    _note_known(stream, item, notes)
     times, step, align = _time(stream, item, notes)
     good = times >= 0
     columns = [_column(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
@@ -146,6 +145,7 @@ def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float
     batch_heaps = math.prod(axis.size or len(axis.values or ()) for axis in axes)
     batches = _batches(stream.heap_bytes, batch_heaps, step, np.unique(times[good]).size, seconds, notes)
     dtype, heap_shape = _contents(stream, described, notes)
+    _note_known(stream, item, axes, notes)
     labels = next((tuple(map(str, axis.values)) for axis in axes if axis.name == sources and axis.values), ())
     return Layout(
         heap_bytes=stream.heap_bytes,
@@ -178,25 +178,6 @@ def _time_item(stream: Stream) -> int:
         )
     # Of several, the one that has the most values: others, such as a status that has changed once, are coarser.
     return max(found, key=lambda item: (np.unique(stream.items[item]).size < stream.heaps, found[item], -item))
-
-
-def _note_known(stream: Stream, time: int, notes: _Notes) -> None:
-    """Say if the layout of a known instrument has these items: it knows what they mean."""
-    known: dict[str, int] = {}
-    for name in layouts.names():
-        layout = layouts.load(name)
-        items = {
-            *layout.required_items,
-            *(axis.item for axis in layout.axes),
-            *(side.item for side in layout.side_items),
-        }
-        if layout.time.item == time and items - {None} <= stream.items.keys():
-            known[name] = len(items)
-    best = [name for name, n in known.items() if n == max(known.values())]
-    if best:
-        notes.uncertain.append(
-            f"The layout {' or '.join(best)} has these items, and knows what they mean: see 'speadrx layout {best[0]}'."
-        )
 
 
 def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Literal["reject", "mask"]]:
@@ -413,3 +394,16 @@ def _contents(stream: Stream, described: Mapping[int, Descriptor], notes: _Notes
             return dtype.str, shape
     notes.uncertain.append("dtype: uint8, as no descriptor says what heaps hold.")
     return "uint8", None
+
+
+def _note_known(stream: Stream, time: int, axes: tuple[Axis, ...], notes: _Notes) -> None:
+    """Say if the layout of a known instrument has the same time and axes: it knows what heaps hold."""
+    found = {axis.item for axis in axes}
+    for name in layouts.names():
+        known = layouts.load(name)
+        theirs = {axis.item for axis in known.axes if axis.item is not None}
+        others = {*known.required_items, *(side.item for side in known.side_items)}
+        if known.time.item == time and found <= theirs and theirs | others <= stream.items.keys():
+            notes.uncertain.append(
+                f"The layout {name} has these items and knows what they mean, see 'speadrx layout {name}'."
+            )
