@@ -92,6 +92,23 @@ def test_known_layouts(layout, faults):
         assert (account.duplicates, account.rejected) == (0, 0)
 
 
+def test_large_array():
+    """Of many heaps a time, some have each bad value; and bad times are between all good ones."""
+    layout = Layout(
+        heap_bytes=8,
+        time=TimeAxis(item=0x1600, step=2048, batches=2),
+        axes=(Axis(name="antenna", item=0x4101, size=32), Axis(name="channel", item=0x4103, size=64, step=16)),
+    )
+    sink, truth = survey_of(Simulator(layout, faults=FAULTS, first_timestamp=2**30), 20)
+    proposal = best(sink)
+    assert proposal.layout is not None, proposal.obstacle
+    assert proposal.layout.time.step == 2048
+    assert [(axis.item, axis.size, axis.step) for axis in proposal.layout.axes] == [(0x4101, 32, 1), (0x4103, 64, 16)]
+    account = receive(proposal.layout, sink.packets)
+    assert (account.present, account.duplicates) == (sum(truth.complete), sum(truth.duplicated))
+    assert account.rejected == sum(truth.rejected.values())
+
+
 def table(items, heap_bytes=64, targets=None, senders=None):
     """A stream of heaps with these values of items."""
     items = {item: np.array(values, np.uint64) for item, values in items.items()}

@@ -235,6 +235,13 @@ class TestValues:
         assert common_step(values) == 1712
         assert rise(values) > 0.7
 
+    def test_step_among_garbage(self, rng):
+        """Where there are many heaps of each time, bad timestamps are everywhere between the good ones."""
+        values = np.repeat(np.arange(20, dtype=np.uint64) * np.uint64(1712), 1000)
+        bad = rng.choice(20000, 400, replace=False)
+        values[bad] += rng.integers(1, 1712, 400).astype(np.uint64)
+        assert common_step(values) == 1712
+
     def test_wrap(self):
         values = (np.arange(1000, dtype=np.uint64) * np.uint64(4096) + np.uint64(2**48 - 4096 * 400)) % np.uint64(2**48)
         assert rise(values) == pytest.approx(1)

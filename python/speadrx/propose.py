@@ -24,6 +24,8 @@ _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 
 #: From its first heap to its last, a value that is not garbage is there at so many of the times of the typical value.
 _DENSITY = 0.5
+#: In that time, it has so many of the heaps of the typical value.
+_RATE = 0.25
 #: And it is there at so many of the times of the typical value in all, so that one that joined late is believed.
 _LEAST_TIMES = 0.1
 _FEW_TIMES = 3
@@ -226,7 +228,7 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
 
 def _column(item: int, values: np.ndarray, times: np.ndarray) -> _Column:
     """Tell the values of an item that belong to it from garbage, which is anywhere, but never for long."""
-    distinct, index = np.unique(values, return_inverse=True)
+    distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     index = index.reshape(-1)
     times = np.unique(times, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(joint(index, times), return_index=True)
@@ -234,11 +236,14 @@ def _column(item: int, values: np.ndarray, times: np.ndarray) -> _Column:
     earliest, latest = np.full(distinct.size, times.size), np.zeros(distinct.size, np.int64)
     np.minimum.at(earliest, index, times)
     np.maximum.at(latest, index, times)
-    density = n_times / (latest - earliest + 1)
+    span = latest - earliest + 1
+    density, rate = n_times / span, counts / span
     # Typical is the value of the typical heap, so that many values that are there once do not decide it.
     typical = float(np.median(n_times[index]))
     least = max(_LEAST_TIMES * typical, min(_FEW_TIMES, typical / 2))
-    established = (n_times >= least) & (density >= _DENSITY * np.median(density[index]))
+    established = n_times >= least
+    established &= density >= _DENSITY * np.median(density[index])
+    established &= rate >= _RATE * np.median(rate[index])
     return _Column(item, values, distinct[established], established[index], int(typical))
 
 

@@ -13,6 +13,8 @@ RISING = 0.7
 #: Distinct values that count as few.
 FEW = 64
 _FIRST_VALUES = 4
+#: Heaps that a value must have of those of the typical heap's value, to count when the step is sought.
+_FREQUENT = 0.1
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ def common_step(values: np.ndarray) -> int | None:
 
     A difference counts as often as the less frequent of its two values. None if there is one value only.
     """
-    distinct, counts = np.unique(unwrapped(values), return_counts=True)
+    distinct, index, counts = np.unique(unwrapped(values), return_inverse=True, return_counts=True)
+    # Where the typical heap shares its value with many, what a few have is garbage, and might separate all others.
+    frequent = counts >= _FREQUENT * np.median(counts[index.reshape(-1)])
+    if np.count_nonzero(frequent) > 1:
+        distinct, counts = distinct[frequent], counts[frequent]
     if distinct.size < 2:
         return None
     steps, inverse = np.unique(np.diff(distinct), return_inverse=True)
