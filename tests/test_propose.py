@@ -6,14 +6,16 @@ import random
 
 import numpy as np
 import pytest
+import spead2.send
 
 from example_layouts import MEERKAT
 from random_layouts import random_case
 from speadrx import Axis, Layout, TimeAxis
+from speadrx.kinds import Stream
 from speadrx.packets import PacketEncoder
 from speadrx.propose import propose
 from speadrx.simulate import DEFAULT_FLAVOUR, Faults, Simulator
-from speadrx.survey import Stream, Survey
+from speadrx.survey import Survey
 from surveying import GROUP, SENDER, SurveySink, has_observable_time, random_simulator, receive
 
 FAULTS = Faults(loss=0.05, reorder=5, duplicate=0.05, garbage=0.08)
@@ -141,8 +143,7 @@ class TestAxes:
 
     def test_two(self):
         """Each of its own item; the slower comes first."""
-        slow, fast = np.repeat([0, 1], 200), np.tile(np.repeat([0, 64, 128], 1), 134)[:400]
-        slow = np.tile(np.repeat([0, 1], 3), 67)[:400]
+        fast, slow = np.tile([0, 64, 128], 134)[:400], np.tile(np.repeat([0, 1], 3), 67)[:400]
         times = np.repeat(np.arange(67), 6)[:400] * 16
         layout = propose(table({0x1600: times, 0x20: fast, 0x21: slow})).layout
         assert [(axis.item, axis.size, axis.step) for axis in layout.axes] == [(0x21, 2, 1), (0x20, 3, 64)]
@@ -166,6 +167,15 @@ class TestAxes:
         antennas[[50, 300]] = 3, 2**40
         proposal = propose(table({0x1600: TIMES, 0x4101: antennas}))
         assert proposal.layout.axes[0].values == (0, 1, 2, 4)
+
+    def test_joined_late(self):
+        """A sender that is there in the last fifth only is no garbage."""
+        late = np.arange(80, 100) * 512
+        times = np.append(TIMES, late)
+        order = np.argsort(times, kind="stable")
+        antennas = np.append(ANTENNAS, np.full(20, 4))
+        proposal = propose(table({0x1600: times[order], 0x4101: antennas[order]}))
+        assert proposal.layout.axes[0].size == 5
 
     def test_guard(self):
         """A constant is an axis if heaps with other values only come where there is one already."""
@@ -243,15 +253,12 @@ class TestTime:
 
 def test_descriptors():
     """Name axes, and say what heaps hold."""
-    spead2_send = pytest.importorskip("spead2.send")
-    import spead2
-
     survey = Survey()
-    heap = spead2_send.Heap(DEFAULT_FLAVOUR)
+    heap = spead2.send.Heap(DEFAULT_FLAVOUR)
     heap.add_descriptor(spead2.Descriptor(0x33, "voltages", "", (4, 8), np.int16))
     heap.add_descriptor(spead2.Descriptor(0x20, "beam number", "", (), format=[("u", 48)]))
     heap.add_descriptor(spead2.Descriptor(0x1600, "timestamp", "", (), format=[("u", 48)]))
-    for packet in spead2_send.PacketGenerator(heap, 1, 200):
+    for packet in spead2.send.PacketGenerator(heap, 1, 200):
         survey.add(0, SENDER, GROUP, packet)
     make = PacketEncoder(DEFAULT_FLAVOUR, 0x33, 1472)
     for i in range(200):

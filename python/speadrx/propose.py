@@ -1,4 +1,4 @@
-"""Propose a layout for a stream that was surveyed: which item is the time, which tell the heaps of a time apart."""
+"""Propose a layout for a stream that was surveyed, with the reasons for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Literal
 import numpy as np
 
 from . import _core, layouts
+from .columns import Column, all_good, distinguishing, guards, sort_out
+from .kinds import Stream
 from .layout import Axis, Layout, TimeAxis
 from .meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID, TIMESTAMP_ID
 from .packets import TIMESTAMP_BITS
-from .survey import Descriptor, Stream
+from .survey import Descriptor
 from .values import RISING, common_step, count, joint, most_frequent, rise, unwrapped
 
 #: Known items, with the name of the axis that they make.
@@ -22,15 +24,6 @@ _AXIS_NAMES = {FENG_ID_ID: "antenna", DIGITISER_ID_ID: "digitiser", FREQUENCY_ID
 #: Those of them that say who sent a heap.
 _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 
-#: From its first heap to its last, a value that is not garbage is there at so many of the times of the typical value.
-_DENSITY = 0.5
-#: In that time, it has so many of the heaps of the typical value.
-_RATE = 0.25
-#: And it is there at so many of the times of the typical value in all, so that one that joined late is believed.
-_LEAST_TIMES = 0.1
-_FEW_TIMES = 3
-#: Heaps that may share a slot with others, of all: what garbage there is by chance.
-_COLLISIONS = 0.002
 #: Heaps that must be on the grid of the step, of all.
 _ON_GRID = 0.7
 #: A time that is further than so many steps from those of the heaps around it is garbage.
@@ -80,19 +73,6 @@ class _Notes:
     uncertain: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Column:
-    """An item that may be an axis, over the heaps whose time is good."""
-
-    item: int
-    values: np.ndarray
-    #: The values that are not garbage, in rising order, and which heaps have one of them.
-    established: np.ndarray
-    good: np.ndarray
-    #: In how many times the typical value is seen.
-    times: int
-
-
 def propose(
     stream: Stream, *, described: Mapping[int, Descriptor] | None = None, seconds: float | None = None
 ) -> Proposal:
@@ -135,13 +115,19 @@ def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float
     item = _time_item(stream)
     times, step, align = _time(stream, item, notes)
     good = times >= 0
-    columns = [_column(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
-    recurring = [column for column in columns if column.times >= 2]
-    chosen = _distinguishing(times[good], columns, recurring, notes)
-    clean = np.logical_and.reduce([column.good for column in chosen], initial=True) & np.ones(int(good.sum()), bool)
-    guards = [column for column in recurring if column not in chosen and _guards(column, times[good], chosen)]
+    columns = [sort_out(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
+    chosen = distinguishing(times[good], columns, _AXIS_NAMES)
+    if chosen is None:
+        scattered = ", ".join(f"{column.item:#x}" for column in columns if not column.recurs)
+        raise _NoProposalError(
+            f"many heaps have the same time and the same value of every item that recurs (they differ in {scattered}, "
+            "whose values do not): nothing in them says where they belong"
+        )
+    clean = all_good(chosen, int(good.sum()))
+    others = [column for column in columns if column.recurs and column not in chosen]
+    guarding = [column for column in others if guards(column, times[good], chosen)]
     chosen.sort(key=lambda column: int(np.count_nonzero(np.diff(column.values[clean]))))
-    axes = _axes(chosen, guards, described, notes)
+    axes = _axes(chosen, guarding, described, notes)
     _note_targets(stream, good, clean, times[good], chosen, notes)
     sources = _sources(chosen, axes, stream.senders[good], notes)
     batch_heaps = math.prod(axis.size or len(axis.values or ()) for axis in axes)
@@ -226,66 +212,6 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
     return plausible
 
 
-def _column(item: int, values: np.ndarray, times: np.ndarray) -> _Column:
-    """Tell the values of an item that belong to it from garbage, which is anywhere, but never for long."""
-    distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    index = index.reshape(-1)
-    times = np.unique(times, return_inverse=True)[1].reshape(-1)
-    _, first = np.unique(joint(index, times), return_index=True)
-    n_times = np.bincount(index[first], minlength=distinct.size)
-    earliest, latest = np.full(distinct.size, times.size), np.zeros(distinct.size, np.int64)
-    np.minimum.at(earliest, index, times)
-    np.maximum.at(latest, index, times)
-    span = latest - earliest + 1
-    density, rate = n_times / span, counts / span
-    # Typical is the value of the typical heap, so that many values that are there once do not decide it.
-    typical = float(np.median(n_times[index]))
-    least = max(_LEAST_TIMES * typical, min(_FEW_TIMES, typical / 2))
-    established = n_times >= least
-    established &= density >= _DENSITY * np.median(density[index])
-    established &= rate >= _RATE * np.median(rate[index])
-    return _Column(item, values, distinct[established], established[index], int(typical))
-
-
-def _distinguishing(
-    times: np.ndarray, columns: list[_Column], recurring: list[_Column], notes: _Notes
-) -> list[_Column]:
-    """The fewest items that tell the heaps of a time apart; of any two that would do, that of fewer values."""
-    clean = np.logical_and.reduce([column.good for column in recurring], initial=True) & np.ones(times.size, bool)
-    _, rows = np.unique(joint(times[clean], *(column.values[clean] for column in columns)), return_index=True)
-    times = times[clean][rows]
-    values = {column.item: column.values[clean][rows] for column in recurring}
-
-    def collisions(chosen: list[_Column]) -> int:
-        return rows.size - count(joint(times, *(values[column.item] for column in chosen)))
-
-    allowed = collisions(recurring) + max(1, int(_COLLISIONS * rows.size))
-    if allowed > max(2, 0.05 * rows.size):
-        scattered = ", ".join(f"{column.item:#x}" for column in columns if column not in recurring)
-        raise _NoProposalError(
-            f"many heaps have the same time and the same value of every item that recurs (they differ in {scattered}, "
-            "whose values do not): nothing in them says where they belong"
-        )
-    chosen = list(recurring)
-    for column in sorted(
-        recurring, key=lambda c: (-c.established.size, c.item in _AXIS_NAMES, not c.good.all(), -c.item)
-    ):
-        without = [other for other in chosen if other is not column]
-        if collisions(without) <= allowed:
-            chosen = without
-    return chosen
-
-
-def _guards(column: _Column, times: np.ndarray, chosen: list[_Column]) -> bool:
-    """Whether the few heaps with another value than all others are garbage: their slots have heaps already."""
-    if column.established.size != 1 or column.good.all():
-        return False
-    placed = np.logical_and.reduce([other.good for other in chosen], initial=True) & np.ones(times.size, bool)
-    slots = joint(times, *(other.values for other in chosen))
-    odd = slots[placed & ~column.good]
-    return odd.size > 0 and bool(np.isin(odd, slots[placed & column.good]).mean() > 0.5)
-
-
 def _axis_name(item: int, described: Mapping[int, Descriptor], taken: set[str]) -> str:
     name = _AXIS_NAMES.get(item) or (described[item].name if item in described else "")
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
@@ -296,11 +222,11 @@ def _axis_name(item: int, described: Mapping[int, Descriptor], taken: set[str]) 
 
 
 def _axes(
-    chosen: list[_Column], guards: list[_Column], described: Mapping[int, Descriptor], notes: _Notes
+    chosen: list[Column], guarding: list[Column], described: Mapping[int, Descriptor], notes: _Notes
 ) -> tuple[Axis, ...]:
     taken = {"time"}
     axes = []
-    for column in [*chosen, *guards]:
+    for column in [*chosen, *guarding]:
         name = _axis_name(column.item, described, taken)
         values = [int(value) for value in column.established]
         step = math.gcd(*values)
@@ -319,7 +245,7 @@ def _axes(
             how = f"{len(values)} values in a list"
         else:
             raise _NoProposalError(f"item {column.item:#x} has {len(values):,} values, too many to list")
-        if column in guards:
+        if column in guarding:
             why = "other values come rarely, and only where there is a heap already: such are garbage"
         else:
             why = "tells heaps of the same time apart"
@@ -332,7 +258,7 @@ def _axes(
 
 
 def _note_targets(
-    stream: Stream, good: np.ndarray, clean: np.ndarray, times: np.ndarray, chosen: list[_Column], notes: _Notes
+    stream: Stream, good: np.ndarray, clean: np.ndarray, times: np.ndarray, chosen: list[Column], notes: _Notes
 ) -> None:
     """Say if the same heaps seem to come more than once."""
     slots = joint(times[clean], *(column.values[clean] for column in chosen))
@@ -348,7 +274,7 @@ def _note_targets(
             )
 
 
-def _sources(chosen: list[_Column], axes: tuple[Axis, ...], senders: np.ndarray, notes: _Notes) -> str | None:
+def _sources(chosen: list[Column], axes: tuple[Axis, ...], senders: np.ndarray, notes: _Notes) -> str | None:
     if not chosen:
         return None
     named = {column.item: axis.name for column, axis in zip(chosen, axes, strict=False)}

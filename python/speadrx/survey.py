@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import collections
-import itertools
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import spead2
 import spead2.recv
 
 from .decode import Flavour, Packet, decode
-from .packets import SPECIAL_ITEMS
-
-Address = tuple[str, int]
+from .kinds import NO_DATA, Address, Kind, Stream, sort_into_streams
 
 #: Values of items that are kept (8 bytes each); of later heaps only the numbers are counted.
 MOST_VALUES = 2**23
@@ -27,10 +22,6 @@ MOST_DESCRIPTOR_PACKETS = 4096
 #: The longest heap of descriptors that is believed: it is put together in memory.
 MOST_DESCRIPTOR_BYTES = 2**20
 
-#: A kind of heap is a stream of its own if there are at least so many, of the most frequent at its destination.
-_STREAM_SHARE = 0.25
-#: Items that belong to no heap's data: padding, descriptors, stream control, and those of SPEAD itself.
-_NO_DATA = frozenset((0, *SPECIAL_ITEMS, spead2.DESCRIPTOR_ID, spead2.STREAM_CTRL_ID))
 _STOP = 2
 
 
@@ -57,31 +48,6 @@ class Descriptor:
 
 
 @dataclass
-class _Kind:
-    """Heaps of one destination whose first packets have the same pointers in the same order."""
-
-    destination: int
-    flavour: Flavour
-    keys: tuple[int, ...]
-    values: array[int] = field(default_factory=lambda: array("Q"))  # a row for each heap
-    numbers: array[int] = field(default_factory=lambda: array("Q"))  # which heap of all it was
-    senders: array[int] = field(default_factory=lambda: array("Q"))
-
-    def ids(self, immediate: bool) -> frozenset[int]:
-        bit = self.flavour.immediate
-        return frozenset(key & ~bit for key in self.keys if bool(key & bit) == immediate) - _NO_DATA
-
-    def table(self) -> np.ndarray:
-        return np.frombuffer(self.values, np.uint64).reshape(-1, len(self.keys))
-
-    def lengths(self) -> np.ndarray:
-        return self.column(spead2.HEAP_LENGTH_ID)
-
-    def column(self, item: int) -> np.ndarray:
-        return self.table()[:, self.keys.index(self.flavour.immediate | item)]
-
-
-@dataclass
 class _Unfinished:
     """A heap of several packets, of which some have come."""
 
@@ -89,44 +55,6 @@ class _Unfinished:
     describes: bool
     lacking: int
     offsets: set[int]
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Heaps that belong together: of one flavour, length and set of items, to one or several destinations.
-
-    Attributes
-    ----------
-    flavour
-        Their flavour.
-    heap_bytes
-        Bytes of their payload.
-    destinations
-        Where they were sent to.
-    items
-        Value of each item with an immediate value, by ID: arrays of uint64 with an element for each heap, in the
-        order of their arrival.
-    payload_items
-        IDs of the items that are in the payload.
-    senders, targets
-        Where each heap came from (a number for each host and port), and the index of its destination.
-    others
-        Heaps that went to the same destinations, but have another length, flavour or set of items.
-    """
-
-    flavour: Flavour
-    heap_bytes: int
-    destinations: tuple[Address, ...]
-    items: dict[int, np.ndarray]
-    payload_items: tuple[int, ...]
-    senders: np.ndarray
-    targets: np.ndarray
-    others: int
-
-    @property
-    def heaps(self) -> int:
-        """How many heaps there are (of those whose values were kept)."""
-        return len(self.senders)
 
 
 class Survey:
@@ -182,7 +110,7 @@ class Survey:
         self.destinations: dict[Address, Traffic] = {}
         self._room = most_values
         self._incomplete = 0
-        self._kinds: dict[tuple[Address, Flavour, tuple[int, ...]], _Kind] = {}
+        self._kinds: dict[tuple[Address, Flavour, tuple[int, ...]], Kind] = {}
         self._unfinished: dict[tuple[Address, Address, int], _Unfinished] = {}
         self._unsized: set[tuple[Address, Address, int]] = set()
         self._indices: dict[Address, int] = {}
@@ -284,7 +212,7 @@ class Survey:
         keys = tuple(pointers)
         if pointers.get(flavour.immediate | spead2.STREAM_CTRL_ID) == _STOP:
             self.stops += 1
-        elif spead2.DESCRIPTOR_ID in pointers and not {key & ~flavour.immediate for key in keys} - _NO_DATA:
+        elif spead2.DESCRIPTOR_ID in pointers and not {key & ~flavour.immediate for key in keys} - NO_DATA:
             self.descriptors += 1
         elif not packet.heap_bytes:
             self.empty += 1
@@ -294,7 +222,7 @@ class Survey:
                 self.unkept += 1
                 return
             if kind is None:
-                kind = _Kind(self._index(destination), flavour, keys)
+                kind = Kind(self._index(destination), flavour, keys)
                 self._kinds[destination, flavour, keys] = kind
             self._room -= len(keys)
             kind.values.extend(pointers.values())
@@ -341,17 +269,7 @@ class Survey:
 
         A stream has the heaps of one flavour, length and set of items. What is rare at a destination makes no stream.
         """
-        by_destination = sorted(self._kinds.values(), key=lambda kind: kind.destination)
-        merged: dict[_Signature, list[int]] = {}
-        for destination, kinds in itertools.groupby(by_destination, key=lambda kind: kind.destination):
-            for signature in _signatures(list(kinds)):
-                merged.setdefault(signature, []).append(destination)
-        addresses = list(self._indices)
-        streams = []
-        for signature, destinations in merged.items():
-            theirs = [kind for kind in by_destination if kind.destination in destinations]
-            streams.append(_stream(signature, theirs, {index: addresses[index] for index in destinations}))
-        return sorted(streams, key=lambda stream: stream.heaps, reverse=True)
+        return sort_into_streams(self._kinds.values(), list(self._indices))
 
 
 def _traffic(of: dict[Address, Traffic], address: Address) -> Traffic:
@@ -359,62 +277,3 @@ def _traffic(of: dict[Address, Traffic], address: Address) -> Traffic:
     if traffic is None:
         traffic = of.setdefault(address if len(of) < MOST_ADDRESSES else ("others", 0), Traffic())
     return traffic
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """What the heaps of a stream have in common."""
-
-    flavour: Flavour
-    heap_bytes: int
-    immediate: frozenset[int]
-    payload: frozenset[int]
-
-
-def _signatures(kinds: list[_Kind]) -> Iterator[_Signature]:
-    """The signatures that are frequent at a destination."""
-    counts: collections.Counter[_Signature] = collections.Counter()
-    for kind in kinds:
-        immediate, payload = kind.ids(True), kind.ids(False)
-        for length, n in zip(*np.unique(kind.lengths(), return_counts=True), strict=True):
-            counts[_Signature(kind.flavour, int(length), immediate, payload)] += int(n)
-    most = max(counts.values(), default=0)
-    frequent = [signature for signature, n in counts.items() if n >= _STREAM_SHARE * most]
-    # Where some heaps of a length have more items than others, they are alike in what all of them have.
-    by_size: dict[tuple[Flavour, int], list[_Signature]] = {}
-    for signature in frequent:
-        by_size.setdefault((signature.flavour, signature.heap_bytes), []).append(signature)
-    for (flavour, heap_bytes), alike in by_size.items():
-        immediate = frozenset.intersection(*(signature.immediate for signature in alike))
-        payload = frozenset.intersection(*(signature.payload for signature in alike))
-        if immediate:
-            yield _Signature(flavour, heap_bytes, immediate, payload)
-        else:
-            yield from alike
-
-
-def _stream(signature: _Signature, kinds: list[_Kind], destinations: dict[int, Address]) -> Stream:
-    """Gather the heaps of a signature from all kinds that have its items."""
-    parts: list[tuple[_Kind, np.ndarray]] = []
-    heaps = 0
-    for kind in kinds:
-        heaps += len(kind.numbers)
-        if kind.flavour == signature.flavour and kind.ids(True) >= signature.immediate:
-            rows = np.flatnonzero(kind.lengths() == signature.heap_bytes)
-            if rows.size:
-                parts.append((kind, rows))
-    order = np.argsort(np.concatenate([np.frombuffer(kind.numbers, np.uint64)[rows] for kind, rows in parts]))
-
-    def gather(columns: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(columns)[order]
-
-    return Stream(
-        flavour=signature.flavour,
-        heap_bytes=signature.heap_bytes,
-        destinations=tuple(destinations.values()),
-        items={item: gather([kind.column(item)[rows] for kind, rows in parts]) for item in sorted(signature.immediate)},
-        payload_items=tuple(sorted(signature.payload)),
-        senders=gather([np.frombuffer(kind.senders, np.uint64)[rows] for kind, rows in parts]),
-        targets=gather([np.full(rows.size, list(destinations).index(kind.destination)) for kind, rows in parts]),
-        others=heaps - int(order.size),
-    )

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
 import pathlib
-import re
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from speadrx.capture import Capture, read_datagrams
+from speadrx.capture import read_datagrams
 from speadrx.endpoints import parse_endpoints
-from speadrx.items import item_name
-from speadrx.layout import Layout
 from speadrx.listen import Listener
-from speadrx.propose import Proposal, propose
-from speadrx.survey import Address, Stream, Survey, Traffic
-from speadrx.values import Profile, profile
+from speadrx.survey import Survey
 
+from .findings import Found, Source, address_text, json_document, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
 
 _POLL_SECONDS = 0.1
 #: Progress is shown after so many packets of a file.
 _PROGRESS_PACKETS = 4096
-#: Addresses and lengths that are shown; all are in the JSON.
-_MOST_SHOWN = 10
-_TOML_COLUMNS = 100
 
 
 class _BadFileError(click.ClickException):
@@ -46,46 +34,7 @@ class _BadFileError(click.ClickException):
     exit_code = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """An item of a stream."""
-
-    id: int
-    name: str | None
-    profile: Profile
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """A stream, and what there is to say of it."""
-
-    stream: Stream
-    items: list[_Item]
-    payload: list[tuple[int, str | None]]
-    proposal: Proposal
-
-
-@dataclasses.dataclass
-class _Source:
-    """Where packets came from, and which of them did not get here."""
-
-    name: str
-    live: bool
-    capture: Capture | None = None
-    kernel_drops: int = 0
-    interrupted: bool = False
-
-
-def _address(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> _Source:
+def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Source:
     try:
         capture = read_datagrams(path, cut=True)
         with capture, _progress(capture.size, "Reading") as advance:
@@ -97,7 +46,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
                     advance(capture.position)
     except (OSError, ValueError) as exc:
         raise _BadFileError(str(exc)) from None
-    return _Source(path, live=False, capture=capture, interrupted=interrupted.is_set())
+    return Source(path, live=False, capture=capture, interrupted=interrupted.is_set())
 
 
 def _listen(
@@ -107,7 +56,7 @@ def _listen(
     seconds: float,
     most: float,
     interrupted: threading.Event,
-) -> _Source:
+) -> Source:
     try:
         listener = Listener(endpoints, interface)
     except (OSError, ValueError) as exc:
@@ -125,8 +74,8 @@ def _listen(
                     done = True
                     break
             advance(survey.bytes)
-        return _Source(
-            ",".join(map(_address, endpoints)),
+        return Source(
+            ",".join(map(address_text, endpoints)),
             live=True,
             kernel_drops=listener.drops(),
             interrupted=interrupted.is_set(),
@@ -143,231 +92,7 @@ def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
-def _look(survey: Survey) -> list[_Found]:
-    described = survey.described()
-
-    def name(item: int) -> str | None:
-        return _printable(described[item].name) if item in described else item_name(item)
-
-    return [
-        _Found(
-            stream,
-            [_Item(item, name(item), profile(values)) for item, values in stream.items.items()],
-            [(item, name(item)) for item in stream.payload_items],
-            propose(stream, described=described, seconds=survey.seconds),
-        )
-        for stream in survey.streams()
-    ]
-
-
-def _hexadecimal(layout: Layout) -> str:
-    """A layout as TOML, with item IDs as they are known."""
-    return re.sub(r"^item = (\d+)$", lambda match: f"item = {int(match[1]):#x}", layout.to_toml(), flags=re.MULTILINE)
-
-
-def _toml(found: _Found, source: str) -> str:
-    """The proposed layout, with what speaks for it and against it."""
-    assert found.proposal.layout is not None
-    said = [f"Proposed by speadrx inspect for {_printable(source)}."]
-    said += found.proposal.reasons
-    said += [f"Uncertain: {text}" for text in found.proposal.uncertain]
-    comments = "\n".join(
-        textwrap.fill(text, _TOML_COLUMNS, initial_indent="# ", subsequent_indent="#   ") for text in said
-    )
-    return f"{comments}\n\n{_hexadecimal(found.proposal.layout)}"
-
-
-def _json(source: _Source, survey: Survey, streams: list[_Found]) -> dict[str, Any]:
-    """All that was found, as plain values."""
-
-    def addresses(of: dict[Address, Traffic]) -> list[dict[str, Any]]:
-        return [{"address": _address(address), **dataclasses.asdict(traffic)} for address, traffic in of.items()]
-
-    capture = source.capture
-    return {
-        "source": source.name,
-        "live": source.live,
-        "interrupted": source.interrupted,
-        "seconds": survey.seconds,
-        "packets": survey.packets,
-        "bytes": survey.bytes,
-        "packets_per_second": survey.packets / survey.seconds if survey.seconds else None,
-        "bits_per_second": survey.bytes * 8 / survey.seconds if survey.seconds else None,
-        "kernel_drops": source.kernel_drops if source.live else None,
-        "skipped": {} if capture is None else dict(capture.skipped),
-        "cut_short": 0 if capture is None else capture.cut_short,
-        "truncated": capture is not None and capture.truncated,
-        "undecodable": dict(survey.undecodable),
-        **{name: getattr(survey, name) for name in _COUNTS},
-        "packets_per_heap": {str(n): heaps for n, heaps in sorted(survey.packets_per_heap.items())},
-        "heap_bytes": {str(n): heaps for n, heaps in survey.heap_bytes().items()},
-        "senders": addresses(survey.senders),
-        "destinations": addresses(survey.destinations),
-        "descriptors_by_item": {str(item): dataclasses.asdict(d) for item, d in survey.described().items()},
-        "streams": [_stream_json(found) for found in streams],
-    }
-
-
-#: Counts of a survey, with what they are called where they are shown.
-_COUNTS = {
-    "heaps": "heaps",
-    "incomplete": "incomplete",
-    "unsized": "without a length",
-    "empty": "of length 0",
-    "stops": "stop heaps",
-    "descriptors": "with descriptors only",
-    "duplicate_packets": "packets that came twice",
-    "not_repeated": "packets that do not repeat the items of their heap",
-    "trailing": "packets with bytes behind their payload",
-    "unkept": "heaps beyond what is looked at",
-}
-
-
-def _stream_json(found: _Found) -> dict[str, Any]:
-    stream, proposal = found.stream, found.proposal
-    return {
-        "flavour": str(stream.flavour),
-        "heap_bytes": stream.heap_bytes,
-        "heaps": stream.heaps,
-        "others": stream.others,
-        "destinations": list(map(_address, stream.destinations)),
-        "senders": len(set(stream.senders.tolist())),
-        "items": [
-            {"id": item.id, "name": item.name, "immediate": True, **dataclasses.asdict(item.profile)}
-            for item in found.items
-        ]
-        + [{"id": item, "name": name, "immediate": False} for item, name in found.payload],
-        "proposal": {
-            "toml": None if proposal.layout is None else _hexadecimal(proposal.layout),
-            "reasons": proposal.reasons,
-            "uncertain": proposal.uncertain,
-            "obstacle": proposal.obstacle,
-        },
-    }
-
-
-def _fitted(console: Console, columns: list[tuple[str, bool, list[str]]]) -> Table:
-    """A table of as many columns, from the left, as there is room for: numbers are never cut."""
-    while True:
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        for title, number, _ in columns:
-            table.add_column(title, justify="right" if number else "left", no_wrap=True)
-        for row in zip(*(cells for _, _, cells in columns), strict=True):
-            table.add_row(*map(Text, row))
-        width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        if width <= console.width or len(columns) <= 2:
-            return table
-        columns = columns[:-1]
-
-
-def _si(number: float, unit: str) -> str:
-    """Three digits and a prefix."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 999.5 or prefix == "G":
-            return f"{number:.3g} {prefix}{unit}"
-        number /= 1000
-    raise AssertionError
-
-
-def _show_totals(console: Console, source: _Source, survey: Survey) -> None:
-    rates = ""
-    if survey.seconds:
-        packet_rate = _si(survey.packets / survey.seconds, "packets/s")
-        rates = f": {packet_rate}, {_si(survey.bytes * 8 / survey.seconds, 'b/s')}"
-    said = [f"{source.name}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"]
-    if source.interrupted:
-        said.append("Interrupted: this is what came until then.")
-    if source.kernel_drops:
-        said.append(f"{source.kernel_drops:,} packets more were dropped by the kernel: this is a sample.")
-    if source.capture is not None:
-        said += [f"{n:,} packets of the file not used: {reason}" for reason, n in source.capture.skipped.items()]
-        if source.capture.cut_short:
-            said.append(
-                f"{source.capture.cut_short:,} packets were cut short by the capture: what is here was learned from "
-                "their headers, but a receiver takes none of them."
-            )
-        if source.capture.truncated:
-            said.append("The file ends in the midst of a packet, which was left out.")
-    said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(_MOST_SHOWN)]
-    counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
-    said.append("; ".join(counts) or "No heaps.")
-    if survey.heaps:
-        sizes = survey.heap_bytes().most_common()
-        said.append("Heap bytes: " + _list(f"{size:,} ({n:,})" for size, n in sizes))
-        said.append("Packets per heap: " + _list(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
-    for text in said:
-        console.print(Text(_printable(text)))
-    for title, of in (("sender", survey.senders), ("destination", survey.destinations)) if survey.packets else ():
-        console.print()
-        _show_traffic(console, title, of)
-
-
-def _list(texts: Iterable[str]) -> str:
-    texts = list(texts)
-    more = f", and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
-    return ", ".join(texts[:_MOST_SHOWN]) + more
-
-
-def _show_traffic(console: Console, title: str, of: dict[Address, Traffic]) -> None:
-    busiest = sorted(of.items(), key=lambda item: item[1].packets, reverse=True)[:_MOST_SHOWN]
-    columns = [(title, False, [_address(address) for address, _ in busiest])]
-    columns += [
-        (name, True, [f"{getattr(traffic, name):,}" for _, traffic in busiest])
-        for name in ("packets", "heaps", "bytes", "undecodable")
-    ]
-    console.print(_fitted(console, columns))
-    if len(of) > len(busiest):
-        console.print(f"... and {len(of) - len(busiest)} more {title}s")
-
-
-def _show_stream(console: Console, number: int, found: _Found) -> None:
-    stream = found.stream
-    console.print(
-        Text(
-            f"Stream {number}: {stream.heaps:,} heaps of {stream.heap_bytes:,} bytes, SPEAD-{stream.flavour}, to "
-            + _list(map(_address, stream.destinations)),
-            style="bold",
-        )
-    )
-    rows = [(item.id, item.name, item.profile) for item in found.items]
-    payload = [(item, name, None) for item, name in found.payload]
-    everything: list[tuple[int, str | None, Profile | None]] = [*rows, *payload]
-
-    def cells(get: Callable[[Profile], Any]) -> list[str]:
-        return ["" if p is None or get(p) is None else str(get(p)) for _, _, p in everything]
-
-    console.print(
-        _fitted(
-            console,
-            [
-                ("item", False, [f"{item:#06x}" for item, _, _ in everything]),
-                ("name", False, [(name or "-")[:24] for _, name, _ in everything]),
-                ("values", False, ["payload" if p is None else p.kind for _, _, p in everything]),
-                ("distinct", True, cells(lambda p: p.distinct)),
-                ("step", True, cells(lambda p: p.step)),
-                ("least", True, cells(lambda p: p.minimum)),
-                ("greatest", True, cells(lambda p: p.maximum)),
-                ("heaps", True, cells(lambda p: p.heaps)),
-                ("first", False, cells(lambda p: ", ".join(map(str, p.first)))),
-            ],
-        )
-    )
-    console.print()
-    proposal = found.proposal
-    if proposal.layout is None:
-        console.print(Text(f"No layout can be proposed: {proposal.obstacle}."))
-    else:
-        console.print("Proposed layout:\n")
-        console.print(Text(textwrap.indent(_hexadecimal(proposal.layout), "    ")), soft_wrap=True)
-    for mark, texts in (("-", proposal.reasons), ("?", proposal.uncertain)):
-        for text in texts:
-            console.print(
-                Text(textwrap.fill(text, console.width, initial_indent=f"{mark} ", subsequent_indent="  ")),
-                soft_wrap=True,
-            )
-
-
-def _chosen(streams: list[_Found], number: int | None) -> _Found:
+def _chosen(streams: list[Found], number: int | None) -> Found:
     """The stream whose layout is wanted."""
     if number is None and len(streams) > 1:
         kinds = "; ".join(
@@ -459,26 +184,26 @@ def inspect(
             found = _read_capture(source, survey, most, interrupted)
         else:
             found = _listen(_endpoints(source), interface, survey, seconds, most, interrupted)
-    streams = _look(survey)
+    streams = look(survey)
     if number is not None and streams and number > len(streams):
         raise click.BadParameter(f"{number}, but there are {len(streams)} streams", param_hint="--stream")
     console = Console(highlight=False)
     if as_json:
-        click.echo(json.dumps(_json(found, survey, streams), allow_nan=False))
+        click.echo(json.dumps(json_document(found, survey, streams), allow_nan=False))
     elif not as_toml:
-        _show_totals(console, found, survey)
+        show_totals(console, found, survey)
         for n, stream in enumerate(streams, 1):
             if number in (None, n):
                 console.print()
-                _show_stream(console, n, stream)
+                show_stream(console, n, stream)
     _finish(context, found, survey, streams, number, output, force, as_toml)
 
 
 def _finish(
     context: click.Context,
-    source: _Source,
+    source: Source,
     survey: Survey,
-    streams: list[_Found],
+    streams: list[Found],
     number: int | None,
     output: pathlib.Path | None,
     force: bool,
@@ -493,7 +218,7 @@ def _finish(
     chosen = _chosen(streams, number)
     if chosen.proposal.layout is None:
         raise click.ClickException(f"no layout can be proposed: {chosen.proposal.obstacle}")
-    toml = _toml(chosen, source.name)
+    toml = toml_text(chosen, source.name)
     if as_toml:
         click.echo(toml, nl=False)
     if output is not None:
@@ -505,7 +230,7 @@ def _finish(
         click.echo(f"Wrote {output}", err=True)
 
 
-def _why_nothing(source: _Source, survey: Survey) -> str:
+def _why_nothing(source: Source, survey: Survey) -> str:
     if survey.packets:
         return f"{source.name}: {survey.packets:,} packets came, but no heaps that a layout could place"
     if source.live:
