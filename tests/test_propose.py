@@ -220,6 +220,13 @@ class TestTime:
         layout = propose(table({0x44: ANTENNAS, 0x55: TIMES, 0x66: TIMES > 30000})).layout
         assert (layout.time.item, layout.time.step) == (0x55, 512)
 
+    def test_others_that_rise(self):
+        """A counter of heaps is no time, nor is a status that changes now and then, even if times are all distinct."""
+        layout = propose(table({0x44: np.arange(400), 0x55: TIMES, 0x66: ANTENNAS, 0x77: TIMES // 5000})).layout
+        assert (layout.time.item, [axis.item for axis in layout.axes]) == (0x55, [0x66])
+        layout = propose(table({0x55: np.arange(400) * 512, 0x77: np.arange(400) // 50})).layout
+        assert (layout.time.item, layout.time.step, layout.axes) == (0x55, 512, ())
+
     def test_phase(self):
         """Times beyond multiples of a power of two are masked; others cannot be."""
         proposal = propose(table({0x1600: TIMES + 100, 0x4101: ANTENNAS}))

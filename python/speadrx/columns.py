@@ -34,8 +34,8 @@ class Column:
 
     @property
     def recurs(self) -> bool:
-        """Whether the typical value is there at more than one time."""
-        return self.times >= 2
+        """Whether it has values that are there at more than one time, and are not garbage."""
+        return self.times >= 2 and self.established.size > 0
 
 
 def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
@@ -61,7 +61,10 @@ def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
 
 def all_good(columns: list[Column], heaps: int) -> np.ndarray:
     """Which of so many heaps have a value that is not garbage of each item."""
-    return np.all([np.ones(heaps, bool), *(column.good for column in columns)], axis=0)
+    good = np.ones(heaps, bool)
+    for column in columns:
+        good &= column.good
+    return good
 
 
 def distinguishing(times: np.ndarray, columns: list[Column], known: Container[int]) -> list[Column] | None:

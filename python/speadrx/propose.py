@@ -96,23 +96,36 @@ def propose(
     Proposal
         A layout and the reasons for it, or the reason why there is none.
     """
-    described = described or {}
-    notes = _Notes()
+    failed: Proposal | None = None
     try:
-        layout = _propose(stream, described, seconds, notes)
+        candidates = _time_items(stream)
     except _NoProposalError as exc:
-        return Proposal(None, tuple(notes.reasons), tuple(notes.uncertain), str(exc))
-    except _core.LayoutError as exc:
-        obstacle = f"what was found makes no layout: {exc}"
-        return Proposal(None, tuple(notes.reasons), tuple(notes.uncertain), obstacle)
-    return Proposal(layout, tuple(notes.reasons), tuple(notes.uncertain))
+        return Proposal(None, (), (), str(exc))
+    for item in candidates:
+        notes = _Notes()
+        obstacle: str | None = None
+        layout: Layout | None = None
+        try:
+            layout = _propose(stream, item, described or {}, seconds, notes)
+        except _NoProposalError as exc:
+            obstacle = str(exc)
+        except _core.LayoutError as exc:
+            obstacle = f"what was found makes no layout: {exc}"
+        proposal = Proposal(layout, tuple(notes.reasons), tuple(notes.uncertain), obstacle)
+        if layout is not None:
+            return proposal
+        failed = failed or proposal
+    assert failed is not None
+    return failed
 
 
-def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float | None, notes: _Notes) -> Layout:
+def _propose(
+    stream: Stream, item: int, described: Mapping[int, Descriptor], seconds: float | None, notes: _Notes
+) -> Layout:
+    """Propose a layout with that item as time."""
     notes.reasons.append(f"heap_bytes: {stream.heap_bytes}, as {stream.heaps:,} heaps have.")
     if stream.others:
         notes.reasons.append(f"{stream.others:,} heaps of another length, flavour or set of items were left out.")
-    item = _time_item(stream)
     times, step, align = _time(stream, item, notes)
     good = times >= 0
     columns = [sort_out(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
@@ -146,26 +159,28 @@ def _propose(stream: Stream, described: Mapping[int, Descriptor], seconds: float
     )
 
 
-def _time_item(stream: Stream) -> int:
+def _time_items(stream: Stream) -> list[int]:
+    """The items that may be the time, the likeliest first: MeerKAT's timestamp, if it is there, is the only one."""
     if not stream.items:
         raise _NoProposalError("the heaps have no items with immediate values, so that nothing says their time")
+    distinct = {item: np.unique(values).size for item, values in stream.items.items()}
     rises = {item: rise(values) for item, values in stream.items.items()}
-    found = {item: value for item, value in rises.items() if value >= RISING}
-    if TIMESTAMP_ID in found or (TIMESTAMP_ID in rises and np.unique(stream.items[TIMESTAMP_ID]).size > 2):
-        return TIMESTAMP_ID
     if TIMESTAMP_ID in rises:
-        raise _NoProposalError(
-            f"all heaps are of {np.unique(stream.items[TIMESTAMP_ID]).size} time(s) (item {TIMESTAMP_ID:#x}), which "
-            "is not enough to find the step of the time axis: take more packets"
-        )
+        if rises[TIMESTAMP_ID] < RISING and distinct[TIMESTAMP_ID] <= 2:
+            raise _NoProposalError(
+                f"all heaps are of {distinct[TIMESTAMP_ID]} time(s) (item {TIMESTAMP_ID:#x}), which is not enough to "
+                "find the step of the time axis: take more packets"
+            )
+        return [TIMESTAMP_ID]
+    found = [item for item, value in rises.items() if value >= RISING]
     if not found:
         best = max(rises, key=lambda item: rises[item])
         raise _NoProposalError(
             f"no item rises as the heaps arrive, so none can be the time (best: item {best:#x}, with a rank "
             f"correlation of {rises[best]:.2f} of the {RISING} wanted): take more packets, or see the items"
         )
-    # Of several, the one that has the most values: others, such as a status that has changed once, are coarser.
-    return max(found, key=lambda item: (np.unique(stream.items[item]).size < stream.heaps, found[item], -item))
+    # What counts heaps has a value of its own in each; what is coarser than time, such as a status, has fewer.
+    return sorted(found, key=lambda item: (distinct[item] == stream.heaps, -distinct[item], item))
 
 
 def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Literal["reject", "mask"]]:
@@ -289,7 +304,9 @@ def _sources(chosen: list[Column], axes: tuple[Axis, ...], senders: np.ndarray, 
             return named[column.item]
     name = named[chosen[0].item]
     if len(chosen) > 1:
-        notes.uncertain.append(f"sources: {name} is a guess, as all heaps come from the same sender.")
+        notes.uncertain.append(
+            f"sources: {name} is a guess, as nothing says what heaps of the same sender have in common."
+        )
     return name
 
 
