@@ -194,6 +194,7 @@ def test_several_streams(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["/"], "Error: / cannot be read: Is a directory"),
         (["nonsense"], "'nonsense' is neither a file nor endpoints such as"),
         (["127.0.0.1:0"], "has the port 0"),
         (["239.1.2.3:7148", "--interface", "here"], "'here' is not the IPv4 address of an interface"),

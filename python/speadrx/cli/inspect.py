@@ -34,6 +34,10 @@ class _BadFileError(click.ClickException):
     exit_code = 2
 
 
+def _reason(exc: OSError | ValueError) -> str:
+    return exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+
+
 def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Source:
     try:
         capture = read_datagrams(path, cut=True)
@@ -45,7 +49,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
                 if n % _PROGRESS_PACKETS == 0:
                     advance(capture.position)
     except (OSError, ValueError) as exc:
-        raise _BadFileError(str(exc)) from None
+        raise _BadFileError(_reason(exc)) from None
     return Source(path, live=False, capture=capture, interrupted=interrupted.is_set())
 
 
@@ -60,7 +64,7 @@ def _listen(
     try:
         listener = Listener(endpoints, interface)
     except (OSError, ValueError) as exc:
-        raise _BadFileError(getattr(exc, "strerror", None) or str(exc)) from None
+        raise _BadFileError(_reason(exc)) from None
     end = time.monotonic() + seconds
     with listener, _progress(None, "Listening") as advance:
         done = False
