@@ -1,0 +1,205 @@
+"""`speadrx plot`: what is missing by time and source, how late heaps were, and why heaps were lost, as a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from speadrx.fields import FieldError
+from speadrx.history import History
+from speadrx.layout import Layout
+from speadrx.receiver import Receiver
+
+from .interrupt import interruptible
+from .options import load_layout, set_option
+
+SUFFIXES = (".png", ".svg")
+DEFAULT_SIZE = "1200x800"
+#: With less, labels overlap.
+MIN_SIZE, MAX_SIZE = (800, 500), (10000, 10000)
+
+
+class InputError(click.ClickException):
+    """The source, or what is needed to draw it, cannot be used."""
+
+    exit_code = 2
+
+
+def _check_size(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
+    try:
+        width, height = map(int, text.split("x"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be WIDTHxHEIGHT in pixels, like {DEFAULT_SIZE}") from None
+    for length, name, least, most in zip((width, height), ("width", "height"), MIN_SIZE, MAX_SIZE, strict=True):
+        if not least <= length <= most:
+            raise click.BadParameter(f"{text!r}: the {name} must be from {least} to {most} pixels")
+    return width, height
+
+
+def _check_output(context: click.Context, parameter: click.Parameter, path: pathlib.Path | None) -> pathlib.Path | None:
+    if path is not None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise click.BadParameter(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}, which says what is written")
+        if not path.parent.is_dir():
+            raise click.BadParameter(f"{str(path)!r}: there is no directory {str(path.parent)!r}")
+    return path
+
+
+def _figures() -> Any:
+    """Import what draws."""
+    try:
+        from speadrx import figures
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != "matplotlib":
+            raise
+        raise InputError("drawing needs matplotlib: pip install 'speadrx[plot]'") from None
+    return figures
+
+
+def _is_history(path: pathlib.Path) -> bool:
+    """Whether a file begins like a history; captures begin with bytes that are no text."""
+    with open(path, "rb") as file:
+        return file.read(64).lstrip()[:1] == b"{"
+
+
+def _receive(path: pathlib.Path, layout: Layout) -> History:
+    """Receive a capture, or what there is of it until Ctrl-C."""
+    # That there is no free chunk for a while is no matter of concern: a capture waits.
+    logging.getLogger("speadrx").addHandler(logging.NullHandler())
+    history = History(layout)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(stderr=True, highlight=False)
+    with (
+        interruptible() as interrupted,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        Receiver(layout, path) as receiver,
+    ):
+        task = progress.add_task("receiving")
+        for chunk in receiver:
+            with chunk:
+                history.add(chunk)
+            progress.update(task, description=f"{path.name}: {history.chunks:,} chunks")
+            if interrupted.is_set():
+                receiver.drain()
+        history.finish(receiver.stats())
+    return history
+
+
+def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> History:
+    try:
+        if _is_history(path):
+            if layout is not None or overrides:
+                raise click.UsageError(f"{path} is a history, which needs neither --layout nor --set")
+            return History.read(path)
+        if layout is None:
+            raise click.UsageError(f"{path} is no history; if it is a capture, its heaps need a layout: -l/--layout")
+        return _receive(path, load_layout(layout, overrides, "-l/--layout"))
+    except FieldError as exc:
+        raise InputError(str(exc)) from None
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from None
+
+
+def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
+    """What is drawn, under the names of `ReceiverStats`."""
+    document = history.to_json()
+    present, missing = history.present_by_source.tolist(), history.missing_by_source.tolist()
+    expected = history.expected_by_source.tolist()
+    accounts = dict(history.accounts)
+    counts = accounts.pop("sources", {})
+    return {
+        "source": str(source),
+        **dataclasses.asdict(history.axes),
+        "chunks": history.chunks,
+        "present": sum(present),
+        "missing": sum(missing),
+        "expected": sum(expected),
+        "restarts": history.restarts,
+        **accounts,
+        "sources": [
+            {
+                "label": label,
+                "present": present[i],
+                "missing": missing[i],
+                "expected": expected[i],
+                **{name: counts[name][i] for name in counts},
+            }
+            for i, label in enumerate(history.axes.source_labels)
+        ],
+        "row_batches": history.row_batches,
+        "rows": document["rows"],
+    }
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option(
+    "-l",
+    "--layout",
+    metavar="FILE|PRESET",
+    help="Layout of the heaps of a capture: a TOML file, or one that comes with speadrx.",
+)
+@set_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=pathlib.Path),
+    callback=_check_output,
+    help="Figure to write, as .png or .svg.  [default: the name of SOURCE with .png, here]",
+)
+@click.option(
+    "--size",
+    default=DEFAULT_SIZE,
+    metavar="WIDTHxHEIGHT",
+    callback=_check_size,
+    show_default=True,
+    help="Size of the figure in pixels.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers of the figure; draw it only with --output.")
+@click.pass_context
+def plot(
+    context: click.Context,
+    source: pathlib.Path,
+    layout: str | None,
+    overrides: tuple[str, ...],
+    output: pathlib.Path | None,
+    size: tuple[int, int],
+    as_json: bool,
+) -> None:
+    """Draw what a run has received, and what it has lost.
+
+    SOURCE is a history, as 'speadrx recv' and 'speadrx replay' write with --history, or a capture (pcap),
+    which is received here. The figure shows which part of the heaps is missing by time and source, where
+    time began anew, how late heaps were, and for what reasons heaps were lost. Ctrl-C ends a long
+    capture early, with what was received until then.
+
+    \b
+    Example:
+      speadrx plot run.json -o run.svg
+      speadrx plot capture.pcap -l meerkat-digitiser --json
+
+    Exit codes: 0, drawn or printed; 1, nothing was received; 2, wrong usage, or SOURCE cannot be used.
+    """  # noqa: D301
+    figures = None if as_json and output is None else _figures()
+    history = _load(source, layout, overrides)
+    if as_json:
+        click.echo(json.dumps(_numbers(source, history)))
+    if figures is not None:
+        output = output or pathlib.Path(f"{source.stem}.png")
+        title = f"{source.name}, layout {history.axes.layout}" if history.axes.layout else source.name
+        try:
+            figures.save(figures.draw(history, title=title, size=size), output)
+        except OSError as exc:
+            raise InputError(f"{output}: {exc.strerror or exc}") from None
+        if not as_json:
+            click.echo(f"{output}: {figures.summary(history)}.")
+    elif not history.chunks:
+        click.echo(f"{source}: nothing was received", err=True)
+    context.exit(0 if history.chunks else 1)

@@ -1,0 +1,340 @@
+"""The figure of a history: what is missing by time and source, how late heaps were, and why heaps were lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from .history import History
+
+DOTS_PER_INCH = 100
+#: Of the palette of Okabe and Ito, which colour-blind people can tell apart.
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#555555"
+#: Where nothing is missing; what is missing is darker the more it is.
+COMPLETE = "#e3eaf0"
+#: Least loss with a colour of its own.
+LEAST_LOSS = 1e-6
+#: Pixels that what is missing has at least, so that it can be seen.
+MARK = 2
+#: Pixels that the label of a bar needs, that of a source, and all bars with what is around them.
+LABEL_WIDTH, LABEL_HEIGHT, BARS_HEIGHT = 34, 16, 250
+#: Restarts that are drawn as lines; more would hide what is missing.
+MAX_LINES = 40
+#: Bars of reasons; rarer ones are added up.
+MAX_REASONS = 7
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "text.parse_math": False,  # labels are the user's: a dollar sign is no formula
+    "svg.fonttype": "none",  # text that can be searched
+    "svg.hashsalt": "speadrx",  # the same figure makes the same file
+}
+
+
+def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
+    """Draw a history.
+
+    Parameters
+    ----------
+    history
+        What to draw.
+    title
+        Text above it all.
+    size
+        Width and height in pixels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        It belongs to no window; `save` writes it.
+    """
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a letter that no font has is drawn as a box
+        inches = (size[0] / DOTS_PER_INCH, size[1] / DOTS_PER_INCH)
+        figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{_shortened(title, size[0] // 9)}\n{summary(history)}", x=0.01, ha="left", fontsize=11)
+        n_sources = len(history.axes.source_labels)
+        share = min(0.3 + 0.02 * n_sources, 0.6, 1 - BARS_HEIGHT / size[1])  # of the height
+        rows = figure.add_gridspec(2, 1, height_ratios=[share, 1 - share])
+        below = rows[1].subgridspec(1, 2, width_ratios=[1.4, 1])
+        waterfall = figure.add_subplot(rows[0])
+        edges, loss = _draw_waterfall(waterfall, history)
+        panels = _draw_lateness(figure, below[0], history)
+        _draw_reasons(figure.add_subplot(below[1]), history)
+        # What is drawn depends on the room that there is beside all labels.
+        figure.draw_without_rendering()
+        width, height = (int(length) for length in waterfall.get_window_extent().size)
+        for image in waterfall.images:
+            image.set_data(pool(loss, edges, max(width // MARK, 1), max(height // MARK, 1)).T)
+        waterfall.yaxis.set_major_locator(
+            MaxNLocator(max(height // LABEL_HEIGHT, 1), integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+        )
+        for panel in panels:
+            _thin_out(panel)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, whose suffix (.png or .svg) says in which format.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    metadata = {"Date": None} if os.fspath(path).lower().endswith(".svg") else {}
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
+
+
+def _shortened(text: str, n: int) -> str:
+    return text if len(text) <= n else f"{text[: n // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{text[-(n // 2) :]}"
+
+
+def percent(part: float, whole: float) -> str:
+    """Write a part as a percentage that says 100 or 0 only if that is exact."""
+    if part in (0, whole):
+        return f"{100 * part // whole if whole else 0:.0f} %"
+    smaller = 100 * min(part, whole - part) / whole
+    digits = min(max(1, 1 - math.floor(math.log10(smaller))), 12)  # two that count
+    return f"{100 * part / whole:.{digits}f} %"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def summary(history: History) -> str:
+    """What is present and missing, in a line."""
+    if not history.chunks:
+        return "nothing was received"
+    present, missing = int(history.present_by_source.sum()), int(history.missing_by_source.sum())
+    parts = [
+        f"{percent(present, present + missing)} of {_count(present + missing, 'heap')} present",
+        f"{missing:,} missing",
+    ]
+    if duplicates := history.accounts.get("duplicates"):
+        parts.append(_count(duplicates, "duplicate"))
+    if restarts := history.restarts:
+        parts.append(_count(restarts, "restart"))
+    return ", ".join(parts)
+
+
+# Presence by time and source
+
+
+def _time_unit(history: History) -> tuple[float, str]:
+    """Length of a batch, and in what."""
+    axes = history.axes
+    if axes.tick_rate is None:
+        return 1.0, "batches"
+    seconds = axes.time_step / axes.tick_rate
+    total = seconds * float(history.batches.sum())
+    for unit, name in ((3600.0, "h"), (1.0, "s"), (1e-3, "ms"), (1e-6, "\N{MICRO SIGN}s")):
+        if total >= 3 * unit:
+            return seconds / unit, name
+    return seconds / 1e-6, "\N{MICRO SIGN}s"
+
+
+def pool(loss: np.ndarray, edges: np.ndarray, columns: int, lines: int) -> np.ndarray:
+    """Make pixels of equal size, each of the greatest loss of what it covers, so that none is overlooked.
+
+    Parameters
+    ----------
+    loss
+        Shape (rows, sources).
+    edges
+        Where rows begin, and where the last ends.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (pixels in time, pixels by source).
+    """
+    bounds = np.linspace(edges[0], edges[-1], columns + 1)
+    first = np.searchsorted(edges, bounds[:-1], side="right") - 1
+    last = np.maximum(np.searchsorted(edges, bounds[1:], side="left"), first + 1)
+    pixels = np.stack([loss[i:j].max(axis=0) for i, j in zip(first, last, strict=True)])
+    n_sources = loss.shape[1]
+    if n_sources > lines:
+        groups = np.arange(lines) * n_sources // lines
+        pixels = np.maximum.reduceat(pixels, groups, axis=1)
+    return pixels
+
+
+def _loss_colors() -> LinearSegmentedColormap:
+    dark_end = mpl.colormaps["inferno_r"](np.linspace(0.12, 1.0, 256))  # without what is as pale as "complete"
+    colors = LinearSegmentedColormap.from_list("loss", dark_end)
+    colors.set_extremes(under=COMPLETE)
+    return colors
+
+
+def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Draw all but the pixels; return where rows begin and end, and which part of them is missing."""
+    batch, unit = _time_unit(history)
+    axes.set_ylabel(history.axes.source_axis or "source")
+    axes.set_title("Heaps missing, by time and source")
+    _label_sources(axes, history.axes.source_labels)
+    edges = np.concatenate(([0], np.cumsum(history.batches))) * batch
+    if not history.chunks:
+        axes.text(0.5, 0.5, "Nothing was received.", transform=axes.transAxes, ha="center", va="center")
+        axes.set_xticks([])
+        return edges, np.zeros(())
+    axes.set_xlabel(f"data received from timestamp {history.timestamps[0]} on, {unit}")
+    loss = 1 - history.present_by_row / history.expected_by_row[:, np.newaxis]
+    least = 10 ** np.floor(np.log10(np.clip(loss[loss > 0].min(initial=1), LEAST_LOSS, 0.01)))
+    image = axes.imshow(
+        loss[:1].T,
+        cmap=_loss_colors(),
+        norm=LogNorm(least, 1),
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, edges[-1], len(history.axes.source_labels) - 0.5, -0.5),
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=unit == "batches"))
+    bar = axes.figure.colorbar(image, ax=axes, extend="min", pad=0.01, aspect=18)
+    bar.ax.yaxis.set_major_locator(LogLocator())
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
+    bar.set_label("missing (pale: none)")
+    _mark_restarts(axes, edges[:-1][history.row_restarts > 0])
+    # On a logarithmic scale, nothing is less than anything.
+    return edges, np.where(loss > 0, np.maximum(loss, least), least / 2)
+
+
+def _label_sources(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    names = [_shortened(label, 16) for label in labels]
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: names[int(value)] if value == int(value) and 0 <= value < len(names) else "")
+    )
+
+
+def _mark_restarts(axes: Axes, positions: np.ndarray) -> None:
+    if not len(positions):
+        return
+    axes.set_title(f"{axes.get_title(loc='left')} (\N{BLACK DOWN-POINTING TRIANGLE} time begins anew)")
+    for position in positions if len(positions) <= MAX_LINES else ():
+        axes.axvline(position, color=BLUE, linestyle=(0, (4, 3)), linewidth=1)
+    marks = axes.get_xaxis_transform()
+    axes.plot(positions, np.ones(len(positions)), "v", color=BLUE, markersize=6, transform=marks, clip_on=False)
+
+
+# Lateness
+
+
+def _draw_lateness(figure: Figure, place: Any, history: History) -> list[Axes]:
+    """Draw two panels, or one that says why there are none; return those with bars."""
+    batches = history.accounts.get("late_batches", [])
+    chunks = history.accounts.get("late_chunks", [])
+    if not sum(batches) + sum(chunks):
+        axes = figure.add_subplot(place)
+        axes.set_title("Lateness of heaps")
+        _say_unknown(axes, "no heap was placed" if batches else "not known")
+        return []
+    batches = _trimmed(batches, 2)
+    within, too_old = _trimmed(chunks[1:-1], 1), chunks[-1:]
+    places = place.subgridspec(1, 2, width_ratios=[len(batches) + 1, len(within) + 2], wspace=0.02)
+    axes = figure.add_subplot(places[0])
+    axes.set_title("Lateness of heaps")
+    axes.set_ylabel("heaps")
+    axes.set_xlabel("batches late, from")
+    axes.bar(range(len(batches)), batches, color=BLUE)
+    axes.set_xticks(range(len(batches)), ["0\n", *(_power(i) for i in range(len(batches) - 1))])
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(0.7, 2 * max(*batches, *within, *too_old))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_minor_locator(NullLocator())
+    behind = figure.add_subplot(places[1], sharey=axes)
+    behind.set_xlabel("chunks late")
+    behind.bar(range(len(within) + len(too_old)), [*within, *too_old], color=[*[BLUE] * len(within), VERMILION])
+    behind.set_xticks(range(len(within) + 1), [*(f"{i + 1}" for i in range(len(within))), "too\nold"])
+    behind.tick_params(labelleft=False)
+    for panel in (axes, behind):
+        panel.grid(axis="y", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return [axes, behind]
+
+
+def _trimmed(counts: list[int], least: int) -> list[int]:
+    """Leave out what is 0 at the end, but for the first."""
+    return counts[: max(int(np.flatnonzero(counts).max(initial=-1)) + 1, least)]
+
+
+def _power(exponent: int) -> str:
+    """Write a power of two in few letters."""
+    return f"{1 << exponent % 10}{'kMG'[exponent // 10 - 1] if exponent >= 10 else ''}"
+
+
+def _thin_out(panel: Axes) -> None:
+    """Leave out labels for which there is no room; the last one stays."""
+    ticks = panel.get_xticks()
+    step = math.ceil(LABEL_WIDTH * (len(ticks) + 1) / panel.get_window_extent().width)
+    for tick, label in zip(ticks, panel.get_xticklabels(), strict=True):
+        label.set_visible((len(ticks) - 1 - tick) % step == 0)
+
+
+def _say_unknown(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+# Loss
+
+
+def reasons(history: History) -> list[tuple[str, int]]:
+    """Heaps lost (and packets dropped), by reason, as far as that is known; the most frequent first."""
+    accounts = history.accounts
+    found = [
+        (name, accounts[key])
+        for name, key in (("too old", "too_old"), ("unfinished", "unfinished"), ("packets dropped", "kernel_drops"))
+        if key in accounts
+    ]
+    rejected = accounts.get("rejected", {})
+    found += [
+        (f"rejected: {name.removesuffix('_heaps').replace('_', ' ')}", heaps)
+        for name, heaps in rejected.items()
+        if heaps
+    ]
+    if rejected and not sum(rejected.values()):
+        found.append(("rejected", 0))
+    return sorted(found, key=lambda reason: -reason[1])
+
+
+def _draw_reasons(axes: Axes, history: History) -> None:
+    found = reasons(history)
+    axes.set_title("Loss, by reason" if found else "Loss (reasons are not known)")
+    if len(found) > MAX_REASONS:
+        others = found[MAX_REASONS - 1 :]
+        found = [*found[: MAX_REASONS - 1], (f"{len(others)} others", sum(n for _, n in others))]
+    bars = [("missing, for any reason", int(history.missing_by_source.sum())), *found]
+    names, numbers = [name for name, _ in bars], [number for _, number in bars]
+    axes.barh(names, [max(number, 0.01) for number in numbers], color=[GREY] + [VERMILION] * len(found))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    least, most = 0.7, max(*numbers, 10)
+    axes.set_xlim(least, least * (most / least) ** 1.35)  # with room for numbers
+    for line, number in enumerate(numbers):
+        axes.annotate(f"{number:,}", (max(number, least), line), (4, 0), textcoords="offset points", va="center")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("heaps")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
