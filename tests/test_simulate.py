@@ -308,55 +308,6 @@ def test_stop_ends_after_a_whole_chunk():
     assert sum(simulator.truth.sent) == 10 * LAYOUT.batch_heaps
 
 
-class FakeClock:
-    """Time passes only in sleep, and when the test says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def perf_counter(self):
-        return self.now
-
-    def sleep(self, seconds):
-        assert seconds > 0
-        self.now += seconds
-
-
-class CountingSink:
-    def __init__(self, clock, pause_after=None):
-        self.clock = clock
-        self.pause_after = pause_after
-        self.sent = []
-
-    def send(self, flow, packet):
-        self.sent.append((self.clock.now, len(packet)))
-        if len(self.sent) == self.pause_after:
-            self.clock.now += 5.0
-
-
-def test_rate(monkeypatch):
-    clock = FakeClock()
-    monkeypatch.setattr(simulate, "time", clock)
-    sink = CountingSink(clock)
-    truth = Simulator(LAYOUT).send(sink, 100, rate=1e6)
-    n_bytes = sum(size for _, size in sink.sent)
-    assert n_bytes == truth.bytes
-    assert clock.now - 1000.0 == pytest.approx(n_bytes / 1e6, abs=0.002)
-    for i, (when, _) in enumerate(sink.sent):
-        before = sum(size for _, size in sink.sent[:i])
-        assert abs(when - 1000.0 - before / 1e6) < 0.002
-
-
-def test_rate_after_a_pause_of_the_sender(monkeypatch):
-    """Lost time is not made up for: that would overrun the receiver."""
-    clock = FakeClock()
-    monkeypatch.setattr(simulate, "time", clock)
-    sink = CountingSink(clock, pause_after=500)
-    Simulator(LAYOUT).send(sink, 100, rate=1e6)
-    burst = sum(size for when, size in sink.sent[500:] if when == sink.sent[500][0])
-    assert burst < 0.02 * 1e6
-
-
 def ones_complement_sum(data):
     words = struct.unpack(f">{len(data) // 2}H", data)
     total = sum(words)
@@ -443,7 +394,7 @@ def test_udp_spreads_flows(udp_port):
 
 def test_truth_can_be_written_as_json():
     simulator = Simulator(LAYOUT, faults=FAULTS)
-    simulator.send(CountingSink(FakeClock()), 12)
+    simulator.send(InprocSink(spead2.InprocQueue()), 12)
     fields = json.loads(json.dumps(dataclasses.asdict(simulator.truth)))
     assert Truth(**fields) == simulator.truth
     assert simulator.truth.copies == simulator.truth.packets
@@ -530,12 +481,6 @@ def test_side_item_above_the_bits_of_a_value():
 def test_no_side_items():
     with pytest.raises(ValueError, match="side_items: the layout has none"):
         Simulator(dataclasses.replace(LAYOUT, side_items=())).chunk_extra(0)
-
-
-@pytest.mark.parametrize("rate", [0, -1.0, float("inf"), float("nan")])
-def test_rate_errors(rate):
-    with pytest.raises(ValueError, match=r"rate: .* must be a positive number of bytes per second"):
-        Simulator(LAYOUT).send(CountingSink(FakeClock()), 1, rate=rate)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import heapq
 import itertools
 import math
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +16,7 @@ import spead2.send
 
 from .garbage import GARBAGE_KINDS, GarbageMaker
 from .layout import Axis, DeclarativeLayout
+from .pacing import Clock, VirtualClock, WallClock
 from .packets import SPECIAL_ITEMS, TIMESTAMP_BITS, PacketEncoder, axis_items, axis_size
 from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
 
@@ -32,6 +32,8 @@ __all__ = [
     "Sink",
     "Truth",
     "UdpSink",
+    "VirtualClock",
+    "WallClock",
 ]
 
 #: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
@@ -44,8 +46,6 @@ DEFAULT_PAYLOAD_ITEM = 0x3300
 # heaps differ, whatever the (coprime) multiplier that scatters them.
 _WINDOWS = 65521
 _SCATTER = 40503
-_MAX_SLEEP_DEBT = 0.01  # seconds of lateness that a paced sender makes up for in a burst
-_MIN_SLEEP = 0.001  # seconds
 
 _T = TypeVar("_T")
 
@@ -257,7 +257,8 @@ class Simulator:
         #: What has been sent so far.
         self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
         # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
-        self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
+        packets = self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
+        self._heap_packets = len(packets)
         self._garbage_maker = GarbageMaker(
             layout,
             self._axis_items[self.indices[0]],
@@ -267,6 +268,7 @@ class Simulator:
             self.faults.garbage_kinds,
         )
         self._heaps_sent = 0
+        self._heaps_begun = 0  # lost ones included
 
     def _check_arguments(self, first_timestamp: int) -> None:
         if first_timestamp < 0 or first_timestamp % self._time.step:
@@ -428,6 +430,7 @@ class Simulator:
             if stop is not None and n and batch % self._time.batches == 0 and stop():
                 return
             for flow, indices in enumerate(self.indices):
+                self._heaps_begun += 1
                 if rand() < faults.garbage:
                     yield flow, self._garbage(batch, indices)
                 sent = complete = 0
@@ -491,7 +494,9 @@ class Simulator:
         batches: int | None = None,
         *,
         rate: float | None = None,
+        speed: float | None = None,
         stop: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
     ) -> Truth:
         """Send the next batches.
 
@@ -503,27 +508,66 @@ class Simulator:
             Number of batches (default: no end).
         rate
             Bytes per second, on average over a few milliseconds (default: as fast as possible).
+        speed
+            How many times faster than in real time, as timestamps and the layout's ``tick_rate`` say; heaps that
+            are lost take their time, too. Instead of `rate`.
         stop
             Asked before each chunk but the first; if it says True, sending ends with the chunk complete.
+        clock
+            What `rate` and `speed` refer to (default: a `WallClock`).
 
         Returns
         -------
         Truth
             All that this simulator has sent so far (`truth`).
+
+        Raises
+        ------
+        ValueError
+            If `rate` or `speed` is not positive and finite, both are given, or the layout has no ``tick_rate``.
         """
-        if rate is not None and not (rate > 0 and math.isfinite(rate)):
-            raise ValueError(f"rate: {rate} must be a positive number of bytes per second")
-        due = time.perf_counter()
-        for flow, packet in self.packets(batches, stop=stop):
+        self._check_pace(rate, speed)
+        clock = WallClock() if clock is None else clock
+        packets = self.packets(batches, stop=stop)
+        if speed is not None:
+            packets = self._at_speed(packets, clock, speed)
+        elif rate is not None:
+            packets = self._at_rate(packets, clock, rate)
+        for flow, packet in packets:
             sink.send(flow, packet)
-            if rate is not None:
-                due += len(packet) / rate
-                ahead = due - time.perf_counter()
-                if ahead > _MIN_SLEEP:
-                    time.sleep(ahead)
-                elif ahead < -_MAX_SLEEP_DEBT:
-                    due -= ahead + _MAX_SLEEP_DEBT  # a longer burst would only overrun the receiver
         return self.truth
+
+    def _at_rate(self, packets: Iterable[Packet], clock: Clock, rate: float) -> Iterator[Packet]:
+        """Let each packet take as long as it is, at so many bytes per second."""
+        start, n_bytes = clock.now(), 0
+        for flow, packet in packets:
+            clock.wait_until(start + n_bytes / rate)
+            yield flow, packet
+            n_bytes += len(packet)
+        clock.wait_until(start + n_bytes / rate)
+
+    def _at_speed(self, packets: Iterable[Packet], clock: Clock, speed: float) -> Iterator[Packet]:
+        """Let each heap take its share of the time of a batch, and spread its packets over that."""
+        assert self._time.tick_rate is not None  # as _check_pace has seen
+        heap_seconds = self._time.step / self._time.tick_rate / len(self.indices) / speed
+        start, before = clock.now(), self._heaps_begun
+        begun, n_packets = 0, 0
+        for flow, packet in packets:
+            if begun != (begun := self._heaps_begun - before):
+                n_packets = 0
+            clock.wait_until(start + (begun - 1 + min(n_packets / self._heap_packets, 1)) * heap_seconds)
+            yield flow, packet
+            n_packets += 1
+        clock.wait_until(start + (self._heaps_begun - before) * heap_seconds)
+
+    def _check_pace(self, rate: float | None, speed: float | None) -> None:
+        for name, value, unit in (("rate", rate, " of bytes per second"), ("speed", speed, "")):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: {value} must be a positive number{unit}")
+        if speed is not None and rate is not None:
+            raise ValueError(f"speed: {speed} cannot be kept beside the rate {rate}: give one of them")
+        if speed is not None and self._time.tick_rate is None:
+            raise ValueError(f"speed: {speed} needs the time's tick_rate, which the layout does not say")
 
 
 def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:

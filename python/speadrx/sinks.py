@@ -14,6 +14,8 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 import spead2
 
+from .pacing import Clock
+
 #: What a sink takes: the flow that a packet belongs to (position of its heap in the batch), and its bytes.
 Packet: TypeAlias = tuple[int, bytes]
 
@@ -132,22 +134,57 @@ class UdpSink(_ClosingSink):
         self._socket.close()
 
 
+class _Headers:
+    """The headers of packets from one address to another."""
+
+    def __init__(self, source: tuple[str, int], destination: tuple[str, int]) -> None:
+        try:
+            source_ip, ip = ipaddress.IPv4Address(source[0]), ipaddress.IPv4Address(destination[0])
+        except ValueError as exc:
+            raise ValueError(
+                f"endpoint, source: {destination[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}"
+            ) from exc
+        self._addresses = source_ip.packed + ip.packed
+        self._ports = (source[1], destination[1])
+        # RFC 1112: a group has its low 23 bits in its address.
+        group = b"\x01\x00\x5e" + (int(ip) & 0x7FFFFF).to_bytes(3, "big")
+        mac = group if ip.is_multicast else b"\x02\x00" + ip.packed
+        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
+
+    def frame(self, number: int, packet: bytes) -> bytes:
+        """Put the headers before a packet."""
+        udp_bytes = 8 + len(packet)
+        ip_bytes = 20 + udp_bytes
+        if ip_bytes > 0xFFFF:
+            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
+        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
+        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
+        # A computed checksum of 0 is sent as all ones: 0 means none.
+        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
+        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, number, 0x4000, 64, socket.IPPROTO_UDP, 0)
+        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
+        return b"".join((self._ethernet, ip, udp, packet))
+
+
 class PcapSink(_ClosingSink):
     """Writes packets to a capture file, as Ethernet frames with IPv4 and UDP headers and checksums.
 
     A context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File
     Format", IETF draft-ietf-opsawg-pcap); headers are those of RFC 791 and RFC 768, their checksums
-    that of RFC 1071. The time stamp of a packet is its number in microseconds, so that the same packets
-    make the same file.
+    that of RFC 1071. The time stamp of a packet is its number in microseconds, or what the clock says: with a
+    `VirtualClock`, too, the same packets make the same file.
 
     Parameters
     ----------
     path
         File to write.
     endpoint
-        Destination address (IPv4) and port.
+        Destination address (IPv4) and port, or several: flow *i* goes to number *i* modulo their number.
     source
         Source address (IPv4) and port.
+    clock
+        Clock of the time stamps; the one that `Simulator.send` is told to go by.
 
     Raises
     ------
@@ -159,21 +196,14 @@ class PcapSink(_ClosingSink):
         self,
         path: str | os.PathLike[str],
         *,
-        endpoint: tuple[str, int] = ("239.1.2.3", 7148),
+        endpoint: tuple[str, int] | Sequence[tuple[str, int]] = ("239.1.2.3", 7148),
         source: tuple[str, int] = ("10.1.2.3", 7148),
+        clock: Clock | None = None,
     ) -> None:
-        endpoint, source = _endpoint("endpoint", endpoint), _endpoint("source", source)
-        try:
-            destination_ip, source_ip = ipaddress.IPv4Address(endpoint[0]), ipaddress.IPv4Address(source[0])
-        except ValueError as exc:
-            raise ValueError(f"endpoint, source: {endpoint[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}") from exc
-        self._addresses = source_ip.packed + destination_ip.packed
-        self._ports = (source[1], endpoint[1])
-        if destination_ip.is_multicast:  # RFC 1112: the low 23 bits of the group
-            mac = b"\x01\x00\x5e" + (int(destination_ip) & 0x7FFFFF).to_bytes(3, "big")
-        else:
-            mac = b"\x02\x00" + destination_ip.packed
-        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
+        single = not endpoint or isinstance(endpoint[0], str)
+        source = _endpoint("source", source)
+        self._flows = [_Headers(source, _endpoint("endpoint", each)) for each in ([endpoint] if single else endpoint)]
+        self._clock = clock
         self._number = 0
         self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
         # Magic, version 2.4, time zone, accuracy, longest packet, Ethernet.
@@ -187,20 +217,9 @@ class PcapSink(_ClosingSink):
         ValueError
             If the packet does not fit in a UDP datagram.
         """
-        udp_bytes = 8 + len(packet)
-        ip_bytes = 20 + udp_bytes
-        if ip_bytes > 0xFFFF:
-            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
-        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
-        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
-        # A computed checksum of 0 is sent as all ones: 0 means none.
-        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
-        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
-        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, self._number % 0x10000, 0x4000, 64, socket.IPPROTO_UDP, 0)
-        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
-        frame = b"".join((self._ethernet, ip, udp, packet))
-        seconds, microseconds = divmod(self._number, 1_000_000)
-        self._file.write(struct.pack("<IIII", seconds, microseconds, len(frame), len(frame)))
+        frame = self._flows[flow % len(self._flows)].frame(self._number % 0x10000, packet)
+        microseconds = self._number if self._clock is None else round(self._clock.now() * 1e6)
+        self._file.write(struct.pack("<IIII", *divmod(microseconds, 1_000_000), len(frame), len(frame)))
         self._file.write(frame)
         self._number += 1
 
