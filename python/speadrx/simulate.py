@@ -548,7 +548,7 @@ class Simulator:
 
     def _at_speed(self, packets: Iterable[Packet], clock: Clock, speed: float) -> Iterator[Packet]:
         """Let each heap take its share of the time of a batch, and spread its packets over that."""
-        assert self._time.tick_rate is not None  # as _check_pace has seen
+        assert self._time.tick_rate is not None  # as check_pace has seen
         heap_seconds = self._time.step / self._time.tick_rate / len(self.indices) / speed
         start, before = clock.now(), self._heaps_begun
         begun, n_packets = 0, 0

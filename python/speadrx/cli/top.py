@@ -29,6 +29,8 @@ from rich.text import Text
 
 from speadrx import metrics
 
+from .tables import Format, Rows, exact, percentage, printable, table_of
+
 #: Counters of a source, under the names they have here.
 SOURCE_COUNTERS = {
     "placed": metrics.HEAPS_PLACED,
@@ -55,8 +57,6 @@ OWN_LABELS = (metrics.SOURCE, metrics.REASON, metrics.RING, metrics.ENDPOINT)
 
 TIMEOUT_SECONDS = 10.0
 MAX_REPLY_BYTES = 256 << 20
-UNLIMITED = 1 << 16  # columns
-NAME_COLUMNS = 8  # that a name has at least
 REDRAW_SECONDS = 0.25  # after how long a change of the terminal's size is seen
 
 Labels = tuple[tuple[str, str], ...]
@@ -313,43 +313,11 @@ def _report(url: str, now: Scrape, before: Scrape | None, sort: str, limit: int 
     )
 
 
-def _exact(number: float | None) -> str:
-    """All digits, for where there is room."""
-    return "-" if number is None else f"{number:,.0f}"
-
-
-def _short(number: float | None) -> str:
-    """Three digits that count, in five characters at most."""
-    if number is None:
-        return "-"
-    if number < 9999.5:
-        return f"{number:.0f}"
-    for unit in "kMGTPE":
-        number /= 1000
-        # The bounds are those of rounding: 999,950 is 1.00M and not 1000k.
-        for bound, digits in ((9.995, 2), (99.95, 1), (999.5, 0)):
-            if number < bound:
-                return f"{number:.{digits}f}{unit}"
-    return ">999E"
-
-
-def _percentage(fraction: float | None) -> str:
-    if fraction is None:
-        return "-"
-    # What is lost is never rounded to nothing.
-    return "<0.01%" if 0 < fraction < 0.0001 else f"{fraction:.2%}"
-
-
-def _printable(text: str) -> Text:
-    """Text from elsewhere, as nothing but text."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
-
-
 def _name(labels: Mapping[str, str]) -> Text:
     """Name a stream: by its label's value, or by several with their names."""
     if len(labels) == 1:
-        return _printable(next(iter(labels.values())))
-    return _printable(",".join(f"{name}={value}" for name, value in labels.items()) or "-")
+        return printable(next(iter(labels.values())))
+    return printable(",".join(f"{name}={value}" for name, value in labels.items()) or "-")
 
 
 def _style(loss: float | None, rate: float | None) -> str:
@@ -358,37 +326,9 @@ def _style(loss: float | None, rate: float | None) -> str:
     return "yellow" if loss else ""
 
 
-def _table(names: Iterable[str], numbers: Iterable[str]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name in names:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=NAME_COLUMNS)
-    for name in numbers:
-        table.add_column(name, no_wrap=True, justify="right")
-    return table
-
-
-def _excess(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Say by how many columns a table is wider than the terminal."""
-    return console.measure(table, options=options.update(max_width=UNLIMITED)).maximum - options.max_width
-
-
-def _fit(table: Table, console: Console, options: ConsoleOptions) -> None:
-    """Cut names, and then leave out columns from the right: never cut numbers, which would make other numbers."""
-    for column in table.columns:
-        excess = _excess(table, console, options)
-        if column.justify == "left" and excess > 0:
-            longest = max((cell.cell_len for cell in column.cells if isinstance(cell, Text)), default=0)
-            column.max_width = max(NAME_COLUMNS, longest - excess)
-    while _excess(table, console, options) > 0 and len(table.columns) > 1:
-        table.columns.pop()
-
-
-Format = Callable[[float | None], str]
-
-
 def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
     columns = ("loss", "heaps/s", "rejected", "too old", "drops", "data", "full s", "free", "empty s")
-    table = _table(["stream"], columns)
+    table = table_of(["stream"], columns)
     for row in streams:
         rings = []
         for ring in (metrics.DATA_RING, metrics.FREE_RING):
@@ -399,7 +339,7 @@ def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
             rings.append(f"{blocked:.1f}" if blocked is not None and blocked < 99.95 else number(blocked))
         table.add_row(
             _name(row.stream),
-            _percentage(row.loss),
+            percentage(row.loss),
             number(row.rates["placed"]),
             *(number(row.counters[name]) for name in ("rejected", "too_old", "kernel_drops")),
             *rings,
@@ -410,13 +350,13 @@ def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
 
 def _source_table(sources: Sequence[Source], number: Format, *, with_stream: bool) -> Table:
     columns = ("loss", "overall", "heaps/s", "placed", "present", "missing", "dupl.", "rejected")
-    table = _table(["source", "stream"] if with_stream else ["source"], columns)
+    table = table_of(["source", "stream"] if with_stream else ["source"], columns)
     for row in sources:
         table.add_row(
-            _printable(row.source or "(unknown)"),
+            printable(row.source or "(unknown)"),
             *([_name(row.stream)] if with_stream else []),
-            _percentage(row.loss),
-            _percentage(row.loss_total),
+            percentage(row.loss),
+            percentage(row.loss_total),
             number(row.rates["placed"]),
             *(number(row.counters[name]) for name in SOURCE_COUNTERS),
             style=_style(row.loss, row.rates["placed"]),
@@ -431,8 +371,8 @@ def _reasons(streams: Iterable[StreamReport]) -> Iterator[Text]:
             counts[reason] += part["count"] or 0
     found = sorted(((count, reason) for reason, count in counts.items() if count), reverse=True)
     if found:
-        text = ", ".join(f"{reason} {_exact(count)}" for count, reason in found)
-        yield Text("rejected: ").append_text(_printable(text))
+        text = ", ".join(f"{reason} {exact(count)}" for count, reason in found)
+        yield Text("rejected: ").append_text(printable(text))
 
 
 class View:
@@ -456,37 +396,28 @@ class View:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = options.max_height if self.cut else None
 
-        def rows(things: Sequence[Any], what: str, room: int | None, make: Callable[[Any, Format], Table]) -> Group:
-            shown = things if room is None or len(things) <= room else things[: max(0, room - 1)]
-            table = make(shown, _exact)
-            if _excess(table, console, options) > 0:
-                table = make(shown, _short)
-                _fit(table, console, options)
-            rest = [Text(f"... and {len(things) - len(shown)} more {what}")] if len(shown) < len(things) else []
-            return Group(table, *rest)
-
         streams, sources = self.report.streams, self.report.sources
         above = Group(
             *self._head(),
-            rows(streams, "streams", None if height is None else max(2, height // 3), _stream_table),
+            Rows(streams, "streams", _stream_table, room=None if height is None else max(2, height // 3)),
             *_reasons(streams),
             Text(),
         )
         room = None if height is None else height - len(console.render_lines(above, options)) - 1
         make = functools.partial(_source_table, with_stream=len(streams) > 1)
         yield above
-        yield rows(sources, "sources", room, make)
+        yield Rows(sources, "sources", make, room=room)
 
     def _head(self) -> Iterator[Text]:
         report = self.report
-        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), f"{_exact(report.rate)} heaps/s"]
+        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), f"{exact(report.rate)} heaps/s"]
         if report.seconds is not None:
             parts.append(f"(of the last {report.seconds:.1f} s)")
         if report.restarted:
             parts.append("RESTARTED")
-        yield _printable("  ".join([*parts, report.url]))
+        yield printable("  ".join([*parts, report.url]))
         if self.error is not None:
-            text = _printable(self.error)
+            text = printable(self.error)
             text.stylize("red")
             yield text
 

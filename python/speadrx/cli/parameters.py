@@ -1,0 +1,102 @@
+"""What several commands take: endpoints, sizes, tolerances and user data, read and checked as a command starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import click
+
+from speadrx.endpoints import parse_endpoints
+
+_BYTES = {"B": 1} | {
+    prefix + suffix: base**power
+    for suffix, base, prefixes in (("B", 1000, "kMGT"), ("iB", 1024, "KMGT"))
+    for power, prefix in enumerate(prefixes, 1)
+}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+
+
+class UnusableError(click.ClickException):
+    """What a command was given cannot be used."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How late heaps may be: in seconds of data, or in bytes of chunks."""
+
+    seconds: float | None = None
+    bytes: int | None = None
+
+
+def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Read endpoints as text, several in each argument."""
+    try:
+        return [endpoint for text in texts for endpoint in parse_endpoints(text)]
+    except ValueError as exc:
+        raise click.BadParameter(str(exc).removeprefix("endpoint: ")) from None
+
+
+def read_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """Read a number of bytes, such as ``64MiB``."""
+    match = text and _QUANTITY.fullmatch(text)
+    if text is None or (match and (match[2] or "B") in _BYTES):
+        return round(float(match[1]) * _BYTES[match[2] or "B"]) if match else None
+    raise click.BadParameter(f"{text!r} is no size: wanted bytes, or a number and one of {', '.join(_BYTES)}")
+
+
+def read_tolerance(context: click.Context, parameter: click.Parameter, text: str | None) -> Tolerance:
+    """Read a time or a size, such as ``0.5s`` or ``64MiB``."""
+    match = text and _QUANTITY.fullmatch(text)
+    if match and match[2] in _SECONDS:
+        return Tolerance(seconds=float(match[1]) * _SECONDS[match[2]])
+    if match and match[2] in _BYTES:
+        return Tolerance(bytes=round(float(match[1]) * _BYTES[match[2]]))
+    if text is not None:
+        raise click.BadParameter(f"{text!r} is neither a time, such as 0.5s or 20ms, nor a size, such as 64MiB")
+    return Tolerance()
+
+
+def read_assignments(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """Read integers with names, such as ``pol=1``."""
+    found = []
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found.append((name, int(number, 0)))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE with an integer, such as pol=1") from None
+    return found
+
+
+def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) -> list[dict[str, int]] | None:
+    """Deal user data out to threads: a name that is given once is for all of them, else there is one for each.
+
+    Raises
+    ------
+    click.BadParameter
+        If a name is given neither once nor once for each thread.
+    """
+    values: dict[str, list[int]] = {}
+    for name, value in assignments:
+        values.setdefault(name, []).append(value)
+    for name, given in values.items():
+        if len(given) not in (1, threads):
+            raise click.BadParameter(
+                f"{name} is given {len(given)} times: wanted once, or once for each of the {threads} thread(s)",
+                param_hint="--user-data",
+            )
+    return [{name: given[i % len(given)] for name, given in values.items()} for i in range(threads)] if values else None
+
+
+def describe(endpoints: list[tuple[str, int]]) -> str:
+    """Name endpoints in a line: the first, and how many more."""
+    host, port = endpoints[0]
+    first = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return first if len(endpoints) == 1 else f"{first} and {len(endpoints) - 1} more"

@@ -1,0 +1,328 @@
+"""`speadrx send`: the simulated senders of any layout, at an exact rate, with known faults and the truth about them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+import click
+import spead2
+import spead2.send
+from rich.console import Console
+from rich.table import Table
+
+from speadrx.layout import DeclarativeLayout
+from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, Truth, UdpSink, VirtualClock, WallClock
+
+from .interrupt import interruptible
+from .options import layout_options
+from .parameters import UnusableError, describe, read_assignments, read_endpoints
+from .progress import PolledProgress
+from .tables import Format, Rows, exact, printable, table_of
+
+#: How far a rate may be off before it is worth a warning.
+RATE_TOLERANCE = 0.01
+#: Chunks by which late heaps come too late, if it is not said: more than the window has by default.
+LATE_CHUNKS = 20
+_ADDRESS_BITS = (40, 48, 56)
+_PROBABILITY = click.FloatRange(0, 1)
+_COUNT = click.IntRange(min=0)
+
+
+@dataclass
+class Sent:
+    """What was sent, and how fast."""
+
+    truth: Truth
+    seconds: float
+    late: float  # seconds that the sender has fallen behind
+
+    @property
+    def gigabits_per_second(self) -> float | None:
+        """Rate of the packets, SPEAD headers included, those of UDP and below not."""
+        return self.truth.bytes * 8e-9 / self.seconds if self.seconds else None
+
+
+def truth_report(truth: Truth, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Write the truth as plain values, what is counted by source by its label."""
+    by_source = {
+        name: dict(zip(labels, getattr(truth, name), strict=True))
+        for name in ("sent", "lost", "duplicated", "incomplete", "complete")
+    }
+    others = ("rejected", "unseen", "packets", "decodable_packets", "bytes", "copies")
+    return by_source | {name: getattr(truth, name) for name in others}
+
+
+def _summary(sent: Sent, layout: DeclarativeLayout, settings: dict[str, Any]) -> dict[str, Any]:
+    """Make the document that `--json` prints."""
+    seconds = sent.seconds
+    return {
+        "layout": layout.declaration.name,
+        **settings,
+        "seconds": seconds,
+        "seconds_behind": sent.late,
+        "gigabits_per_second": sent.gigabits_per_second,
+        "packets_per_second": sent.truth.packets / seconds if seconds else None,
+        "heaps_per_second": sent.truth.copies / seconds if seconds else None,
+        "truth": truth_report(sent.truth, layout.source_labels),
+    }
+
+
+def _show(console: Console, sent: Sent, layout: DeclarativeLayout, pace: str, *, all_sources: bool) -> None:
+    truth = sent.truth
+
+    def make(rows: Any, number: Format) -> Table:
+        table = table_of([layout.declaration.sources or "source"], ("sent", "lost", "duplicated", "incomplete"))
+        for label, *numbers in rows:
+            table.add_row(printable(label), *map(number, numbers))
+        return table
+
+    columns = (truth.sent, truth.lost, truth.duplicated, truth.incomplete)
+    rows = sorted(zip(layout.source_labels, *columns, strict=True), key=lambda row: row[2] + row[4], reverse=True)
+    console.print(Rows(rows, "sources", make, room=None if all_sources else max(console.height - 6, 4)))
+    for name, counts in (("rejected", truth.rejected), ("unseen", truth.unseen)):
+        if counts:
+            console.print(f"Garbage, to be {name}: " + ", ".join(f"{key} {exact(n)}" for key, n in counts.items()))
+    rate = sent.gigabits_per_second
+    console.print(
+        f"Sent: {exact(truth.copies)} heaps in {exact(truth.packets)} packets, {truth.bytes / 1e6:,.1f} MB, in "
+        f"{sent.seconds:.2f} s: {'-' if rate is None else f'{rate:.4g}'} Gb/s{pace}."
+    )
+
+
+def _run(
+    simulator: Simulator,
+    sink: UdpSink | PcapSink,
+    clock: WallClock | VirtualClock | None,
+    batches: int | None,
+    seconds: float | None,
+    pace: dict[str, float | None],
+) -> Sent:
+    """Send until enough is sent, or somebody ends it."""
+    now = clock.now if isinstance(clock, VirtualClock) else time.perf_counter
+    truth = simulator.truth
+    start = now()
+    with interruptible() as interrupted:
+
+        def stop() -> bool:
+            return interrupted.is_set() or (seconds is not None and now() - start >= seconds)
+
+        def poll() -> tuple[float, str]:
+            spent = now() - start
+            made = sum(truth.sent) - sum(truth.duplicated) + sum(truth.lost)
+            text = f"{exact(truth.copies)} heaps, {truth.bytes * 8e-9 / max(spent, 1e-9):.3g} Gb/s"
+            return (spent if seconds is not None else made), text
+
+        total = batches * len(simulator.indices) if seconds is None and batches is not None else seconds
+        with PolledProgress(total, poll):
+            simulator.send(sink, batches, stop=stop, clock=clock, **pace)
+    return Sent(truth, now() - start, clock.lost if isinstance(clock, WallClock) else 0.0)
+
+
+def _open_sink(
+    endpoints: list[tuple[str, int]], pcap: str | None, clock: VirtualClock | None, interface: str | None, ttl: int
+) -> UdpSink | PcapSink:
+    try:
+        if pcap is None:
+            return UdpSink(endpoints, interface=interface, ttl=ttl)
+        return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    except OSError as exc:
+        raise click.BadParameter(f"{pcap}: {exc.strerror or exc}", param_hint="--pcap") from None
+
+
+def _check(
+    layout: DeclarativeLayout,
+    endpoints: list[tuple[str, int]],
+    pcap: str | None,
+    amounts: dict[str, float | None],
+    rate: float | None,
+    real_time: bool,
+) -> None:
+    """Refuse options that contradict each other, and those that would never end."""
+    if not endpoints and pcap is None:
+        raise click.UsageError("where to? Wanted DEST, such as 239.1.2.3+3:7148, or --pcap FILE")
+    given = [name for name, value in amounts.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} both say how much: give one of them")
+    if pcap is not None and not given:
+        raise click.UsageError("--pcap needs --batches, --chunks or --seconds: how long shall the file be?")
+    if rate is not None and real_time:
+        raise click.UsageError("--rate and --real-time both say how fast: give one of them")
+    if real_time and layout.declaration.time.tick_rate is None:
+        raise click.UsageError("--real-time needs the layout's time.tick_rate: give it with --set time.tick_rate=HZ")
+    if pcap is not None and amounts["--seconds"] is not None and rate is None and not real_time:
+        raise click.UsageError("--seconds of a file need --rate or --real-time, which say what a second holds")
+    for name, value in {"--rate": rate, "--seconds": amounts["--seconds"]}.items():
+        if value is not None and not math.isfinite(value):
+            raise click.UsageError(f"{name} is {value}: wanted a finite number")
+
+
+def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `Faults`."""
+    options: list[tuple[str, Any, Any, str]] = [
+        ("--loss", _PROBABILITY, 0.0, "Probability that a heap is not sent at all."),
+        ("--packet-loss", _PROBABILITY, 0.0, "Probability that a packet is not sent."),
+        ("--reorder", _COUNT, 0, "A heap is overtaken by up to that many later heaps."),
+        ("--packet-reorder", _COUNT, 0, "A packet is overtaken by up to that many later packets."),
+        ("--late", _PROBABILITY, 0.0, "Probability that a heap is held back by --late-by more heaps."),
+        ("--late-by", _COUNT, None, f"How many heaps that is.  [default: those of {LATE_CHUNKS} chunks: too late]"),
+        ("--duplicate", _PROBABILITY, 0.0, "Probability that a heap is sent twice."),
+        ("--garbage", _PROBABILITY, 0.0, "Probability that a heap of garbage is sent before a heap."),
+    ]
+    kinds = click.option(
+        "--garbage-kind",
+        "garbage_kinds",
+        type=click.Choice(list(GARBAGE_KINDS)),
+        multiple=True,
+        help="Kind of garbage. May be repeated.  [default: all that the layout has, but not 'stop']",
+    )
+    command = kinds(command)
+    for name, kind, default, text in reversed(options):
+        command = click.option(name, type=kind, default=default, help=text, show_default=default is not None)(command)
+    return command
+
+
+@click.command(
+    epilog="\b\nExample:\n  speadrx send -l meerkat-digitiser 239.1.2.3+7:7148 --interface 10.0.0.5 \\\n"
+    "    --packet-bytes 8972 --real-time --seconds 10 --loss 0.001 --truth truth.json"
+)
+@click.argument("endpoints", nargs=-1, callback=read_endpoints, metavar="[DEST]...")
+@layout_options
+@click.option("--pcap", type=click.Path(dir_okay=False), metavar="FILE", help="Write a capture file; do not send.")
+@click.option("--interface", metavar="ADDRESS", help="Interface to send from.  [default: as the routes say]")
+@click.option("--ttl", type=click.IntRange(0, 255), default=1, show_default=True, help="Hops of multicast packets.")
+@click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Send N batches.  [default: no end]")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Send N chunks.  [default: no end]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Send for so long, and then to the end of the chunk.  [default: no end]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Rate in Gb/s of UDP payload, SPEAD headers included.  [default: as fast as possible]",
+)
+@click.option("--real-time", is_flag=True, help="As fast as the timestamps say; needs the layout's tick_rate.")
+@_faults
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data and the faults.")
+@click.option(
+    "--first-timestamp", type=_COUNT, default=0, show_default=True, metavar="TICKS", help="Time of the first batch."
+)
+@click.option(
+    "--jitter", type=_COUNT, default=0, show_default=True, metavar="TICKS", help="Added to timestamps, at most."
+)
+@click.option(
+    "--user-data",
+    callback=read_assignments,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Index on an axis from user data.",
+)
+@click.option(
+    "--packet-bytes",
+    type=click.IntRange(min=1),
+    default=spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
+    show_default=True,
+    help="Bytes of a UDP payload, at most.",
+)
+@click.option(
+    "--address-bits",
+    type=click.Choice([str(bits) for bits in _ADDRESS_BITS]),
+    default="48",
+    show_default=True,
+    help="Bits of immediate items in the SPEAD flavour.",
+)
+@click.option(
+    "--truth", "truth_file", type=click.File("w", lazy=False), help="Write what was sent as JSON; - is standard output."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary and the truth as JSON.")
+@click.option("--all-sources", is_flag=True, help="Show all sources, also if they do not fit the terminal.")
+def send(
+    *,
+    layout: DeclarativeLayout,
+    endpoints: list[tuple[str, int]],
+    pcap: str | None,
+    interface: str | None,
+    ttl: int,
+    batches: int | None,
+    chunks: int | None,
+    seconds: float | None,
+    rate: float | None,
+    real_time: bool,
+    late_by: int | None,
+    garbage_kinds: tuple[str, ...],
+    seed: int,
+    first_timestamp: int,
+    jitter: int,
+    user_data: list[tuple[str, int]],
+    packet_bytes: int,
+    address_bits: str,
+    truth_file: IO[str] | None,
+    as_json: bool,
+    all_sources: bool,
+    **faults: Any,
+) -> None:
+    """Send simulated heaps of a layout to DEST.
+
+    DEST are UDP endpoints, unicast or multicast, such as 239.1.2.3+3:7148; the heaps of a batch are dealt out to them.
+    What is sent depends on the options only. Faults are known: --truth has them, as a receiver should count them.
+
+    Ctrl-C and SIGTERM end it with the chunk complete, and the summary. The exit code is 0 when all was sent, also if it
+    took longer than it should have (a warning says so), and 2 if the options or the network make it impossible.
+    """
+    pace = {"rate": None if rate is None else rate * 1e9 / 8, "speed": 1.0 if real_time else None}
+    amounts = {"--batches": batches, "--chunks": chunks, "--seconds": seconds}
+    _check(layout, endpoints, pcap, amounts, rate, real_time)
+    if as_json and truth_file is sys.stdout:
+        raise click.UsageError("--truth - and --json both print to standard output; the latter has the truth in it")
+    late_by = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
+    try:
+        simulator = Simulator(
+            layout,
+            seed=seed,
+            first_timestamp=first_timestamp,
+            faults=Faults(late_by=late_by, garbage_kinds=garbage_kinds or None, **faults),
+            user_data=dict(user_data),
+            timestamp_jitter=jitter,
+            flavour=spead2.Flavour(4, 64, int(address_bits), 0),
+            max_packet_size=packet_bytes,
+        )
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    paced = any(value is not None for value in pace.values())
+    clock = None if not paced else WallClock() if pcap is None else VirtualClock()
+    virtual = clock if isinstance(clock, VirtualClock) else None
+    console = Console(highlight=False, stderr=as_json or truth_file is sys.stdout, quiet=as_json)
+    where = pcap or describe(endpoints)
+    with contextlib.closing(_open_sink(endpoints, pcap, virtual, interface, ttl)) as sink:
+        console.print(printable(f"Sending {layout.declaration.name or 'heaps'} to {where} ..."))
+        if chunks is not None:
+            batches = chunks * layout.chunk_batches
+        try:
+            sent = _run(simulator, sink, clock, batches, seconds, pace)
+        except OSError as exc:
+            hint = f"; --packet-bytes is {packet_bytes}" if exc.errno == errno.EMSGSIZE else ""
+            raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}{hint}") from None
+    asked = f" of {rate:g} Gb/s asked for" if rate is not None else ", in real time" if real_time else ""
+    if truth_file is not None:
+        truth_file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+    settings = {"destination": where, "rate_gigabits_per_second": rate, "real_time": real_time}
+    if as_json:
+        click.echo(json.dumps(_summary(sent, layout, settings)))
+    else:
+        _show(console, sent, layout, asked, all_sources=all_sources)
+    if sent.late > RATE_TOLERANCE * sent.seconds:
+        click.echo(
+            f"Warning: this machine could not send so fast: {sent.late:.2f} of {sent.seconds:.2f} s were lost.",
+            err=True,
+        )

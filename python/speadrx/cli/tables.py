@@ -1,0 +1,109 @@
+"""Tables of numbers that fit the terminal: names are cut and rows left out, but no number is ever cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+UNLIMITED = 1 << 16  # columns
+NAME_COLUMNS = 8  # that a name has at least
+
+Format = Callable[[float | None], str]
+
+
+def exact(number: float | None) -> str:
+    """All digits, for where there is room."""
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def short(number: float | None) -> str:
+    """Three digits that count, in five characters at most."""
+    if number is None:
+        return "-"
+    if number < 9999.5:
+        return f"{number:.0f}"
+    for unit in "kMGTPE":
+        number /= 1000
+        # The bounds are those of rounding: 999,950 is 1.00M and not 1000k.
+        for bound, digits in ((9.995, 2), (99.95, 1), (999.5, 0)):
+            if number < bound:
+                return f"{number:.{digits}f}{unit}"
+    return ">999E"
+
+
+def percentage(fraction: float | None) -> str:
+    """Hundredths, to two digits."""
+    if fraction is None:
+        return "-"
+    # What is lost is never rounded to nothing.
+    return "<0.01%" if 0 < fraction < 0.0001 else f"{fraction:.2%}"
+
+
+def printable(text: str) -> Text:
+    """Text from elsewhere, as nothing but text."""
+    return Text("".join(char if char.isprintable() else "?" for char in text))
+
+
+def table_of(names: Iterable[str], numbers: Iterable[str]) -> Table:
+    """Make an empty table: columns of names, then columns of numbers."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=NAME_COLUMNS)
+    for name in numbers:
+        table.add_column(name, no_wrap=True, justify="right")
+    return table
+
+
+def _excess(table: Table, console: Console, options: ConsoleOptions) -> int:
+    """Say by how many columns a table is wider than the terminal."""
+    return console.measure(table, options=options.update(max_width=UNLIMITED)).maximum - options.max_width
+
+
+def _fit(table: Table, console: Console, options: ConsoleOptions) -> None:
+    """Cut names, and then leave out columns from the right: never cut numbers, which would make other numbers."""
+    for column in table.columns:
+        excess = _excess(table, console, options)
+        if column.justify == "left" and excess > 0:
+            longest = max((cell.cell_len for cell in column.cells if isinstance(cell, Text)), default=0)
+            column.max_width = max(NAME_COLUMNS, longest - excess)
+    while _excess(table, console, options) > 0 and len(table.columns) > 1:
+        table.columns.pop()
+
+
+class Rows:
+    """A table of things, as far as there is room for it.
+
+    Parameters
+    ----------
+    things
+        One for each row, the most important first.
+    what
+        What they are called, for "... and 5 more ...".
+    make
+        Makes the table of things; its numbers are written by the function given.
+    room
+        Lines for rows, the last of which may say how many more there are (default: no limit).
+    """
+
+    def __init__(
+        self, things: Sequence[Any], what: str, make: Callable[[Any, Format], Table], *, room: int | None = None
+    ) -> None:
+        self._things = things
+        self._what = what
+        self._make = make
+        self._room = room
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        things, room = self._things, self._room
+        shown = things if room is None or len(things) <= room else things[: max(0, room - 1)]
+        table = self._make(shown, exact)
+        if _excess(table, console, options) > 0:
+            table = self._make(shown, short)
+            _fit(table, console, options)
+        yield table
+        if len(shown) < len(things):
+            yield Text(f"... and {len(things) - len(shown)} more {self._what}")
