@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,6 +74,22 @@ def read_assignments(
         except ValueError:
             raise click.BadParameter(f"{text!r} is not NAME=VALUE with an integer, such as pol=1") from None
     return found
+
+
+def read_integers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """Read integers with commas between them."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} are not integers with commas between them, such as 2,3") from None
+
+
+def read_number(context: click.Context, parameter: click.Parameter, text: str | None) -> complex | None:
+    """Read an integer, a floating-point or a complex number."""
+    for kind in (int, float, complex):
+        with contextlib.suppress(ValueError):
+            return None if text is None else kind(text)
+    raise click.BadParameter(f"{text!r} is not a number, such as 0, -1 or nan")
 
 
 def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) -> list[dict[str, int]] | None:

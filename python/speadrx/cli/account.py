@@ -1,0 +1,236 @@
+"""What a receiver has seen, as people read it: a live view, a line, the full account; and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from speadrx.layout import DeclarativeLayout
+from speadrx.report import ReceiverStats, SourceStats
+
+from .tables import Format, Rows, exact, percentage, printable, table_of
+
+#: Lines of the full account beside the table of sources, so that all of it fits the terminal.
+_OTHER_LINES = 12
+_LEAST_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast heaps were placed, and chunks came out."""
+
+    gigabits_per_second: float
+    heaps_per_second: float
+    packets_per_second: float
+    chunks_per_second: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a receiver has seen by now, and at an earlier time (None: nothing then)."""
+
+    layout: DeclarativeLayout
+    stats: ReceiverStats
+    before: ReceiverStats | None
+    seconds: float  # in between
+
+    def rates(self) -> Rates:
+        """Rates in between; gigabits are those of payload."""
+
+        def rate(name: str) -> float:
+            rise = getattr(self.stats, name) - (0 if self.before is None else getattr(self.before, name))
+            return rise / self.seconds if self.seconds > 0 else 0.0
+
+        heaps = rate("placed")
+        return Rates(heaps * self.layout.heap_bytes * 8e-9, heaps, rate("packets"), rate("chunks"))
+
+    def sources(self) -> list[SourceRow]:
+        """The sources, worst first."""
+        before: Sequence[SourceStats | None]
+        before = [None] * len(self.stats.sources) if self.before is None else self.before.sources
+        rows = [
+            SourceRow(
+                now,
+                _loss(now.missing - (old.missing if old else 0), now.present - (old.present if old else 0)),
+                (now.placed - (old.placed if old else 0)) / self.seconds if self.seconds > 0 else 0.0,
+            )
+            for now, old in zip(self.stats.sources, before, strict=True)
+        ]
+        return sorted(rows, key=lambda row: (row.loss or 0, row.stats.missing, row.stats.rejected), reverse=True)
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A source, and its loss and rate in between."""
+
+    stats: SourceStats
+    loss: float | None
+    heaps_per_second: float
+
+
+def _loss(missing: int, present: int) -> float | None:
+    return missing / (missing + present) if missing + present else None
+
+
+def loss(stats: ReceiverStats) -> float | None:
+    """Missing heaps as a fraction of those expected, if any were."""
+    return _loss(stats.missing, stats.present)
+
+
+def residual(stats: ReceiverStats) -> int:
+    """Placed heaps for which there is no account: 0, unless something is wrong."""
+    return stats.placed - stats.present - stats.duplicates - stats.too_old - stats.unfinished
+
+
+def document(moment: Moment, **about: Any) -> dict[str, Any]:
+    """Write the full account as plain values."""
+    stats = moment.stats
+    return {
+        "layout": moment.layout.declaration.name,
+        **about,
+        **dataclasses.asdict(stats),
+        "loss": loss(stats),
+        "residual": residual(stats),
+        "rates": {"seconds": moment.seconds, **dataclasses.asdict(moment.rates())},
+    }
+
+
+def _rejected(stats: ReceiverStats) -> Iterator[Text]:
+    found = sorted(((count, reason) for reason, count in stats.rejected.items() if count), reverse=True)
+    if found:
+        text = ", ".join(f"{exact(count)} {reason}" for count, reason in found)
+        yield Text("Rejected: ").append_text(printable(text))
+
+
+def _rings(stats: ReceiverStats) -> str:
+    data, free = stats.data_ring, stats.free_ring
+    return f"data ring {data.chunks}/{data.capacity}, free {free.chunks}/{free.capacity}"
+
+
+def line(moment: Moment) -> str:
+    """Sum it up in a line, for logs."""
+    stats, rates = moment.stats, moment.rates()
+    return (
+        f"{time.strftime('%H:%M:%S')}  {rates.gigabits_per_second:.3g} Gb/s  {exact(rates.heaps_per_second)} heaps/s  "
+        f"{exact(stats.chunks)} chunks  missing {exact(stats.missing)} ({percentage(loss(stats))})  "
+        f"rejected {exact(sum(stats.rejected.values()))}  drops {exact(stats.kernel_drops)}  {_rings(stats)}"
+    )
+
+
+class LiveView:
+    """What there is to see while a receiver is at work, as far as the terminal has room for it."""
+
+    def __init__(self, moment: Moment, where: str) -> None:
+        self._moment = moment
+        self._where = where
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        moment, stats, rates = self._moment, self._moment.stats, self._moment.rates()
+        before = moment.before
+        since = (0, 0) if before is None else (before.missing, before.present)
+        newly = percentage(_loss(stats.missing - since[0], stats.present - since[1]))
+        above = Group(
+            printable(f"{time.strftime('%H:%M:%S')}  {self._where}, {stats.seconds:.0f} s"),
+            Text(
+                f"{rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
+                f"{exact(stats.chunks)} chunks, loss {newly} (overall {percentage(loss(stats))})"
+            ),
+            Text(
+                f"{_rings(stats)}, kernel drops {exact(stats.kernel_drops)}, too old {exact(stats.too_old)}, "
+                f"incomplete {exact(stats.incomplete)}"
+            ),
+            *_rejected(stats),
+            Text(),
+        )
+        yield above
+        room = options.max_height - len(console.render_lines(above, options)) - 2
+        yield Rows(moment.sources(), "sources", self._table, room=max(room, 1))
+
+    def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:
+        names = ("loss", "overall", "heaps/s", "placed", "present", "missing", "dupl.", "rejected")
+        table = table_of([self._moment.layout.declaration.sources or "source"], names)
+        for row in rows:
+            stats = row.stats
+            counts = (stats.placed, stats.present, stats.missing, stats.duplicates, stats.rejected)
+            table.add_row(
+                printable(stats.label),
+                percentage(row.loss),
+                percentage(_loss(stats.missing, stats.present)),
+                number(row.heaps_per_second),
+                *map(number, counts),
+                style=_style(row.loss),
+            )
+        return table
+
+
+def _style(loss: float | None) -> str:
+    return "red" if (loss or 0) >= 0.01 else "yellow" if loss else ""
+
+
+class Account:
+    """The full account of a receiver that has ended.
+
+    Parameters
+    ----------
+    moment
+        All that it has seen, and in how many seconds.
+    all_sources
+        Show all sources, also if they do not fit the terminal.
+    """
+
+    def __init__(self, moment: Moment, *, all_sources: bool) -> None:
+        self._moment = moment
+        self._all_sources = all_sources
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        stats = self._moment.stats
+        room = None if self._all_sources else max(console.height - _OTHER_LINES, _LEAST_ROWS)
+        yield Rows(self._moment.sources(), "sources", self._table, room=room)
+        yield Text()
+        yield from _rejected(stats)
+        yield from map(Text, self._sums())
+
+    def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:
+        names = ("loss", "placed", "present", "missing", "dupl.", "rejected", "newest")
+        table = table_of([self._moment.layout.declaration.sources or "source"], names)
+        for row in rows:
+            stats = row.stats
+            counts = (stats.placed, stats.present, stats.missing, stats.duplicates, stats.rejected)
+            newest = "-" if stats.newest_timestamp < 0 else str(stats.newest_timestamp)
+            table.add_row(printable(stats.label), percentage(row.loss), *map(number, counts), newest)
+        return table
+
+    def _sums(self) -> Iterator[str]:
+        stats, rates = self._moment.stats, self._moment.rates()
+        if stats.first_timestamp is not None and stats.last_timestamp is not None:
+            ticks = stats.last_timestamp - stats.first_timestamp + self._moment.layout.chunk_timestamp_step
+            rate = self._moment.layout.declaration.time.tick_rate
+            length = f"{exact(ticks)} ticks" if rate is None else f"{ticks / rate:.3f} s"
+            yield f"Chunks: {exact(stats.chunks)}, from timestamp {stats.first_timestamp}: {length} of data."
+        yield (
+            f"Rates: {rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
+            f"{exact(rates.packets_per_second)} packets/s in {self._moment.seconds:.2f} s."
+        )
+        drops, incomplete = exact(stats.kernel_drops), exact(stats.incomplete)
+        yield f"Lost on the way: {drops} packets dropped by the kernel, {incomplete} heaps incomplete."
+        if stats.restarts:
+            yield (
+                f"Time began anew {exact(stats.restarts)} times; {exact(stats.epoch_gap_heaps)} heaps of the time in "
+                "between are not expected."
+            )
+        present, missing = f"{exact(stats.present)} present", f"{exact(stats.missing)} missing"
+        yield f"Expected: {exact(stats.expected)} heaps = {present} + {missing} ({percentage(loss(stats))})."
+        others = f"{exact(stats.duplicates)} duplicates + {exact(stats.too_old)} too old"
+        yield f"Placed: {exact(stats.placed)} heaps = {present} + {others} + {exact(stats.unfinished)} unfinished."
+        left = residual(stats)
+        if left:
+            yield f"Residual: {exact(left)} (SOME HEAPS ARE NOT ACCOUNTED FOR)."
+        if not stats.present:
+            yield "Nothing was received."

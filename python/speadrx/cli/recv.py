@@ -1,0 +1,90 @@
+"""`speadrx recv`: receive by a layout, watch it live, and account for every heap."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import click
+from rich.console import Console
+
+from speadrx.layout import DeclarativeLayout
+
+from .options import layout_options
+from .parameters import describe, read_endpoints, read_integers, read_size
+from .receiving import describe_receiver, make_receiver, receiver_options
+from .session import Session, conclude, lines, live
+from .tables import printable
+
+
+@click.command(
+    epilog="\b\nExample:\n  speadrx recv -l meerkat-digitiser 239.1.2.3+7:7148 --interface 10.0.0.5 \\\n"
+    "    --tolerance 20ms --seconds 10 --max-loss 0.1"
+)
+@click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
+@layout_options
+@click.option("--interface", metavar="ADDRESS", help="Interface to join groups on.  [default: the system chooses]")
+@click.option("--affinity", callback=read_integers, metavar="N,...", help="Processor of each thread.  [default: any]")
+@click.option("--buffer", callback=read_size, metavar="SIZE", help="Socket buffer of each thread.  [default: 64MiB]")
+@click.option(
+    "--flush-after",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Silence after which the chunks under construction are handed over.  [default: none is too long]",
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End after so long.  [default: never]")
+@click.option(
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks have come out.  [default: never]"
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve metrics there; 0: any.  [default: none]")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between lines, where there is no terminal for a live view.",
+)
+@click.option("--quiet", is_flag=True, help="Show nothing before the end.")
+@receiver_options
+def recv(
+    *,
+    layout: DeclarativeLayout,
+    endpoints: list[tuple[str, int]],
+    seconds: float | None,
+    chunks: int | None,
+    interval: float,
+    quiet: bool,
+    history: str | None,
+    max_loss: float | None,
+    as_json: bool,
+    all_sources: bool,
+    **options: Any,
+) -> None:
+    """Receive heaps of a layout from UDP ENDPOINTS, and account for every one.
+
+    ENDPOINTS are addresses of this machine or multicast groups, such as 239.1.2.3+7:7148 or :7148. In a terminal
+    there is a live view, worst source first; else a line after each --interval. Nothing is kept of the data.
+
+    Ctrl-C, SIGTERM, --seconds and --chunks end it: chunks under construction are taken too, so a few more than --chunks
+    come out, and then comes the full account. The exit code is 0 if any heap was received; 1 if none was, more
+    were missing than --max-loss, or the account does not add up; 2 if the options or the network make it impossible.
+    """
+    session = Session(make_receiver(layout, endpoints, **options), history)
+    console = Console(highlight=False, stderr=as_json)
+    where = describe(endpoints)
+    receiver = session.receiver
+    watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    run = functools.partial(session.run, seconds=seconds, chunks=chunks)
+    if not quiet:
+        console.print(printable(describe_receiver(receiver, where)))
+        if receiver.metrics_port is not None:
+            console.print(f"Metrics: http://localhost:{receiver.metrics_port}/metrics")
+        if console.is_terminal and not console.is_dumb_terminal:
+            watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
+        elif not as_json:
+            run = functools.partial(run, look=lines(session, interval))
+    with watching:
+        run()
+    code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
+    click.get_current_context().exit(code)

@@ -1,0 +1,188 @@
+"""A receiver at work in a command: a thread takes its chunks, and this one waits for a reason to end it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from speadrx.history import History
+from speadrx.receiver import Receiver
+from speadrx.report import ReceiverStats
+
+from .account import Account, LiveView, Moment, document, line, loss, residual
+from .interrupt import interruptible
+
+#: Seconds between looks at whether there is a reason to end.
+_LOOK = 0.1
+#: Seconds that momentary rates are of, at least, once there are so many.
+_RATE_SECONDS = 2.0
+_REFRESHES_PER_SECOND = 2
+
+
+class Session:
+    """A receiver and what is done with its chunks.
+
+    Parameters
+    ----------
+    receiver
+        The receiver; not started.
+    history
+        File for a `History` of the chunks.
+
+    Raises
+    ------
+    click.BadParameter
+        If that file cannot be written.
+    """
+
+    def __init__(self, receiver: Receiver, history: str | None) -> None:
+        self.receiver = receiver
+        #: Why it was ended, or that nobody has done so: ``"end"`` (of what there was to receive).
+        self.ended_by = "end"
+        #: Set as soon as it shall end: for who feeds the receiver.
+        self.ending = threading.Event()
+        self._history_path = history
+        self._history = None if history is None else History(receiver.layout)
+        if history is not None:
+            try:
+                open(history, "ab").close()  # better now than after hours
+            except OSError as exc:
+                raise click.BadParameter(f"{history}: {exc.strerror or exc}", param_hint="--history") from None
+        # Between these looks did heaps come.
+        self._last_without = self._last_growth = time.monotonic()
+        self._placed = 0
+        self._seen: deque[tuple[float, ReceiverStats]] = deque()
+
+    def run(
+        self,
+        *,
+        seconds: float | None = None,
+        chunks: int | None = None,
+        feed: Callable[[], None] | None = None,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Receive until there is a reason to end, and hand over the chunks under construction then.
+
+        Parameters
+        ----------
+        seconds, chunks
+            End after so long, or when so many chunks have come out.
+        feed
+            Feeds the receiver, in a thread of its own.
+        look
+            Called now and then.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        with (
+            interruptible() as interrupted,
+            concurrent.futures.ThreadPoolExecutor(2) as threads,
+            contextlib.ExitStack() as stack,
+        ):
+            stack.callback(self.ending.set)
+            stack.enter_context(self.receiver)
+            self._last_without = time.monotonic()
+            work = {threads.submit(self._consume)} | ({threads.submit(feed)} if feed else set())
+            while not all(future.done() for future in work):
+                concurrent.futures.wait(work, _LOOK)
+                self._note()
+                if self.ending.is_set():
+                    pass
+                elif interrupted.is_set():
+                    self._end("signal")
+                elif end is not None and time.monotonic() >= end:
+                    self._end("seconds")
+                elif chunks is not None and self.receiver.accounting.chunks >= chunks:
+                    self._end("chunks")
+                look()
+            for future in work:
+                future.result()
+
+    def _end(self, reason: str) -> None:
+        self.ended_by = reason
+        self.ending.set()
+        self.receiver.drain()
+
+    def _consume(self) -> None:
+        for chunk in self.receiver:
+            with chunk:
+                if self._history is not None:
+                    self._history.add(chunk)
+
+    def keep_history(self, stats: ReceiverStats) -> None:
+        """Write the history, if there is one."""
+        if self._history is not None and self._history_path is not None:
+            self._history.finish(stats)
+            self._history.write(self._history_path)
+
+    def _note(self) -> None:
+        placed = self.receiver.ledger.snapshot().placed
+        now = time.monotonic()
+        if placed == 0:
+            self._last_without = now
+        if placed != self._placed:
+            self._placed, self._last_growth = placed, now
+
+    def moment(self) -> Moment:
+        """See what has happened in the last seconds."""
+        now, stats = time.monotonic(), self.receiver.stats()
+        while len(self._seen) > 1 and now - self._seen[1][0] >= _RATE_SECONDS:
+            self._seen.popleft()
+        before, earlier = (None, stats.seconds) if not self._seen else (self._seen[0][1], now - self._seen[0][0])
+        self._seen.append((now, stats))
+        return Moment(self.receiver.layout, stats, before, earlier)
+
+    def total(self) -> Moment:
+        """See what has happened altogether, in the time that heaps came."""
+        return Moment(self.receiver.layout, self.receiver.stats(), None, self._last_growth - self._last_without)
+
+
+@contextlib.contextmanager
+def live(console: Console, session: Session, where: str) -> Iterator[None]:
+    """Show what happens, on the terminal as it is; at the end, that is gone again."""
+    with Live(
+        get_renderable=lambda: LiveView(session.moment(), where),
+        console=console,
+        refresh_per_second=_REFRESHES_PER_SECOND,
+        transient=True,
+    ):
+        yield
+
+
+def lines(session: Session, interval: float) -> Callable[[], None]:
+    """Make a function that prints a line whenever so many seconds have passed."""
+    due = time.monotonic() + interval
+
+    def look() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due += interval
+            click.echo(line(session.moment()))
+
+    return look
+
+
+def conclude(
+    session: Session, console: Console, *, as_json: bool, all_sources: bool, max_loss: float | None, **about: Any
+) -> int:
+    """Print the account, keep the history, and say what the exit code is."""
+    total = session.total()
+    session.keep_history(total.stats)
+    if as_json:
+        click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
+    else:
+        console.print(Account(total, all_sources=all_sources))
+    lost = 100 * (loss(total.stats) or 0)
+    if max_loss is not None and lost > max_loss:
+        click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
+        return 1
+    return 1 if residual(total.stats) or not total.stats.present else 0
