@@ -136,9 +136,6 @@ def usable() -> Iterator[None]:
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
     """Say what is received, and with how much memory."""
-    chunk = receiver.layout.chunk_bytes
-    name = receiver.layout.declaration.name or "heaps"
-    return (
-        f"Receiving {name} from {where}: chunks of {chunk / 2**20:.3g} MiB, {receiver.window} under construction, "
-        f"{len(receiver.pool)} in all."
-    )
+    layout, chunks = receiver.layout, f"{receiver.window} of {len(receiver.pool)} chunks under construction"
+    name = layout.declaration.name or "heaps"
+    return f"Receiving {name} from {where}: {chunks}, {layout.chunk_bytes / 2**20:.3g} MiB each."

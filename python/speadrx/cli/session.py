@@ -58,8 +58,8 @@ class Session:
                 open(history, "ab").close()  # better now than after hours
             except OSError as exc:
                 raise click.BadParameter(f"{history}: {exc.strerror or exc}", param_hint="--history") from None
-        # Between these looks did heaps come.
-        self._last_without = self._last_growth = time.monotonic()
+        # Between these times, in seconds since the start, heaps came.
+        self._last_without = self._last_growth = 0.0
         self._placed = 0
         self._seen: deque[tuple[float, ReceiverStats]] = deque()
 
@@ -90,7 +90,6 @@ class Session:
         ):
             stack.callback(self.ending.set)
             stack.enter_context(self.receiver)
-            self._last_without = time.monotonic()
             work = {threads.submit(self._consume)} | ({threads.submit(feed)} if feed else set())
             while not all(future.done() for future in work):
                 concurrent.futures.wait(work, _LOOK)
@@ -125,12 +124,11 @@ class Session:
             self._history.write(self._history_path)
 
     def _note(self) -> None:
-        placed = self.receiver.ledger.snapshot().placed
-        now = time.monotonic()
-        if placed == 0:
-            self._last_without = now
-        if placed != self._placed:
-            self._placed, self._last_growth = placed, now
+        stats = self.receiver.stats()
+        if not stats.placed:
+            self._last_without = self._last_growth = stats.seconds
+        elif stats.placed != self._placed:
+            self._placed, self._last_growth = stats.placed, stats.seconds
 
     def moment(self) -> Moment:
         """See what has happened in the last seconds."""

@@ -1,0 +1,261 @@
+"""`speadrx replay`: receive what is in a capture file, as fast as possible or at the pace at which it was recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import math
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import spead2
+from rich.console import Console
+
+from speadrx.capture import Capture, read_datagrams
+from speadrx.layout import DeclarativeLayout
+from speadrx.pacing import WallClock
+from speadrx.readers import check_pcap
+from speadrx.receiver import Receiver
+from speadrx.settings import deal
+
+from .options import layout_options
+from .parameters import UnusableError, read_endpoints
+from .progress import PolledProgress
+from .receiving import describe_receiver, make_receiver, receiver_options, usable
+from .session import Session, conclude
+from .tables import exact, printable
+
+#: Packets in the queues that the receiver has not taken yet, at most.
+_MOST_WAITING = 4096
+_LOOK_EVERY = 256  # packets
+_PAUSE = 0.001  # seconds
+#: Seconds after which packets that the receiver could have taken, but has not, are known to be none of SPEAD's.
+_PATIENCE = 0.1
+#: Seconds after which a long wait for the next packet looks whether it shall end.
+_NAP = 0.1
+
+
+class _Feeder:
+    """Puts the datagrams of a capture into queues.
+
+    Parameters
+    ----------
+    capture
+        The datagrams.
+    queues
+        One for each thread of the receiver.
+    endpoints
+        Where datagrams must have been sent to, dealt out to the queues in order (none: anywhere).
+    pace
+        How many times faster than recorded (None: as fast as possible).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer endpoints than queues, although there are several, or an endpoint is not an IP address.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        queues: list[spead2.InprocQueue],
+        endpoints: list[tuple[str, int]],
+        pace: float | None,
+    ) -> None:
+        self.capture = capture
+        #: Datagrams put into the queues, and those that were sent elsewhere.
+        self.taken = self.elsewhere = 0
+        #: Why the capture cannot be read on.
+        self.error: str | None = None
+        self.clock = WallClock()
+        self._queues = queues
+        self._pace = pace
+        parts = deal(list(endpoints), len(queues)) if endpoints or len(queues) > 1 else []
+        self._queue_of = {
+            (str(ipaddress.ip_address(host)), port): queue
+            for part, queue in zip(parts, queues, strict=False)
+            for host, port in part
+        }
+        self._undecodable = 0
+
+    def _queue(self, destination: tuple[str, int]) -> spead2.InprocQueue | None:
+        if not self._queue_of:
+            return self._queues[0]
+        return self._queue_of.get(destination) or self._queue_of.get(("0.0.0.0", destination[1]))
+
+    def run(self, receiver: Receiver, ending: threading.Event) -> None:
+        """Feed the receiver to the end of the capture, or until somebody ends it; then stop the queues."""
+        try:
+            self._run(receiver, ending)
+        except ValueError as exc:
+            self.error = str(exc)
+        finally:
+            self.capture.close()
+            for queue in self._queues:
+                queue.stop()
+
+    def _run(self, receiver: Receiver, ending: threading.Event) -> None:
+        start, first, due = self.clock.now(), None, 0.0
+        for datagram in self.capture:
+            queue = self._queue(datagram.destination)
+            if queue is None:
+                self.elsewhere += 1
+            else:
+                if self._pace is not None:
+                    first = datagram.time if first is None else first
+                    due = max(due, (datagram.time - first) / self._pace)  # some captures are not in order
+                    while start + due - self.clock.now() > _NAP and not ending.wait(_NAP):
+                        pass
+                if ending.is_set():
+                    return
+                if self._pace is not None:
+                    self.clock.wait_until(start + due)
+                queue.add_packet(datagram.payload)
+                self.taken += 1
+                if self.taken % _LOOK_EVERY == 0:
+                    self._wait_for_room(receiver, ending)
+
+    def _wait_for_room(self, receiver: Receiver, ending: threading.Event) -> None:
+        """Wait while the receiver is slower than this, so that the queues stay short."""
+        packets, since = -1, time.monotonic()
+        while not ending.is_set():
+            stats = receiver.stats()
+            waiting = self.taken - self._undecodable - stats.packets
+            if waiting <= _MOST_WAITING:
+                return
+            if stats.packets != packets or not stats.free_ring.chunks:
+                packets, since = stats.packets, time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                self._undecodable += waiting
+                return
+            time.sleep(_PAUSE)
+
+    def report(self) -> dict[str, Any]:
+        """Say what there was in the capture."""
+        capture = self.capture
+        return {
+            "datagrams": self.taken,
+            "elsewhere": self.elsewhere,
+            "skipped": dict(capture.skipped),
+            "truncated": capture.truncated,
+            "error": self.error,
+            "seconds_behind": self.clock.lost,
+        }
+
+
+def _spead2_reads(path: str) -> bool:
+    """Whether spead2 can read a capture itself, which is faster: from its beginning to its end."""
+    try:
+        check_pcap(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _position_of(path: str) -> int:
+    """How far this process has read a file."""
+    for link in pathlib.Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            if os.path.samefile(link, path):
+                fields = pathlib.Path("/proc/self/fdinfo", link.name).read_text().split()
+                return int(fields[1])
+    return 0
+
+
+def _show_capture(console: Console, feeder: _Feeder, pace: float | None) -> None:
+    capture = feeder.capture
+    if feeder.elsewhere:
+        console.print(f"Not replayed: {exact(feeder.elsewhere)} datagrams that were sent elsewhere.")
+    if capture.skipped:
+        reasons = ", ".join(f"{exact(count)} {reason}" for reason, count in capture.skipped.most_common())
+        console.print(printable(f"Not replayed: {reasons}."))
+    if capture.truncated:
+        console.print("The file ends in the midst of a packet, which was left out.")
+    if pace is not None and feeder.clock.lost > 0.01:
+        console.print(f"Pace: it was not kept up for {feeder.clock.lost:.2f} s.")
+
+
+@click.command(epilog="\b\nExample:\n  speadrx replay capture.pcap -l meerkat-digitiser --to 239.1.2.3+7:7148 --json")
+@click.argument("path", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
+@layout_options
+@click.option(
+    "--pace",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="FACTOR",
+    help="How many times faster than recorded.  [default: as fast as possible]",
+)
+@click.option(
+    "--to",
+    "endpoints",
+    callback=read_endpoints,
+    multiple=True,
+    metavar="ENDPOINTS",
+    help="Only what was sent there; :7148 is that port of any address. Dealt out to --threads.  [default: all]",
+)
+@receiver_options
+def replay(
+    *,
+    layout: DeclarativeLayout,
+    path: str,
+    pace: float | None,
+    endpoints: list[tuple[str, int]],
+    threads: int,
+    history: str | None,
+    max_loss: float | None,
+    as_json: bool,
+    all_sources: bool,
+    **options: Any,
+) -> None:
+    """Receive the heaps in a capture FILE (pcap, pcapng), and account for every one.
+
+    As fast as possible no heap is lost here: reading waits for the receiver. With --pace, packets come at the times at
+    which they were recorded.
+
+    Ctrl-C and SIGTERM end it with the account so far. The exit code is 0 if any heap was received; 1 if none was, more
+    were missing than --max-loss, or the account does not add up; 2 if the options or the file cannot be used, also
+    if it turns out to be damaged in the midst (then after the account of what is before).
+    """
+    if pace is not None and not math.isfinite(pace):
+        raise click.UsageError(f"--pace is {pace}: wanted a finite number")
+    if threads > 1 and len(endpoints) < threads:
+        raise click.UsageError(f"--threads {threads} need as many endpoints of --to, by which packets are dealt out")
+    feeder = None
+    sources: Any = path
+    if pace is not None or endpoints or not _spead2_reads(path):
+        sources = [spead2.InprocQueue() for _ in range(threads)]
+        with usable():
+            feeder = _Feeder(read_datagrams(path), sources, endpoints, pace)
+    session = Session(make_receiver(layout, sources, threads=threads, **options), history)
+    console = Console(highlight=False, quiet=as_json)
+    console.print(printable(describe_receiver(session.receiver, path)))
+    _run(session, feeder, path)
+    about = {"file": path, "pace": pace, "capture": None if feeder is None else feeder.report()}
+    code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
+    if feeder is not None:
+        _show_capture(console, feeder, pace)
+        if feeder.error is not None:
+            raise UnusableError(feeder.error)
+    click.get_current_context().exit(code)
+
+
+def _run(session: Session, feeder: _Feeder | None, path: str) -> None:
+    receiver = session.receiver
+    size = os.path.getsize(path) or None
+    feed: Callable[[], None] | None = None
+    if feeder is not None:
+        size = feeder.capture.size
+
+        def feed() -> None:
+            feeder.run(receiver, session.ending)
+
+    def poll() -> tuple[float, str]:
+        position = _position_of(path) if feeder is None else feeder.capture.position
+        return position, f"{exact(receiver.ledger.snapshot().placed)} heaps"
+
+    with PolledProgress(size, poll):
+        session.run(feed=feed)
