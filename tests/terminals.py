@@ -1,5 +1,6 @@
 """The command line as its users run it: in terminals and through pipes."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -30,7 +31,9 @@ def environment(**changes):
 
 def run(*args, code=0, **env):
     """Run the command; return what it printed, or with another exit code than 0, what it complained of."""
-    result = subprocess.run([*SPEADRX, *args], capture_output=True, text=True, check=False, env=environment(**env))
+    result = subprocess.run(
+        [*SPEADRX, *args], capture_output=True, text=True, check=False, env=environment(**env), timeout=PATIENCE
+    )
     return checked(result.returncode, code, result.stdout, result.stderr)
 
 
@@ -93,3 +96,30 @@ class Terminal:
         self.process.kill()
         self.process.wait()
         os.close(self.master)
+
+
+@contextlib.contextmanager
+def piped(*args):
+    """Start the command with its output in pipes; it heeds Ctrl-C, and is gone at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *SPEADRX, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_line(stream, text):
+    """Read up to and including the line with the text; the test's timeout is the deadline."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"{text!r} is not in {''.join(lines)!r}")

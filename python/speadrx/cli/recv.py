@@ -11,6 +11,7 @@ from rich.console import Console
 
 from speadrx.layout import DeclarativeLayout
 
+from .interrupt import interruptible
 from .options import layout_options
 from .parameters import describe, read_endpoints, read_integers, read_size
 from .receiving import describe_receiver, make_receiver, receiver_options
@@ -70,21 +71,22 @@ def recv(
     come out, and then comes the full account. The exit code is 0 if any heap was received; 1 if none was, more
     were missing than --max-loss, or the account does not add up; 2 if the options or the network make it impossible.
     """
-    session = Session(make_receiver(layout, endpoints, **options), history)
     console = Console(highlight=False, stderr=as_json)
     where = describe(endpoints)
-    receiver = session.receiver
-    watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    run = functools.partial(session.run, seconds=seconds, chunks=chunks)
-    if not quiet:
-        console.print(printable(describe_receiver(receiver, where)))
-        if receiver.metrics_port is not None:
-            console.print(f"Metrics: http://localhost:{receiver.metrics_port}/metrics")
-        if console.is_terminal and not console.is_dumb_terminal:
-            watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
-        elif not as_json:
-            run = functools.partial(run, look=lines(session, interval))
-    with watching:
-        run()
+    with interruptible() as interrupted:
+        session = Session(make_receiver(layout, endpoints, **options), history)
+        run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)
+        receiver = session.receiver
+        watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not quiet:
+            console.print(printable(describe_receiver(receiver, where)))
+            if receiver.metrics_port is not None:
+                console.print(f"Metrics: http://localhost:{receiver.metrics_port}/metrics")
+            if console.is_terminal and not console.is_dumb_terminal:
+                watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
+            elif not as_json:
+                run = functools.partial(run, look=lines(session, interval))
+        with watching:
+            run()
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
     click.get_current_context().exit(code)

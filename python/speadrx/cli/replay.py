@@ -23,6 +23,7 @@ from speadrx.readers import check_pcap
 from speadrx.receiver import Receiver
 from speadrx.settings import deal
 
+from .interrupt import interruptible
 from .options import layout_options
 from .parameters import UnusableError, read_endpoints
 from .progress import PolledProgress
@@ -230,10 +231,11 @@ def replay(
         sources = [spead2.InprocQueue() for _ in range(threads)]
         with usable():
             feeder = _Feeder(read_datagrams(path), sources, endpoints, pace)
-    session = Session(make_receiver(layout, sources, threads=threads, **options), history)
     console = Console(highlight=False, quiet=as_json)
-    console.print(printable(describe_receiver(session.receiver, path)))
-    _run(session, feeder, path)
+    with interruptible() as interrupted:
+        session = Session(make_receiver(layout, sources, threads=threads, **options), history)
+        console.print(printable(describe_receiver(session.receiver, path)))
+        _run(session, interrupted, feeder, path)
     about = {"file": path, "pace": pace, "capture": None if feeder is None else feeder.report()}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
     if feeder is not None:
@@ -243,7 +245,7 @@ def replay(
     click.get_current_context().exit(code)
 
 
-def _run(session: Session, feeder: _Feeder | None, path: str) -> None:
+def _run(session: Session, interrupted: threading.Event, feeder: _Feeder | None, path: str) -> None:
     receiver = session.receiver
     size = os.path.getsize(path) or None
     feed: Callable[[], None] | None = None
@@ -258,4 +260,4 @@ def _run(session: Session, feeder: _Feeder | None, path: str) -> None:
         return position, f"{exact(receiver.ledger.snapshot().placed)} heaps"
 
     with PolledProgress(size, poll):
-        session.run(feed=feed)
+        session.run(interrupted, feed=feed)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def _summary(sent: Sent, layout: DeclarativeLayout, settings: dict[str, Any]) ->
     }
 
 
-def _show(console: Console, sent: Sent, layout: DeclarativeLayout, pace: str, *, all_sources: bool) -> None:
+def _show(console: Console, sent: Sent, layout: DeclarativeLayout, where: str, pace: str, *, all_sources: bool) -> None:
     truth = sent.truth
 
     def make(rows: Any, number: Format) -> Table:
@@ -91,10 +90,9 @@ def _show(console: Console, sent: Sent, layout: DeclarativeLayout, pace: str, *,
         if counts:
             console.print(f"Garbage, to be {name}: " + ", ".join(f"{key} {exact(n)}" for key, n in counts.items()))
     rate = sent.gigabits_per_second
-    console.print(
-        f"Sent: {exact(truth.copies)} heaps in {exact(truth.packets)} packets, {truth.bytes / 1e6:,.1f} MB, in "
-        f"{sent.seconds:.2f} s: {'-' if rate is None else f'{rate:.4g}'} Gb/s{pace}."
-    )
+    amount = f"{exact(truth.copies)} heaps in {exact(truth.packets)} packets, {truth.bytes / 1e6:,.1f} MB"
+    console.print(printable(f"Sent to {where}: {amount}."))
+    console.print(f"Rate: {'-' if rate is None else f'{rate:.4g}'} Gb/s{pace}, for {sent.seconds:.2f} s.")
 
 
 def _run(
@@ -137,6 +135,15 @@ def _open_sink(
         raise click.UsageError(str(exc)) from None
     except OSError as exc:
         raise click.BadParameter(f"{pcap}: {exc.strerror or exc}", param_hint="--pcap") from None
+
+
+def _open_truth(path: str | None) -> contextlib.AbstractContextManager[IO[str] | None]:
+    if path is None:
+        return contextlib.nullcontext()
+    try:
+        return click.open_file(path, "w")
+    except OSError as exc:
+        raise click.BadParameter(f"{path}: {exc.strerror or exc}", param_hint="--truth") from None
 
 
 def _check(
@@ -243,7 +250,11 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Bits of immediate items in the SPEAD flavour.",
 )
 @click.option(
-    "--truth", "truth_file", type=click.File("w", lazy=False), help="Write what was sent as JSON; - is standard output."
+    "--truth",
+    "truth_path",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write what was sent as JSON; - is standard output.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary and the truth as JSON.")
 @click.option("--all-sources", is_flag=True, help="Show all sources, also if they do not fit the terminal.")
@@ -267,7 +278,7 @@ def send(
     user_data: list[tuple[str, int]],
     packet_bytes: int,
     address_bits: str,
-    truth_file: IO[str] | None,
+    truth_path: str | None,
     as_json: bool,
     all_sources: bool,
     **faults: Any,
@@ -283,7 +294,7 @@ def send(
     pace = {"rate": None if rate is None else rate * 1e9 / 8, "speed": 1.0 if real_time else None}
     amounts = {"--batches": batches, "--chunks": chunks, "--seconds": seconds}
     _check(layout, endpoints, pcap, amounts, rate, real_time)
-    if as_json and truth_file is sys.stdout:
+    if as_json and truth_path == "-":
         raise click.UsageError("--truth - and --json both print to standard output; the latter has the truth in it")
     late_by = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
     try:
@@ -302,10 +313,12 @@ def send(
     paced = any(value is not None for value in pace.values())
     clock = None if not paced else WallClock() if pcap is None else VirtualClock()
     virtual = clock if isinstance(clock, VirtualClock) else None
-    console = Console(highlight=False, stderr=as_json or truth_file is sys.stdout, quiet=as_json)
+    console = Console(highlight=False, stderr=truth_path == "-", quiet=as_json)
     where = pcap or describe(endpoints)
-    with contextlib.closing(_open_sink(endpoints, pcap, virtual, interface, ttl)) as sink:
-        console.print(printable(f"Sending {layout.declaration.name or 'heaps'} to {where} ..."))
+    with contextlib.ExitStack() as stack:
+        truth_file = stack.enter_context(_open_truth(truth_path))
+        sink = _open_sink(endpoints, pcap, virtual, interface, ttl)
+        stack.enter_context(sink)
         if chunks is not None:
             batches = chunks * layout.chunk_batches
         try:
@@ -313,16 +326,16 @@ def send(
         except OSError as exc:
             hint = f"; --packet-bytes is {packet_bytes}" if exc.errno == errno.EMSGSIZE else ""
             raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}{hint}") from None
-    asked = f" of {rate:g} Gb/s asked for" if rate is not None else ", in real time" if real_time else ""
-    if truth_file is not None:
-        truth_file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+        if truth_file is not None:
+            truth_file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+    asked = f" ({rate:g} wanted)" if rate is not None else " (real time)" if real_time else ""
     settings = {"destination": where, "rate_gigabits_per_second": rate, "real_time": real_time}
     if as_json:
         click.echo(json.dumps(_summary(sent, layout, settings)))
     else:
-        _show(console, sent, layout, asked, all_sources=all_sources)
+        _show(console, sent, layout, where, asked, all_sources=all_sources)
     if sent.late > RATE_TOLERANCE * sent.seconds:
         click.echo(
-            f"Warning: this machine could not send so fast: {sent.late:.2f} of {sent.seconds:.2f} s were lost.",
+            f"Warning: this machine cannot send so fast: {sent.late:.2f} of {sent.seconds:.2f} s were lost.",
             err=True,
         )

@@ -20,7 +20,6 @@ from speadrx.receiver import Receiver
 from speadrx.report import ReceiverStats
 
 from .account import Account, LiveView, Moment, document, line, loss, residual
-from .interrupt import interruptible
 
 #: Seconds between looks at whether there is a reason to end.
 _LOOK = 0.1
@@ -65,6 +64,7 @@ class Session:
 
     def run(
         self,
+        interrupted: threading.Event,
         *,
         seconds: float | None = None,
         chunks: int | None = None,
@@ -75,41 +75,44 @@ class Session:
 
         Parameters
         ----------
+        interrupted
+            End when this is set.
         seconds, chunks
             End after so long, or when so many chunks have come out.
         feed
-            Feeds the receiver, in a thread of its own.
+            Feeds the receiver, in a thread of its own, and ends that when `ending` is set.
         look
             Called now and then.
         """
         end = None if seconds is None else time.monotonic() + seconds
         with (
-            interruptible() as interrupted,
             concurrent.futures.ThreadPoolExecutor(2) as threads,
             contextlib.ExitStack() as stack,
+            self.receiver,
         ):
             stack.callback(self.ending.set)
-            stack.enter_context(self.receiver)
             work = {threads.submit(self._consume)} | ({threads.submit(feed)} if feed else set())
             while not all(future.done() for future in work):
                 concurrent.futures.wait(work, _LOOK)
                 self._note()
-                if self.ending.is_set():
-                    pass
-                elif interrupted.is_set():
-                    self._end("signal")
-                elif end is not None and time.monotonic() >= end:
-                    self._end("seconds")
-                elif chunks is not None and self.receiver.accounting.chunks >= chunks:
-                    self._end("chunks")
+                reason = (
+                    "signal"
+                    if interrupted.is_set()
+                    else "seconds"
+                    if end is not None and time.monotonic() >= end
+                    else "chunks"
+                    if chunks is not None and self.receiver.accounting.chunks >= chunks
+                    else None
+                )
+                if reason is not None and not self.ending.is_set():
+                    self.ended_by = reason
+                    self.ending.set()
+                    if feed is None:  # else it ends by itself
+                        self.receiver.drain()
                 look()
+            self._note()
             for future in work:
                 future.result()
-
-    def _end(self, reason: str) -> None:
-        self.ended_by = reason
-        self.ending.set()
-        self.receiver.drain()
 
     def _consume(self) -> None:
         for chunk in self.receiver:

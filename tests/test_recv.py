@@ -1,0 +1,223 @@
+"""`speadrx recv` as its users run it, against `speadrx send` in a process of its own."""
+
+import json
+import re
+import signal
+import urllib.request
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from simulated import FAULTS, assert_agrees, layout  # noqa: F401
+from terminals import PATIENCE, Terminal, piped, run, wait_for_line
+
+#: So few and so slow that no socket's buffer overflows.
+FEW = ["--chunks=4", "--rate=0.01"]
+
+
+def account_of(process, code=0):
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code, output + errors
+    assert "Traceback" not in errors
+    return json.loads(output)
+
+
+def send(layout, *args):  # noqa: F811
+    return json.loads(run("send", *layout, "--json", *args))["truth"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_every_heap_is_accounted_for(layout, udp_port, signum):  # noqa: F811
+    """What the sender knows and what the receiver has counted is the same, chunks under construction included."""
+    endpoint = f"127.0.0.1:{udp_port}"
+    with piped("recv", *layout, endpoint, "--json") as process:
+        wait_for_line(process.stderr, "Receiving array")
+        truth = send(layout, endpoint, *FEW, *FAULTS)
+        process.send_signal(signum)
+        account = account_of(process)
+    assert_agrees(account, truth)
+    assert account["ended_by"] == "signal"
+    assert account["endpoints"] == [["127.0.0.1", udp_port]]
+
+
+def test_multicast(layout, udp_port):  # noqa: F811
+    groups = f"239.102.7.1+1:{udp_port}"
+    with piped("recv", *layout, groups, "--interface=127.0.0.1", "--json", "--threads=2") as process:
+        wait_for_line(process.stderr, "Receiving array")
+        truth = send(layout, groups, "--interface=127.0.0.1", *FEW)
+        process.send_signal(signal.SIGINT)
+        assert_agrees(account_of(process), truth)
+
+
+def test_threads_get_their_polarisation(ports):
+    preset = ["-l", "meerkat-tied-array-channelised-voltage", "--set", "heap_bytes=1024"]
+    preset += ["--set", "heap_shape=[2,256,2]", "--set", "samples_per_heap=512", "--set", "axes.substream.size=4"]
+    endpoints = [f"127.0.0.1:{port}" for port in ports[:2]]
+    options = ["--threads=2", "--user-data=pol=0", "--user-data=pol=1", "--window=8"]
+    with piped("recv", *preset, *endpoints, *options, "--json") as process:
+        wait_for_line(process.stderr, "Receiving")
+        truths = [
+            send(preset, endpoint, "--chunks=4", "--rate=0.01", f"--user-data=pol={pol}", "--loss=0.1")
+            for pol, endpoint in enumerate(endpoints)
+        ]
+        process.send_signal(signal.SIGTERM)
+        account = account_of(process)
+    for source in account["sources"]:
+        assert source["present"] == sum(truth["complete"][source["label"]] for truth in truths)
+    assert (account["chunks"], account["residual"], account["kernel_drops"]) == (4, 0, 0)
+
+
+def test_chunks_end_it(layout, udp_port):  # noqa: F811
+    """Those under construction come out too: so many more, at most."""
+    endpoint = f"127.0.0.1:{udp_port}"
+    with piped("recv", *layout, endpoint, "--chunks=3", "--window=2", "--json") as process:
+        wait_for_line(process.stderr, "Receiving array")
+        with piped("send", *layout, endpoint, "--rate=0.01"):
+            account = account_of(process)
+    assert account["ended_by"] == "chunks"
+    assert account["chunks"] >= 3
+    assert account["residual"] == 0
+    assert account["placed"] == account["present"] + account["unfinished"] + account["too_old"]
+
+
+def test_seconds_end_it_with_nothing(layout, udp_port):  # noqa: F811
+    with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--seconds=0.3", "--quiet", "--json") as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    account = json.loads(output)
+    assert (process.returncode, errors) == (1, "")
+    assert (account["ended_by"], account["present"], account["loss"]) == ("seconds", 0, None)
+
+
+def test_pipe(layout, udp_port):  # noqa: F811
+    """A line now and then, and the account; nothing that steers a terminal."""
+    endpoint = f"127.0.0.1:{udp_port}"
+    with piped("recv", *layout, endpoint, "--interval=0.2") as process:
+        wait_for_line(process.stdout, "Receiving array")
+        with piped("send", *layout, endpoint, "--rate=0.01", "--loss=0.2"):
+            line = wait_for_line(process.stdout, "%)")
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d  [\d.e-]+ Gb/s  [\d,]+ heaps/s  [\d,]+ chunks  missing [\d,]+ \([\d.]+%\)  "
+        r"rejected 0  drops 0  data ring \d+/\d+, free \d+/\d+\n",
+        line,
+    )
+    assert (process.returncode, errors) == (0, "")
+    assert "\x1b" not in output
+    assert re.search(r"^Placed: [\d,]+ heaps = [\d,]+ present \+ 0 duplicates", output, re.MULTILINE)
+
+
+def test_quiet(layout, udp_port):  # noqa: F811
+    output = []
+    with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--seconds=0.5", "--interval=0.1", "--quiet") as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (1, "")
+    assert output.startswith("antenna ")
+    assert output.endswith("Nothing was received.\n")
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_terminal(layout, udp_port, columns):  # noqa: F811
+    """A live table on the screen as it is, gone at the end; then the account."""
+
+    def plain():
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", terminal.output)
+
+    endpoint = f"127.0.0.1:{udp_port}"
+    terminal = Terminal("recv", *layout, endpoint, columns=columns, rows=24)
+    try:
+        terminal.read_until(lambda: "data ring " in terminal.output)
+        with piped("send", *layout, endpoint, "--rate=0.01", "--loss=0.2", "--garbage=0.1"):
+            terminal.read_until(lambda: re.search(r"m003 +\d[\d.]*%", plain()))
+            terminal.type("\x03")
+            assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    text = plain()
+    live, _, account = text.rpartition("newest")
+    for heading in ("overall", "heaps/s", "placed", "present", "missing", "dupl.", "rejected"):
+        assert heading in live
+    assert "Rejected: " in live
+    assert "Placed: " in account
+    assert "\x1b[?1049h" not in terminal.output  # what was on the screen before stays
+    assert "\x1b[?25h" in terminal.output  # the cursor is back
+    assert max(len(line) for part in text.split("\n") for line in part.split("\r")) <= columns
+
+
+def test_many_sources_in_a_terminal(layout, udp_port):  # noqa: F811
+    """Only as many as there is room for, unless all are asked for."""
+    options = ["--set", "axes.antenna.size=64", "--set", "source_labels=[]", f"127.0.0.1:{udp_port}", "--seconds=1"]
+    for more, found in ([], True), (["--all-sources"], False):
+        terminal = Terminal("recv", *layout, *options, *more, columns=80, rows=24)
+        try:
+            assert terminal.wait() == 1
+        finally:
+            terminal.close()
+        account = terminal.output.rpartition("newest")[2]
+        assert ("more sources" in account) == found
+        assert account.count("\n") <= 24 or not found
+
+
+def test_metrics(layout, udp_port):  # noqa: F811
+    with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--metrics-port=0") as process:
+        url = wait_for_line(process.stdout, "Metrics: ").split()[1]
+        with urllib.request.urlopen(url, timeout=PATIENCE) as page:
+            assert b"speadrx_" in page.read()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+
+
+def test_history(tmp_path, layout, udp_port):  # noqa: F811
+    from speadrx.history import History
+
+    endpoint = f"127.0.0.1:{udp_port}"
+    with piped("recv", *layout, endpoint, "--json", "--history", str(tmp_path / "run.json")) as process:
+        wait_for_line(process.stderr, "Receiving array")
+        truth = send(layout, endpoint, *FEW, "--loss=0.1")
+        process.send_signal(signal.SIGINT)
+        account_of(process)
+    history = History.read(tmp_path / "run.json")
+    assert dict(zip(history.axes.source_labels, history.present_by_source.tolist(), strict=True)) == truth["complete"]
+
+
+def test_port_in_use(layout):  # noqa: F811
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        errors = run("recv", *layout, f"127.0.0.1:{port}", code=2)
+    assert f"127.0.0.1:{port}" in errors
+    assert "in use" in errors
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Missing argument 'ENDPOINTS...'"),
+        (["7148"], "'7148' is none: wanted host:port"),
+        (["127.0.0.1:0"], "port 0: wanted 1 to 65535"),
+        (["127.0.0.1:1", "--threads=2"], "threads: 2 have only 1 sources"),
+        (["127.0.0.1:1", "--affinity=a"], "'a' are not integers"),
+        (["127.0.0.1:1", "--affinity=0,1"], "1 thread(s) want one processor each"),
+        (["127.0.0.1:1", "--buffer=1 furlong"], "'1 furlong' is no size"),
+        (["127.0.0.1:1", "--tolerance=soon"], "'soon' is neither a time"),
+        (["127.0.0.1:1", "--window=2", "--tolerance=64MiB"], "says the same as window"),
+        (["127.0.0.1:1", "--flush-after=0"], "0.0 is not in the range x>0"),
+        (["127.0.0.1:1", "--interface=nowhere"], "nowhere"),
+        (["127.0.0.1:1", "--user-data=pol=1"], "'pol' is not a field that the layout reads"),
+        (["127.0.0.1:1", "--history=/nowhere/run.json"], "/nowhere/run.json: No such file"),
+        (["nowhere.invalid:7148"], "nowhere.invalid"),
+    ],
+)
+def test_usage_errors(layout, args, message):  # noqa: F811
+    assert message in " ".join(run("recv", *layout, *args, code=2).split())
+
+
+@pytest.mark.parametrize("command", ["recv", "replay"])
+def test_help_says_what_exit_codes_mean(command):
+    text = " ".join(run(command, "--help").split())
+    assert "The exit code is 0" in text
+    assert "Example:" in text
