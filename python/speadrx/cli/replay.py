@@ -93,7 +93,7 @@ class _Feeder:
         """Feed the receiver to the end of the capture, or until somebody ends it; then stop the queues."""
         try:
             self._run(receiver, ending)
-        except ValueError as exc:
+        except (ValueError, OSError) as exc:
             self.error = str(exc)
         finally:
             self.capture.close()

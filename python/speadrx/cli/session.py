@@ -34,7 +34,7 @@ class Session:
     Parameters
     ----------
     receiver
-        The receiver; not started.
+        The receiver.
     history
         File for a `History` of the chunks.
 
@@ -85,30 +85,26 @@ class Session:
             Called now and then.
         """
         end = None if seconds is None else time.monotonic() + seconds
-        with (
-            concurrent.futures.ThreadPoolExecutor(2) as threads,
-            contextlib.ExitStack() as stack,
-            self.receiver,
-        ):
+        with concurrent.futures.ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
+            stack.enter_context(self.receiver)
             stack.callback(self.ending.set)
-            work = {threads.submit(self._consume)} | ({threads.submit(feed)} if feed else set())
+            consumer = threads.submit(self._consume)
+            work = [consumer] if feed is None else [consumer, threads.submit(feed)]
             while not all(future.done() for future in work):
                 concurrent.futures.wait(work, _LOOK)
                 self._note()
-                reason = (
-                    "signal"
-                    if interrupted.is_set()
-                    else "seconds"
-                    if end is not None and time.monotonic() >= end
-                    else "chunks"
-                    if chunks is not None and self.receiver.accounting.chunks >= chunks
-                    else None
-                )
-                if reason is not None and not self.ending.is_set():
-                    self.ended_by = reason
+                reasons = {
+                    "signal": interrupted.is_set(),
+                    "seconds": end is not None and time.monotonic() >= end,
+                    "chunks": chunks is not None and self.receiver.accounting.chunks >= chunks,
+                }
+                if any(reasons.values()) and not self.ending.is_set():
+                    self.ended_by = next(reason for reason, holds in reasons.items() if holds)
                     self.ending.set()
                     if feed is None:  # else it ends by itself
                         self.receiver.drain()
+                if consumer.done():
+                    self.ending.set()
                 look()
             self._note()
             for future in work:
