@@ -40,6 +40,8 @@ class Moment:
     stats: ReceiverStats
     before: ReceiverStats | None
     seconds: float  # in between
+    #: If it was ended while heaps came: the loss in the chunks before, of which none was cut short.
+    loss_when_ended: float | None = None
 
     def rates(self) -> Rates:
         """Rates in between; gigabits are those of payload."""
@@ -97,6 +99,7 @@ def document(moment: Moment, **about: Any) -> dict[str, Any]:
         **about,
         **dataclasses.asdict(stats),
         "loss": loss(stats),
+        "loss_when_ended": moment.loss_when_ended,
         "residual": residual(stats),
         "rates": {"seconds": moment.seconds, **dataclasses.asdict(moment.rates())},
     }
@@ -227,6 +230,9 @@ class Account:
             )
         present, missing = f"{exact(stats.present)} present", f"{exact(stats.missing)} missing"
         yield f"Expected: {exact(stats.expected)} heaps = {present} + {missing} ({percentage(loss(stats))})."
+        before = self._moment.loss_when_ended
+        if before is not None and before != loss(stats):
+            yield f"Without the chunks that were cut short when it was ended, {percentage(before)} were missing."
         others = f"{exact(stats.duplicates)} duplicates + {exact(stats.too_old)} too old"
         yield f"Placed: {exact(stats.placed)} heaps = {present} + {others} + {exact(stats.unfinished)} unfinished."
         left = residual(stats)

@@ -73,7 +73,7 @@ _OPTIONS = [
         "--max-loss",
         type=click.FloatRange(0, 100),
         metavar="PERCENT",
-        help="Missing heaps, in hundredths of those expected, from which on the exit code is 1.  [default: any]",
+        help="Exit with 1 if more heaps are missing, chunks that are cut short at the end left out.  [default: 100]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the account as JSON."),
     click.option("--all-sources", is_flag=True, help="Show all sources, also if they do not fit the terminal."),
@@ -136,6 +136,6 @@ def usable() -> Iterator[None]:
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
     """Say what is received, and with how much memory."""
-    layout, chunks = receiver.layout, f"{receiver.window} of {len(receiver.pool)} chunks under construction"
-    name = layout.declaration.name or "heaps"
-    return f"Receiving {name} from {where}: {chunks}, {layout.chunk_bytes / 2**20:.3g} MiB each."
+    name, size = receiver.layout.declaration.name or "heaps", receiver.layout.chunk_bytes / 2**20
+    chunks = f"{receiver.window} of {len(receiver.pool)} chunks of {size:.3g} MiB"
+    return f"Receiving {name} from {where}: {chunks} under construction."

@@ -26,6 +26,8 @@ _LOOK = 0.1
 #: Seconds that momentary rates are of, at least, once there are so many.
 _RATE_SECONDS = 2.0
 _REFRESHES_PER_SECOND = 2
+#: Seconds without a heap after which senders are silent.
+_SILENCE = 0.5
 
 
 class Session:
@@ -60,6 +62,7 @@ class Session:
         # Between these times, in seconds since the start, heaps came.
         self._last_without = self._last_growth = 0.0
         self._placed = 0
+        self._loss_when_ended: float | None = None
         self._seen: deque[tuple[float, ReceiverStats]] = deque()
 
     def run(
@@ -101,6 +104,7 @@ class Session:
                 if any(reasons.values()) and not self.ending.is_set():
                     self.ended_by = next(reason for reason, holds in reasons.items() if holds)
                     self.ending.set()
+                    self._note_loss()
                     if feed is None:  # else it ends by itself
                         self.receiver.drain()
                 if consumer.done():
@@ -129,6 +133,12 @@ class Session:
         elif stats.placed != self._placed:
             self._placed, self._last_growth = stats.placed, stats.seconds
 
+    def _note_loss(self) -> None:
+        """Remember the loss up to now, if the senders go on: then all chunks under construction will lack heaps."""
+        stats = self.receiver.stats()
+        if stats.seconds - self._last_growth < _SILENCE:
+            self._loss_when_ended = loss(stats)
+
     def moment(self) -> Moment:
         """See what has happened in the last seconds."""
         now, stats = time.monotonic(), self.receiver.stats()
@@ -140,7 +150,8 @@ class Session:
 
     def total(self) -> Moment:
         """See what has happened altogether, in the time that heaps came."""
-        return Moment(self.receiver.layout, self.receiver.stats(), None, self._last_growth - self._last_without)
+        seconds = self._last_growth - self._last_without
+        return Moment(self.receiver.layout, self.receiver.stats(), None, seconds, self._loss_when_ended)
 
 
 @contextlib.contextmanager
@@ -178,7 +189,7 @@ def conclude(
         click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
     else:
         console.print(Account(total, all_sources=all_sources))
-    lost = 100 * (loss(total.stats) or 0)
+    lost = 100 * (loss(total.stats) or 0 if total.loss_when_ended is None else total.loss_when_ended)
     if max_loss is not None and lost > max_loss:
         click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
         return 1
