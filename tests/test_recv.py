@@ -220,6 +220,8 @@ def test_port_in_use(layout):  # noqa: F811
         (["127.0.0.1:1", "--tolerance=soon"], "'soon' is neither a time"),
         (["127.0.0.1:1", "--window=2", "--tolerance=64MiB"], "says the same as window"),
         (["127.0.0.1:1", "--flush-after=0"], "0.0 is not in the range x>0"),
+        (["127.0.0.1:1", "--seconds=nan"], "nan is not a finite number"),
+        (["127.0.0.1:1", "--fill=1.5"], "fill: 1.5"),
         (["127.0.0.1:1", "--interface=nowhere"], "nowhere"),
         (["127.0.0.1:1", "--user-data=pol=1"], "'pol' is not a field that the layout reads"),
         (["127.0.0.1:1", "--history=/nowhere/run.json"], "/nowhere/run.json: No such file"),

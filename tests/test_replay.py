@@ -191,7 +191,7 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["text.txt"], "text.txt is not a pcap or pcapng file"),
         (["empty"], "empty is empty"),
         (["a.pcap", "--pace=0"], "0.0 is not in the range x>0"),
-        (["a.pcap", "--pace=inf"], "--pace is inf: wanted a finite number"),
+        (["a.pcap", "--pace=inf"], "'--pace': inf is not a finite number"),
         (["a.pcap", "--threads=2"], "--threads 2 need as many endpoints of --to"),
         (["a.pcap", "--to=localhost:7148"], "'localhost'"),
         (["a.pcap", "--to=nowhere"], "'nowhere' is none: wanted host:port"),

@@ -160,7 +160,7 @@ def test_terminal(layout, sink, columns):  # noqa: F811
         (["127.0.0.1:1", "--rate=1", "--real-time"], "--rate and --real-time both say how fast"),
         (["127.0.0.1:1", "--real-time", "--set", "time.tick_rate=0"], "tick_rate"),
         (["127.0.0.1:1", "--chunks=1", "--seconds=1"], "--chunks and --seconds both say how much"),
-        (["127.0.0.1:1", "--rate=nan"], "--rate is nan: wanted a finite number"),
+        (["127.0.0.1:1", "--rate=nan"], "'--rate': nan is not a finite number"),
         (["127.0.0.1:1", "--loss=2"], "2.0 is not in the range 0<=x<=1"),
         (["127.0.0.1:1", "--first-timestamp=5"], "first_timestamp: 5 must be a multiple"),
         (["127.0.0.1:1", "--jitter=5"], "timestamp_jitter: 5"),

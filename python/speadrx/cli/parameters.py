@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ def read_integers(context: click.Context, parameter: click.Parameter, text: str 
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} are not integers with commas between them, such as 2,3") from None
+
+
+def read_finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse what is no number, or without end; `click.FloatRange` does not."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def read_number(context: click.Context, parameter: click.Parameter, text: str | None) -> complex | None:

@@ -16,6 +16,7 @@ from .parameters import (
     Tolerance,
     UnusableError,
     read_assignments,
+    read_finite,
     read_number,
     read_tolerance,
     user_data_by_thread,
@@ -72,6 +73,7 @@ _OPTIONS = [
     click.option(
         "--max-loss",
         type=click.FloatRange(0, 100),
+        callback=read_finite,
         metavar="PERCENT",
         help="Exit with 1 if more heaps are missing, chunks that are cut short at the end left out.  [default: 100]",
     ),
@@ -137,5 +139,5 @@ def usable() -> Iterator[None]:
 def describe_receiver(receiver: Receiver, where: str) -> str:
     """Say what is received, and with how much memory."""
     name, size = receiver.layout.declaration.name or "heaps", receiver.layout.chunk_bytes / 2**20
-    chunks = f"{receiver.window} of {len(receiver.pool)} chunks of {size:.3g} MiB"
-    return f"Receiving {name} from {where}: {chunks} under construction."
+    chunks = f"chunks of {size:.3g} MiB, {receiver.window} at a time, {len(receiver.pool)} in all"
+    return f"Receiving {name} from {where}: {chunks}."

@@ -13,7 +13,7 @@ from speadrx.layout import DeclarativeLayout
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import describe, read_endpoints, read_integers, read_size
+from .parameters import describe, read_endpoints, read_finite, read_integers, read_size
 from .receiving import describe_receiver, make_receiver, receiver_options
 from .session import Session, conclude, lines, live
 from .tables import printable
@@ -31,10 +31,16 @@ from .tables import printable
 @click.option(
     "--flush-after",
     type=click.FloatRange(min=0, min_open=True),
+    callback=read_finite,
     metavar="SECONDS",
     help="Silence after which the chunks under construction are handed over.  [default: none is too long]",
 )
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="End after so long.  [default: never]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=read_finite,
+    help="End after so long.  [default: never]",
+)
 @click.option(
     "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks have come out.  [default: never]"
 )
@@ -42,6 +48,7 @@ from .tables import printable
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
+    callback=read_finite,
     default=1.0,
     show_default=True,
     help="Seconds between lines, where there is no terminal for a live view.",

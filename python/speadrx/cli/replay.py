@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import math
 import os
 import pathlib
 import threading
@@ -25,7 +24,7 @@ from speadrx.settings import deal
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import UnusableError, read_endpoints
+from .parameters import UnusableError, read_endpoints, read_finite
 from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, receiver_options, usable
 from .session import Session, conclude
@@ -187,6 +186,7 @@ def _show_capture(console: Console, feeder: _Feeder, pace: float | None) -> None
 @click.option(
     "--pace",
     type=click.FloatRange(min=0, min_open=True),
+    callback=read_finite,
     metavar="FACTOR",
     help="How many times faster than recorded.  [default: as fast as possible]",
 )
@@ -221,8 +221,6 @@ def replay(
     were missing than --max-loss, or the account does not add up; 2 if the options or the file cannot be used, also
     if it turns out to be damaged in the midst (then after the account of what is before).
     """
-    if pace is not None and not math.isfinite(pace):
-        raise click.UsageError(f"--pace is {pace}: wanted a finite number")
     if threads > 1 and len(endpoints) < threads:
         raise click.UsageError(f"--threads {threads} need as many endpoints of --to, by which packets are dealt out")
     feeder = None

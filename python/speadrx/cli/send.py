@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from speadrx.layout import DeclarativeLayout
+from speadrx.pacing import Clock
 from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, Truth, UdpSink, VirtualClock, WallClock
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import UnusableError, describe, read_assignments, read_endpoints
+from .parameters import UnusableError, describe, read_assignments, read_endpoints, read_finite
 from .progress import PolledProgress
 from .tables import Format, Rows, exact, printable, table_of
 
@@ -125,7 +125,7 @@ def _run(
 
 
 def _open_sink(
-    endpoints: list[tuple[str, int]], pcap: str | None, clock: VirtualClock | None, interface: str | None, ttl: int
+    endpoints: list[tuple[str, int]], pcap: str | None, clock: Clock | None, interface: str | None, ttl: int
 ) -> UdpSink | PcapSink:
     try:
         if pcap is None:
@@ -168,9 +168,6 @@ def _check(
         raise click.UsageError("--real-time needs the layout's time.tick_rate: give it with --set time.tick_rate=HZ")
     if pcap is not None and amounts["--seconds"] is not None and rate is None and not real_time:
         raise click.UsageError("--seconds of a file need --rate or --real-time, which say what a second holds")
-    for name, value in {"--rate": rate, "--seconds": amounts["--seconds"]}.items():
-        if value is not None and not math.isfinite(value):
-            raise click.UsageError(f"{name} is {value}: wanted a finite number")
 
 
 def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -212,11 +209,13 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
+    callback=read_finite,
     help="Send for so long, and then to the end of the chunk.  [default: no end]",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
+    callback=read_finite,
     help="Rate in Gb/s of UDP payload, SPEAD headers included.  [default: as fast as possible]",
 )
 @click.option("--real-time", is_flag=True, help="As fast as the timestamps say; needs the layout's tick_rate.")
@@ -296,13 +295,13 @@ def send(
     _check(layout, endpoints, pcap, amounts, rate, real_time)
     if as_json and truth_path == "-":
         raise click.UsageError("--truth - and --json both print to standard output; the latter has the truth in it")
-    late_by = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
+    faults["late_by"] = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
     try:
         simulator = Simulator(
             layout,
             seed=seed,
             first_timestamp=first_timestamp,
-            faults=Faults(late_by=late_by, garbage_kinds=garbage_kinds or None, **faults),
+            faults=Faults(garbage_kinds=garbage_kinds or None, **faults),
             user_data=dict(user_data),
             timestamp_jitter=jitter,
             flavour=spead2.Flavour(4, 64, int(address_bits), 0),
@@ -310,14 +309,14 @@ def send(
         )
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
-    paced = any(value is not None for value in pace.values())
-    clock = None if not paced else WallClock() if pcap is None else VirtualClock()
-    virtual = clock if isinstance(clock, VirtualClock) else None
+    clock: WallClock | VirtualClock | None = None
+    if rate is not None or real_time:
+        clock = WallClock() if pcap is None else VirtualClock()
     console = Console(highlight=False, stderr=truth_path == "-", quiet=as_json)
     where = pcap or describe(endpoints)
     with contextlib.ExitStack() as stack:
         truth_file = stack.enter_context(_open_truth(truth_path))
-        sink = _open_sink(endpoints, pcap, virtual, interface, ttl)
+        sink = _open_sink(endpoints, pcap, clock, interface, ttl)
         stack.enter_context(sink)
         if chunks is not None:
             batches = chunks * layout.chunk_batches
