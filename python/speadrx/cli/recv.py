@@ -69,7 +69,7 @@ def recv(
     all_sources: bool,
     **options: Any,
 ) -> None:
-    """Receive heaps of a layout from UDP ENDPOINTS, and account for every one.
+    """Receive from UDP ENDPOINTS, and account for every heap.
 
     ENDPOINTS are addresses of this machine or multicast groups, such as 239.1.2.3+7:7148 or :7148. In a terminal
     there is a live view, worst source first; else a line after each --interval. Nothing is kept of the data.

@@ -212,7 +212,9 @@ def replay(
     all_sources: bool,
     **options: Any,
 ) -> None:
-    """Receive the heaps in a capture FILE (pcap, pcapng), and account for every one.
+    """Receive what is in a capture FILE, and account for every heap.
+
+    The file is pcap or pcapng; of other link layers than Ethernet, too.
 
     As fast as possible no heap is lost here: reading waits for the receiver. With --pace, packets come at the times at
     which they were recorded.
