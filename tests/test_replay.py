@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import struct
 
 import pytest
 
@@ -87,6 +88,21 @@ def test_truncated_file(tmp_path, layout):  # noqa: F811
     account = replay(layout, path)
     assert account["present"] == truth["packets"] - 1
     assert account["capture"]["truncated"]
+
+
+def test_raw_ip(tmp_path, layout):  # noqa: F811
+    """As from an interface without Ethernet, which spead2's own reader refuses."""
+    path, truth = capture(tmp_path, layout, "--chunks=4")
+    data = path.read_bytes()
+    raw = bytearray(data[:20] + struct.pack("<I", 101))
+    position = 24
+    while position < len(data):
+        seconds, microseconds, captured, length = struct.unpack_from("<IIII", data, position)
+        frame = data[position + 16 : position + 16 + captured]
+        raw += struct.pack("<IIII", seconds, microseconds, captured - 14, length - 14) + frame[14:]
+        position += 16 + captured
+    path.write_bytes(raw)
+    assert_agrees(replay(layout, path), truth)
 
 
 def test_damaged_file(tmp_path, layout):  # noqa: F811

@@ -391,7 +391,7 @@ def _pcap_end(path: str, data: mmap.mmap) -> int:
     return position if position >= len(data) else position + header.size
 
 
-def check_pcap(path: str) -> None:
+def _check_pcap(path: str) -> None:
     """Check a pcap file from end to end, since spead2 tries for ever to read on in a truncated one."""
     try:
         status = os.stat(path)
@@ -419,7 +419,7 @@ def check_pcap(path: str) -> None:
 def _add_pcap(stream: Any, path: str) -> None:
     if not hasattr(stream, "add_udp_pcap_file_reader"):
         raise RuntimeError(f"src: cannot read {path}: this spead2 was built without pcap support")
-    check_pcap(path)
+    _check_pcap(path)
     try:
         stream.add_udp_pcap_file_reader(path)
     except RuntimeError as exc:

@@ -18,7 +18,6 @@ from rich.console import Console
 from speadrx.capture import Capture, read_datagrams
 from speadrx.layout import DeclarativeLayout
 from speadrx.pacing import WallClock
-from speadrx.readers import check_pcap
 from speadrx.receiver import Receiver
 from speadrx.settings import deal
 
@@ -148,13 +147,18 @@ class _Feeder:
         }
 
 
-def _spead2_reads(path: str) -> bool:
-    """Whether spead2 can read a capture itself, which is faster: from its beginning to its end."""
-    try:
-        check_pcap(path)
-    except (OSError, ValueError):
-        return False
-    return True
+def _open(
+    layout: DeclarativeLayout, path: str, endpoints: list[tuple[str, int]], pace: float | None, **options: Any
+) -> tuple[Receiver, _Feeder | None]:
+    """Make the receiver, and what feeds it unless spead2 reads the file itself, which is faster."""
+    if pace is None and not endpoints:
+        # Of files that spead2 cannot read (damaged, of other link layers, pipes) something may be read all the same.
+        with contextlib.suppress(UnusableError):
+            return make_receiver(layout, path, **options), None
+    queues = [spead2.InprocQueue() for _ in range(options["threads"])]
+    with usable():
+        feeder = _Feeder(read_datagrams(path), queues, endpoints, pace)
+    return make_receiver(layout, queues, **options), feeder
 
 
 def _position_of(path: str) -> int:
@@ -225,16 +229,11 @@ def replay(
     """
     if threads > 1 and len(endpoints) < threads:
         raise click.UsageError(f"--threads {threads} need as many endpoints of --to, by which packets are dealt out")
-    feeder = None
-    sources: Any = path
-    if pace is not None or endpoints or not _spead2_reads(path):
-        sources = [spead2.InprocQueue() for _ in range(threads)]
-        with usable():
-            feeder = _Feeder(read_datagrams(path), sources, endpoints, pace)
     console = Console(highlight=False, quiet=as_json)
     with interruptible() as interrupted:
-        session = Session(make_receiver(layout, sources, threads=threads, **options), history)
-        console.print(printable(describe_receiver(session.receiver, path)))
+        receiver, feeder = _open(layout, path, endpoints, pace, threads=threads, **options)
+        session = Session(receiver, history)
+        console.print(printable(describe_receiver(receiver, path)))
         _run(session, interrupted, feeder, path)
     about = {"file": path, "pace": pace, "capture": None if feeder is None else feeder.report()}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
