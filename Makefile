@@ -38,7 +38,7 @@ SOAK_SECONDS ?= 600
 PACKETS ?= 1000000
 
 .PHONY: help demo test test-rust test-python test-system faults fuzz fuzz-short sanitize sanitize-rust sanitize-threads \
-    sanitize-wire soak lint bench wheel build clean preflight
+    sanitize-wire soak screens lint bench wheel build clean preflight
 
 help: ## List the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [ARGS=...]"
@@ -182,6 +182,9 @@ faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they 
 	STRICT='$(STRICT)' $(BIN)/python -m pytest -m fault --fault-results "$$results" $(ARGS) || status=$$?
 	$(BIN)/python tests/fault_table.py "$$results" --cargo "$$cargo_output"
 	exit $$status
+
+screens: $(VENV)/.extra-test ## Run every command in terminals, and write what they show into doc/screens.md
+	@$(BIN)/python tests/screens.py
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	@set -x

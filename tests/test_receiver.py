@@ -111,6 +111,9 @@ def assert_accounts(receiver, truths, consumer):
     assert stats.too_old == 0
     assert (stats.first_timestamp, stats.last_timestamp) == (consumer.timestamps[0], consumer.timestamps[-1])
     assert stats.chunks == len(consumer.timestamps)
+    assert stats.packets == sum(truth.decodable_packets for truth in truths)
+    # Those that were rejected are among them, where garbage is too short.
+    assert sum(total("incomplete")) <= stats.incomplete <= sum(total("incomplete")) + sum(stats.rejected.values())
     assert stats.seconds > 0
     assert json.loads(json.dumps(dataclasses.asdict(stats))) == dataclasses.asdict(stats)
 
@@ -188,6 +191,7 @@ def test_one_pair(udp_port):
         receiver.drain()
         consumer.wait()
     assert consumer.timestamps == [0]
+    assert (receiver.stats().packets, receiver.stats().incomplete) == (32, 0)
 
 
 def test_packets_of_a_heap_in_any_order(tmp_path):

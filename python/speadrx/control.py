@@ -53,6 +53,8 @@ class ControlHeaps:
         self._queues: list[spead2.InprocQueue] = []
         self._lock = threading.RLock()  # a signal handler may flush too
         self._sent = 0
+        #: How many were sent by the end of each lot that lacked its payload.
+        self._lacking: list[int] = []
 
     def post(self, streams: Sequence[Any], *, complete: bool) -> int:
         """Give control heaps to streams, which pass on all their chunks; wait for nothing.
@@ -81,7 +83,19 @@ class ControlHeaps:
                 queue.add_packet(self._packet(flush, b"\0" if complete else b""))
                 queue.add_packet(self._packet(done, b"\0"))
             self._sent += len(self._queues)
+            if not complete:
+                self._lacking.append(self._sent)
             return self._sent
+
+    def counted(self, done: int) -> tuple[int, int]:
+        """How many packets, and incomplete heaps, of spead2's counts are of control heaps.
+
+        Parameters
+        ----------
+        done
+            How many control heaps the streams have done with. Incomplete ones are counted once they have stopped.
+        """
+        return 2 * done, len(self._queues) * sum(sent <= done for sent in self._lacking)
 
     def _packet(self, value: int, payload: bytes) -> bytes:
         items = {

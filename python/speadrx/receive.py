@@ -100,7 +100,7 @@ class ChunkIterator:
                     # The C++ method, since that of an asyncio ring is a coroutine.
                     self._take(hand, spead2.recv.ChunkRingbuffer.get)
                 except spead2.Stopped:
-                    self._source._close_sockets()
+                    self._source.stop()  # it has ended, but its thread may not have counted all yet
                     raise StopIteration from None
         if hand.incomplete and self._fill is not None:
             self._fill(hand.chunk)  # after an interrupt once more, which changes nothing
@@ -122,7 +122,7 @@ class ChunkIterator:
                     self._take(hand, spead2.recv.ChunkRingbuffer.get_nowait)
                 continue
             except spead2.Stopped:
-                self._source._close_sockets()
+                self._source.stop()
                 raise StopAsyncIteration from None
             except spead2.Empty:
                 pass

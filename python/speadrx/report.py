@@ -72,9 +72,9 @@ class ReceiverStats:
     unfinished: int
     #: Packets that the kernel dropped because a socket's buffer was full.
     kernel_drops: int
-    #: Packets that spead2 has taken.
+    #: Packets that spead2 has taken, without those by which it is flushed or drained.
     packets: int
-    #: Heaps of which spead2 lacked packets; rejected and too old ones are among them.
+    #: Heaps of which spead2 lacked packets in the end; rejected and too old ones are among them.
     incomplete: int
     #: How often time began anew.
     restarts: int
@@ -102,6 +102,10 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     def total(name: str) -> int:
         return sum(part[name] for part in stats)
 
+    assert stream._core is not None
+    assert stream._control is not None
+    packets, incomplete = total("packets"), total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
+    own_packets, own_incomplete = stream._control.counted(stream._core.done)
     present, expected = sum(counts.present), counts.expected * len(counts.present)
     too_old = total("too_old_heaps")
     # The last column is of those whose source is unknown.
@@ -130,8 +134,8 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
         too_old=too_old,
         unfinished=max(ledger.placed - present - ledger.duplicates - too_old, 0),
         kernel_drops=stream.kernel_drops(),
-        packets=total("packets"),
-        incomplete=total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed"),
+        packets=max(packets - own_packets, 0),
+        incomplete=max(incomplete - (own_incomplete if stream._stopped else 0), 0),
         restarts=counts.restarts,
         epoch_gap_heaps=account.epoch_gap_heaps,
         late_batches=ledger.late_batches.tolist(),
