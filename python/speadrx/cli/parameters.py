@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import click
@@ -19,6 +19,17 @@ _BYTES = {"B": 1} | {
 }
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+
+
+#: What the library calls an option, where that is not its own name.
+_LIBRARY_NAMES = {
+    "chunks": "pool",
+    "tolerance_seconds": "tolerance",
+    "tolerance_bytes": "tolerance",
+    "timestamp_jitter": "jitter",
+    "max_packet_size": "packet_bytes",
+    "src": "endpoints",
+}
 
 
 class UnusableError(click.ClickException):
@@ -125,3 +136,17 @@ def describe(endpoints: list[tuple[str, int]]) -> str:
     host, port = endpoints[0]
     first = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return first if len(endpoints) == 1 else f"{first} and {len(endpoints) - 1} more"
+
+
+@contextlib.contextmanager
+def naming_options() -> Iterator[None]:
+    """Turn errors of the library into those of the command, for the option whose name the message starts with."""
+    try:
+        yield
+    except (ValueError, TypeError, MemoryError) as exc:
+        field, _, problem = str(exc).partition(": ")
+        name = field.partition("[")[0]
+        for parameter in click.get_current_context().command.params:
+            if parameter.name == _LIBRARY_NAMES.get(name, name):
+                raise click.BadParameter(problem if name == field else str(exc), param=parameter) from None
+        raise click.UsageError(str(exc)) from None

@@ -15,6 +15,7 @@ from speadrx.receiver import Receiver
 from .parameters import (
     Tolerance,
     UnusableError,
+    naming_options,
     read_assignments,
     read_finite,
     read_number,
@@ -129,9 +130,8 @@ def usable() -> Iterator[None]:
     """End the command with exit code 2, and a message, if what it was given cannot be used."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        yield
-    except (ValueError, TypeError, MemoryError) as exc:
-        raise UnusableError(str(exc)) from None
+        with naming_options():
+            yield
     except OSError as exc:
         raise UnusableError(str(exc)) from None
 

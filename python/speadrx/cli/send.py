@@ -22,7 +22,7 @@ from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, Truth, 
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import UnusableError, describe, read_assignments, read_endpoints, read_finite
+from .parameters import UnusableError, describe, naming_options, read_assignments, read_endpoints, read_finite
 from .progress import PolledProgress
 from .tables import Format, Rows, exact, printable, table_of
 
@@ -128,11 +128,10 @@ def _open_sink(
     endpoints: list[tuple[str, int]], pcap: str | None, clock: Clock | None, interface: str | None, ttl: int
 ) -> UdpSink | PcapSink:
     try:
-        if pcap is None:
-            return UdpSink(endpoints, interface=interface, ttl=ttl)
-        return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
+        with naming_options():
+            if pcap is None:
+                return UdpSink(endpoints, interface=interface, ttl=ttl)
+            return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
     except OSError as exc:
         raise click.BadParameter(f"{pcap}: {exc.strerror or exc}", param_hint="--pcap") from None
 
@@ -296,7 +295,7 @@ def send(
     if as_json and truth_path == "-":
         raise click.UsageError("--truth - and --json both print to standard output; the latter has the truth in it")
     faults["late_by"] = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
-    try:
+    with naming_options():
         simulator = Simulator(
             layout,
             seed=seed,
@@ -307,8 +306,6 @@ def send(
             flavour=spead2.Flavour(4, 64, int(address_bits), 0),
             max_packet_size=packet_bytes,
         )
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
     clock: WallClock | VirtualClock | None = None
     if rate is not None or real_time:
         clock = WallClock() if pcap is None else VirtualClock()

@@ -1,0 +1,223 @@
+"""Bad values of every option and argument of every command: exit code 2, and a message that names both."""
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+import click
+from click.testing import CliRunner
+
+from screens import ARRAY
+from speadrx.cli.group import COMMANDS, group
+from speadrx.simulate import PcapSink, Simulator
+
+SEND = "send -l array.toml 127.0.0.1:7148 --batches 1"
+RECV = "recv -l array.toml 127.0.0.1:7148 --seconds 0.1"
+REPLAY = "replay capture.pcap -l array.toml"
+BEAM = "meerkat-tied-array-channelised-voltage"
+
+#: By command and option (or argument): what is typed, and what the message has beside the option's name.
+CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
+    "demo": {
+        "--seconds": [("demo --seconds 0", ["0"]), ("demo --seconds x", ["'x'"])],
+        "--rate": [("demo --rate -1", ["-1"])],
+        "--seed": [("demo --seed x", ["'x'"])],
+    },
+    "recv": {
+        "ENDPOINTS": [
+            ("recv -l array.toml", ["Missing"]),
+            ("recv -l array.toml localhost", ["'localhost'", "host:port"]),
+            ("recv -l array.toml 127.0.0.1:99999", ["99999", "1 to 65535"]),
+        ],
+        "--layout": [
+            ("recv 127.0.0.1:7148", ["Missing"]),
+            ("recv -l aray.toml 127.0.0.1:7148", ["aray.toml"]),
+            ("recv -l bad.toml 127.0.0.1:7148", ["bad.toml", "heap_bytes", "0"]),
+            ("recv -l meerkat-digitizer 127.0.0.1:7148", ["meerkat-digitizer", "meerkat-digitiser"]),
+        ],
+        "--set": [
+            (f"{RECV} --set time.batches=0", ["time.batches", "0"]),
+            (f"{RECV} --set time.batchs=8", ["batchs", "batches"]),
+            (f"{RECV} --set axes.antena.size=8", ["antena", "antenna"]),
+            (f"{RECV} --set time.batches", ["time.batches", "="]),
+        ],
+        "--interface": [(f"{RECV} --interface 203.0.113.1", ["203.0.113.1"]), (f"{RECV} --interface lo", ["'lo'"])],
+        "--affinity": [(f"{RECV} --affinity 4096", ["4096"]), (f"{RECV} --affinity x", ["'x'"])],
+        "--buffer": [(f"{RECV} --buffer many", ["'many'"]), (f"{RECV} --buffer -1", ["-1"])],
+        "--flush-after": [(f"{RECV} --flush-after 0", ["0"]), (f"{RECV} --flush-after x", ["'x'"])],
+        "--seconds": [(f"{RECV} --seconds 0", ["0"])],
+        "--chunks": [(f"{RECV} --chunks 0", ["0"])],
+        "--metrics-port": [(f"{RECV} --metrics-port 65536", ["65536"])],
+        "--interval": [(f"{RECV} --interval 0", ["0"])],
+        "--threads": [(f"{RECV} --threads 0", ["0"]), (f"{RECV} --threads 2", ["2"])],
+        "--window": [(f"{RECV} --window 0", ["0"])],
+        "--tolerance": [
+            (f"{RECV} --tolerance soon", ["'soon'"]),
+            (f"{RECV} --tolerance -1s", ["-1s"]),
+            (f"{RECV} --window 2 --tolerance 1s", ["1.0", "window, 2"]),
+        ],
+        "--pool": [(f"{RECV} --window 4 --pool 4", ["4"]), (f"{RECV} --pool 1000000000000", ["1000000000000"])],
+        "--max-jump": [(f"{RECV} --max-jump -1", ["-1"])],
+        "--user-data": [(f"{RECV} --user-data pol", ["pol"]), (f"{RECV} --user-data pol=1", ["pol"])],
+        "--fill": [(f"{RECV} --fill 70000", ["70000", "int16"]), (f"{RECV} --fill x", ["'x'"])],
+        "--history": [(f"{RECV} --history /nonexistent/run.json", ["/nonexistent/run.json"])],
+        "--max-loss": [(f"{RECV} --max-loss 101", ["101"])],
+    },
+    "send": {
+        "DEST": [
+            ("send -l array.toml --batches 1", ["--pcap"]),
+            ("send -l array.toml 127.0.0.1 --batches 1", ["'127.0.0.1'", "host:port"]),
+        ],
+        "--layout": [("send 127.0.0.1:7148", ["Missing"]), ("send -l no.toml 127.0.0.1:7148", ["no.toml"])],
+        "--set": [(f"{SEND} --set heap_bytes=x", ["heap_bytes", "x"])],
+        "--pcap": [("send -l array.toml --pcap /nonexistent/x.pcap --batches 1", ["/nonexistent/x.pcap"])],
+        "--interface": [("send -l array.toml 239.1.2.3:7148 --batches 1 --interface nowhere", ["'nowhere'"])],
+        "--ttl": [(f"{SEND} --ttl 256", ["256"])],
+        "--batches": [(f"{SEND} --batches 0", ["0"])],
+        "--chunks": [(f"{SEND} --chunks -1", ["-1"])],
+        "--seconds": [(f"{SEND} --seconds 0", ["0"])],
+        "--rate": [(f"{SEND} --rate 0", ["0"]), (f"{SEND} --rate fast", ["'fast'"])],
+        "--loss": [(f"{SEND} --loss 1.5", ["1.5"])],
+        "--packet-loss": [(f"{SEND} --packet-loss -0.1", ["-0.1"])],
+        "--reorder": [(f"{SEND} --reorder -1", ["-1"])],
+        "--packet-reorder": [(f"{SEND} --packet-reorder 0.5", ["'0.5'"])],
+        "--late": [(f"{SEND} --late 2", ["2"])],
+        "--late-by": [(f"{SEND} --late-by -1", ["-1"])],
+        "--duplicate": [(f"{SEND} --duplicate 1.01", ["1.01"])],
+        "--garbage": [(f"{SEND} --garbage x", ["'x'"])],
+        "--garbage-kind": [(f"{SEND} --garbage-kind rubbish", ["'rubbish'", "timestamp"])],
+        "--seed": [(f"{SEND} --seed 1.5", ["'1.5'"])],
+        "--first-timestamp": [(f"{SEND} --first-timestamp 100", ["100", "512"])],
+        "--jitter": [(f"{SEND} --jitter 5", ["5", "mask"])],
+        "--user-data": [(f"send -l {BEAM} 127.0.0.1:7148 --batches 1 --user-data pol=2", ["pol", "2"])],
+        "--packet-bytes": [(f"{SEND} --packet-bytes 40", ["40"])],
+        "--address-bits": [(f"{SEND} --address-bits 32", ["'32'", "48"])],
+        "--truth": [(f"{SEND} --truth /nonexistent/truth.json", ["/nonexistent/truth.json"])],
+    },
+    "replay": {
+        "FILE": [
+            ("replay -l array.toml", ["Missing"]),
+            ("replay no.pcap -l array.toml", ["no.pcap"]),
+            ("replay array.toml -l array.toml", ["array.toml", "pcap"]),
+        ],
+        "--layout": [("replay capture.pcap", ["Missing"])],
+        "--set": [(f"{REPLAY} --set sources=beam", ["beam", "antenna"])],
+        "--pace": [(f"{REPLAY} --pace 0", ["0"]), (f"{REPLAY} --pace nan", ["nan"])],
+        "--to": [(f"{REPLAY} --to 239.1.2.3", ["'239.1.2.3'"])],
+        "--threads": [(f"{REPLAY} --threads 0", ["0"])],
+        "--window": [(f"{REPLAY} --window x", ["'x'"])],
+        "--tolerance": [(f"{REPLAY} --tolerance 5parsec", ["'5parsec'"])],
+        "--pool": [(f"{REPLAY} --pool 0", ["0"])],
+        "--max-jump": [(f"{REPLAY} --max-jump x", ["'x'"])],
+        "--user-data": [(f"{REPLAY} --user-data pol=x", ["pol"])],
+        "--fill": [(f"{REPLAY} --fill 0.5", ["0.5", "int16"])],
+        "--history": [(f"{REPLAY} --history /nonexistent/run.json", ["/nonexistent/run.json"])],
+        "--max-loss": [(f"{REPLAY} --max-loss -1", ["-1"])],
+    },
+    "inspect": {
+        "SOURCE": [
+            ("inspect", ["Missing"]),
+            ("inspect no.pcap", ["no.pcap"]),
+            ("inspect array.toml", ["array.toml", "pcap"]),
+            ("inspect 127.0.0.1:0", ["127.0.0.1:0", "1 to 65535"]),
+        ],
+        "--interface": [("inspect 239.1.2.3:7148 --interface nowhere", ["'nowhere'"])],
+        "--seconds": [("inspect 127.0.0.1:7148 --seconds 0", ["0"])],
+        "--packets": [("inspect 127.0.0.1:7148 --packets 0", ["0"])],
+        "--stream": [("inspect capture.pcap --stream 0", ["0"]), ("inspect capture.pcap --stream 2", ["2", "1"])],
+        "--output": [("inspect capture.pcap -o array.toml", ["array.toml", "--force"])],
+    },
+    "plot": {
+        "SOURCE": [
+            ("plot", ["Missing"]),
+            ("plot no.json", ["no.json"]),
+            ("plot array.toml", ["array.toml"]),
+            ("plot capture.pcap", ["capture.pcap", "layout"]),
+        ],
+        "--layout": [("plot capture.pcap -l no.toml", ["no.toml"])],
+        "--set": [("plot capture.pcap -l array.toml --set dtype=int17", ["dtype", "int17"])],
+        "--output": [("plot capture.pcap -l array.toml -o run.jpeg", ["run.jpeg", "png"])],
+        "--size": [("plot capture.pcap -l array.toml --size 800", ["'800'"])],
+    },
+    "doctor": {
+        "ENDPOINTS": [("doctor localhost", ["'localhost'", "host:port"])],
+        "--interface": [],  # a wrong one is what it is there to find
+        "--sender": [("doctor 127.0.0.1:7148 --sender somebody.invalid", ["somebody.invalid"])],
+        "--buffer": [("doctor 127.0.0.1:7148 --buffer -1", ["-1"])],
+        "--packet-size": [("doctor 127.0.0.1:7148 --packet-size 65508", ["65508"])],
+        "--layout": [("doctor -l no.toml", ["no.toml"])],
+        "--set": [("doctor -l array.toml --set time.step=0", ["time.step", "0"])],
+        "--affinity": [("doctor --affinity x", ["'x'"])],
+        "--listen": [("doctor 127.0.0.1:7148 --listen -1", ["-1"])],
+    },
+    "layout": {
+        "FILE|PRESET": [
+            ("layout", ["which layout?", "--list"]),
+            ("layout no.toml", ["no.toml"]),
+            ("layout bad.toml", ["bad.toml", "heap_bytes", "0", "at least 1"]),
+            ("layout broken.toml", ["broken.toml", "line 2"]),
+        ],
+        "--set": [("layout array.toml --set time.align=round", ["time.align", "round", "mask"])],
+        "--svg": [("layout array.toml --svg /nonexistent/x.svg", ["/nonexistent/x.svg"])],
+    },
+    "bench": {
+        "--layout": [("bench -l no.toml", ["no.toml"])],
+        "--set": [("bench -l array.toml --set x=1", ["x"])],
+        "--seconds": [("bench --seconds 0", ["0"])],
+        "--packet-bytes": [("bench --packet-bytes 0", ["0"])],
+    },
+    "top": {
+        "URL": [("top", ["Missing"])],
+        "--interval": [("top localhost:1 --interval -1", ["-1"]), ("top localhost:1 --interval 0", ["0"])],
+        "--sort": [("top localhost:1 --sort name", ["'name'", "loss"])],
+        "--sources": [("top localhost:1 --sources 0", ["0"])],
+    },
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "array.toml").write_text(ARRAY, "utf-8")
+    (tmp_path / "bad.toml").write_text(ARRAY.replace("heap_bytes = 1024", "heap_bytes = 0"), "utf-8")
+    (tmp_path / "broken.toml").write_text(ARRAY.replace('sources = "antenna"', "sources = antenna"), "utf-8")
+    from speadrx import Layout
+
+    with PcapSink("capture.pcap") as sink:
+        Simulator(Layout.from_toml("array.toml")).send(sink, batches=64)
+
+
+def long_name(parameter):
+    if isinstance(parameter, click.Argument):
+        return parameter.make_metavar(click.Context(group)).strip("[].")
+    return max(parameter.opts, key=len)
+
+
+def test_all_that_takes_a_value_is_there():
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        names = {long_name(p) for p in command.params if not getattr(p, "is_flag", False)}
+        assert set(CASES[name]) == names
+
+
+@pytest.mark.parametrize(
+    ("option", "line", "parts"),
+    [
+        pytest.param(option, line, parts, id=line)
+        for options in CASES.values()
+        for option, cases in options.items()
+        for line, parts in cases
+    ],
+)
+def test_bad_value(workplace, option, line, parts):
+    result = CliRunner().invoke(group, line.split(), env={"COLUMNS": "300"})
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    usage, _, message = result.stderr.partition("Error: ")
+    assert usage == "" or usage.startswith("Usage: ")
+    # A file or an endpoint says itself what it is, and so does a change of a layout.
+    assert option in message or not option.startswith("--") or option == "--set"
+    for part in parts:
+        assert part in message
