@@ -3,9 +3,11 @@
 import threading
 
 import pytest
+import spead2
 
 import speadrx.watch
 from loopback import wait_for
+from speadrx.simulate import InprocSink, Simulator
 
 
 @pytest.fixture
@@ -53,6 +55,22 @@ def test_empty_free_ring_is_said_once(looks, make, caplog):
     assert len(caplog.records) == 2
     stream.stop()
     assert not looks(stream)
+
+
+def test_chunks_that_are_still_allocated_are_not_missed(looks, make, caplog):
+    """Allocating some GB takes longer than a few looks, and nothing is wrong meanwhile; without any, heaps wait."""
+    stream = make(chunks=0)
+    for _ in range(5):
+        looks(stream)
+    assert not caplog.records
+    queue = spead2.InprocQueue()
+    stream.add_inproc_reader(queue)
+    Simulator(stream.layout).send(InprocSink(queue), batches=1)
+    wait_for(lambda: stream.ledger.snapshot().seen > 0)
+    for _ in range(3):
+        looks(stream)
+    assert "free_ringbuffer: stays empty" in caplog.text
+    stream.stop()
 
 
 @pytest.mark.fault(19)

@@ -31,6 +31,7 @@ class _Watched:
         self._placed = 0
         self._changed = time.monotonic()
         self._seen = -1
+        self._ready = False
         self._stuck: str | None = None
         self._said_stuck = False
         self._said_when = -math.inf
@@ -69,6 +70,10 @@ class _Watched:
 
     def _say_if_stuck(self, owner: Any, seen: int, now: float) -> None:
         """Say why nothing can go on: once, and again only if it has gone on meanwhile."""
+        # Large chunks take many seconds to allocate, while the stream is there already.
+        self._ready = self._ready or seen > 0 or owner.ledger is None or not owner.free_ringbuffer.empty()
+        if not self._ready:
+            return
         stuck = None
         if owner.free_ringbuffer.empty():
             stuck = (
