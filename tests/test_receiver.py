@@ -351,6 +351,62 @@ def test_start_that_fails_leaves_nothing(ports):
         urllib.request.urlopen(f"http://127.0.0.1:{receiver.metrics_port}/metrics", timeout=10)
 
 
+def test_start_that_failed_is_no_start(udp_port):
+    """Who tries again must not wait for chunks that cannot come, nor take their lack for the end."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", udp_port))
+        receiver = Receiver(LAYOUT, ("127.0.0.1", udp_port))
+        with pytest.raises(OSError, match="in use"):
+            receiver.start()
+    for again in (receiver.start, receiver.__enter__, lambda: iter(receiver)):
+        with pytest.raises(ValueError, match="has stopped, so it can receive nothing: wanted a new Receiver"):
+            again()
+
+
+def test_what_has_ended_is_not_started(udp_port):
+    """But its chunks can be taken still."""
+    receiver = Receiver(LAYOUT, ("127.0.0.1", udp_port), window=2)
+    with receiver, UdpSink([("127.0.0.1", udp_port)]) as sink:
+        simulate(sink, faults=Faults(), batches=32)
+        wait_for(lambda: receiver.stats().data_ring.chunks == 2)
+    with pytest.raises(ValueError, match="has stopped"), receiver:
+        pass
+    assert [chunk.timestamp for chunk in receiver] == [0, LAYOUT.chunk_timestamp_step]
+
+
+def test_metrics_port_that_is_taken(udp_port):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        receiver = Receiver(LAYOUT, ("127.0.0.1", udp_port), metrics_port=port)
+        with pytest.raises(OSError, match=f"metrics_port: cannot serve on port {port}: Address already in use"):
+            receiver.start()
+    assert receiver.metrics_port is None
+
+
+def test_metrics_end_with_the_receiver(udp_port):
+    """Also of one that nobody has stopped; but the loop over it may hold the last reference to what it receives."""
+    queue = spead2.InprocQueue()
+    simulate(InprocSink(queue), faults=Faults())
+    receiver = Receiver(LAYOUT, queue, metrics_port=0)
+    chunks = iter(receiver)
+    url = f"http://127.0.0.1:{receiver.metrics_port}/metrics"
+    del receiver
+    with next(chunks), urllib.request.urlopen(url, timeout=10) as reply:
+        assert reply.status == 200
+    del chunks
+
+    def refused():
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+        except OSError:
+            return True
+        return False
+
+    wait_for(refused)
+
+
 def test_leaving_the_block_stops(udp_port):
     with pytest.raises(RuntimeError, match="of the user"), Receiver(LAYOUT, ("127.0.0.1", udp_port)) as receiver:
         raise RuntimeError("of the user")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -153,6 +155,7 @@ class Receiver:
         self._wanted_port = metrics_port
         self._labels = settings.labels_of(labels)
         self._exporter: Any = None
+        self._port: int | None = None
         self._started: float | None = None
         self._ended: float | None = None
 
@@ -192,23 +195,33 @@ class Receiver:
         OSError
             If a socket cannot be bound, a group cannot be joined, or a file cannot be read. The message names it.
         """
+        if self._ended is not None:
+            raise ValueError("stream: has stopped, so it can receive nothing: wanted a new Receiver")
         if self._started is not None:
             return
-        if self._ended is not None:
-            raise ValueError("stream: has stopped, so it can receive nothing")
         self._started = time.monotonic()
         try:
             if self._wanted_port is not None:
-                from .collectors import Exporter
-
-                self._exporter = Exporter(tuple(self._labels))
-                self._exporter.add(self.stream, tuple(self._labels.values()))
-                self._port = self._exporter.serve(self._wanted_port)
+                self._serve(self._wanted_port)
             for stream, part in zip(self.stream._streams(), self._parts, strict=True):
                 self._add_readers(stream, part)
         except BaseException:
+            self._started = None
             self.stop()
             raise
+
+    def _serve(self, port: int) -> None:
+        from .collectors import Exporter
+
+        self._exporter = exporter = Exporter(tuple(self._labels))
+        exporter.add(self.stream, tuple(self._labels.values()))
+        try:
+            self._port = exporter.serve(port)
+        except OSError as exc:
+            raise OSError(exc.errno, f"metrics_port: cannot serve on port {port}: {exc.strerror}") from exc
+        # Where nobody stops it; the stream, not this object, is what an iterator holds. The collector may run in the
+        # exporter's own thread, which cannot wait for itself.
+        weakref.finalize(self.stream, _thread.start_new_thread, exporter.close, ()).atexit = False
 
     def _add_readers(self, stream: Any, part: list[Any]) -> None:
         endpoints = []
@@ -255,7 +268,7 @@ class Receiver:
     @property
     def metrics_port(self) -> int | None:
         """Port on which metrics are served; None if they are not."""
-        return None if self._exporter is None else self._port
+        return self._port
 
     def stats(self) -> ReceiverStats:
         """What was received so far; at any time, from any thread, also when it has stopped."""
@@ -263,12 +276,16 @@ class Receiver:
         return report(self.stream, self.accounting, 0.0 if self._started is None else now - self._started)
 
     def __iter__(self) -> ChunkIterator:
-        self.start()
+        self._start_once()
         return iter(self._chunks)
 
     def __aiter__(self) -> ChunkIterator:
-        self.start()
+        self._start_once()
         return aiter(self._chunks)
+
+    def _start_once(self) -> None:
+        if self._started is None:  # else there may be chunks left, though it has been stopped
+            self.start()
 
     def __enter__(self) -> Self:
         self.start()
