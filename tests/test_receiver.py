@@ -480,11 +480,21 @@ def test_defaults(udp_port):
             [[("10.0.0.1", 1), ("10.0.0.2", 1), ("10.0.0.3", 1)], [("10.0.0.4", 1), ("10.0.0.5", 1)]],
         ),
         ([["a", 1], ("b", 2)], 2, [[("a", 1)], [("b", 2)]]),
+        (["a", np.int64(1)], 1, [[("a", 1)]]),
+        (("a", "1"), 1, [[("a", 1)]]),
+        (" a:1, b:2 ", 1, [[("a", 1), ("b", 2)]]),
         (["dir/a:1.pcap", "b.pcap"], 2, [["dir/a:1.pcap"], ["b.pcap"]]),
     ],
 )
 def test_sources_are_dealt_out_in_order(sources, threads, parts):
     assert settings.deal(settings.read_sources(sources), threads) == parts
+
+
+def test_file_with_a_colon_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "12:30").touch()
+    assert settings.read_sources("12:30") == ["12:30"]
+    assert settings.read_sources("12:31") == [("12", 31)]
 
 
 def test_missing_file(tmp_path):

@@ -146,8 +146,11 @@ class Receiver:
         if not isinstance(layout, DeclarativeLayout):
             raise TypeError(f"layout: given {layout!r}, but wanted a declarative layout, such as speadrx.Layout(...)")
         self.layout = layout
+        settings.check_options(stream_options)
         check_integer("threads", threads, 1)
         self._parts = settings.deal(settings.read_sources(sources), threads)
+        tolerance = (window, tolerance_seconds, tolerance_bytes)
+        settings.check_files(self._parts, tolerance=any(value is not None for value in tolerance))
         self._interface = interface
         self._buffer = settings.DEFAULT_BUFFER if buffer is None else check_integer("buffer", buffer, 0)
         if metrics_port is not None:
@@ -160,7 +163,7 @@ class Receiver:
         self._ended: float | None = None
 
         processors = settings.processors_of(affinity, threads)
-        self.window = settings.window_of(layout, window, tolerance_seconds, tolerance_bytes)
+        self.window = settings.window_of(layout, *tolerance)
         active = self.window + (threads > 1)
         n_chunks = settings.chunks_of(chunks, active)
         check_available(f"chunks: {n_chunks} of {layout.chunk_bytes:,} bytes each", n_chunks * layout.chunk_bytes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,8 @@ DEFAULT_BUFFER = 2**26
 # Bounds of the heaps that spead2 has in hand at a time.
 _LEAST_HEAPS, _MOST_HEAPS = 16, 8192
 
-_LOOKS_LIKE_ENDPOINTS = re.compile(r"[^/]*:[0-9]+")
+# Options of `make_stream` that a receiver sets itself, though they are not among its own arguments.
+_TAKEN = ("max_active_chunks", "data_ringbuffer", "free_ringbuffer", "stream_stats", "spead_items", "max_heap_extra")
 
 
 def chunks_of(chunks: int | None, active: int) -> int:
@@ -54,33 +54,54 @@ def heaps_at_a_time(layout: DeclarativeLayout) -> int:
     return min(max(2 * layout.batch_heaps, _LEAST_HEAPS), _MOST_HEAPS)
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check that options of the stream are such that a receiver leaves to its user."""
+    for name in _TAKEN:
+        if name in options:
+            raise TypeError(f"{name}: given {options[name]!r}, but a Receiver makes that itself; see make_stream")
+    if options.get("explicit_start"):
+        raise ValueError("explicit_start: a Receiver opens its sockets when it is started, and receives from then on")
+
+
 def read_sources(sources: Any) -> list[Any]:
     """Make a list of endpoints (as pairs), paths and queues."""
-    if isinstance(sources, (os.PathLike, spead2.InprocQueue)):
-        return [sources]
-    if isinstance(sources, str):
-        if not _LOOKS_LIKE_ENDPOINTS.fullmatch(sources):
-            return [sources]
-        try:
-            return list(parse_endpoints(sources))
-        except ValueError as exc:
-            raise ValueError(f"sources: {exc}") from None
-    if isinstance(sources, tuple) and len(sources) == 2 and isinstance(sources[1], int):
-        return [sources]
-    if isinstance(sources, bytes) or not isinstance(sources, Iterable):
+    if isinstance(sources, (str, os.PathLike, spead2.InprocQueue)) or _is_pair(sources):
+        found = _read_source(sources)
+    elif isinstance(sources, (bytes, Mapping)) or not isinstance(sources, Iterable):
         raise TypeError(
             f"sources: given {sources!r}, but wanted endpoints as text or (host, port) pairs, the path of a pcap file, "
             "or in-process queues"
         )
-    found = []
-    for source in sources:
-        if isinstance(source, (str, os.PathLike, spead2.InprocQueue)):
-            found += read_sources(source)
-        elif isinstance(source, Sequence) and not isinstance(source, bytes) and len(source) == 2:
-            found.append(tuple(source))
-        else:
-            raise TypeError(f"sources: {source!r} is neither a (host, port) pair, a path nor an in-process queue")
+    else:
+        found = [one for source in sources for one in _read_source(source)]
+    if not found:
+        raise ValueError(f"sources: given {sources!r}, but wanted at least one")
     return found
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether it is a host with a port; a sequence of two sources is none."""
+    if not isinstance(source, Sequence) or isinstance(source, (str, bytes)) or len(source) != 2:
+        return False
+    host, port = source
+    return isinstance(host, str) and (isinstance(port, numbers.Integral) or (isinstance(port, str) and port.isdigit()))
+
+
+def _read_source(source: Any) -> list[Any]:
+    if _is_pair(source):
+        host, port = source
+        return [(host, int(port))]
+    if isinstance(source, (os.PathLike, spead2.InprocQueue)):
+        return [source]
+    if not isinstance(source, str):
+        raise TypeError(f"sources: {source!r} is neither a (host, port) pair, a path nor an in-process queue")
+    # A file may have a colon in its name.
+    if ":" not in source or "/" in source or os.path.exists(source):
+        return [source]
+    try:
+        return list(parse_endpoints(source))
+    except ValueError as exc:
+        raise ValueError(f"sources: {exc}") from None
 
 
 def deal(sources: list[Any], threads: int) -> list[list[Any]]:
@@ -94,13 +115,32 @@ def deal(sources: list[Any], threads: int) -> list[list[Any]]:
         parts.append(sources[:n])
         sources = sources[n:]
     for part in parts:
-        files = [source for source in part if isinstance(source, (str, os.PathLike))]
-        if files and len(part) > 1:
+        ending = [source for source in part if not isinstance(source, tuple)]
+        if ending and len(part) > 1:
             raise ValueError(
-                f"sources: the end of {os.fspath(files[0])} would end its thread, which has other sources too: with "
-                "several, wanted a thread for each"
+                f"sources: the end of {_name(ending[0])} would end its thread, which has other sources too: "
+                + ("wanted one file (mergecap joins several)" if _is_file(ending[0]) else "wanted a thread for each")
             )
     return parts
+
+
+def check_files(parts: list[list[Any]], *, tolerance: bool) -> None:
+    """Check that the user has thought of how far files that are read at once may come apart."""
+    files = [source for part in parts for source in part if _is_file(source)]
+    if len(parts) > 1 and files and not tolerance:
+        raise ValueError(
+            f"sources: {os.fspath(files[0])} would be read as fast as it can be, as would the other sources, and heaps "
+            "are lost where they come apart by more than the window: wanted one file (mergecap joins several), or a "
+            "window that holds all that they may come apart"
+        )
+
+
+def _is_file(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike))
+
+
+def _name(source: Any) -> str:
+    return os.fspath(source) if _is_file(source) else "an in-process queue"
 
 
 def processors_of(affinity: int | Sequence[int] | None, threads: int) -> list[int]:
@@ -156,6 +196,8 @@ def user_data_of(
     """Make the structured array that streams take."""
     if given is None:
         return None
+    if not isinstance(given, (Mapping, Sequence)):
+        raise TypeError(f"user_data: given {given!r}, but wanted a mapping from the layout's fields, or one per thread")
     rows = [given] * threads if isinstance(given, Mapping) else list(given)
     if len(rows) != threads:
         raise ValueError(f"user_data: given {len(rows)} mappings, but {threads} thread(s) want one, or one each")
