@@ -264,6 +264,7 @@ def test_flush_and_drain(udp_port):
         assert list(chunks) == []
     stats = receiver.stats()
     assert (stats.present, stats.missing, stats.restarts) == (48, 16, 0)
+    assert stats.incomplete == 0, "what tells the stream to drain is no heap of the user's"
 
 
 def test_flush_after(udp_port):

@@ -47,7 +47,7 @@ class ReceiverStats:
     ``placed`` or ``rejected``.
     """
 
-    #: Since it was started.
+    #: Since it was started, until `Receiver.stop`.
     seconds: float
     #: Chunks that came out with any heap in them.
     chunks: int
@@ -72,7 +72,7 @@ class ReceiverStats:
     unfinished: int
     #: Packets that the kernel dropped because a socket's buffer was full.
     kernel_drops: int
-    #: Packets that spead2 has taken, without those by which it is flushed or drained.
+    #: Packets that spead2 has taken; two for each flush or drain of each thread are among them.
     packets: int
     #: Heaps of which spead2 lacked packets in the end; rejected and too old ones are among them.
     incomplete: int
@@ -96,7 +96,7 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     # In this order nothing is present that is not placed yet.
     counts = account._counts
     stats = [member.stats for member in stream._streams()]
-    assert stream.ledger is not None
+    assert stream.ledger is not None and stream._control is not None and stream._core is not None
     ledger = stream.ledger.snapshot()
 
     def total(name: str) -> int:
@@ -108,6 +108,7 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     own_packets, own_incomplete = stream._control.counted(stream._core.done)
     present, expected = sum(counts.present), counts.expected * len(counts.present)
     too_old = total("too_old_heaps")
+    incomplete = total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
     # The last column is of those whose source is unknown.
     rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
     rows = zip(
@@ -134,8 +135,8 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
         too_old=too_old,
         unfinished=max(ledger.placed - present - ledger.duplicates - too_old, 0),
         kernel_drops=stream.kernel_drops(),
-        packets=max(packets - own_packets, 0),
-        incomplete=max(incomplete - (own_incomplete if stream._stopped else 0), 0),
+        packets=total("packets"),
+        incomplete=max(incomplete - stream._control.incomplete(stream._core.done), 0),
         restarts=counts.restarts,
         epoch_gap_heaps=account.epoch_gap_heaps,
         late_batches=ledger.late_batches.tolist(),
