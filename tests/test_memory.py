@@ -69,21 +69,46 @@ def test_more_than_there_is():
         memory.allocate(2**60)
 
 
-def test_limit_of_the_control_group(tmp_path, monkeypatch):
-    """The closest limit counts, less what cannot be given up."""
-    group = tmp_path / "a/b"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.stat").write_text("anon 1\nfile 2\n")
-    (tmp_path / "a/memory.max").write_text(f"{100 * MIB}\n")
-    (tmp_path / "a/memory.stat").write_text(f"anon {30 * MIB}\nfile {60 * MIB}\n")
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    own = tmp_path / "cgroup"
-    own.write_text("1:name=systemd:/x\n0::/a/b\n")
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+    """Control groups of our own: writes the files of a directory, and what /proc/self/cgroup says."""
+    own = tmp_path / "own"
     real = pathlib.Path.read_text
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
     monkeypatch.setattr(
         pathlib.Path, "read_text", lambda self, *args: real(own if str(self) == "/proc/self/cgroup" else self, *args)
     )
+
+    def write(directory, limit, own_groups, **statistics):
+        (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+        name = "memory.limit_in_bytes" if directory.startswith("memory") else "memory.max"
+        (tmp_path / directory / name).write_text(f"{limit}\n")
+        rows = [f"{name} {value}\n" for name, value in statistics.items()]
+        (tmp_path / directory / "memory.stat").write_text("".join(rows))
+        own.write_text(own_groups)
+
+    return write
+
+
+def test_limit_of_the_control_group(cgroups):
+    """The closest limit counts, less what cannot be given up."""
+    own = "1:name=systemd:/x\n0::/a/b\n"
+    cgroups("a/b", "max", own, anon=1, file=2)
+    cgroups("a", 100 * MIB, own, anon=30 * MIB, file=60 * MIB, shmem=20 * MIB)
+    assert memory.available() == 50 * MIB
+
+
+def test_limit_in_version_1(cgroups):
+    own = "5:cpu,cpuacct:/x\n4:memory:/a/b\n0::/\n"
+    cgroups("memory/a/b", 2**63 - 4096, own, total_rss=1)
+    cgroups("memory/a", 100 * MIB, own, rss=1, total_rss=30 * MIB, total_cache=60 * MIB, total_shmem=20 * MIB)
+    assert memory.available() == 50 * MIB
+
+
+@pytest.mark.parametrize("own", ["0::/docker/0123\n", "0::/../b\n"])
+def test_control_group_that_is_mounted_at_the_root(cgroups, own):
+    """As in a container that has no namespace of control groups: the path is that of the host, and not there."""
+    cgroups(".", 100 * MIB, own, anon=30 * MIB)
     assert memory.available() == 70 * MIB
 
 

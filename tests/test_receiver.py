@@ -337,6 +337,26 @@ def test_stopped_is_not_started(udp_port):
         iter(receiver)
 
 
+def test_making_that_fails_leaves_nothing(monkeypatch):
+    """Also while the exception is kept, with all that its traceback refers to."""
+
+    def fail(*args):
+        raise MemoryError("no more")
+
+    before = set(speadrx.stream._all)
+    kept = []
+    with pytest.raises(ValueError, match="fill: 40000") as failure:
+        Receiver(LAYOUT, "127.0.0.1:7148", fill=40000)
+    kept.append(failure)
+    monkeypatch.setattr("speadrx.chunk.allocate", fail)
+    with pytest.raises(MemoryError, match="no more") as failure:
+        Receiver(LAYOUT, "127.0.0.1:7148")
+    kept.append(failure)
+    made = set(speadrx.stream._all) - before
+    assert len(made) == len(kept)
+    assert all(stream._stopped for stream in made)
+
+
 def test_start_that_fails_leaves_nothing(ports):
     """All sockets are closed again, and the metrics too."""
     first, second, _ = ports

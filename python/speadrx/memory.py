@@ -31,21 +31,26 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> list[int]:
-    """What the limits of the control groups (version 2) of this process leave."""
+    """What the limits of the control groups of this process leave, in version 2 or 1."""
     left = []
     for line in pathlib.Path("/proc/self/cgroup").read_text("utf-8").splitlines():
-        if not line.startswith("0::/"):
+        _, controllers, path = line.split(":", 2)
+        # What files take can be given up, so it does not count; but for those in memory, as in /dev/shm.
+        if not controllers:
+            root, limit_name, names = _CGROUPS, "memory.max", ("anon", "shmem")
+        elif "memory" in controllers.split(","):
+            root, limit_name, names = _CGROUPS / "memory", "memory.limit_in_bytes", ("total_rss", "total_shmem")
+        else:
             continue
-        group = _CGROUPS / line[4:]
+        group = root / path.lstrip("/")
+        # In a container, the group may be mounted at the root, and its path not be there.
         for directory in (group, *group.parents):
             try:
-                limit = int((directory / "memory.max").read_text("ascii"))
-                statistics = (directory / "memory.stat").read_text("ascii").splitlines()
+                limit = int((directory / limit_name).read_text("ascii"))
+                statistics = dict(line.split() for line in (directory / "memory.stat").read_text("ascii").splitlines())
             except (OSError, ValueError):  # a root has no limit, and "max" is none
                 continue
-            # What files take can be given up, so it does not count.
-            used = next((int(row.split()[1]) for row in statistics if row.startswith("anon ")), 0)
-            left.append(max(limit - used, 0))
+            left.append(max(limit - sum(int(statistics.get(name, 0)) for name in names), 0))
     return left
 
 
@@ -68,7 +73,10 @@ def check_available(what: str, n_bytes: int) -> None:
     """
     there = available()
     if there is not None and n_bytes > there:
-        raise MemoryError(f"{what} need {n_bytes:,} bytes of memory, but only {there:,} are available")
+        raise MemoryError(
+            f"{what} need {n_bytes:,} bytes of memory, but only {there:,} are available: wanted fewer, or smaller ones "
+            "(of fewer batches)"
+        )
 
 
 def allocate(n_bytes: int, processor: int = -1) -> np.ndarray:

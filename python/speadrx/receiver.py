@@ -166,7 +166,8 @@ class Receiver:
         self.window = settings.window_of(layout, *tolerance)
         active = self.window + (threads > 1)
         n_chunks = settings.chunks_of(chunks, active)
-        check_available(f"chunks: {n_chunks} of {layout.chunk_bytes:,} bytes each", n_chunks * layout.chunk_bytes)
+        what = f"chunks: {n_chunks} (for a window of {self.window}) of {layout.chunk_bytes:,} bytes each"
+        check_available(what, n_chunks * layout.chunk_bytes)
         arguments: dict[str, Any] = {
             "layout": layout,
             "max_active_chunks": self.window,
@@ -185,8 +186,12 @@ class Receiver:
             if threads == 1
             else make_stream_group(affinity=processors, **arguments)
         )
-        self._chunks = iter_chunks(self.stream, fill=fill)
-        self.pool = ChunkPool(self.stream, n_chunks)
+        try:
+            self._chunks = iter_chunks(self.stream, fill=fill)
+            self.pool = ChunkPool(self.stream, n_chunks)
+        except BaseException:
+            self.stream.stop()  # for whoever keeps the exception, such as an interactive shell
+            raise
 
     def start(self) -> None:
         """Start to receive, if that has not been done.

@@ -96,7 +96,9 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     # In this order nothing is present that is not placed yet.
     counts = account._counts
     stats = [member.stats for member in stream._streams()]
-    assert stream.ledger is not None and stream._control is not None and stream._core is not None
+    assert stream.ledger is not None
+    assert stream._control is not None
+    assert stream._core is not None
     ledger = stream.ledger.snapshot()
 
     def total(name: str) -> int:
