@@ -372,6 +372,28 @@ def test_start_that_fails_leaves_nothing(ports):
         urllib.request.urlopen(f"http://127.0.0.1:{receiver.metrics_port}/metrics", timeout=10)
 
 
+def test_threads_that_begin_to_iterate_at_once(monkeypatch):
+    """Only one of them starts the receiver; all get chunks."""
+    both = threading.Barrier(2)
+    monotonic = time.monotonic
+
+    def slow():
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return monotonic()
+
+    queue = spead2.InprocQueue()
+    simulate(InprocSink(queue), faults=Faults())
+    queue.stop()
+    receiver = Receiver(LAYOUT, queue)
+    added = []
+    monkeypatch.setattr(receiver, "_add_readers", lambda *args: added.append(Receiver._add_readers(receiver, *args)))
+    monkeypatch.setattr("speadrx.receiver.time.monotonic", slow)
+    consumers = [Consumer(receiver) for _ in range(2)]
+    assert sum(consumer.wait().present for consumer in consumers) == BATCHES * 4
+    assert len(added) == 1
+
+
 def test_start_that_failed_is_no_start(udp_port):
     """Who tries again must not wait for chunks that cannot come, nor take their lack for the end."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

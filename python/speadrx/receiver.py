@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,7 @@ class Receiver:
         self._labels = settings.labels_of(labels)
         self._exporter: Any = None
         self._port: int | None = None
+        self._start_lock = threading.RLock()  # several threads may begin to iterate at once, or a signal handler
         self._started: float | None = None
         self._ended: float | None = None
 
@@ -203,20 +205,21 @@ class Receiver:
         OSError
             If a socket cannot be bound, a group cannot be joined, or a file cannot be read. The message names it.
         """
-        if self._ended is not None:
-            raise ValueError("stream: has stopped, so it can receive nothing: wanted a new Receiver")
-        if self._started is not None:
-            return
-        self._started = time.monotonic()
-        try:
-            if self._wanted_port is not None:
-                self._serve(self._wanted_port)
-            for stream, part in zip(self.stream._streams(), self._parts, strict=True):
-                self._add_readers(stream, part)
-        except BaseException:
-            self._started = None
-            self.stop()
-            raise
+        with self._start_lock:
+            if self._ended is not None:
+                raise ValueError("stream: has stopped, so it can receive nothing: wanted a new Receiver")
+            if self._started is not None:
+                return
+            self._started = time.monotonic()
+            try:
+                if self._wanted_port is not None:
+                    self._serve(self._wanted_port)
+                for stream, part in zip(self.stream._streams(), self._parts, strict=True):
+                    self._add_readers(stream, part)
+            except BaseException:
+                self._started = None
+                self.stop()
+                raise
 
     def _serve(self, port: int) -> None:
         from .collectors import Exporter
@@ -292,8 +295,9 @@ class Receiver:
         return aiter(self._chunks)
 
     def _start_once(self) -> None:
-        if self._started is None:  # else there may be chunks left, though it has been stopped
-            self.start()
+        with self._start_lock:
+            if self._started is None:  # else there may be chunks left, though it has been stopped
+                self.start()
 
     def __enter__(self) -> Self:
         self.start()
