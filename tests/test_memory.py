@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import spead2.recv
 
-from speadrx import ChunkPool, Layout, TimeAxis, make_stream, memory
+from speadrx import ChunkPool, Layout, SideItem, TimeAxis, make_stream, memory
 
 MIB = 2**20
 
@@ -48,6 +48,26 @@ def test_no_page_faults():
     fresh[:: mmap.PAGESIZE] = 1
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before > 16  # what is to be avoided
     assert faults <= 16
+
+
+def test_no_page_faults_in_any_buffer_of_a_chunk():
+    """The flags and side items of small heaps take as much as data."""
+    layout = Layout(
+        heap_bytes=8,
+        time=TimeAxis(item=0x1600, step=1, batches=2**20),
+        side_items=(SideItem(name="clipped", item=0x3300),),
+    )
+    rings = [spead2.recv.ChunkRingbuffer(1) for _ in range(2)]
+    stream = make_stream(layout=layout, max_active_chunks=1, data_ringbuffer=rings[0], free_ringbuffer=rings[1])
+    ChunkPool(stream, 1)
+    chunk = rings[1].get_nowait()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for array in (chunk.data, chunk.present, chunk.extra):
+        # Memory of malloc may have been used before, by chance; it is never aligned to a page.
+        assert array.ctypes.data % mmap.PAGESIZE == 0
+        array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] = 1
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before <= 16
+    stream.stop()
 
 
 def test_huge_pages():

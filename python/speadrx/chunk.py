@@ -276,9 +276,10 @@ def _make_chunk(sink: Any, buffers: ChunkBuffers) -> Chunk:
     if buffers.dtype is not None and buffers.shape is not None:
         data = data.view(buffers.dtype).reshape(buffers.shape)
     present_shape = buffers.present_shape or (buffers.heaps,)
+    present = allocate(buffers.heaps, sink._processor).view(np.bool_).reshape(present_shape)
     extra = None
     if buffers.heap_extra:
-        extra = np.zeros(buffers.heaps * buffers.heap_extra, np.uint8)
+        extra = allocate(buffers.heaps * buffers.heap_extra, sink._processor)
         if buffers.extra_dtype is not None and buffers.extra_dtype.itemsize == buffers.heap_extra:
             extra = extra.view(buffers.extra_dtype).reshape(present_shape)
-    return Chunk(sink=sink, data=data, present=np.zeros(present_shape, np.bool_), extra=extra)
+    return Chunk(sink=sink, data=data, present=present, extra=extra)
