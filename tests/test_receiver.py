@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import sys
 import threading
 import time
 import tracemalloc
@@ -18,7 +19,8 @@ import spead2.recv
 import speadrx
 from example_layouts import MEERKAT
 from loopback import GROUP_PREFIX, wait_for
-from speadrx import Axis, Layout, Receiver, TimeAxis, settings
+from speadrx import Axis, Layout, Receiver, TimeAxis, readers, settings
+from speadrx import receiver as receiver_module
 from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
 
 LAYOUT = Layout(
@@ -448,6 +450,46 @@ def test_metrics_end_with_the_receiver(udp_port):
         return False
 
     wait_for(refused)
+
+
+def test_interrupted_at_any_line_of_the_start(ports):
+    """Whatever has been opened is closed again."""
+    endpoints = [("127.0.0.1", port) for port in ports]
+
+    def interrupt(after):
+        """Start, and raise `KeyboardInterrupt` at a line; whether there were so many."""
+        seen = 0
+
+        def trace(frame, event, _):
+            nonlocal seen
+            if frame.f_code.co_filename not in (receiver_module.__file__, readers.__file__):
+                return None
+            if event == "line":
+                seen += 1
+                if seen == after:
+                    raise KeyboardInterrupt
+            return trace
+
+        receiver = Receiver(LAYOUT, endpoints, threads=2, window=2)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            receiver.start()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+            if seen < after:
+                receiver.stop()
+        return seen >= after
+
+    line = 1
+    while interrupt(line):
+        for endpoint in endpoints:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(endpoint)
+        line += 1
+    assert line > 50
 
 
 def test_leaving_the_block_stops(udp_port):

@@ -669,8 +669,10 @@ class Exporter:
         server, thread = start_http_server(port, addr, self.registry)
 
         def stop() -> None:
-            server.shutdown()
-            server.server_close()
+            try:
+                server.shutdown()  # takes up to half a second: time enough for Ctrl-C
+            finally:
+                server.server_close()
             thread.join()
 
         self._close.callback(stop)

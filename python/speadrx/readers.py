@@ -239,8 +239,9 @@ def _naming(endpoint: _Endpoint) -> Iterator[None]:
         raise RuntimeError(f"{where}: {exc}") from exc
 
 
-def _make_socket(endpoint: _Endpoint, buffer: int) -> socket.socket:
-    with _naming(endpoint), contextlib.ExitStack() as stack:
+def _make_socket(endpoint: _Endpoint, buffer: int, stack: contextlib.ExitStack) -> socket.socket:
+    """Make a socket that the stack closes, from the beginning, so that no interrupt leaves it open."""
+    with _naming(endpoint):
         sock = stack.enter_context(_Socket(endpoint.family, socket.SOCK_DGRAM))
         if endpoint.multicast:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -255,7 +256,6 @@ def _make_socket(endpoint: _Endpoint, buffer: int) -> socket.socket:
             else:
                 membership = group + socket.inet_aton(endpoint.interface or "0.0.0.0")
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-        stack.pop_all()
         return sock
 
 
@@ -343,12 +343,12 @@ def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int
                 sockets.add(sock, str(endpoint))
         return
     with contextlib.ExitStack() as stack:
-        made = [stack.enter_context(_make_socket(endpoint, buffer)) for endpoint in endpoints]
+        made = [_make_socket(endpoint, buffer, stack) for endpoint in endpoints]
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
+        for sock, endpoint in zip(made, endpoints, strict=True):
+            sockets.add(sock, str(endpoint))
         stack.pop_all()
-    for sock, endpoint in zip(made, endpoints, strict=True):
-        sockets.add(sock, str(endpoint))
 
 
 def _add_ibv(
@@ -546,12 +546,10 @@ def open_sockets(
     """
     owner = SocketSet()
     sockets: dict[socket.socket, tuple[str, int]] = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for endpoint in [_resolve(endpoint, interface) for endpoint in src]:
-            sock = _make_socket(endpoint, buffer)
+            sock = _make_socket(endpoint, buffer, stack)
             owner.add(sock, str(endpoint))
             sockets[sock] = (endpoint.address, endpoint.port)
-    except BaseException:
-        owner.close()
-        raise
+        stack.pop_all()
     return sockets, owner

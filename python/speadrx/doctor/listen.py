@@ -105,13 +105,15 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
         for endpoint in case.resolved:
             name = str(endpoint)
             try:
-                sock = _make_socket(case.as_received(endpoint), 0)
+                with contextlib.ExitStack() as opened:
+                    sock = _make_socket(case.as_received(endpoint), 0, opened)
+                    sockets.add(sock, name)
+                    opened.pop_all()
             except OSError as exc:
                 errors[name] = exc.errno or errno.EIO
             except Unknown:
                 errors[name] = errno.ENODEV
             else:
-                sockets.add(sock, name)
                 ears.add(sock, name)
         tap = _tap(list(case.resolved), stack)
         ears.listen(tap, seconds, stop)
