@@ -16,6 +16,7 @@ from speadrx.endpoints import parse_endpoints
         ("[::1]:7148", [("::1", 7148)]),
         ("[ff12::1]+1:7148", [("ff12::1", 7148), ("ff12::2", 7148)]),
         ("[fe80::1%lo]:7148", [("fe80::1%lo", 7148)]),
+        ("[ff12::1%lo]+1:7148", [("ff12::1%lo", 7148), ("ff12::2%lo", 7148)]),
         ("a.example:1, b.example:2", [("a.example", 1), ("b.example", 2)]),
     ],
 )

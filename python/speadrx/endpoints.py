@@ -59,4 +59,5 @@ def _parse(part: str) -> list[tuple[str, int]]:
         raise ValueError(f"endpoint: {part!r} stands for {more + 1} addresses: wanted at most {_MOST}")
     if more and int(first) + more >= 2**first.max_prefixlen:
         raise ValueError(f"endpoint: {part!r}: there are not so many addresses after {host}")
-    return [(str(first + i) if i else host, port) for i in range(more + 1)]
+    _, percent, scope = host.partition("%")  # which a sum of addresses loses
+    return [(f"{first + i}{percent}{scope}" if i else host, port) for i in range(more + 1)]

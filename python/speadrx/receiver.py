@@ -47,7 +47,9 @@ class Receiver:
         Says where each heap goes.
     sources
         What to receive: UDP endpoints as text (``"239.1.2.0+7:7148"``, see `speadrx.endpoints`) or (host, port)
-        pairs; the path of a pcap file; or in-process queues of spead2; or several in a sequence.
+        pairs; the path of a pcap file; or in-process queues of spead2; or several in a sequence. A file or queue must
+        have a thread of its own, which its end ends. Several files at once need a window (or tolerance) that is given,
+        for they are read as fast as each can be: it must hold what they may come apart by.
     threads
         Streams, each with a thread of its own, that fill the same chunks. The sources are dealt out in order, as
         evenly as they can be. By default 1: a thread takes some millions of packets or some 10 Gb/s.
@@ -84,9 +86,9 @@ class Receiver:
     labels
         Labels of these metrics, by name.
     **stream_options
-        Passed to `spead2.recv.StreamConfig`. Other than in spead2, ``allow_out_of_order`` is True (packets of a heap
-        that overtake each other are no reason to lose it) and ``max_heaps`` twice the heaps of a batch (all senders
-        may be in the midst of a heap), from 16 to 8192.
+        Passed to `spead2.recv.StreamConfig`; ``explicit_start`` is not for a receiver. Other than in spead2,
+        ``allow_out_of_order`` is True (packets of a heap that overtake each other are no reason to lose it) and
+        ``max_heaps`` twice the heaps of a batch (all senders may be in the midst of a heap), from 16 to 8192.
 
     Raises
     ------
@@ -201,7 +203,7 @@ class Receiver:
         Raises
         ------
         ValueError
-            If an endpoint, an interface or a file is none, or it has been stopped.
+            If an endpoint, an interface or a file is none, or it has been stopped, or could not be started.
         OSError
             If a socket cannot be bound, a group cannot be joined, or a file cannot be read. The message names it.
         """
