@@ -53,7 +53,8 @@ class ControlHeaps:
         self._queues: list[spead2.InprocQueue] = []
         self._lock = threading.RLock()  # a signal handler may flush too
         self._sent = 0
-        self._incomplete = 0
+        #: How many were sent by the end of each lot that lacked its payload.
+        self._lacking: list[int] = []
 
     def post(self, streams: Sequence[Any], *, complete: bool) -> int:
         """Give control heaps to streams, which pass on all their chunks; wait for nothing.
@@ -83,18 +84,18 @@ class ControlHeaps:
                 queue.add_packet(self._packet(done, b"\0"))
             self._sent += len(self._queues)
             if not complete:
-                self._incomplete += len(self._queues)
+                self._lacking.append(self._sent)
             return self._sent
 
-    def incomplete(self, done: int) -> int:
-        """How many incomplete heaps spead2 has counted, or soon will, that are control heaps.
+    def counted(self, done: int) -> tuple[int, int]:
+        """How many packets, and incomplete heaps, of spead2's counts are of control heaps.
 
         Parameters
         ----------
         done
-            How many control heaps the streams have done with. Those that a stop has overtaken are never counted.
+            How many control heaps the streams have done with. Incomplete ones are counted once they have stopped.
         """
-        return self._incomplete if done >= self._sent else 0
+        return 2 * done, len(self._queues) * sum(sent <= done for sent in self._lacking)
 
     def _packet(self, value: int, payload: bytes) -> bytes:
         items = {

@@ -72,7 +72,7 @@ class ReceiverStats:
     unfinished: int
     #: Packets that the kernel dropped because a socket's buffer was full.
     kernel_drops: int
-    #: Packets that spead2 has taken; two for each flush or drain of each thread are among them.
+    #: Packets that spead2 has taken, without those by which it is flushed or drained.
     packets: int
     #: Heaps of which spead2 lacked packets in the end; rejected and too old ones are among them.
     incomplete: int
@@ -97,8 +97,6 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     counts = account._counts
     stats = [member.stats for member in stream._streams()]
     assert stream.ledger is not None
-    assert stream._control is not None
-    assert stream._core is not None
     ledger = stream.ledger.snapshot()
 
     def total(name: str) -> int:
@@ -110,7 +108,6 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
     own_packets, own_incomplete = stream._control.counted(stream._core.done)
     present, expected = sum(counts.present), counts.expected * len(counts.present)
     too_old = total("too_old_heaps")
-    incomplete = total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
     # The last column is of those whose source is unknown.
     rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
     rows = zip(
@@ -137,8 +134,8 @@ def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, 
         too_old=too_old,
         unfinished=max(ledger.placed - present - ledger.duplicates - too_old, 0),
         kernel_drops=stream.kernel_drops(),
-        packets=total("packets"),
-        incomplete=max(incomplete - stream._control.incomplete(stream._core.done), 0),
+        packets=max(packets - own_packets, 0),
+        incomplete=max(incomplete - (own_incomplete if stream._stopped else 0), 0),
         restarts=counts.restarts,
         epoch_gap_heaps=account.epoch_gap_heaps,
         late_batches=ledger.late_batches.tolist(),
