@@ -220,6 +220,19 @@ def test_bad_file(tmp_path, content):
     assert "Traceback" not in result.stderr
 
 
+def test_damaged_file(capture, tmp_path):
+    """What comes before the damage is looked at, and the damage is told."""
+    damaged = tmp_path / "damaged.pcap"
+    damaged.write_bytes(capture.read_bytes() + b"\xff" * 100)
+    whole, output = run("inspect", str(capture)), run("inspect", str(damaged))
+    assert f"{damaged} is damaged: what is before byte {capture.stat().st_size + 16} gives" in " ".join(output.split())
+    assert whole.partition("sender")[2] == output.partition("sender")[2]
+    document = json.loads(run("inspect", str(damaged), "--json"))
+    assert "gives the length 4294967295" in document["damage"]
+    damaged.write_bytes(capture.read_bytes()[:24] + b"\xff" * 100)
+    assert "is damaged" in run("inspect", str(damaged), code=2)
+
+
 def test_interface_of_a_file(capture):
     error = run("inspect", str(capture), "--interface", "127.0.0.1", code=2)
     assert "is a file, which has no interface" in " ".join(error.split())

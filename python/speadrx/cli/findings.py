@@ -51,6 +51,8 @@ class Source:
     name: str
     live: bool
     capture: Capture | None = None
+    #: Why a file was not read to its end.
+    damage: str | None = None
     kernel_drops: int = 0
     interrupted: bool = False
 
@@ -120,6 +122,7 @@ def json_document(source: Source, survey: Survey, streams: list[Found]) -> dict[
         "skipped": {} if capture is None else dict(capture.skipped),
         "cut_short": 0 if capture is None else capture.cut_short,
         "truncated": capture is not None and capture.truncated,
+        "damage": source.damage,
         "undecodable": dict(survey.undecodable),
         **{name: getattr(survey, name) for name in _COUNTS},
         "packets_per_heap": {str(n): heaps for n, heaps in sorted(survey.packets_per_heap.items())},
@@ -212,6 +215,8 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
             )
         if source.capture.truncated:
             said.append("The file ends in the midst of a packet, which was left out.")
+        if source.damage is not None:
+            said.append(f"{source.damage}. What follows was not read.")
     said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(_MOST_SHOWN)]
     counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
     said.append("; ".join(counts) or "No heaps.")

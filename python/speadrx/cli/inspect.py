@@ -39,18 +39,24 @@ def _reason(exc: OSError | ValueError) -> str:
 
 
 def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Source:
+    damage: str | None = None
     try:
         capture = read_datagrams(path, cut=True)
-        with capture, _progress(capture.size, "Reading") as advance:
+    except (OSError, ValueError) as exc:
+        raise _BadFileError(_reason(exc)) from None
+    with capture, _progress(capture.size, "Reading") as advance:
+        try:
             for n, datagram in enumerate(capture, 1):
                 survey.add(*datagram)
                 if n >= most or interrupted.is_set():
                     break
                 if n % _PROGRESS_PACKETS == 0:
                     advance(capture.position)
-    except (OSError, ValueError) as exc:
-        raise _BadFileError(_reason(exc)) from None
-    return Source(path, live=False, capture=capture, interrupted=interrupted.is_set())
+        except (OSError, ValueError) as exc:
+            damage = _reason(exc)
+            if not capture.frames:
+                raise _BadFileError(damage) from None
+    return Source(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
 
 
 def _listen(
