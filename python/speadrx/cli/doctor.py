@@ -41,8 +41,14 @@ def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence
 
 
 def _affinity(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
     try:
-        return tuple(cpu for part in (text or "").split(",") for cpu in sorted(parse_cpus(part.strip())))
+        # Each part on its own, as a processor that is there twice is another matter.
+        found = [sorted(parse_cpus(part.strip())) for part in text.split(",")]
+        if not all(found):
+            raise ValueError("a part is empty")
+        return tuple(cpu for cpus in found for cpu in cpus)
     except ValueError:
         raise click.BadParameter(f"{text!r}: wanted processors, such as 2,4 or 2-5") from None
 

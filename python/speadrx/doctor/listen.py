@@ -96,7 +96,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
         Ends it early.
     """
     stop = stop or threading.Event()
-    before = counters()
+    before, start = counters(), time.monotonic()
     errors: dict[str, int] = {}
     sockets = SocketSet()
     with contextlib.ExitStack() as stack:
@@ -117,6 +117,8 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
                 ears.add(sock, name)
         tap = _tap(list(case.resolved), stack)
         ears.listen(tap, seconds, stop)
+        if stop.is_set():
+            seconds = min(seconds, round(time.monotonic() - start, 1))
         own_drops = sockets.drops()
     after = counters()
     came = {(endpoint, sender): n for (endpoint, sender, _), n in ears.came.items()}

@@ -211,5 +211,7 @@ def parse_cpus(text: str) -> set[int]:
         end = int(last if dash else first)
         if end >= _MOST_CPUS:
             raise ValueError(f"there is no processor {end}")
+        if end < int(first):
+            raise ValueError(f"{part} ends before it begins")
         cpus |= set(range(int(first), end + 1))
     return cpus
