@@ -96,11 +96,11 @@ def test_overrides_follow_one_another(file: pathlib.Path) -> None:
         ("time.batches=many", ["time.batches", "many", "whole number"]),
         ("time.batches=", ["time", "batches", "missing"]),
         ("time=", ["time", "missing"]),
-        ("time=3", ["time"]),
-        ("axes=3", ["axes"]),
+        ("time=3", ["time: 3 is no table", "time.FIELD"]),
+        ("axes=3", ["axes: 3 is no table", "axes.NAME.FIELD"]),
         ("axes=[3]", ["axes[0]"]),
         ('axes=[{name="x", size=1}]', ["axes[0].item"]),
-        ("strides=3", ["strides"]),
+        ("strides=3", ["strides: 3 is no table", "strides.AXIS"]),
         ("name=2020-01-01", ["name", "str"]),
         ("axes.antenna.size=2", ["source_labels: 3", "2 sources"]),
         ("heap_bytes=1\nname='x'", ["heap_bytes", "whole number"]),
@@ -129,10 +129,14 @@ def test_unknown_layout(tmp_path: pathlib.Path) -> None:
 def test_file_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
     with pytest.raises(IsADirectoryError):
         layouts.load(tmp_path)
+    with pytest.raises(LayoutError, match=r"^'': neither a file"):
+        layouts.load("")
     path = tmp_path / "latin.toml"
-    path.write_bytes("name = 'Größe'".encode("latin-1"))
-    with pytest.raises(LayoutError, match=r"latin\.toml: .*utf-8"):
+    path.write_bytes("heap_bytes = 8\nname = 'Größe'".encode("latin-1"))
+    with pytest.raises(LayoutError, match=r"latin\.toml: line 2 has the byte 0xf6, which is no UTF-8"):
         layouts.load(path)
+    with pytest.raises(LayoutError, match=r"/dev/zero: more than 16,777,216 bytes are no layout"):
+        layouts.load("/dev/zero")
 
 
 @click.command()

@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 import os
-import pathlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Prefix of the names under which spead2's statistics carry our reject reasons.
 STAT_PREFIX = "speadrx."
+
+#: No layout has so many; a capture may, and a device has no end.
+_MOST_TOML_BYTES = 2**24
 
 _SIDE_DTYPES = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}
 
@@ -489,7 +491,7 @@ class Layout(DeclarativeLayout):
         OSError
             If the file cannot be read.
         """
-        return cls._from_toml_text(pathlib.Path(path).read_bytes(), os.fspath(path))
+        return cls._from_toml_text(read_toml(path), os.fspath(path))
 
     @classmethod
     def _from_toml_text(
@@ -506,12 +508,34 @@ class Layout(DeclarativeLayout):
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
             spec["side_items"] = tuple(SideItem(**item) for item in spec.get("side_items", ()))
             return cls(**spec)
-        except (_core.LayoutError, UnicodeDecodeError) as exc:
+        except UnicodeDecodeError as exc:
+            line = text.count(b"\n", 0, exc.start) + 1
+            raise _core.LayoutError(
+                f"{label}: line {line} has the byte {text[exc.start]:#04x}, which is no UTF-8; TOML files are UTF-8"
+            ) from None
+        except _core.LayoutError as exc:
             raise _core.LayoutError(f"{label}: {exc}") from None
 
     def to_toml(self) -> str:
         """Return the layout as TOML text that `from_toml` reads back to an equal layout."""
         return _core.spec_to_toml(self._spec())
+
+
+def read_toml(path: str | os.PathLike[str]) -> bytes:
+    """Read the file of a layout.
+
+    Raises
+    ------
+    LayoutError
+        If it is larger than any layout: of what may be a capture, or a device, no more is read.
+    OSError
+        If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read(_MOST_TOML_BYTES + 1)
+    if len(text) > _MOST_TOML_BYTES:
+        raise _core.LayoutError(f"{os.fspath(path)}: more than {_MOST_TOML_BYTES:,} bytes are no layout in TOML")
+    return text
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

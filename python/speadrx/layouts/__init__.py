@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from speadrx._core import LayoutError
-from speadrx.layout import Layout, _as_tuple
+from speadrx.layout import Layout, _as_tuple, read_toml
 
 from . import overrides as _overrides
 from .json_schema import schema
@@ -65,10 +64,10 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
         text = (_FILES / (name + _SUFFIX)).read_bytes()
     else:
         try:
-            text = pathlib.Path(name).read_bytes()
+            text = read_toml(name)
         except FileNotFoundError:
             raise LayoutError(
-                f"{name}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
+                f"{name or repr(name)}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
             ) from None
     overrides = _as_tuple("overrides", overrides)
 

@@ -14,6 +14,9 @@ from speadrx.layout import Axis, Layout, SideItem, TimeAxis
 
 #: A value that starts like this is meant as TOML: if it is none, it is not a bare word.
 _TOML_STARTS = ('"', "'", "[", "{")
+_PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD and side_items.NAME.FIELD"
+#: Fields that have fields of their own, and what they are in Python.
+_TABLES: dict[str, type] = {"time": dict, "strides": dict, "axes": list, "side_items": list}
 
 
 def apply(spec: dict[str, Any], override: str) -> None:
@@ -36,20 +39,23 @@ def apply(spec: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise LayoutError(f"{override!r} is no change of a layout; wanted PATH=VALUE, like time.batches=64")
-    table, field = _find(spec, path.strip())
+    path = path.strip()
+    table, field = _find(spec, path)
     if text.strip():
-        table[field] = _value(override, text.strip())
+        table[field] = _value(path, text.strip())
+        if table is spec and not isinstance(table[field], _TABLES.get(field, object)):
+            raise LayoutError(f"{path}: {text.strip()} is no table; set the fields of it: {_PATHS}")
     else:
         table.pop(field, None)
     _core.spec_to_toml(spec)  # finds what cannot be written
 
 
-def _value(override: str, text: str) -> Any:
+def _value(path: str, text: str) -> Any:
     try:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as exc:
         if text.startswith(_TOML_STARTS):
-            raise LayoutError(f"{override!r}: {text} is no TOML value ({exc})") from None
+            raise LayoutError(f"{path}: {text} is no TOML value ({exc})") from None
         return text
     return document["value"] if len(document) == 1 else text
 
@@ -68,10 +74,7 @@ def _find(spec: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
             entries = {entry["name"]: entry for entry in spec.get(array, ())}
             _known(path, name, entries)
             return entries[name], _known(path, field, _fields(Axis if array == "axes" else SideItem))
-    raise LayoutError(
-        f"{path}: a layout has no such field; paths are FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD "
-        "and side_items.NAME.FIELD"
-    )
+    raise LayoutError(f"{path}: a layout has no such field; paths are {_PATHS}")
 
 
 def _fields(declaration: type[Any]) -> list[str]:
