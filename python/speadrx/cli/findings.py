@@ -50,6 +50,7 @@ class Source:
 
     name: str
     live: bool
+    interface: str | None = None
     capture: Capture | None = None
     #: Why a file was not read to its end.
     damage: str | None = None

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from speadrx.endpoints import parse_endpoints
 from speadrx.listen import Listener
 from speadrx.survey import Survey
 
-from .findings import Found, Source, address_text, json_document, look, show_stream, show_totals, toml_text
+from .findings import Found, Source, json_document, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
 
 _POLL_SECONDS = 0.1
@@ -35,7 +36,8 @@ class _BadFileError(click.ClickException):
 
 
 def _reason(exc: OSError | ValueError) -> str:
-    return exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    return text.removeprefix("src: ")  # which is an argument, and no option
 
 
 def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Source:
@@ -60,7 +62,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
 
 
 def _listen(
-    endpoints: list[tuple[str, int]],
+    source: str,
     interface: str | None,
     survey: Survey,
     seconds: float,
@@ -68,7 +70,7 @@ def _listen(
     interrupted: threading.Event,
 ) -> Source:
     try:
-        listener = Listener(endpoints, interface)
+        listener = Listener(_endpoints(source), interface)
     except (OSError, ValueError) as exc:
         raise _BadFileError(_reason(exc)) from None
     end = time.monotonic() + seconds
@@ -85,8 +87,9 @@ def _listen(
                     break
             advance(survey.bytes)
         return Source(
-            ",".join(map(address_text, endpoints)),
+            source,
             live=True,
+            interface=interface,
             kernel_drops=listener.drops(),
             interrupted=interrupted.is_set(),
         )
@@ -115,7 +118,7 @@ def _chosen(streams: list[Found], number: int | None) -> Found:
 
 def _endpoints(text: str) -> list[tuple[str, int]]:
     try:
-        return parse_endpoints(text)
+        return list(dict.fromkeys(parse_endpoints(text)))
     except ValueError as exc:
         raise click.BadParameter(
             f"{text!r} is neither a file nor endpoints such as 239.1.2.3+7:7148 ({exc})", param_hint="SOURCE"
@@ -193,10 +196,10 @@ def inspect(
                 raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
             found = _read_capture(source, survey, most, interrupted)
         else:
-            found = _listen(_endpoints(source), interface, survey, seconds, most, interrupted)
+            found = _listen(source, interface, survey, seconds, most, interrupted)
     streams = look(survey)
     if number is not None and streams and number > len(streams):
-        raise click.BadParameter(f"{number}, but there are {len(streams)} streams", param_hint="--stream")
+        raise click.BadParameter(f"{number} is none of the {len(streams)} that there are", param_hint="--stream")
     console = Console(highlight=False)
     if as_json:
         click.echo(json.dumps(json_document(found, survey, streams), allow_nan=False))
@@ -244,9 +247,11 @@ def _why_nothing(source: Source, survey: Survey) -> str:
     if survey.packets:
         return f"{source.name}: {survey.packets:,} packets came, but no heaps that a layout could place"
     if source.live:
+        command = ["speadrx", "doctor", source.name]
+        command += [] if source.interface is None else ["--interface", source.interface]
         return (
-            f"{source.name}: nothing came. Is it sent to this machine and port? "
-            f"'speadrx doctor {source.name}' looks for what is in the way"
+            f"{source.name}: nothing came. Is it sent to this machine and port? This looks for what is in the way:\n"
+            f"    {shlex.join(command)}"
         )
     frames = 0 if source.capture is None else source.capture.frames
     return f"{source.name}: no UDP datagrams among its {frames:,} packets"

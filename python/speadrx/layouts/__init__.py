@@ -66,8 +66,9 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
         try:
             text = read_toml(name)
         except FileNotFoundError:
+            shown = name or repr(name)
             raise LayoutError(
-                f"{name or repr(name)}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
+                f"{shown}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
             ) from None
     overrides = _as_tuple("overrides", overrides)
 
