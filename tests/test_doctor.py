@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from loopback import is_free, wait_for
+from loopback import is_free, needs_ipv6, wait_for
 from speadrx import Layout, TimeAxis
 from speadrx.doctor import Case, diagnose, listen
 from speadrx.doctor.iptables import translate
@@ -134,6 +134,21 @@ def test_interface_that_is_none():
     (finding,) = (f for f in examine(("239.1.2.3", 7148), interface="203.0.113.7")["interface"] if f.severity != "ok")
     assert finding.severity == "problem"
     assert "no interface is called 203.0.113.7 or has this address (there are: lo 127.0.0.1" in finding.summary
+
+
+@needs_ip
+@needs_ipv6
+def test_group_of_one_link():
+    """It is told apart from other reasons for which the kernel says Invalid argument, and what mends it."""
+    case = Case((("ff12::1", 7148),))
+    found = by_check(diagnose(replace(case, heard=listen(case, 0.05))))
+    (finding,) = [finding for finding in found["interface"] if finding.severity == "problem"]
+    assert finding.summary.startswith("[ff12::1]:7148 is another group on each interface, and none is given")
+    assert all(command.startswith("speadrx doctor '[ff12::1]:7148' --interface ") for command in finding.mend)
+    for case in (Case((("ff12::1", 7148),), "lo"), Case((("ff12::1%lo", 7148),))):
+        assert [finding.summary.partition(" ")[0] for finding in diagnose(case) if finding.check == "interface"] == [
+            "lo"
+        ]
 
 
 @needs_ip

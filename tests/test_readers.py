@@ -155,6 +155,17 @@ class TestMulticast:
         add_reader(stream, src=[endpoint], interface=IPV6_INTERFACE, buffer=2**16)
         check_receives(stream, endpoint, IPV6_INTERFACE)
 
+    @needs_ipv6_multicast
+    def test_interface_in_the_address(self, stream, udp_port):
+        group = f"ff12::{os.getpid() % 2**16:x}"
+        add_reader(stream, src=[(f"{group}%{IPV6_INTERFACE}", udp_port)], buffer=2**16)
+        check_receives(stream, (group, udp_port), IPV6_INTERFACE)
+
+    @needs_ipv6
+    def test_ipv6_group_of_one_link_needs_an_interface(self, stream, udp_port):
+        with pytest.raises(OSError, match=r"without the name of its interface, which such a group needs: Invalid"):
+            add_reader(stream, src=[("ff12::1", udp_port)])
+
 
 class TestExplicitStart:
     """Streams that receive only once they are started: spead2 makes their sockets."""

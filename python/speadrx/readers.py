@@ -15,7 +15,7 @@ import termios
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import spead2.recv
@@ -165,8 +165,14 @@ class _Endpoint:
 
     @property
     def multicast(self) -> bool:
-        packed = socket.inet_pton(self.family, self.address.partition("%")[0])
+        packed = socket.inet_pton(self.family, self.address)
         return packed[0] == 0xFF if self.family == socket.AF_INET6 else packed[0] >> 4 == 0xE
+
+    @property
+    def one_link(self) -> bool:
+        """Whether it is an IPv6 group that each interface has for itself (RFC 4291, 2.7): of scope 1 or 2."""
+        packed = socket.inet_pton(self.family, self.address)
+        return self.family == socket.AF_INET6 and self.multicast and packed[1] & 0xF in (1, 2)
 
     @property
     def interface_index(self) -> int:
@@ -174,7 +180,7 @@ class _Endpoint:
 
     @property
     def bind_address(self) -> tuple[Any, ...]:
-        # An IPv6 group of narrow scope belongs to an interface.
+        # An IPv6 address of narrow scope belongs to an interface.
         return (self.address, self.port, *((0, self.interface_index) if self.family == socket.AF_INET6 else ()))
 
 
@@ -195,10 +201,13 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
     try:
         found = socket.getaddrinfo(host or None, number, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
-        raise ValueError(f"src: host {host!r} cannot be resolved: {exc}") from exc
+        reason = getattr(exc, "strerror", None) or exc
+        raise ValueError(f"src: host {host!r} cannot be resolved: {reason}") from exc
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-    resolved = _Endpoint(family, str(address[0]), number, interface)
+    resolved = _Endpoint(family, str(address[0]).partition("%")[0], number, interface)
     if interface is None:
+        if len(address) == 4 and address[3]:  # the interface of an IPv6 address, as in ff12::1%eth0
+            return replace(resolved, interface=socket.if_indextoname(address[3]))
         return resolved
     if family == socket.AF_INET6:
         _check_v6_interface(resolved, interface)
@@ -234,6 +243,8 @@ def _naming(endpoint: _Endpoint) -> Iterator[None]:
         where = f"src: cannot receive on {endpoint}"
         if endpoint.interface is not None:
             where += f" with interface {endpoint.interface}"
+        elif endpoint.one_link:
+            where += " without the name of its interface, which such a group needs"
         if isinstance(exc, OSError):
             raise OSError(exc.errno, f"{where}: {exc.strerror}") from exc
         raise RuntimeError(f"{where}: {exc}") from exc
@@ -311,7 +322,8 @@ def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> soc
     """Let spead2 make the socket, which it binds when the stream starts, and return a duplicate of it."""
     kwargs: dict[str, Any] = {"port": endpoint.port, "max_size": max_size, "buffer_size": 0}
     if not endpoint.multicast:
-        kwargs["bind_hostname"] = endpoint.address
+        scope = f"%{endpoint.interface}" if endpoint.family == socket.AF_INET6 and endpoint.interface else ""
+        kwargs["bind_hostname"] = endpoint.address + scope
     elif endpoint.family == socket.AF_INET6:
         kwargs.update(multicast_group=endpoint.address, interface_index=endpoint.interface_index)
     else:

@@ -189,6 +189,8 @@ class Case:
 
     def inlet(self, endpoint: _Endpoint) -> Link | None:
         """Find the interface by which an endpoint's packets must come in; None if it is any, or none."""
+        if endpoint.interface is not None:  # it is a part of the address
+            return self.links.get(endpoint.interface)
         if self.interface is not None and (endpoint.multicast or endpoint.address == "0.0.0.0"):
             return self.link
         if endpoint.multicast:

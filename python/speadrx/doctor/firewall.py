@@ -47,7 +47,7 @@ def _legacy() -> Rules | None:
 def _packets(case: Case) -> Iterator[Packet]:
     senders = sorted({*case.senders, *(sender for _, sender, _ in (case.heard.seen or {} if case.heard else {}))})
     for endpoint in case.resolved:
-        address = endpoint.address.partition("%")[0]
+        address = endpoint.address
         version: Literal[4, 6] = 6 if ":" in address else 4
         inlet = case.inlet(endpoint)
         sources = [sender for sender in senders if (":" in sender) == (version == 6)]

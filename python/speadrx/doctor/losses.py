@@ -136,7 +136,7 @@ def _user(case: Case, endpoint: _Endpoint, sock: UdpSocket, who: str) -> Finding
 def _same_address(sock: UdpSocket, address: str) -> bool:
     if sock.wildcard or address in ("0.0.0.0", "::"):
         return True
-    packed = ipaddress.ip_address(address.partition("%")[0]).packed
+    packed = ipaddress.ip_address(address).packed
     words = [packed[i : i + 4] for i in range(0, len(packed), 4)]
     return sock.address == "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 

@@ -53,6 +53,11 @@ def interface(case: Case) -> Iterator[Finding]:
     for endpoint in case.resolved:
         if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::"):
             yield from _own_address(case, endpoint, known)
+        elif endpoint.one_link and endpoint.interface is None and case.interface is None:
+            summary = f"{endpoint} is another group on each interface, and none is given (there are: {known})"
+            likely = _likely_link(case)
+            mend = () if likely is None else (case.command(likely.name),)
+            yield Finding(check, "problem", summary, "The receiver cannot bind it without one.", mend)
     for link in case.inlets().values():
         yield from _link_state(case, link)
     yield from _elsewhere(case)

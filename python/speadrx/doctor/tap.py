@@ -67,7 +67,7 @@ class Tap:
         #: By endpoint, sender and interface.
         self.seen: Counter[tuple[str, str, str]] = Counter()
         self.sockets: list[socket.socket] = []
-        self._endpoints = {(e.address.partition("%")[0], e.port): str(e) for e in endpoints}
+        self._endpoints = {(e.address, e.port): str(e) for e in endpoints}
         self._wildcards = {e.port: str(e) for e in endpoints if e.address in ("0.0.0.0", "::")}
         ports = sorted({endpoint.port for endpoint in endpoints})
         for family in sorted({endpoint.family for endpoint in endpoints}):
