@@ -10,7 +10,7 @@ import spead2.send
 
 from example_layouts import MEERKAT
 from random_layouts import random_case
-from speadrx import Axis, Layout, TimeAxis
+from speadrx import Axis, Layout, TimeAxis, layouts
 from speadrx.kinds import Stream
 from speadrx.packets import PacketEncoder
 from speadrx.propose import propose
@@ -275,3 +275,24 @@ def test_descriptors():
     assert (layout.dtype, layout.heap_shape) == ("int16", (4, 8))
     assert [axis.name for axis in layout.axes] == ["beam_number"]
     assert survey.descriptors == 1
+
+
+# With heaps that are smaller than those of the telescopes.
+SMALL = {
+    "effelsberg-edd-gated-spectrometer": ("heap_bytes=16", "heap_shape=[4]", "samples_per_heap="),
+    "meerkat-baseline-correlation-products": ("heap_bytes=16", "heap_shape=[1,2,2]", "samples_per_heap="),
+}
+
+
+@pytest.mark.parametrize("name", layouts.names())
+def test_streams_of_known_instruments(name):
+    """The layout that comes with speadrx is pointed to, and no other; axes have the names of their items."""
+    layout = layouts.load(name, SMALL.get(name, ()))
+    simulator = Simulator(layout, faults=FAULTS, user_data=dict.fromkeys(layout.user_data_dtype.names or (), 0))
+    proposal = best(survey_of(simulator, 16)[0])
+    assert [text.split()[2] for text in proposal.uncertain if text.startswith("The layout ")] == [name]
+    expected = [axis.item for axis in layout.axes if axis.item is not None]
+    assert sorted(axis.item for axis in proposal.layout.axes) == sorted(expected)
+    assert {axis.name for axis in proposal.layout.axes} <= {
+        *("polarization", "noise_diode_status", "digitiser", "antenna", "frequency")
+    }

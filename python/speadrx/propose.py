@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _core, layouts
 from .columns import Column, all_good, distinguishing, guards, sort_out
+from .items import item_name
 from .kinds import Stream
 from .layout import Axis, Layout, TimeAxis
 from .meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID, TIMESTAMP_ID
@@ -186,7 +187,7 @@ def _time_items(stream: Stream) -> list[int]:
 def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Literal["reject", "mask"]]:
     """The number of the step of each heap (-1 if it is on none), the step, and how to align times."""
     values = stream.items[item]
-    known = ", MeerKAT's timestamp" if item == TIMESTAMP_ID else ""
+    known = ", MeerKAT's timestamp," if item == TIMESTAMP_ID else ""
     step = common_step(values)
     if step is None:
         raise _NoProposalError(f"all heaps have the same time (item {item:#x}): take more packets")
@@ -228,7 +229,7 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
 
 
 def _axis_name(item: int, described: Mapping[int, Descriptor], taken: set[str]) -> str:
-    name = _AXIS_NAMES.get(item) or (described[item].name if item in described else "")
+    name = _AXIS_NAMES.get(item) or (described[item].name if item in described else item_name(item) or "")
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
     if not name or name[0].isdigit() or name in taken:
         name = f"item_{item:04x}"
@@ -347,11 +348,16 @@ def _contents(stream: Stream, described: Mapping[int, Descriptor], notes: _Notes
 def _note_known(stream: Stream, time: int, axes: tuple[Axis, ...], notes: _Notes) -> None:
     """Say if the layout of a known instrument has the same time and axes: it knows what heaps hold."""
     found = {axis.item for axis in axes}
+    matches: dict[str, set[int]] = {}
     for name in layouts.names():
         known = layouts.load(name)
         theirs = {axis.item for axis in known.axes if axis.item is not None}
         others = {*known.required_items, *(side.item for side in known.side_items)}
         if known.time.item == time and found <= theirs and theirs | others <= stream.items.keys():
+            matches[name] = theirs | others
+    for name, items in matches.items():
+        # Of two, it is that which accounts for more of the items.
+        if not any(items < more for more in matches.values()):
             notes.uncertain.append(
                 f"The layout {name} has these items and knows what they mean, see 'speadrx layout {name}'."
             )

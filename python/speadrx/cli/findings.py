@@ -16,6 +16,7 @@ from speadrx.capture import Capture
 from speadrx.items import item_name
 from speadrx.kinds import Address, Stream
 from speadrx.layout import Layout
+from speadrx.picture import printable
 from speadrx.propose import Proposal, propose
 from speadrx.survey import Survey, Traffic
 from speadrx.values import Profile, profile
@@ -64,16 +65,12 @@ def address_text(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def look(survey: Survey) -> list[Found]:
     """Look at each stream of a survey."""
     described = survey.described()
 
     def name(item: int) -> str | None:
-        return _printable(described[item].name) if item in described else item_name(item)
+        return printable(described[item].name) if item in described else item_name(item)
 
     return [
         Found(
@@ -94,7 +91,7 @@ def _hexadecimal(layout: Layout) -> str:
 def toml_text(found: Found, source: str) -> str:
     """The proposed layout, with what speaks for it and against it."""
     assert found.proposal.layout is not None
-    said = [f"Proposed by speadrx inspect for {_printable(source)}."]
+    said = [f"Proposed by speadrx inspect for {printable(source)}."]
     said += found.proposal.reasons
     said += [f"Uncertain: {text}" for text in found.proposal.uncertain]
     comments = "\n".join(
@@ -202,7 +199,9 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
     if survey.seconds:
         packet_rate = _si(survey.packets / survey.seconds, "packets/s")
         rates = f": {packet_rate}, {_si(survey.bytes * 8 / survey.seconds, 'b/s')}"
-    said = [f"{source.name}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"]
+    said = [
+        f"{printable(source.name)}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"
+    ]
     if source.interrupted:
         said.append("Interrupted: this is what came until then.")
     if source.kernel_drops:
@@ -217,7 +216,7 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
         if source.capture.truncated:
             said.append("The file ends in the midst of a packet, which was left out.")
         if source.damage is not None:
-            said.append(f"{source.damage}. What follows was not read.")
+            said.append(f"{printable(source.damage)}. What follows was not read.")
     said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(_MOST_SHOWN)]
     counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
     said.append("; ".join(counts) or "No heaps.")
@@ -226,7 +225,7 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
         said.append("Heap bytes: " + _list(f"{size:,} ({n:,})" for size, n in sizes))
         said.append("Packets per heap: " + _list(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
     for text in said:
-        console.print(Text(_printable(text)))
+        console.print(Text(text))
     for title, of in (("sender", survey.senders), ("destination", survey.destinations)) if survey.packets else ():
         console.print()
         _show_traffic(console, title, of)
