@@ -220,6 +220,29 @@ def test_bad_file(tmp_path, content):
     assert "Traceback" not in result.stderr
 
 
+def test_many_streams(tmp_path, rng):
+    """Garbage of many kinds does not fill the screen."""
+    path = tmp_path / "kinds.pcap"
+    with PcapSink(path) as sink:
+        for n, item in enumerate(rng.permutation(2000)[:30]):
+            pointers = [1 << 48 | n, 2 << 48 | 8, 3 << 48, 4 << 48 | 8, (int(item) + 7) << 48]
+            sink.send(0, struct.pack(">BBBBHH5Q", 0x53, 4, 2, 6, 0, 5, *(1 << 63 | p for p in pointers)) + bytes(8))
+    result = subprocess.run([*SPEADRX, "inspect", str(path)], capture_output=True, text=True, env=environment())
+    assert (result.returncode, result.stderr) == (1, "")
+    assert re.findall(r"^Stream (\d+)", result.stdout, re.MULTILINE) == [str(n) for n in range(1, 11)]
+    assert result.stdout.endswith("... and 20 more streams (--stream N shows one)\n")
+    error = " ".join(run("inspect", str(path), "--toml", code=2).split())
+    assert "10: 1 heaps of 8 bytes; and 20 more); choose one" in error
+
+
+def test_standard_input(capture):
+    command = [*SPEADRX, "inspect", "-", "--toml"]
+    with capture.open("rb") as file:
+        output = subprocess.check_output(command, stdin=file, text=True, env=environment())
+    assert "Proposed by speadrx inspect for /dev/stdin." in output
+    assert output.partition("\n")[2] == run("inspect", str(capture), "--toml").partition("\n")[2]
+
+
 def test_damaged_file(capture, tmp_path):
     """What comes before the damage is looked at, and the damage is told."""
     damaged = tmp_path / "damaged.pcap"

@@ -11,6 +11,7 @@ import spead2.send
 from example_layouts import MEERKAT
 from random_layouts import random_case
 from speadrx import Axis, Layout, TimeAxis, layouts
+from speadrx.decode import Flavour
 from speadrx.kinds import Stream
 from speadrx.packets import PacketEncoder
 from speadrx.propose import propose
@@ -275,6 +276,17 @@ def test_descriptors():
     assert (layout.dtype, layout.heap_shape) == ("int16", (4, 8))
     assert [axis.name for axis in layout.axes] == ["beam_number"]
     assert survey.descriptors == 1
+
+
+@pytest.mark.parametrize("steps", [range(400, 0, -1), [*range(200), *range(200)]])
+def test_times_that_do_not_rise(steps):
+    """MeerKAT's timestamp is the time all the same, but it is not said to rise."""
+    items = {0x1600: np.array(steps, np.uint64) * np.uint64(8)}
+    zeros = np.zeros(400, np.uint64)
+    proposal = propose(Stream(Flavour(48), 64, (GROUP,), items, (), zeros, zeros, 0))
+    assert (proposal.layout.time.item, proposal.layout.time.step) == (0x1600, 8)
+    assert not any("rises" in text for text in proposal.reasons)
+    assert any(text.startswith("Times do not rise as the heaps arrive") for text in proposal.uncertain)
 
 
 # With heaps that are smaller than those of the telescopes.

@@ -208,10 +208,16 @@ def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Li
             )
         align = "mask"
         notes.uncertain.append(f"Times are {phase} beyond the multiples of the step, so low bits are masked off.")
+    correlation = rise(values)
+    how = "rises as the heaps arrive, in steps" if correlation >= RISING else "goes in steps"
     notes.reasons.append(
-        f"time: item {item:#x}{known} rises as the heaps arrive, in steps of {step} for most "
-        f"({on_grid:.2%} of the heaps are on that grid)."
+        f"time: item {item:#x}{known} {how} of {step} for most ({on_grid:.2%} of the heaps are on that grid)."
     )
+    if correlation < RISING:
+        notes.uncertain.append(
+            f"Times do not rise as the heaps arrive (rank correlation {correlation:.2f} of the {RISING} wanted): "
+            "senders may have started anew, or disagree on the time."
+        )
     numbers = (unwrapped(values) // np.uint64(step)).astype(np.int64)
     good &= _plausible(numbers, good, step)
     return np.where(good, numbers, -1), step, align

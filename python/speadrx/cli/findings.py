@@ -21,8 +21,8 @@ from speadrx.propose import Proposal, propose
 from speadrx.survey import Survey, Traffic
 from speadrx.values import Profile, profile
 
-#: Addresses and lengths that are shown; all are in the JSON.
-_MOST_SHOWN = 10
+#: Streams, addresses and lengths that are shown; all are in the JSON.
+MOST_SHOWN = 10
 _TOML_COLUMNS = 100
 
 
@@ -217,13 +217,13 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
             said.append("The file ends in the midst of a packet, which was left out.")
         if source.damage is not None:
             said.append(f"{printable(source.damage)}. What follows was not read.")
-    said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(_MOST_SHOWN)]
+    said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(MOST_SHOWN)]
     counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
     said.append("; ".join(counts) or "No heaps.")
     if survey.heaps:
         sizes = survey.heap_bytes().most_common()
-        said.append("Heap bytes: " + _list(f"{size:,} ({n:,})" for size, n in sizes))
-        said.append("Packets per heap: " + _list(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
+        said.append("Heap bytes: " + listed(f"{size:,} ({n:,})" for size, n in sizes))
+        said.append("Packets per heap: " + listed(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
     for text in said:
         console.print(Text(text))
     for title, of in (("sender", survey.senders), ("destination", survey.destinations)) if survey.packets else ():
@@ -231,14 +231,15 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
         _show_traffic(console, title, of)
 
 
-def _list(texts: Iterable[str]) -> str:
+def listed(texts: Iterable[str], separator: str = ", ") -> str:
+    """Join texts, the first of them if there are many."""
     texts = list(texts)
-    more = f", and {len(texts) - _MOST_SHOWN} more" if len(texts) > _MOST_SHOWN else ""
-    return ", ".join(texts[:_MOST_SHOWN]) + more
+    more = [f"and {len(texts) - MOST_SHOWN} more"] if len(texts) > MOST_SHOWN else []
+    return separator.join(texts[:MOST_SHOWN] + more)
 
 
 def _show_traffic(console: Console, title: str, of: dict[Address, Traffic]) -> None:
-    busiest = sorted(of.items(), key=lambda item: item[1].packets, reverse=True)[:_MOST_SHOWN]
+    busiest = sorted(of.items(), key=lambda item: item[1].packets, reverse=True)[:MOST_SHOWN]
     columns = [(title, False, [address_text(address) for address, _ in busiest])]
     columns += [
         (name, True, [f"{getattr(traffic, name):,}" for _, traffic in busiest])
@@ -255,7 +256,7 @@ def show_stream(console: Console, number: int, found: Found) -> None:
     console.print(
         Text(
             f"Stream {number}: {stream.heaps:,} heaps of {stream.heap_bytes:,} bytes, SPEAD-{stream.flavour}, to "
-            + _list(map(address_text, stream.destinations)),
+            + listed(map(address_text, stream.destinations)),
             style="bold",
         )
     )

@@ -21,7 +21,7 @@ from speadrx.endpoints import parse_endpoints
 from speadrx.listen import Listener
 from speadrx.survey import Survey
 
-from .findings import Found, Source, json_document, look, show_stream, show_totals, toml_text
+from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
 
 _POLL_SECONDS = 0.1
@@ -108,9 +108,12 @@ def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
 def _chosen(streams: list[Found], number: int | None) -> Found:
     """The stream whose layout is wanted."""
     if number is None and len(streams) > 1:
-        kinds = "; ".join(
-            f"{n}: {found.stream.heaps:,} heaps of {found.stream.heap_bytes:,} bytes"
-            for n, found in enumerate(streams, 1)
+        kinds = listed(
+            (
+                f"{n}: {found.stream.heaps:,} heaps of {found.stream.heap_bytes:,} bytes"
+                for n, found in enumerate(streams, 1)
+            ),
+            "; ",
         )
         raise click.UsageError(f"there are {len(streams)} streams ({kinds}); choose one with --stream")
     return streams[(number or 1) - 1]
@@ -164,10 +167,10 @@ def inspect(
 ) -> None:
     """See what SPEAD packets carry, and propose a layout.
 
-    SOURCE is a capture (pcap or pcapng, such as tcpdump and Wireshark write), or endpoints to listen on,
-    as host:port or group+n:port, separated by commas. No layout is needed: items, lengths, senders and rates are
-    read from the packets themselves. A layout is proposed from which items tell heaps apart, with the
-    reasons and what is uncertain; what no packet says, such as a dtype, is yours to add.
+    SOURCE is a capture (pcap or pcapng, such as tcpdump and Wireshark write; - is standard input), or endpoints
+    to listen on, as host:port or group+n:port, separated by commas. No layout is needed: items, lengths, senders
+    and rates are read from the packets themselves. A layout is proposed from which items tell heaps apart, with
+    the reasons and what is uncertain; what no packet says, such as a dtype, is yours to add.
 
     Ctrl-C ends it early, with what was found until then.
 
@@ -188,6 +191,8 @@ def inspect(
         raise click.UsageError("--toml and --json exclude each other")
     if output is not None and output.exists() and not force:
         raise click.BadParameter(f"{output} exists; --force overwrites it", param_hint="--output")
+    if source == "-":
+        source = "/dev/stdin"
     survey = Survey()
     most = math.inf if packets is None else packets
     with interruptible() as interrupted:
@@ -205,10 +210,12 @@ def inspect(
         click.echo(json.dumps(json_document(found, survey, streams), allow_nan=False))
     elif not as_toml:
         show_totals(console, found, survey)
-        for n, stream in enumerate(streams, 1):
-            if number in (None, n):
-                console.print()
-                show_stream(console, n, stream)
+        first, last = (1, MOST_SHOWN) if number is None else (number, number)
+        for n, stream in enumerate(streams[first - 1 : last], first):
+            console.print()
+            show_stream(console, n, stream)
+        if number is None and len(streams) > MOST_SHOWN:
+            console.print(f"\n... and {len(streams) - MOST_SHOWN:,} more streams (--stream N shows one)")
     _finish(context, found, survey, streams, number, output, force, as_toml)
 
 
