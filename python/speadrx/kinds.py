@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
@@ -33,10 +34,16 @@ class Kind:
     numbers: array[int] = field(default_factory=lambda: array("Q"))  # which heap of all it was
     senders: array[int] = field(default_factory=lambda: array("Q"))
 
-    def ids(self, immediate: bool) -> frozenset[int]:
-        """IDs of the items that are data, with immediate values or in the payload."""
+    @functools.cached_property
+    def immediate(self) -> frozenset[int]:
+        """IDs of the items that are data and have immediate values."""
         bit = self.flavour.immediate
-        return frozenset(key & ~bit for key in self.keys if bool(key & bit) == immediate) - NO_DATA
+        return frozenset(key & ~bit for key in self.keys if key & bit) - NO_DATA
+
+    @functools.cached_property
+    def payload(self) -> frozenset[int]:
+        """IDs of the items that are data and in the payload."""
+        return frozenset(key for key in self.keys if not key & self.flavour.immediate) - NO_DATA
 
     def table(self) -> np.ndarray:
         """Values of all pointers: a row for each heap."""
@@ -117,9 +124,8 @@ def _signatures(kinds: list[Kind]) -> Iterator[_Signature]:
     """The signatures that are frequent at a destination."""
     counts: collections.Counter[_Signature] = collections.Counter()
     for kind in kinds:
-        immediate, payload = kind.ids(True), kind.ids(False)
         for length, n in zip(*np.unique(kind.lengths(), return_counts=True), strict=True):
-            counts[_Signature(kind.flavour, int(length), immediate, payload)] += int(n)
+            counts[_Signature(kind.flavour, int(length), kind.immediate, kind.payload)] += int(n)
     most = max(counts.values(), default=0)
     frequent = [signature for signature, n in counts.items() if n >= _STREAM_SHARE * most]
     # Where some heaps of a length have more items than others, they are alike in what all of them have.
@@ -141,7 +147,7 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
     heaps = 0
     for kind in kinds:
         heaps += len(kind.numbers)
-        if kind.flavour == signature.flavour and kind.ids(True) >= signature.immediate:
+        if kind.flavour == signature.flavour and kind.immediate >= signature.immediate:
             rows = np.flatnonzero(kind.lengths() == signature.heap_bytes)
             if rows.size:
                 parts.append((kind, rows))
