@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import subprocess
 import tomllib
 import xml.etree.ElementTree as ET
 
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 
 from speadrx import Layout, layouts
-from terminals import Terminal, run
+from terminals import SPEADRX, Terminal, environment, run
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "doc" / "layouts.md"
 BAD = """
@@ -160,6 +161,14 @@ def test_wrong_usage(args: list[str], parts: list[str], tmp_path: pathlib.Path) 
     complaint = run("layout", *(arg.format(bad=bad) for arg in args), code=2)
     for part in parts:
         assert part in complaint
+
+
+@pytest.mark.parametrize("args", [[], ["--json"]])
+def test_full_disk(args: list[str]) -> None:
+    command = [*SPEADRX, "layout", "meerkat-digitiser", *args]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False)
+    assert (result.returncode, result.stderr) == (2, "speadrx: No space left on device\n")
 
 
 def test_help_has_an_example_and_exit_codes() -> None:

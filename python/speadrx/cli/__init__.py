@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 def main() -> None:
     """Run the command line.
@@ -9,14 +11,20 @@ def main() -> None:
     Raises
     ------
     SystemExit
-        When the command has ended, or the packages that the command line needs are not installed.
+        When the command has ended, the packages that it needs are not installed, or its output has no space.
     """
     try:
-        import click  # noqa: F401 (missing either shall be said here)
-        import rich  # noqa: F401
+        import click
+        import rich  # noqa: F401 (if it is missing, it shall be said here)
     except ModuleNotFoundError as exc:
         raise SystemExit(f"speadrx: {exc.name} is not installed; do: pip install 'speadrx[cli]'") from None
 
     from .group import group
 
-    group()
+    try:
+        group()
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        click.echo(f"speadrx: {exc.strerror}", err=True)
+        raise SystemExit(2) from None
