@@ -1,5 +1,6 @@
 """Datagrams of captures: link layers, networks, both file formats, and files that are damaged."""
 
+import gzip
 import ipaddress
 import os
 import re
@@ -260,7 +261,8 @@ def test_truncated_in_its_header(tmp_path, length):
     ("content", "message"),
     [
         (b"", "is empty: wanted a pcap or pcapng file"),
-        (b"just text", "is not a pcap or pcapng file: it starts with the bytes 6a 75 73 74"),
+        (b"just text", "is not a pcap or pcapng file: it starts with the bytes 6a 75 73 74$"),
+        (gzip.compress(b"anything"), r"is not a pcap or pcapng file: .* 1f 8b 08 00 \(gzip: unpack it\)"),
         (pcap([]) + struct.pack("<4I", 0, 0, 2**31, 2**31), f"is damaged: .* byte 40 gives the length {2**31}"),
         (
             pcap([]) + struct.pack("<4I", 0, 0, 300_000, 300_000) + bytes(300_000),

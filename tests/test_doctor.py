@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -86,6 +87,26 @@ def test_packets_come(traffic):
         ((endpoint, sender, interface),) = heard.seen
         assert (endpoint, sender, interface) == (f"127.0.0.1:{traffic}", "127.0.0.1", "lo")
         assert heard.seen[endpoint, sender, interface] <= heard.came[endpoint, sender] + heard.own_drops
+
+
+def test_more_endpoints_than_files(udp_port):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    case = Case(tuple((f"239.1.2.{i}", udp_port) for i in range(8)))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, hard))
+    try:
+        heard = listen(case, 0.05)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    arrival = by_check(diagnose(replace(case, heard=heard)))["arrival"][-1]
+    assert "cannot be received (Too many open files)" in arrival.summary
+    assert "ulimit -n" in arrival.why
+
+
+def test_link_local_sender():
+    findings = json.loads(
+        run_command("doctor", "[::1]:7148", "--sender", "fe80::1%lo", "--json", "--listen=0", "--buffer=4096")
+    )
+    assert not any("%" in finding["summary"] for finding in findings["findings"])
 
 
 def test_nothing_comes(udp_port):

@@ -52,6 +52,8 @@ _FRAGMENT_BITS = 0x3FFF
 #: The largest packet and the largest pcapng block that libpcap reads.
 _MAX_PACKET = 262144
 _MAX_BLOCK = 2**24
+#: How packed files begin.
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zX": "xz", b"BZh": "bzip2"}
 _PCAP_MAGICS = (pcap.TCPDUMP_MAGIC, pcap.TCPDUMP_MAGIC_NANO, pcap.MODPCAP_MAGIC)
 
 #: Time of capture in seconds, number of the link layer, and the bytes captured.
@@ -132,7 +134,8 @@ class Capture(Iterator[Datagram]):
         elif int.from_bytes(magic, "big") == pcapng.PCAPNG_BT_SHB:
             frames = _pcapng_frames(self._counting)
         else:
-            raise ValueError(f"{path} is not a pcap or pcapng file: it starts with the bytes {magic.hex(' ')}")
+            packed = next((f" ({name}: unpack it)" for start, name in _PACKED.items() if magic.startswith(start)), "")
+            raise ValueError(f"{path} is not a pcap or pcapng file: it starts with the bytes {magic.hex(' ')}{packed}")
         self._datagrams = self._read(frames)
 
     @property

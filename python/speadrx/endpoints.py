@@ -19,8 +19,7 @@ def parse_endpoints(text: str) -> list[tuple[str, int]]:
     ----------
     text
         ``host:port``; ``address+n:port`` stands for an address and the n that follow it (the notation of MeerKAT's
-        programs); ``[address]:port`` is for IPv6, with the name of an interface in the address if it needs one
-        (``[ff12::1%eth0]:7148``); ``:port`` is every interface. Several are separated by commas.
+        programs); ``[address]:port`` is for IPv6; ``:port`` is every interface. Several are separated by commas.
 
     Returns
     -------
@@ -60,5 +59,5 @@ def _parse(part: str) -> list[tuple[str, int]]:
         raise ValueError(f"endpoint: {part!r} stands for {more + 1} addresses: wanted at most {_MOST}")
     if more and int(first) + more >= 2**first.max_prefixlen:
         raise ValueError(f"endpoint: {part!r}: there are not so many addresses after {host}")
-    scope = host.partition("%")[1:]
-    return [("".join((str(first + i), *scope)) if i else host, port) for i in range(more + 1)]
+    _, percent, scope = host.partition("%")  # which a sum of addresses loses
+    return [(f"{first + i}{percent}{scope}" if i else host, port) for i in range(more + 1)]

@@ -35,7 +35,8 @@ def _endpoints(context: click.Context, parameter: click.Parameter, texts: Sequen
 
 def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
     try:
-        return tuple(str(ipaddress.ip_address(text)) for text in texts)
+        # Packets of link-local senders are told apart by where they come in.
+        return tuple(str(ipaddress.ip_address(text)).partition("%")[0] for text in texts)
     except ValueError:
         raise click.BadParameter(f"{', '.join(texts)}: wanted IP addresses, such as 10.0.0.7") from None
 

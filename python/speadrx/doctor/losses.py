@@ -59,6 +59,9 @@ def _how_far(heard: Heard, endpoint: str) -> tuple[Severity, str, str]:
         return ("ok", seen, why) if at else ("unknown", "in use, so it cannot be listened to", why)
     if endpoint in heard.elsewhere:
         return "problem", f"nothing {during}; it comes in by {heard.elsewhere[endpoint]}", "It is not joined there."
+    if error == errno.EMFILE:
+        why = "The receiver cannot either: it needs a file for each endpoint. 'ulimit -n' shows and raises the limit."
+        return "problem", f"cannot be received ({os.strerror(error)})", why
     if error is not None:
         return "problem", f"cannot be received ({os.strerror(error)})", "The receiver cannot bind or join it either."
     if at:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import ipaddress
+import shlex
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -43,7 +44,7 @@ def interface(case: Case) -> Iterator[Finding]:
     check = "interface"
     known = _listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
     if case.interface is not None and case.link is None:
-        summary = f"no interface is called {case.interface} or has this address (there are: {known})"
+        summary = f"no interface is called {shlex.quote(case.interface)} or has this address (there are: {known})"
         likely = _likely_link(case) if _multicast(case) else None
         mend = () if likely is None else (case.command(likely.ipv4 or likely.name),)
         yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
