@@ -213,7 +213,7 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["a.pcap", "--to=nowhere"], "'nowhere' is none: wanted host:port"),
         (["a.pcap", "--window=2", "--tolerance=1s"], "says the same as window"),
         (["a.pcap", "--tolerance=1"], "'1' is neither a time"),
-        (["a.pcap", "--pool=1"], "chunks: 1 must be more than"),
+        (["a.pcap", "--pool=1"], "--pool': 1 must be more than"),
         (["a.pcap", "--user-data=pol=1"], "'pol' is not a field that the layout reads"),
         (["a.pcap", "--user-data=a=1", "--user-data=a=2"], "a is given 2 times: wanted once"),
         (["a.pcap", "--fill=x"], "'x' is not a number"),

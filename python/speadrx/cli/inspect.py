@@ -23,16 +23,11 @@ from speadrx.survey import Survey
 
 from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
+from .parameters import UnusableError, naming_options
 
 _POLL_SECONDS = 0.1
 #: Progress is shown after so many packets of a file.
 _PROGRESS_PACKETS = 4096
-
-
-class _BadFileError(click.ClickException):
-    """A file or a socket that cannot be used; the message names it."""
-
-    exit_code = 2
 
 
 def _reason(exc: OSError | ValueError) -> str:
@@ -45,7 +40,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
     try:
         capture = read_datagrams(path, cut=True)
     except (OSError, ValueError) as exc:
-        raise _BadFileError(_reason(exc)) from None
+        raise UnusableError(_reason(exc)) from None
     with capture, _progress(capture.size, "Reading") as advance:
         try:
             for n, datagram in enumerate(capture, 1):
@@ -57,7 +52,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
         except (OSError, ValueError) as exc:
             damage = _reason(exc)
             if not capture.frames:
-                raise _BadFileError(damage) from None
+                raise UnusableError(damage) from None
     return Source(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
 
 
@@ -70,9 +65,10 @@ def _listen(
     interrupted: threading.Event,
 ) -> Source:
     try:
-        listener = Listener(_endpoints(source), interface)
-    except (OSError, ValueError) as exc:
-        raise _BadFileError(_reason(exc)) from None
+        with naming_options():
+            listener = Listener(_endpoints(source), interface)
+    except OSError as exc:
+        raise UnusableError(_reason(exc)) from None
     end = time.monotonic() + seconds
     with listener, _progress(None, "Listening") as advance:
         done = False
@@ -246,7 +242,7 @@ def _finish(
             with output.open("w" if force else "x", encoding="utf-8") as file:
                 file.write(toml)
         except OSError as exc:
-            raise _BadFileError(f"{output} cannot be written: {exc.strerror}") from None
+            raise UnusableError(f"{output} cannot be written: {exc.strerror}") from None
         click.echo(f"Wrote {output}", err=True)
 
 

@@ -28,7 +28,6 @@ _LIBRARY_NAMES = {
     "tolerance_bytes": "tolerance",
     "timestamp_jitter": "jitter",
     "max_packet_size": "packet_bytes",
-    "src": "endpoints",
 }
 
 
@@ -140,7 +139,13 @@ def describe(endpoints: list[tuple[str, int]]) -> str:
 
 @contextlib.contextmanager
 def naming_options() -> Iterator[None]:
-    """Turn errors of the library into those of the command, for the option whose name the message starts with."""
+    """Turn errors of the library into those of the command, for the option whose name the message starts with.
+
+    Raises
+    ------
+    click.BadParameter, UnusableError
+        With exit code 2 both.
+    """
     try:
         yield
     except (ValueError, TypeError, MemoryError) as exc:
@@ -149,4 +154,4 @@ def naming_options() -> Iterator[None]:
         for parameter in click.get_current_context().command.params:
             if parameter.name == _LIBRARY_NAMES.get(name, name):
                 raise click.BadParameter(problem if name == field else str(exc), param=parameter) from None
-        raise click.UsageError(str(exc)) from None
+        raise UnusableError(str(exc).removeprefix("src: ")) from None

@@ -19,17 +19,12 @@ from speadrx.receiver import Receiver
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
+from .parameters import UnusableError
 
 SUFFIXES = (".png", ".svg")
 DEFAULT_SIZE = "1200x800"
 #: With less, labels overlap.
 MIN_SIZE, MAX_SIZE = (800, 500), (10000, 10000)
-
-
-class InputError(click.ClickException):
-    """The source, or what is needed to draw it, cannot be used."""
-
-    exit_code = 2
 
 
 def _check_size(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
@@ -59,7 +54,7 @@ def _figures() -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "matplotlib":
             raise
-        raise InputError("drawing needs matplotlib: pip install 'speadrx[plot]'") from None
+        raise UnusableError("drawing needs matplotlib: pip install 'speadrx[plot]'") from None
     return figures
 
 
@@ -102,9 +97,9 @@ def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) ->
             raise click.UsageError(f"{path} is no history; if it is a capture, its heaps need a layout: -l/--layout")
         return _receive(path, load_layout(layout, overrides, "-l/--layout"))
     except FieldError as exc:
-        raise InputError(str(exc)) from None
+        raise UnusableError(str(exc)) from None
     except (OSError, ValueError) as exc:
-        raise InputError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from None
+        raise UnusableError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from None
 
 
 def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
@@ -197,7 +192,7 @@ def plot(
         try:
             figures.save(figures.draw(history, title=title, size=size), output)
         except OSError as exc:
-            raise InputError(f"{output}: {exc.strerror or exc}") from None
+            raise UnusableError(f"{output}: {exc.strerror or exc}") from None
         if not as_json:
             click.echo(f"{output}: {figures.summary(history)}.")
     elif not history.chunks:
