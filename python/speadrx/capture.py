@@ -16,7 +16,12 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from dpkt import UnpackError, pcap, pcapng
+try:
+    from dpkt import UnpackError, pcap, pcapng
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(
+        f"speadrx.capture needs {exc.name}, which is not installed; do: pip install 'speadrx[cli]'", name=exc.name
+    ) from None
 
 #: Of each link layer (https://www.tcpdump.org/linktypes.html): the bytes of its header, and where in that the
 #: Ethernet type is. Without one, the first bits of the packet tell IPv4 from IPv6.
@@ -114,6 +119,11 @@ class Capture(Iterator[Datagram]):
         Datagrams so far of which the capture holds a part only, whether they were given or not.
     truncated
         At the end: whether the file ends in the midst of a packet, which was left out.
+
+    Raises
+    ------
+    ValueError
+        If the file is empty, no capture at all, or (by ``next``) damaged. The message names it.
     """
 
     def __init__(self, file: BinaryIO, path: str, magic: bytes, *, cut: bool = False) -> None:

@@ -33,7 +33,8 @@ def fill_missing(
     layout
         The layout of the chunk.
     data
-        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype.
+        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, of at least
+        ``layout.chunk_bytes`` bytes.
     present
         One byte for each heap, not 0 where it is there: the chunk's ``present``.
     fill
@@ -90,6 +91,11 @@ def chunk_filler(layout: BaseLayout, geometries: Sequence[_core.Geometry], fill:
         Those of the stream, or of all streams of the group.
     fill
         See `fill_missing`.
+
+    Returns
+    -------
+    callable
+        Takes a chunk; returns how many heaps were missing.
 
     Raises
     ------

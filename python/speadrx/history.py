@@ -251,28 +251,28 @@ class History:
 
     @property
     def timestamps(self) -> np.ndarray:
-        """Timestamp of the first batch of each row, in ticks; not in order where time began anew."""
+        """Timestamp of the first batch of each row, in ticks: int64 of shape (rows,); not in order after a restart."""
         timestamps: np.ndarray = self._first_batch[: self._rows] * self.axes.time_step
         return timestamps
 
     @property
     def batches(self) -> np.ndarray:
-        """Batches in each row."""
+        """Batches in each row: int64 of shape (rows,)."""
         return self._batches[: self._rows].copy()
 
     @property
     def row_restarts(self) -> np.ndarray:
-        """How often time began anew in each row: at its beginning, unless that was so often that rows had to share."""
+        """How often time began anew in each row, which is at its beginning unless rows had to share: int64, (rows,)."""
         return self._restarts[: self._rows].copy()
 
     @property
     def present_by_row(self) -> np.ndarray:
-        """Heaps present, of shape (rows, sources)."""
+        """Heaps present: int64 of shape (rows, sources)."""
         return self._present[: self._rows].copy()
 
     @property
     def expected_by_row(self) -> np.ndarray:
-        """Heaps of each source that should have been present in each row."""
+        """Heaps of each source that should have been present in each row: int64 of shape (rows,)."""
         expected: np.ndarray = self.batches * self.axes.batch_heaps
         return expected
 
@@ -280,18 +280,18 @@ class History:
 
     @property
     def present_by_source(self) -> np.ndarray:
-        """Heaps present, by source."""
+        """Heaps present, by source: int64 of shape (sources,)."""
         present: np.ndarray = self._present[: self._rows].sum(axis=0)
         return present
 
     @property
     def expected_by_source(self) -> np.ndarray:
-        """Heaps that should have been present, by source."""
+        """Heaps that should have been present, by source: int64 of shape (sources,)."""
         return np.full(len(self.axes.source_labels), self.expected_by_row.sum())
 
     @property
     def missing_by_source(self) -> np.ndarray:
-        """Heaps missing, by source."""
+        """Heaps missing, by source: int64 of shape (sources,)."""
         missing: np.ndarray = self.expected_by_source - self.present_by_source
         return missing
 
@@ -324,7 +324,13 @@ class History:
         self.accounts = _check_accounts(accounts, len(self.axes.source_labels))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON can say; the format is that of the files (see `write`)."""
+        """Return it as what JSON can say.
+
+        Returns
+        -------
+        dict
+            Dicts, lists, numbers and strings; the fields are those of the files (see `write`).
+        """
         axes = dataclasses.asdict(self.axes)
         return {
             "format": FORMAT,
@@ -350,6 +356,11 @@ class History:
         each of ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by source). Of each
         source, ``batches * batch_heaps`` heaps should be present in a row. ``accounts`` is what `accounts` has.
 
+        Parameters
+        ----------
+        path
+            The file; what it held is replaced.
+
         Raises
         ------
         OSError
@@ -361,6 +372,16 @@ class History:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file that `write` has written; nothing can be added to what it gives.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        History
+            As it was written.
 
         Raises
         ------
@@ -379,6 +400,16 @@ class History:
     @classmethod
     def from_json(cls, document: Any) -> Self:
         """Make it of what `to_json` has returned.
+
+        Parameters
+        ----------
+        document
+            That, or what `json.loads` makes of a file.
+
+        Returns
+        -------
+        History
+            Nothing can be added to it.
 
         Raises
         ------

@@ -66,6 +66,13 @@ def available() -> int | None:
 def check_available(what: str, n_bytes: int) -> None:
     """Check that there is so much memory: Linux grants more than there is, and ends the process when it is used.
 
+    Parameters
+    ----------
+    what
+        What needs it: the beginning of the message.
+    n_bytes
+        Bytes that it needs.
+
     Raises
     ------
     MemoryError

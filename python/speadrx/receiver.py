@@ -257,7 +257,15 @@ class Receiver:
             self._exporter.close()
 
     def flush(self) -> None:
-        """Hand over the chunks under construction, though no newer data has come; see `ChunkRingStream.flush`."""
+        """Hand over the chunks under construction, though no newer data has come; see `ChunkRingStream.flush`.
+
+        Returns at once; the loop goes on.
+
+        Raises
+        ------
+        ValueError
+            If the receiver was made with ``resync=False``: chunk IDs would no longer tell the time.
+        """
         self.stream.flush()
 
     def drain(self) -> None:
@@ -284,7 +292,13 @@ class Receiver:
         return self._port
 
     def stats(self) -> ReceiverStats:
-        """What was received so far; at any time, from any thread, also when it has stopped."""
+        """Read what was received so far; at any time, from any thread, also when it has stopped.
+
+        Returns
+        -------
+        ReceiverStats
+            Heaps in total, by source and by reason; times in seconds, timestamps in ticks.
+        """
         now = time.monotonic() if self._ended is None else self._ended
         return report(self.stream, self.accounting, 0.0 if self._started is None else now - self._started)
 

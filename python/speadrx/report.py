@@ -34,7 +34,9 @@ class SourceStats:
 class RingStats:
     """How full a ring of chunks is."""
 
+    #: Chunks that are in it.
     chunks: int
+    #: Chunks that it can hold.
     capacity: int
 
 
@@ -47,7 +49,7 @@ class ReceiverStats:
     ``placed`` or ``rejected``.
     """
 
-    #: Since it was started, until `Receiver.stop`.
+    #: Seconds since it was started, until `Receiver.stop`; 0 before.
     seconds: float
     #: Chunks that came out with any heap in them.
     chunks: int
@@ -92,7 +94,22 @@ class ReceiverStats:
 
 
 def report(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, seconds: float) -> ReceiverStats:
-    """Read what a stream or group with a declarative layout, and an account of its chunks, have counted."""
+    """Read what a stream or group and an account of its chunks have counted.
+
+    Parameters
+    ----------
+    stream
+        Made with a declarative layout.
+    account
+        That of what iterates over its chunks.
+    seconds
+        Since it was started.
+
+    Returns
+    -------
+    ReceiverStats
+        As it is now; while heaps come, its numbers are of slightly different moments.
+    """
     # In this order nothing is present that is not placed yet.
     counts = account._counts
     stats = [member.stats for member in stream._streams()]

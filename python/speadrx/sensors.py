@@ -214,6 +214,16 @@ def default_timeout(layout: BaseLayout, tick_rate: float) -> float:
         The layout of the stream.
     tick_rate
         Ticks of its timestamps in a second, in Hz.
+
+    Returns
+    -------
+    float
+        Seconds.
+
+    Raises
+    ------
+    ValueError
+        If `tick_rate` is not a positive number.
     """
     _check_number("tick_rate", tick_rate, "a positive number of ticks in a second", above=0)
     return max(RECV_SENSOR_TIMEOUT_MIN, RECV_SENSOR_TIMEOUT_CHUNKS * layout.chunk_timestamp_step / tick_rate)

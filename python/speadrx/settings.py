@@ -39,7 +39,13 @@ _TAKEN = ("max_active_chunks", "data_ringbuffer", "free_ringbuffer", "stream_sta
 
 
 def chunks_of(chunks: int | None, active: int) -> int:
-    """Count the chunks to allocate, with so many under construction."""
+    """Count the chunks to allocate, with so many under construction.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `chunks` is no integer, or leaves none for the user.
+    """
     if chunks is None:
         return 2 * active + 1 + HELD_CHUNKS
     if check_integer("chunks", chunks, 1) <= active:
@@ -55,7 +61,13 @@ def heaps_at_a_time(layout: DeclarativeLayout) -> int:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check that options of the stream are such that a receiver leaves to its user."""
+    """Check that options of the stream are such that a receiver leaves to its user.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not. The message names it.
+    """
     for name in _TAKEN:
         if name in options:
             raise TypeError(f"{name}: given {options[name]!r}, but a Receiver makes that itself; see make_stream")
@@ -64,7 +76,13 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def read_sources(sources: Any) -> list[Any]:
-    """Make a list of endpoints (as pairs), paths and queues."""
+    """Make a list of endpoints (as pairs), paths and queues.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is none, or one is something else. The message has it.
+    """
     if isinstance(sources, (str, os.PathLike, spead2.InprocQueue)) or _is_pair(sources):
         found = _read_source(sources)
     elif isinstance(sources, (bytes, Mapping)) or not isinstance(sources, Iterable):
@@ -105,7 +123,13 @@ def _read_source(source: Any) -> list[Any]:
 
 
 def deal(sources: list[Any], threads: int) -> list[list[Any]]:
-    """Deal sources out to threads, in order."""
+    """Deal sources out to threads, in order: a list for each.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer sources than threads, or one whose end would end the thread of others.
+    """
     if len(sources) < threads:
         raise ValueError(f"threads: {threads} have only {len(sources)} sources to receive from: wanted one each")
     each, more = divmod(len(sources), threads)
@@ -125,7 +149,13 @@ def deal(sources: list[Any], threads: int) -> list[list[Any]]:
 
 
 def check_files(parts: list[list[Any]], *, tolerance: bool) -> None:
-    """Check that the user has thought of how far files that are read at once may come apart."""
+    """Check that the user has thought of how far files that are read at once may come apart.
+
+    Raises
+    ------
+    ValueError
+        If there are such files, and no `tolerance` is given.
+    """
     files = [source for part in parts for source in part if _is_file(source)]
     if len(parts) > 1 and files and not tolerance:
         raise ValueError(
@@ -144,7 +174,13 @@ def _name(source: Any) -> str:
 
 
 def processors_of(affinity: int | Sequence[int] | None, threads: int) -> list[int]:
-    """The processor of each thread, negative for any."""
+    """The processor of each thread, negative for any.
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each thread.
+    """
     if affinity is None:
         return [-1] * threads
     processors = list(affinity) if isinstance(affinity, Iterable) else [affinity]
@@ -154,7 +190,13 @@ def processors_of(affinity: int | Sequence[int] | None, threads: int) -> list[in
 
 
 def window_of(layout: DeclarativeLayout, window: int | None, seconds: float | None, n_bytes: int | None) -> int:
-    """Count the chunks under construction for a tolerance, or take the default."""
+    """Count the chunks under construction for a tolerance in chunks, seconds or bytes, or take the default.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If more than one is given, or one is wrong. The message names it.
+    """
     given = {"window": window, "tolerance_seconds": seconds, "tolerance_bytes": n_bytes}
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
@@ -182,7 +224,13 @@ def window_of(layout: DeclarativeLayout, window: int | None, seconds: float | No
 
 
 def labels_of(labels: Mapping[str, str] | None) -> dict[str, str]:
-    """The labels of the metrics."""
+    """The labels of the metrics, as text.
+
+    Raises
+    ------
+    TypeError
+        If they are no mapping.
+    """
     if labels is None:
         return {}
     if not isinstance(labels, Mapping):
@@ -193,7 +241,13 @@ def labels_of(labels: Mapping[str, str] | None) -> dict[str, str]:
 def user_data_of(
     layout: DeclarativeLayout, given: Mapping[str, int] | Sequence[Mapping[str, int]] | None, threads: int
 ) -> np.ndarray | None:
-    """Make the structured array that streams take."""
+    """Make the structured array that streams take: a record for each thread; None if none is given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a field is unknown to the layout, in some mappings only, or no integer from 0 on. The message names it.
+    """
     if given is None:
         return None
     if not isinstance(given, (Mapping, Sequence)):

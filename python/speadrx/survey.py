@@ -42,6 +42,7 @@ class Descriptor:
 
     name: str
     description: str
+    #: None for a dimension of which the length is not fixed.
     shape: tuple[int | None, ...]
     #: As numpy has it; None where numpy has no such type.
     dtype: str | None
@@ -60,7 +61,12 @@ class _Unfinished:
 class Survey:
     """Gathers what SPEAD packets carry, without a layout.
 
-    As spead2 does, it takes the items of a heap from the first of its packets that comes.
+    As spead2 does, it takes the items of a heap from the first of its packets that comes. Used by one thread at a time.
+
+    Parameters
+    ----------
+    most_values
+        Values of items to keep (8 bytes each); later heaps are counted, but their values are not kept.
 
     Attributes
     ----------
@@ -118,7 +124,7 @@ class Survey:
 
     @property
     def seconds(self) -> float:
-        """Time from the first packet to the last."""
+        """Time from the first packet to the last, in seconds."""
         if self.first_time is None or self.last_time is None:
             return 0.0
         return max(0.0, self.last_time - self.first_time)
@@ -233,7 +239,13 @@ class Survey:
         return self._indices.setdefault(address, len(self._indices))
 
     def heap_bytes(self) -> collections.Counter[int]:
-        """How many heaps have each length, of those whose values were kept."""
+        """Count the heaps whose values were kept, by their length.
+
+        Returns
+        -------
+        collections.Counter
+            Heaps by length in bytes.
+        """
         lengths: collections.Counter[int] = collections.Counter()
         for kind in self._kinds.values():
             distinct, counts = np.unique(kind.lengths(), return_counts=True)
@@ -242,7 +254,13 @@ class Survey:
         return lengths
 
     def described(self) -> dict[int, Descriptor]:
-        """Return what senders said of items, by ID."""
+        """Read the descriptors that senders have sent.
+
+        Returns
+        -------
+        dict of int to Descriptor
+            What was said of each item, by its ID.
+        """
         stream = spead2.recv.Stream(spead2.ThreadPool())
         queue = spead2.InprocQueue()
         for packet in self._descriptor_packets:
@@ -268,6 +286,11 @@ class Survey:
         """Sort the heaps into streams, that of the most heaps first.
 
         A stream has the heaps of one flavour, length and set of items. What is rare at a destination makes no stream.
+
+        Returns
+        -------
+        list of Stream
+            Their items, senders and destinations; `propose` makes a layout of one.
         """
         return sort_into_streams(self._kinds.values(), list(self._indices))
 

@@ -49,7 +49,7 @@ class Finding:
 class Heard:
     """What came while `listen` listened; endpoints are texts like ``239.1.2.3:7148``, interfaces are names."""
 
-    #: How long it has listened, which is less than it was to if it was stopped.
+    #: How long it has listened, in seconds, which is less than it was to if it was stopped.
     seconds: float
     #: Packets at the socket, by endpoint and sender.
     came: dict[tuple[str, str], int]

@@ -91,9 +91,20 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
     case
         What to listen to.
     seconds
-        How long.
+        How long, in seconds.
     stop
         Ends it early.
+
+    Returns
+    -------
+    Heard
+        What came, by endpoint and sender, and what the kernel counted meanwhile. An endpoint that cannot be bound or
+        joined is no error: it is in `errors`.
+
+    Raises
+    ------
+    ValueError
+        If an endpoint is none, or its host is unknown.
     """
     stop = stop or threading.Event()
     before, start = counters(), time.monotonic()

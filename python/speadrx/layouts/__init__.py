@@ -27,7 +27,23 @@ def names() -> tuple[str, ...]:
 
 
 def summary(name: str) -> str:
-    """What one of `names` is, in a few words: the first line of its file but for the editor's directive."""
+    """Say in a few words what one of `names` is: the first line of its file but for the editor's directive.
+
+    Parameters
+    ----------
+    name
+        One of `names`.
+
+    Returns
+    -------
+    str
+        Such as "MeerKAT: a tied-array beam".
+
+    Raises
+    ------
+    OSError
+        If there is none of that name.
+    """
     lines = (_FILES / (name + _SUFFIX)).read_text("utf-8").splitlines()
     return next(line for line in lines if not line.startswith("#:")).removeprefix("# ")
 
@@ -45,6 +61,11 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
         axes and side items by name (``heap_bytes``, ``time.batches``, ``axes.antenna.size``,
         ``side_items.status.shift``, ``strides.pol``) and the value is one of TOML. A bare word that is none
         is a string; no value at all takes the field back to its default.
+
+    Returns
+    -------
+    Layout
+        Checked, as any that is made.
 
     Raises
     ------

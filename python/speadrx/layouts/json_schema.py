@@ -44,6 +44,11 @@ def schema() -> dict[str, Any]:
     What it refuses is no layout. It cannot see all that makes one: two fields that do not go together, say,
     nor does it tell 8.0 from 8.
 
+    Returns
+    -------
+    dict
+        The schema, as `json.dumps` takes it.
+
     Examples
     --------
     >>> schema()["properties"]["time"]["required"]
