@@ -5,6 +5,8 @@ import ipaddress
 import os
 import re
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -312,3 +314,19 @@ def test_random_bytes_after_the_header(tmp_path, rng):
             assert "is damaged" in str(exc)  # noqa: PT017 (most are no errors)
         else:
             assert len(datagrams) + capture.skipped.total() == capture.frames
+
+
+def test_without_dpkt():
+    """Said in so many words, and only where it is needed."""
+    program = """
+import sys
+sys.modules["dpkt"] = None
+import speadrx, speadrx.survey, speadrx.propose
+try:
+    import speadrx.capture
+except ImportError as exc:
+    assert str(exc).endswith("needs dpkt, which is not installed; do: pip install 'speadrx[cli]'"), exc
+else:
+    raise SystemExit("it did not fail")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import urllib.request
 
 import pytest
@@ -237,3 +238,20 @@ def test_help_says_what_exit_codes_mean(command):
     text = " ".join(run(command, "--help").split())
     assert "The exit code is 0" in text
     assert "Example:" in text
+
+
+def test_error_of_the_system_names_what_the_user_gave(tmp_path, udp_port):
+    """Its number, and what an argument is called in the library, say nothing to the user of a command."""
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for arguments, message in (
+            (["203.0.113.9:7148"], "Error: cannot receive on 203.0.113.9:7148: Cannot assign requested address"),
+            (
+                [f"127.0.0.1:{udp_port}", f"--metrics-port={port}"],
+                f"Error: Invalid value for '--metrics-port': cannot serve on port {port}: Address already in use",
+            ),
+        ):
+            errors = run("recv", "-l", "meerkat-digitiser", *arguments, code=2, COLUMNS="200")
+            assert errors.splitlines()[-1] == message

@@ -133,7 +133,10 @@ def usable() -> Iterator[None]:
         with naming_options():
             yield
     except OSError as exc:
-        raise UnusableError(str(exc)) from None
+        if exc.filename is not None or not exc.strerror:
+            raise UnusableError(str(exc)) from None
+        with naming_options():  # the text of the library starts with the name of an argument
+            raise ValueError(exc.strerror) from None
 
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
