@@ -115,6 +115,12 @@ def test_document_points_to_what_is_there(document):
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
 
 
+def test_readme_points_to_every_document():
+    text = (ROOT / "README.md").read_text("utf-8").partition("## Read on")[2]
+    pages = [d.relative_to(ROOT).as_posix() for d in [*DOCUMENTS, ROOT / "monitoring/README.md"] if d.parent != ROOT]
+    assert [page for page in pages if f"]({page})" not in text] == []
+
+
 @pytest.mark.parametrize(
     ("house", "suffixes", "shared_rows"),
     [
