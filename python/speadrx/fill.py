@@ -33,8 +33,8 @@ def fill_missing(
     layout
         The layout of the chunk.
     data
-        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, of at least
-        ``layout.chunk_bytes`` bytes.
+        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, that holds
+        all slots: ``layout.chunk_bytes`` bytes, or with strides from ``user_data`` what these span.
     present
         One byte for each heap, not 0 where it is there: the chunk's ``present``.
     fill
