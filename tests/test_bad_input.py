@@ -306,6 +306,12 @@ CASES: dict[str, list[tuple[Any, type[Exception], list[str]]]] = {
         (lambda: started(sources="203.0.113.1:7148"), OSError, ["src", "203.0.113.1:7148"]),
         (lambda: started(sources=("127.0.0.1", 0)), ValueError, ["src", "0", "1 to 65535"]),
     ],
+    "layouts": [
+        (lambda: speadrx.layouts.load("meerkat-digitizer"), LayoutError, ["meerkat-digitizer", "meerkat-digitiser"]),
+        (lambda: speadrx.layouts.load("meerkat-digitiser", ["time.step=0"]), LayoutError, ["time.step", "0"]),
+        (lambda: speadrx.layouts.load("meerkat-digitiser", ["x"]), LayoutError, ["'x'", "PATH=VALUE"]),
+        (lambda: speadrx.layouts.summary("x"), LayoutError, ["name", "'x'", "meerkat-digitiser"]),
+    ],
     "parse_endpoints": [
         (lambda: parse_endpoints("localhost"), ValueError, ["endpoint", "'localhost'", "host:port"]),
         (lambda: parse_endpoints("a:99999"), ValueError, ["endpoint", "99999", "1 to 65535"]),

@@ -24,11 +24,12 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import collectors, layouts, meerkat, metrics, simulate, stats
+    from . import capture as capture
+    from . import collectors, doctor, history, layouts, meerkat, metrics, propose, simulate, stats, survey
     from . import sensors as sensors
     from .stats import StatsCollector
 
-# A star import must not need aiokatcp: sensors is left out.
+# A star import must not need aiokatcp or dpkt: sensors and capture are left out.
 __all__ = [
     "EVICTION_MODE",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
@@ -51,19 +52,36 @@ __all__ = [
     "__version__",
     "add_reader",
     "collectors",
+    "doctor",
     "fill_missing",
+    "history",
     "iter_chunks",
     "layouts",
     "make_stream",
     "make_stream_group",
     "meerkat",
     "metrics",
+    "propose",
     "simulate",
     "stats",
+    "survey",
 ]
 
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = ("collectors", "layouts", "meerkat", "metrics", "sensors", "simulate", "stats")
+_LAZY_MODULES = (
+    "capture",
+    "collectors",
+    "doctor",
+    "history",
+    "layouts",
+    "meerkat",
+    "metrics",
+    "propose",
+    "sensors",
+    "simulate",
+    "stats",
+    "survey",
+)
 
 
 def __getattr__(name: str) -> Any:

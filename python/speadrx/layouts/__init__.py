@@ -41,9 +41,11 @@ def summary(name: str) -> str:
 
     Raises
     ------
-    OSError
-        If there is none of that name.
+    LayoutError
+        If there is none of that name. The message has those that there are.
     """
+    if name not in names():
+        raise LayoutError(f"name: {name!r} is no layout that comes with speadrx; those are {', '.join(names())}")
     lines = (_FILES / (name + _SUFFIX)).read_text("utf-8").splitlines()
     return next(line for line in lines if not line.startswith("#:")).removeprefix("# ")
 
