@@ -179,6 +179,8 @@ def test_nothing_received_is_said(layout_file, tmp_path):
 def test_what_cannot_be_used_is_named(capture, layout_file, tmp_path):
     history = tmp_path / "history.json"
     History(LAYOUT).write(history)
+    misnamed = tmp_path / "history.png"
+    History(LAYOUT).write(misnamed)
     text = tmp_path / "text"
     text.write_text("heaps")
     cut = tmp_path / "cut.json"
@@ -198,6 +200,7 @@ def test_what_cannot_be_used_is_named(capture, layout_file, tmp_path):
         ([wrong], f"{wrong}: version: 7 is not 1"),
         ([history, "-o", "figure.pdf"], "'figure.pdf' must end in .png or .svg"),
         ([history, "-o", "figure"], "'figure' must end in .png or .svg"),
+        ([misnamed, "-o", misnamed], f"'{misnamed}' would be written over '{misnamed}'"),
         ([history, "-o", tmp_path / "no" / "figure.png"], "there is no directory"),
         ([history, "--size", "big"], "'big' must be WIDTHxHEIGHT in pixels, like 1200x800"),
         ([history, "--size", "100x800"], "'100x800': the width must be from 800 to 10000 pixels"),

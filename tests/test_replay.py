@@ -145,6 +145,15 @@ def test_history(tmp_path, layout):  # noqa: F811
     assert dict(zip(history.axes.source_labels, history.present_by_source.tolist(), strict=True)) == truth["complete"]
 
 
+def test_a_history_that_cannot_be_kept_keeps_the_account(tmp_path, layout):  # noqa: F811
+    path, truth = capture(tmp_path, layout, "--chunks=3")
+    with piped("replay", *layout, str(path), "--json", "--history=/dev/full") as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert json.loads(output)["present"] == truth["copies"]
+    assert errors == "Error: --history: /dev/full: No space left on device\n"
+    assert process.returncode == 2
+
+
 def test_max_loss(tmp_path, layout):  # noqa: F811
     path, _ = capture(tmp_path, layout, "--chunks=30", "--loss=0.1")
     run("replay", *layout, str(path), "--max-loss=50")
@@ -218,6 +227,8 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["a.pcap", "--user-data=a=1", "--user-data=a=2"], "a is given 2 times: wanted once"),
         (["a.pcap", "--fill=x"], "'x' is not a number"),
         (["a.pcap", "--history=/nowhere/run.json"], "/nowhere/run.json: No such file"),
+        (["a.pcap", "--history=./a.pcap"], "'--history': './a.pcap' would be written over 'a.pcap'"),
+        (["a.pcap", "--history=array.toml"], "'array.toml' would be written over"),
     ],
 )
 def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F811

@@ -12,6 +12,8 @@ from speadrx import layouts
 from speadrx._core import LayoutError
 from speadrx.layout import Layout
 
+from .parameters import keep_files
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -44,7 +46,7 @@ def set_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def layout_options(command: Callable[..., _R]) -> Callable[..., _R]:
-    """Add ``--layout`` and ``--set``, of which the command gets `layout`, a `Layout`."""
+    """Add ``--layout`` and ``--set``, of which the command gets `layout`, a `Layout`; `keep_files` of it."""
 
     @click.option(
         "-l",
@@ -57,6 +59,7 @@ def layout_options(command: Callable[..., _R]) -> Callable[..., _R]:
     @set_option
     @functools.wraps(command)
     def with_layout(*args: Any, name_or_path: str, overrides: tuple[str, ...], **kwargs: Any) -> _R:
+        keep_files(name_or_path)
         return command(*args, layout=load_layout(name_or_path, overrides, "-l/--layout"), **kwargs)
 
     return with_layout

@@ -1,9 +1,10 @@
-"""What several commands take: endpoints, sizes, tolerances and user data, read and checked as a command starts."""
+"""What several commands take: endpoints, sizes, tolerances, user data and files, checked as a command starts."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -128,6 +129,52 @@ def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) ->
                 param_hint="--user-data",
             )
     return [{name: given[i % len(given)] for name, given in values.items()} for i in range(threads)] if values else None
+
+
+@contextlib.contextmanager
+def usable_file(path: str, option: str) -> Iterator[None]:
+    """Turn what the operating system says of a file into an error of the command.
+
+    Raises
+    ------
+    UnusableError
+        It names the option and the file.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise UnusableError(f"{option}: {path}: {exc.strerror or exc}") from None
+
+
+def keep_files(*read: str | None) -> None:
+    """Refuse to write over a file that the command reads, or writes too.
+
+    Parameters
+    ----------
+    read
+        Files that it reads (None: none), beside those of its parameters that are paths.
+
+    Raises
+    ------
+    click.BadParameter
+        For the option that names a file once more.
+    """
+    context = click.get_current_context()
+    seen = [path for path in read if path is not None]
+    for parameter in context.command.params:
+        path = context.params.get(parameter.name or "")
+        if not isinstance(parameter.type, click.Path) or path is None:
+            continue
+        for other in seen:
+            if not parameter.type.exists and _is_same_file(other, path):  # one that need not exist is written
+                raise click.BadParameter(f"{str(path)!r} would be written over {str(other)!r}", param=parameter)
+        seen.append(path)
+
+
+def _is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    with contextlib.suppress(OSError):  # one of them is not there yet
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def describe(endpoints: list[tuple[str, int]]) -> str:

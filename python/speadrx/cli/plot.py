@@ -19,7 +19,7 @@ from speadrx.receiver import Receiver
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
-from .parameters import UnusableError
+from .parameters import UnusableError, keep_files
 
 SUFFIXES = (".png", ".svg")
 DEFAULT_SIZE = "1200x800"
@@ -182,6 +182,7 @@ def plot(
 
     Exit codes: 0, drawn or printed; 1, nothing was received; 2, wrong usage, or SOURCE cannot be used.
     """  # noqa: D301
+    keep_files(layout)
     figures = None if as_json and output is None else _figures()
     history = _load(source, layout, overrides)
     if as_json:

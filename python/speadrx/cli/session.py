@@ -20,6 +20,7 @@ from speadrx.receiver import Receiver
 from speadrx.report import ReceiverStats
 
 from .account import Account, LiveView, Moment, document, line, loss, residual
+from .parameters import usable_file
 
 #: Seconds between looks at whether there is a reason to end.
 _LOOK = 0.1
@@ -42,7 +43,7 @@ class Session:
 
     Raises
     ------
-    click.BadParameter
+    UnusableError
         If that file cannot be written.
     """
 
@@ -55,10 +56,8 @@ class Session:
         self._history_path = history
         self._history = None if history is None else History(receiver.layout)
         if history is not None:
-            try:
+            with usable_file(history, "--history"):
                 open(history, "ab").close()  # better now than after hours
-            except OSError as exc:
-                raise click.BadParameter(f"{history}: {exc.strerror or exc}", param_hint="--history") from None
         # Between these times, in seconds since the start, heaps came.
         self._last_without = self._last_growth = 0.0
         self._placed = 0
@@ -124,7 +123,8 @@ class Session:
         """Write the history, if there is one."""
         if self._history is not None and self._history_path is not None:
             self._history.finish(stats)
-            self._history.write(self._history_path)
+            with usable_file(self._history_path, "--history"):
+                self._history.write(self._history_path)
 
     def _note(self) -> None:
         stats = self.receiver.stats()
@@ -182,13 +182,21 @@ def lines(session: Session, interval: float) -> Callable[[], None]:
 def conclude(
     session: Session, console: Console, *, as_json: bool, all_sources: bool, max_loss: float | None, **about: Any
 ) -> int:
-    """Print the account, keep the history, and say what the exit code is."""
+    """Keep the history, print the account, and say what the exit code is.
+
+    Raises
+    ------
+    UnusableError
+        If the history cannot be written after all; the account is printed all the same.
+    """
     total = session.total()
-    session.keep_history(total.stats)
-    if as_json:
-        click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
-    else:
-        console.print(Account(total, all_sources=all_sources))
+    try:
+        session.keep_history(total.stats)
+    finally:  # a full disk costs the history, but not the account
+        if as_json:
+            click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
+        else:
+            console.print(Account(total, all_sources=all_sources))
     lost = 100 * (loss(total.stats) or 0 if total.loss_when_ended is None else total.loss_when_ended)
     if max_loss is not None and lost > max_loss:
         click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
