@@ -168,7 +168,14 @@ def test_terminal(layout, sink, columns):  # noqa: F811
         (["127.0.0.1:1", "--interface=nowhere"], "cannot send from 'nowhere'"),
         (["127.0.0.1:1", "--packet-bytes=70"], "--packet-bytes': 70 has no room"),
         (["127.0.0.1:1", "--garbage=1", "--garbage-kind=dirt"], "'dirt' is not one of"),
-        (["127.0.0.1:1", "--packet-bytes=70000", "--set", "heap_bytes=80000", "--chunks=1"], "Message too long"),
+        (["127.0.0.1:1", "--packet-bytes=70000"], "70000 is not in the range 1<=x<=65507"),
+        (["127.0.0.1:1", "--seed=-5"], "-5 is not in the range x>=0"),
+        (["127.0.0.1:1", "--rate=1e300"], "'--rate': inf must be a positive number"),
+        (["--pcap=a.pcap", "--rate=1e-13", "--chunks=1"], "is more than the 2^32 s of a capture"),
+        (["--pcap=/dev/full", "--chunks=1"], "cannot send to /dev/full: No space left"),
+        (["--pcap=a.pcap", "--chunks=1", "--truth=a.pcap"], "'--truth': 'a.pcap' would be written over 'a.pcap'"),
+        (["--pcap=array.toml", "--chunks=1"], "array.toml' would be written over"),
+        (["127.0.0.1:1", "--user-data=pol=1"], "'--user-data': the layout reads no 'pol'"),
         (["127.0.0.1:1", "--json", "--truth=-"], "--truth - and --json both print"),
         (["--pcap=a.pcap"], "--pcap needs --batches"),
         (["--pcap=a.pcap", "--seconds=1"], "--seconds of a file need --rate"),
@@ -180,6 +187,15 @@ def test_terminal(layout, sink, columns):  # noqa: F811
 def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     assert message in " ".join(run("send", *layout, *args, code=2).split())
+
+
+def test_a_truth_that_cannot_be_kept_keeps_the_summary(tmp_path, layout):  # noqa: F811
+    args = ["--pcap", str(tmp_path / "a.pcap"), "--chunks=1", "--truth=/dev/full", "--json"]
+    with piped("send", *layout, *args) as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert json.loads(output)["truth"]["copies"] == 64
+    assert errors == "Error: --truth: /dev/full: No space left on device\n"
+    assert process.returncode == 2
 
 
 def test_user_data_is_needed(tmp_path):

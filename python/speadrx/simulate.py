@@ -284,6 +284,10 @@ class Simulator:
         for name in self._side_values:
             if name not in names:
                 raise ValueError(f"side_values: the layout has no side item {name!r} (it has {names})")
+        known = sorted(set(self.layout.user_data_dtype.names or ()) - {"stats_base"})
+        for name in self._user_data:
+            if name not in known:
+                raise ValueError(f"user_data: the layout reads no {name!r} (it reads {known})")
         for axis in self._axes:
             if axis.item == self._time.item:
                 raise ValueError(f"axis {axis.name!r}: shares item {axis.item:#x} with the time, cannot be simulated")

@@ -215,10 +215,12 @@ class PcapSink(_ClosingSink):
         Raises
         ------
         ValueError
-            If the packet does not fit in a UDP datagram.
+            If the packet does not fit in a UDP datagram, or its time not in the file.
         """
         frame = self._flows[flow % len(self._flows)].frame(self._number % 0x10000, packet)
         microseconds = self._number if self._clock is None else round(self._clock.now() * 1e6)
+        if microseconds >= 2**32 * 1_000_000:
+            raise ValueError(f"clock: its time, {microseconds / 1e6:g} s, is more than the 2^32 s of a capture")
         self._file.write(struct.pack("<IIII", *divmod(microseconds, 1_000_000), len(frame), len(frame)))
         self._file.write(frame)
         self._number += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import time
 from collections.abc import Callable
@@ -22,7 +21,15 @@ from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, Truth, 
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import UnusableError, describe, naming_options, read_assignments, read_endpoints, read_finite
+from .parameters import (
+    UnusableError,
+    describe,
+    naming_options,
+    read_assignments,
+    read_endpoints,
+    read_finite,
+    usable_file,
+)
 from .progress import PolledProgress
 from .tables import Format, Rows, exact, printable, table_of
 
@@ -127,22 +134,17 @@ def _run(
 def _open_sink(
     endpoints: list[tuple[str, int]], pcap: str | None, clock: Clock | None, interface: str | None, ttl: int
 ) -> UdpSink | PcapSink:
-    try:
-        with naming_options():
-            if pcap is None:
-                return UdpSink(endpoints, interface=interface, ttl=ttl)
-            return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
-    except OSError as exc:
-        raise click.BadParameter(f"{pcap}: {exc.strerror or exc}", param_hint="--pcap") from None
+    if pcap is None:
+        return UdpSink(endpoints, interface=interface, ttl=ttl)
+    with usable_file(pcap, "--pcap"):
+        return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
 
 
 def _open_truth(path: str | None) -> contextlib.AbstractContextManager[IO[str] | None]:
     if path is None:
         return contextlib.nullcontext()
-    try:
+    with usable_file(path, "--truth"):
         return click.open_file(path, "w")
-    except OSError as exc:
-        raise click.BadParameter(f"{path}: {exc.strerror or exc}", param_hint="--truth") from None
 
 
 def _check(
@@ -219,7 +221,7 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--real-time", is_flag=True, help="As fast as the timestamps say; needs the layout's tick_rate.")
 @_faults
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data and the faults.")
+@click.option("--seed", type=_COUNT, default=0, show_default=True, help="Seed of the data and the faults.")
 @click.option(
     "--first-timestamp", type=_COUNT, default=0, show_default=True, metavar="TICKS", help="Time of the first batch."
 )
@@ -235,7 +237,7 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--packet-bytes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 65507),  # as IPv4 has room for
     default=spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
     show_default=True,
     help="Bytes of a UDP payload, at most.",
@@ -311,25 +313,26 @@ def send(
         clock = WallClock() if pcap is None else VirtualClock()
     console = Console(highlight=False, stderr=truth_path == "-", quiet=as_json)
     where = pcap or describe(endpoints)
-    with contextlib.ExitStack() as stack:
-        truth_file = stack.enter_context(_open_truth(truth_path))
-        sink = _open_sink(endpoints, pcap, clock, interface, ttl)
-        stack.enter_context(sink)
-        if chunks is not None:
-            batches = chunks * layout.chunk_batches
-        try:
+    if chunks is not None:
+        batches = chunks * layout.chunk_batches
+    # Opened now, not when all is sent.
+    truth_file = _open_truth(truth_path)
+    try:
+        with naming_options(), _open_sink(endpoints, pcap, clock, interface, ttl) as sink:
             sent = _run(simulator, sink, clock, batches, seconds, pace)
-        except OSError as exc:
-            hint = f"; --packet-bytes is {packet_bytes}" if exc.errno == errno.EMSGSIZE else ""
-            raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}{hint}") from None
-        if truth_file is not None:
-            truth_file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+    except OSError as exc:
+        raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}") from None
     asked = f" ({rate:g} wanted)" if rate is not None else " (real time)" if real_time else ""
     settings = {"destination": where, "rate_gigabits_per_second": rate, "real_time": real_time}
-    if as_json:
-        click.echo(json.dumps(_summary(sent, layout, settings)))
-    else:
-        _show(console, sent, layout, where, asked, all_sources=all_sources)
+    try:
+        with usable_file(truth_path or "", "--truth"), truth_file as file:
+            if file is not None:
+                file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+    finally:
+        if as_json:
+            click.echo(json.dumps(_summary(sent, layout, settings)))
+        else:
+            _show(console, sent, layout, where, asked, all_sources=all_sources)
     if sent.late > RATE_TOLERANCE * sent.seconds:
         click.echo(
             f"Warning: this machine cannot send so fast: {sent.late:.2f} of {sent.seconds:.2f} s were lost.",
