@@ -206,6 +206,7 @@ def test_port_in_use(layout):  # noqa: F811
         errors = run("recv", *layout, f"127.0.0.1:{port}", code=2)
     assert f"127.0.0.1:{port}" in errors
     assert "in use" in errors
+    assert "src" not in errors  # which is what the library calls it
 
 
 @pytest.mark.parametrize(

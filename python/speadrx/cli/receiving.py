@@ -133,10 +133,8 @@ def usable() -> Iterator[None]:
         with naming_options():
             yield
     except OSError as exc:
-        if exc.filename is not None or not exc.strerror:
-            raise UnusableError(str(exc)) from None
-        with naming_options():  # the text of the library starts with the name of an argument
-            raise ValueError(exc.strerror) from None
+        where = "" if exc.filename is None else f"{exc.filename}: "
+        raise UnusableError(where + (exc.strerror or str(exc)).removeprefix("src: ")) from None
 
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
