@@ -15,22 +15,14 @@ from rich.text import Text
 from speadrx.doctor import Case, Finding, diagnose
 from speadrx.doctor import listen as listen_to
 from speadrx.doctor.system import parse_cpus
-from speadrx.endpoints import parse_endpoints
 from speadrx.layout import Layout
 from speadrx.settings import DEFAULT_BUFFER
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
+from .parameters import read_endpoints
 
 _STYLES = {"problem": "bold red", "warning": "yellow", "unknown": "cyan", "ok": "green"}
-
-
-def _endpoints(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    try:
-        found = [endpoint for text in texts for endpoint in parse_endpoints(text)]
-    except ValueError as exc:
-        raise click.BadParameter(str(exc)) from None
-    return tuple(dict.fromkeys(found))
 
 
 def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
@@ -73,7 +65,7 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 
 
 @click.command()
-@click.argument("endpoints", nargs=-1, callback=_endpoints)
+@click.argument("endpoints", nargs=-1, callback=read_endpoints)
 @click.option("--interface", metavar="ADDRESS", help="Interface that the receiver is given: its address, or its name.")
 @click.option("--sender", "senders", metavar="ADDRESS", multiple=True, callback=_senders, help="A sender. Repeatable.")
 @click.option(
@@ -105,7 +97,7 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 @click.pass_context
 def doctor(
     context: click.Context,
-    endpoints: tuple[tuple[str, int], ...],
+    endpoints: list[tuple[str, int]],
     interface: str | None,
     senders: tuple[str, ...],
     buffer: int,
@@ -141,7 +133,7 @@ def doctor(
     layout: Layout | None = None
     if name_or_path is not None:
         layout = load_layout(name_or_path, overrides, "-l/--layout")
-    case = Case(endpoints, interface, senders, buffer, packet_size, layout, affinity)
+    case = Case(tuple(endpoints), interface, senders, buffer, packet_size, layout, affinity)
     try:
         assert case.resolved is not None
     except ValueError as exc:

@@ -47,9 +47,9 @@ class Tolerance:
 
 
 def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Read endpoints as text, several in each argument."""
+    """Read endpoints as text, several in each argument; each counts once."""
     try:
-        return [endpoint for text in texts for endpoint in parse_endpoints(text)]
+        return list(dict.fromkeys(endpoint for text in texts for endpoint in parse_endpoints(text)))
     except ValueError as exc:
         raise click.BadParameter(str(exc).removeprefix("endpoint: ")) from None
 
