@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 import signal
 import socket
@@ -90,6 +91,16 @@ def test_premade_packets_are_the_heaps_of_later_batches(layout, user_data, max_p
     assert heaps == sum(part.heaps for part in sent) == 20 * premade.heaps
     assert rx.stats().missing == rx.stats().expected - heaps
     assert not sum(rx.stats().rejected.values())
+
+
+def test_sender_ends_quietly_when_nobody_receives():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        endpoint = sock.getsockname()
+    tell = pickle.dumps((WRAPPING, {}, 9000)) + pickle.dumps((endpoint, PATIENCE, 1e7))
+    sender = [sys.executable, "-c", "from speadrx.measure import _send; _send()"]
+    result = subprocess.run(sender, input=tell, capture_output=True, check=True, timeout=PATIENCE)
+    assert (result.stdout, result.stderr) == (b"", b"")
 
 
 def test_premade_packets_keep_to_a_rate():

@@ -327,7 +327,7 @@ def _send() -> None:
     layout, user_data, max_packet_size = pickle.load(sys.stdin.buffer)
     batches = max(PREMADE_PACKETS // layout.batch_heaps, 1)
     premade = Premade(layout, batches, user_data=user_data, max_packet_size=max_packet_size)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # nobody wants to know any more
+    with contextlib.suppress(EOFError, ConnectionError):  # nobody wants to receive or know any more
         while True:
             endpoint, seconds, rate = pickle.load(sys.stdin.buffer)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
