@@ -156,6 +156,18 @@ def test_time_without_a_rate_is_in_batches(capture, layout_file, tmp_path):
     assert "data received from timestamp 4096000000 on, batches" in texts_of(file)
 
 
+def test_names_from_elsewhere_make_a_figure_that_can_be_read(capture, tmp_path):
+    _, history = received(capture)
+    document = history.to_json()
+    n = len(document["source_labels"])
+    document |= {"source_labels": ["\x1b[31m\0\ud800"] * n, "source_axis": "$\n" * 100, "layout": "\x07"}
+    document["accounts"] |= {"rejected": {"\x01" * 100: 3, "\x02" * 100: 4}, "late_batches": [1] * 65}
+    history = History.from_json(document)
+    file = tmp_path / "odd.svg"
+    figures.save(figures.draw(history, title="\x1b", size=(1200, 800)), file)
+    assert {"?[31m??", "3", "4", "2^63"} <= texts_of(file)
+
+
 def test_nothing_received_is_said(layout_file, tmp_path):
     capture = tmp_path / "other.pcap"
     other = dataclasses.replace(LAYOUT, heap_bytes=32)

@@ -102,6 +102,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _shortened(text: str, n: int) -> str:
+    """Text from elsewhere in a line of at most so many letters, and without what SVG cannot hold."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= n else f"{text[: n // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{text[-(n // 2) :]}"
 
 
@@ -186,7 +188,7 @@ def _loss_colors() -> LinearSegmentedColormap:
 def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarray]:
     """Draw all but the pixels; return where rows begin and end, and which part of them is missing."""
     batch, unit = _time_unit(history)
-    axes.set_ylabel(history.axes.source_axis or "source")
+    axes.set_ylabel(_shortened(history.axes.source_axis or "source", 24))
     axes.set_title("Heaps missing, by time and source")
     _label_sources(axes, history.axes.source_labels)
     edges = np.concatenate(([0], np.cumsum(history.batches))) * batch
@@ -278,6 +280,8 @@ def _trimmed(counts: list[int], least: int) -> list[int]:
 
 def _power(exponent: int) -> str:
     """Write a power of two in few letters."""
+    if exponent >= 40:
+        return f"2^{exponent}"
     return f"{1 << exponent % 10}{'kMG'[exponent // 10 - 1] if exponent >= 10 else ''}"
 
 
@@ -324,8 +328,9 @@ def _draw_reasons(axes: Axes, history: History) -> None:
         others = found[MAX_REASONS - 1 :]
         found = [*found[: MAX_REASONS - 1], (f"{len(others)} others", sum(n for _, n in others))]
     bars = [("missing, for any reason", int(history.missing_by_source.sum())), *found]
-    names, numbers = [name for name, _ in bars], [number for _, number in bars]
-    axes.barh(names, [max(number, 0.01) for number in numbers], color=[GREY] + [VERMILION] * len(found))
+    names, numbers = [_shortened(name, 40) for name, _ in bars], [number for _, number in bars]
+    axes.set_yticks(range(len(names)), names)
+    axes.barh(range(len(names)), [max(number, 0.01) for number in numbers], color=[GREY] + [VERMILION] * len(found))
     axes.invert_yaxis()
     axes.set_xscale("log")
     least, most = 0.7, max(*numbers, 10)
