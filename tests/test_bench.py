@@ -280,6 +280,7 @@ def test_interrupt_reports_the_rounds_so_far(signum):
     [
         (["--seconds", "0"], "--seconds"),
         (["--seconds", "soon"], "--seconds"),
+        (["--seconds", "nan"], "nan is not a finite number"),
         (["--packet-bytes", "100"], "--packet-bytes"),
         (["--set", "heap_bytes=8"], "--set changes the layout given by -l/--layout, but there is none"),
         (["-l", "nowhere.toml"], "nowhere.toml"),

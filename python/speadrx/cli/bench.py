@@ -22,6 +22,7 @@ from speadrx.measure import CallbackCost, Loopback, Rate, default_user_data, mac
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
+from .parameters import read_finite
 
 #: For the loopback interface, if no layout is given.
 DEFAULT_LAYOUT = "meerkat-digitiser"
@@ -140,6 +141,7 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),
+    callback=read_finite,
     default=20.0,
     show_default=True,
     help="Time after which no further round begins; a round takes some seconds.",

@@ -14,7 +14,6 @@ from speadrx.receiver import Receiver
 
 from .parameters import (
     Tolerance,
-    UnusableError,
     naming_options,
     read_assignments,
     read_finite,
@@ -105,7 +104,7 @@ def make_receiver(
 
     Raises
     ------
-    UnusableError
+    click.BadParameter, UnusableError
         If that is not possible.
     """
     if fill is not None:
@@ -129,12 +128,12 @@ def make_receiver(
 def usable() -> Iterator[None]:
     """End the command with exit code 2, and a message, if what it was given cannot be used."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        with naming_options():
+    with naming_options():
+        try:
             yield
-    except OSError as exc:
-        where = "" if exc.filename is None else f"{exc.filename}: "
-        raise UnusableError(where + (exc.strerror or str(exc)).removeprefix("src: ")) from None
+        except OSError as exc:
+            where = "" if exc.filename is None else f"{exc.filename}: "
+            raise ValueError(where + (exc.strerror or str(exc))) from None
 
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
