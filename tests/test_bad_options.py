@@ -20,8 +20,8 @@ BEAM = "meerkat-tied-array-channelised-voltage"
 #: By command and option (or argument): what is typed, and what the message has beside the option's name.
 CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
     "demo": {
-        "--seconds": [("demo --seconds 0", ["0"]), ("demo --seconds x", ["'x'"])],
-        "--rate": [("demo --rate -1", ["-1"])],
+        "--seconds": [("demo --seconds 0", ["0"]), ("demo --seconds x", ["'x'"]), ("demo --seconds nan", ["nan"])],
+        "--rate": [("demo --rate -1", ["-1"]), ("demo --rate nan", ["nan"])],
         "--seed": [("demo --seed x", ["'x'"])],
     },
     "recv": {

@@ -384,7 +384,7 @@ def test_only_all_shows_what_is_well():
         (["--affinity", "1,,2"], "'1,,2': wanted processors"),
         (["--affinity", ""], "'': wanted processors"),
         (["--listen", "-1"], "-1.0 is not in the range"),
-        (["--listen", "nan"], "nan is no time"),
+        (["--listen", "nan"], "nan is not a finite number"),
         (["--packet-size", "70000"], "70000 is not in the range"),
         (["--set", "heap_bytes=1"], "--set changes a layout"),
         (["--layout", "no-such-layout"], "no-such-layout"),

@@ -35,6 +35,7 @@ from speadrx.stats import StatsCollector
 from speadrx.stream import ChunkRingStream, add_reader, make_stream
 
 from .interrupt import interruptible
+from .parameters import read_finite
 
 #: Four digitisers of two polarisations: 4096 samples of 10 bits a heap, a heap a packet.
 LAYOUT = Layout(
@@ -336,10 +337,18 @@ def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, 
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(0.1, 8.0), default=4.0, show_default=True, help="Time to send for.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 8.0),
+    callback=read_finite,
+    default=4.0,
+    show_default=True,
+    help="Time to send for.",
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0.01, 100.0),
+    callback=read_finite,
     default=0.8,
     show_default=True,
     help="Rate to send at in Gb/s. Too much for this machine shows as kernel drops.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
-import math
 from collections.abc import Sequence
 
 import click
@@ -20,7 +19,7 @@ from speadrx.settings import DEFAULT_BUFFER
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
-from .parameters import read_endpoints
+from .parameters import read_endpoints, read_finite
 
 _STYLES = {"problem": "bold red", "warning": "yellow", "unknown": "cyan", "ok": "green"}
 
@@ -88,6 +87,7 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 @click.option(
     "--listen",
     type=click.FloatRange(0, 3600),
+    callback=read_finite,
     default=2.0,
     show_default=True,
     help="Time to listen to the endpoints, in seconds; 0 not to.",
@@ -126,8 +126,6 @@ def doctor(
         1  problems
         2  wrong usage
     """  # noqa: D301 (click wants the character)
-    if math.isnan(listen):
-        raise click.BadParameter("nan is no time to listen for", param_hint="--listen")
     if overrides and name_or_path is None:
         raise click.UsageError("--set changes a layout: give one with --layout")
     layout: Layout | None = None

@@ -23,7 +23,7 @@ from speadrx.survey import Survey
 
 from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
-from .parameters import UnusableError, naming_options
+from .parameters import UnusableError, naming_options, read_finite
 
 _POLL_SECONDS = 0.1
 #: Progress is shown after so many packets of a file.
@@ -134,6 +134,7 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 86400, min_open=True),
+    callback=read_finite,
     default=5.0,
     show_default=True,
     help="Listen for so many seconds; files are read whole.",
@@ -181,8 +182,6 @@ def inspect(
         1  nothing came, or no layout can be proposed
         2  the usage is wrong, or the source cannot be read
     """  # noqa: D301 (click wants the character)
-    if math.isnan(seconds):
-        raise click.BadParameter("nan is no time to listen for", param_hint="--seconds")
     if as_toml and as_json:
         raise click.UsageError("--toml and --json exclude each other")
     if output is not None and output.exists() and not force:

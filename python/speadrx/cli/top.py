@@ -29,6 +29,7 @@ from rich.text import Text
 
 from speadrx import metrics
 
+from .parameters import read_finite
 from .tables import Format, Rows, exact, percentage, printable, table_of
 
 #: Counters of a source, under the names they have here.
@@ -492,6 +493,7 @@ def _until_interrupted() -> Iterator[None]:
 @click.option(
     "--interval",
     type=click.FloatRange(0, 86400),
+    callback=read_finite,
     default=1.0,
     show_default=True,
     help="Seconds between scrapes. 0 (only with --once): one scrape, without rates.",
@@ -515,8 +517,8 @@ def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: 
     Without a terminal, a report is printed after each interval. The exit code is 1 if there are no metrics
     of speadrx at the URL; once some have come, failures are shown and the watch goes on. Ctrl-C ends it.
     """
-    if math.isnan(interval) or (interval == 0 and not once):
-        raise click.BadParameter(f"{interval:g} is no time between scrapes (0 is for --once)", param_hint="--interval")
+    if interval == 0 and not once:
+        raise click.BadParameter("0 is no time between scrapes (0 is for --once)", param_hint="--interval")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # labels may have what the terminal has not
     console = Console(highlight=False)
