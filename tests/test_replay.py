@@ -218,7 +218,7 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["a.pcap", "--pace=0"], "0.0 is not in the range x>0"),
         (["a.pcap", "--pace=inf"], "'--pace': inf is not a finite number"),
         (["a.pcap", "--threads=2"], "--threads 2 need as many endpoints of --to"),
-        (["a.pcap", "--to=localhost:7148"], "'localhost'"),
+        (["a.pcap", "--to=localhost:7148"], "'--to': 'localhost' is not an IP address"),
         (["a.pcap", "--to=nowhere"], "'nowhere' is none: wanted host:port"),
         (["a.pcap", "--window=2", "--tolerance=1s"], "says the same as window"),
         (["a.pcap", "--tolerance=1"], "'1' is neither a time"),

@@ -180,7 +180,7 @@ def test_terminal(layout, sink, columns):  # noqa: F811
         (["--pcap=a.pcap"], "--pcap needs --batches"),
         (["--pcap=a.pcap", "--seconds=1"], "--seconds of a file need --rate"),
         (["--pcap=/nowhere/a.pcap", "--chunks=1"], "/nowhere/a.pcap: No such file"),
-        (["[::1]:1", "--pcap=a.pcap", "--chunks=1"], "must be IPv4 addresses"),
+        (["[::1]:1", "--pcap=a.pcap", "--chunks=1"], "'[DEST]...': '::1' must be an IPv4 address"),
         (["127.0.0.1:1", "--truth=/nowhere/t.json"], "No such file or directory"),
     ],
 )

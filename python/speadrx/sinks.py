@@ -134,16 +134,18 @@ class UdpSink(_ClosingSink):
         self._socket.close()
 
 
+def _ipv4_address(name: str, host: str) -> ipaddress.IPv4Address:
+    try:
+        return ipaddress.IPv4Address(host)
+    except ValueError:
+        raise ValueError(f"{name}: {host!r} must be an IPv4 address, as headers of captures have") from None
+
+
 class _Headers:
     """The headers of packets from one address to another."""
 
     def __init__(self, source: tuple[str, int], destination: tuple[str, int]) -> None:
-        try:
-            source_ip, ip = ipaddress.IPv4Address(source[0]), ipaddress.IPv4Address(destination[0])
-        except ValueError as exc:
-            raise ValueError(
-                f"endpoint, source: {destination[0]!r}, {source[0]!r} must be IPv4 addresses: {exc}"
-            ) from exc
+        source_ip, ip = _ipv4_address("source", source[0]), _ipv4_address("endpoint", destination[0])
         self._addresses = source_ip.packed + ip.packed
         self._ports = (source[1], destination[1])
         # RFC 1112: a group has its low 23 bits in its address.

@@ -25,6 +25,7 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 #: What the library calls an option, where that is not its own name.
 _LIBRARY_NAMES = {
     "chunks": "pool",
+    "endpoint": "endpoints",
     "tolerance_seconds": "tolerance",
     "tolerance_bytes": "tolerance",
     "timestamp_jitter": "jitter",

@@ -39,6 +39,14 @@ _PATIENCE = 0.1
 _NAP = 0.1
 
 
+def _address(host: str) -> str:
+    """Write an address as captures are read with it."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError(f"endpoints: {host!r} is not an IP address, as packets of a capture have") from None
+
+
 class _Feeder:
     """Puts the datagrams of a capture into queues.
 
@@ -76,9 +84,7 @@ class _Feeder:
         self._pace = pace
         parts = deal(list(endpoints), len(queues)) if endpoints or len(queues) > 1 else []
         self._queue_of = {
-            (str(ipaddress.ip_address(host)), port): queue
-            for part, queue in zip(parts, queues, strict=False)
-            for host, port in part
+            (_address(host), port): queue for part, queue in zip(parts, queues, strict=False) for host, port in part
         }
         self._undecodable = 0
 
