@@ -209,14 +209,6 @@ def test_port_in_use(layout):  # noqa: F811
     assert "src" not in errors  # which is what the library calls it
 
 
-def test_metrics_port_in_use_is_named(layout, udp_port):  # noqa: F811
-    import socket
-
-    with socket.create_server(("", 0)) as server:
-        errors = run("recv", *layout, f"127.0.0.1:{udp_port}", "--metrics-port", str(server.getsockname()[1]), code=2)
-    assert "Invalid value for '--metrics-port': cannot serve on port" in errors
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
