@@ -102,8 +102,9 @@ class ChunkIterator:
                 except spead2.Stopped:
                     self._source.stop()  # it has ended, but its thread may not have counted all yet
                     raise StopIteration from None
-        if hand.incomplete and self._fill is not None:
-            self._fill(hand.chunk)  # after an interrupt once more, which changes nothing
+                # With the lock, which the end of the interpreter waits for.
+                self._complete(hand)
+        self._complete(hand)  # if an interrupt came between
         # No interrupt comes between these: there is no call.
         chunk = hand.chunk
         hand.chunk = None
@@ -117,21 +118,27 @@ class ChunkIterator:
         await asyncio.sleep(0)
         hand = self._hand
         while hand.chunk is None:
-            try:
-                with self._lock:  # held for a moment only, as long as nobody waits in __next__
+            with self._lock:  # held for a moment only, as long as nobody waits in __next__
+                try:
                     self._take(hand, spead2.recv.ChunkRingbuffer.get_nowait)
-                continue
-            except spead2.Stopped:
-                self._source.stop()
-                raise StopAsyncIteration from None
-            except spead2.Empty:
-                pass
+                    self._complete(hand)
+                    continue
+                except spead2.Stopped:
+                    self._source.stop()
+                    raise StopAsyncIteration from None
+                except spead2.Empty:
+                    pass
             await _wait_readable(self._ring.data_fd)
-        if hand.incomplete and self._fill is not None:
-            self._fill(hand.chunk)
+        self._complete(hand)
         chunk = hand.chunk
         hand.chunk = None
         return chunk
+
+    def _complete(self, hand: _Hand) -> None:
+        """Fill what is missing in the chunk in hand, if that is asked for; after an interrupt, from the beginning."""
+        if hand.chunk is not None and hand.incomplete and self._fill is not None:
+            self._fill(hand.chunk)
+            hand.incomplete = False
 
     def _take(self, hand: _Hand, get: Callable[[Any], spead2.recv.Chunk]) -> None:
         """Take the next chunk, account for it and date it; recycle it if there is nothing in it.

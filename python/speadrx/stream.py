@@ -227,9 +227,10 @@ class _Receiving(_RingPair):
         Call it also when the sender has ended the stream, so that the ports become free.
         """
         with self._stop_lock:
-            super().stop()  # type: ignore[misc]
-            self._close_sockets()
-            self._stopped = True
+            if not self._stopped:
+                super().stop()  # type: ignore[misc]
+                self._close_sockets()
+                self._stopped = True
         self._call_back()
 
     def _close_sockets(self) -> None:
