@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import spead2.recv
 
-from speadrx import Axis, Layout, SideItem, TimeAxis, _core
+from speadrx import Axis, BaseLayout, Layout, SideItem, TimeAxis, _core
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,19 @@ SMALL = Layout(
     sources="antenna",
 )
 GOOD = {TIME_ID: 64, spead2.HEAP_LENGTH_ID: 4, AXIS_ID: 3 << 1, SIDE_ID: 0x123456, REQUIRED_ID: 0}
+
+
+class OwnLayout(BaseLayout):
+    """A layout that is not declarative: its callback comes from elsewhere."""
+
+    heap_bytes = 4
+    chunk_batches = 4
+    batch_heaps = 3
+    heap_sample_count = 4
+    chunk_timestamp_step = 64
+
+    def chunk_place(self, user_data):
+        return SMALL.chunk_place()
 
 
 def small_heap(changes: Mapping[int, int | None], payload: bytes = b"data") -> Heap:

@@ -3,32 +3,21 @@
 import contextlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
-from terminals import HEEDING, PATIENCE, SPEADRX, environment
+from terminals import PATIENCE, piped
 
 
 @contextlib.contextmanager
 def started(*args: str) -> Iterator[subprocess.Popen[str]]:
     """Start the command, and go on once it notes signals, or has ended."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEEDING, *SPEADRX, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    try:
+    with piped(*args) as process:
         deadline = time.monotonic() + PATIENCE
         while not _notes_sigterm(process.pid) and process.poll() is None:
             assert time.monotonic() < deadline, "it notes no signals"
             time.sleep(0.001)
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def _notes_sigterm(pid: int) -> bool:

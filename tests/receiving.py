@@ -236,7 +236,6 @@ def residual(rx: Receiver, truths: Sequence[Truth]) -> int:
 
 def _present_by_source(rx: Receiver) -> Iterator[np.ndarray]:
     declaration = rx.layout.declaration
-    order = declaration.order or (declaration.time.name, *(axis.name for axis in declaration.axes))
     for chunk in rx.chunks:
-        others = tuple(i for i, name in enumerate(order) if name != declaration.sources)
+        others = tuple(i for i, name in enumerate(rx.layout.axis_names) if name != declaration.sources)
         yield np.atleast_1d(chunk.present.sum(axis=others))

@@ -11,25 +11,12 @@ import pytest
 import spead2.recv
 
 import speadrx
-from handmade import SMALL
-from speadrx import Axis, BaseLayout, Chunk, ChunkPool
+from handmade import SMALL, OwnLayout
+from speadrx import Axis, Chunk, ChunkPool
 
 # 4 batches of 3 antennas: 12 heaps of 4 bytes, with 2 bytes of extra each. With this dtype, a heap is two items.
 LAYOUT = dataclasses.replace(SMALL, dtype="int16")
 HEAPS, DATA_BYTES, EXTRA_BYTES = 12, 48, 24
-
-
-class OwnLayout(BaseLayout):
-    """A layout that is not declarative: its callback comes from elsewhere."""
-
-    heap_bytes = 4
-    chunk_batches = 4
-    batch_heaps = 3
-    heap_sample_count = 4
-    chunk_timestamp_step = 64
-
-    def chunk_place(self, user_data):
-        return SMALL.chunk_place()
 
 
 def rings(n=4):

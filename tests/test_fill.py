@@ -15,10 +15,10 @@ import spead2.recv.asyncio
 
 import speadrx
 from guarded import FILL, GuardedBuffer
-from handmade import SMALL
+from handmade import SMALL, OwnLayout
 from random_layouts import random_case
 from reference import axis_order, axis_sizes, byte_strides
-from speadrx import Axis, BaseLayout, Layout, SideItem, TimeAxis, fill_missing, iter_chunks
+from speadrx import Axis, Layout, SideItem, TimeAxis, fill_missing, iter_chunks
 from speadrx.simulate import Faults, InprocSink, Simulator
 
 SEEDS = range(10)
@@ -273,19 +273,6 @@ class Array:
         STREAM.view(gaps, self.record)[...] = 0
         assert gaps.sum() == 2 * 3 * 10 + 6 - 10
         assert (chunk.data[gaps == 1] == FILL).all()
-
-
-class OwnLayout(BaseLayout):
-    """A layout that is not declarative: its callback comes from elsewhere."""
-
-    heap_bytes = 4
-    chunk_batches = 4
-    batch_heaps = 3
-    heap_sample_count = 4
-    chunk_timestamp_step = 64
-
-    def chunk_place(self, user_data):
-        return SMALL.chunk_place()
 
 
 class OwnCallback(Layout):

@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -22,7 +21,7 @@ from loopback import GROUP_PREFIX, is_free, wait_for
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, UdpSink
-from terminals import HEEDING, SPEADRX, Terminal, environment, run
+from terminals import SPEADRX, Terminal, environment, piped, run
 
 LAYOUT = Layout(
     heap_bytes=1024,
@@ -307,23 +306,6 @@ def test_cut_short(capture, tmp_path):
 
 
 @contextlib.contextmanager
-def inspecting(*args):
-    """The command, running in the background; it heeds Ctrl-C."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEEDING, *SPEADRX, "inspect", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextlib.contextmanager
 def sending(sink):
     """Send heaps until the end of the block, gently."""
     end = threading.Event()
@@ -355,7 +337,7 @@ class TestLive:
     def test_unicast(self, udp_port):
         endpoint = ("127.0.0.1", udp_port)
         arguments = [f"127.0.0.1:{udp_port}", "--packets", "400", "--seconds", "60", "--json"]
-        with UdpSink([endpoint]) as sink, sending(sink), inspecting(*arguments) as process:
+        with UdpSink([endpoint]) as sink, sending(sink), piped("inspect", *arguments) as process:
             document = json.loads(finish(process))
             assert process.returncode == 0
         assert document["packets"] == 400
@@ -369,7 +351,7 @@ class TestLive:
         groups = [(f"{GROUP_PREFIX}{i}", udp_port) for i in (60, 61)]
         with UdpSink(groups, interface="127.0.0.1", ttl=0) as sink, sending(sink):
             arguments = [f"{GROUP_PREFIX}60+1:{udp_port}", "--interface", "127.0.0.1", "--packets", "400"]
-            with inspecting(*arguments, "--seconds", "60", "--toml") as process:
+            with piped("inspect", *arguments, "--seconds", "60", "--toml") as process:
                 output = finish(process)
                 assert process.returncode == 0
         assert "item = 0x4101\nsize = 4" in output
@@ -393,7 +375,7 @@ class TestLive:
     @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
     def test_interrupted(self, udp_port, signum):
         """It ends with what was found until then."""
-        with inspecting(f"127.0.0.1:{udp_port}", "--seconds", "600") as process:
+        with piped("inspect", f"127.0.0.1:{udp_port}", "--seconds", "600") as process:
             wait_for(lambda: not is_free("127.0.0.1", udp_port))
             with UdpSink([("127.0.0.1", udp_port)]) as sink:
                 simulator(faults=None).send(sink, 25)
@@ -406,7 +388,7 @@ class TestLive:
 
     def test_kernel_drops(self, udp_port):
         """A flood is sampled, and said to be."""
-        with inspecting(f"127.0.0.1:{udp_port}", "--seconds", "600", "--json") as process:
+        with piped("inspect", f"127.0.0.1:{udp_port}", "--seconds", "600", "--json") as process:
             wait_for(lambda: not is_free("127.0.0.1", udp_port))
             os.kill(process.pid, signal.SIGSTOP)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -13,8 +13,8 @@ import spead2.recv
 import spead2.recv.asyncio
 
 import speadrx
-from handmade import SMALL, TIME_ID, encode, small_heap
-from speadrx import BaseLayout, Chunk, ChunkPool, iter_chunks
+from handmade import SMALL, TIME_ID, OwnLayout, encode, small_heap
+from speadrx import Chunk, ChunkPool, iter_chunks
 from speadrx.simulate import Faults, InprocSink, Simulator
 
 STEP = SMALL.chunk_timestamp_step
@@ -22,19 +22,6 @@ N_CHUNKS = 8
 
 
 QUORUM = 16
-
-
-class OwnLayout(BaseLayout):
-    """A layout that is not declarative: its callback comes from elsewhere."""
-
-    heap_bytes = 4
-    chunk_batches = 4
-    batch_heaps = 3
-    heap_sample_count = 4
-    chunk_timestamp_step = 64
-
-    def chunk_place(self, user_data):
-        return SMALL.chunk_place()
 
 
 def wait_for(condition, seconds=20):

@@ -376,7 +376,7 @@ class Target:
         self._payloads = np.frombuffer(rng.randbytes(256 * self.layout.heap_bytes), np.uint8).reshape(256, -1)
         self._shape = self.layout.present_shape
         declaration = self.layout.declaration
-        self._order = declaration.order or (declaration.time.name, *(axis.name for axis in declaration.axes))
+        self._order = declaration.axis_names
         self._good = self._good_slots()
         self._heap_cnt = itertools.count()
         self._first_chunk = rng.choice((0, 1, 1000, 2**48 // self.layout.chunk_timestamp_step - 20))

@@ -39,6 +39,11 @@ def parse_endpoints(text: str) -> list[tuple[str, int]]:
     return [endpoint for part in text.split(",") for endpoint in _parse(part.strip())]
 
 
+def format_endpoint(host: str, port: int) -> str:
+    """Write an endpoint as `parse_endpoints` reads it: ``host:port``, or ``[address]:port`` for IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _parse(part: str) -> list[tuple[str, int]]:
     match = _ENDPOINT.fullmatch(part)
     if match is None:

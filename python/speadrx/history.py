@@ -134,9 +134,8 @@ class History:
         self._empty(axes, max_rows)
         self._core: _core.Layout | None = declaration._compiled
         self._shape = layout.present_shape
-        order = declaration.order or (declaration.time.name, *(axis.name for axis in declaration.axes))
         source = [] if declaration.sources is None else [declaration.sources]
-        self._moved = [order.index(name) for name in (declaration.time.name, *source)]
+        self._moved = [layout.axis_names.index(name) for name in (declaration.time.name, *source)]
         # How far the stream has come.
         self._last_chunk_id = -1
         self._epoch = 0

@@ -170,7 +170,7 @@ class Axis:
 
     def __post_init__(self) -> None:
         if self.values is not None:
-            object.__setattr__(self, "values", _as_tuple("values", self.values))
+            object.__setattr__(self, "values", as_tuple("values", self.values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +268,12 @@ class DeclarativeLayout(BaseLayout):
     def max_heap_extra(self) -> int:
         """Bytes that the callback writes to a chunk's ``extra`` for each heap."""
         return self.declaration._compiled.extra_bytes
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of all axes, slowest first."""
+        declaration = self.declaration
+        return declaration.order or (declaration.time.name, *(axis.name for axis in declaration.axes))
 
     @property
     def present_shape(self) -> tuple[int, ...]:
@@ -405,7 +411,7 @@ class Layout(DeclarativeLayout):
         for name in ("axes", "order", "side_items", "source_labels", "required_items", "heap_shape"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _as_tuple(name, value))
+                object.__setattr__(self, name, as_tuple(name, value))
         object.__setattr__(self, "source_labels", self.source_labels or ())
         if not isinstance(self.strides, Mapping):
             raise _core.LayoutError(f"strides: given {self.strides!r}, but wanted a mapping from axis names")
@@ -538,7 +544,7 @@ def read_toml(path: str | os.PathLike[str]) -> bytes:
     return text
 
 
-def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     # A string is a sequence too: as labels, its letters would pass wherever their number is right.
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise _core.LayoutError(f"{name}: given {value!r}, but wanted a sequence")

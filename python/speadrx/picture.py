@@ -57,9 +57,8 @@ def axis_strides(layout: DeclarativeLayout) -> dict[str, int]:
     Strides that come from ``user_data`` are taken to be dense, as they are where it has no such field.
     """
     declaration = layout.declaration
-    order = declaration.order or (declaration.time.name, *(axis.name for axis in declaration.axes))
     at_rest = dict.fromkeys(declaration._compiled.user_data_fields, 0)
-    return dict(zip(order, declaration._compiled.geometry(at_rest).strides, strict=True))
+    return dict(zip(layout.axis_names, declaration._compiled.geometry(at_rest).strides, strict=True))
 
 
 def nesting(layout: DeclarativeLayout) -> list[Level]:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import spead2.recv
 
+from .endpoints import format_endpoint
+
 logger = logging.getLogger(__name__)
 
 # Linux has these, the socket module does not.
@@ -32,10 +34,10 @@ _INT = struct.Struct("i")
 _MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
 
 #: The largest receive buffer that Linux grants a socket, whatever its limits: it counts the double with 31 bits.
-_MAX_BUFFER = 2**30 - 1
+MAX_BUFFER = 2**30 - 1
 
 #: The largest UDP payload. spead2's default is less, and it drops packets that are larger.
-_MAX_UDP_PAYLOAD = 65507
+MAX_UDP_PAYLOAD = 65507
 
 #: The largest packet and the largest pcapng block that libpcap reads.
 _MAX_PCAP_PACKET = 262144
@@ -152,7 +154,7 @@ member_sockets: weakref.WeakKeyDictionary[Any, SocketSet] = weakref.WeakKeyDicti
 
 
 @dataclass(frozen=True)
-class _Endpoint:
+class Endpoint:
     """A resolved endpoint, and the interface to join its group on."""
 
     family: socket.AddressFamily
@@ -161,10 +163,11 @@ class _Endpoint:
     interface: str | None
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.address}:{self.port}"
+        return format_endpoint(self.address, self.port)
 
     @property
     def multicast(self) -> bool:
+        """Whether it is a group."""
         packed = socket.inet_pton(self.family, self.address)
         return packed[0] == 0xFF if self.family == socket.AF_INET6 else packed[0] >> 4 == 0xE
 
@@ -176,15 +179,17 @@ class _Endpoint:
 
     @property
     def interface_index(self) -> int:
+        """Number of the interface that is named; 0 if none is."""
         return 0 if self.interface is None else socket.if_nametoindex(self.interface)
 
     @property
     def bind_address(self) -> tuple[Any, ...]:
+        """What its socket is bound to."""
         # An IPv6 address of narrow scope belongs to an interface.
         return (self.address, self.port, *((0, self.interface_index) if self.family == socket.AF_INET6 else ()))
 
 
-def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
+def resolve(endpoint: Any, interface: str | None) -> Endpoint:
     """Check an endpoint and its interface, and look the host up."""
     try:
         host, port = endpoint
@@ -204,7 +209,7 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
         reason = getattr(exc, "strerror", None) or exc
         raise ValueError(f"src: host {host!r} cannot be resolved: {reason}") from exc
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-    resolved = _Endpoint(family, str(address[0]).partition("%")[0], number, interface)
+    resolved = Endpoint(family, str(address[0]).partition("%")[0], number, interface)
     if interface is None:
         if len(address) == 4 and address[3]:  # the interface of an IPv6 address, as in ff12::1%eth0
             return replace(resolved, interface=socket.if_indextoname(address[3]))
@@ -219,11 +224,11 @@ def _resolve(endpoint: Any, interface: str | None) -> _Endpoint:
     if resolved.multicast or resolved.address == interface:
         return resolved
     if resolved.address == "0.0.0.0":
-        return _Endpoint(family, interface, number, interface)
+        return Endpoint(family, interface, number, interface)
     raise ValueError(f"interface: {interface} differs from the address of the unicast endpoint {resolved}")
 
 
-def _check_v6_interface(endpoint: _Endpoint, interface: str) -> None:
+def _check_v6_interface(endpoint: Endpoint, interface: str) -> None:
     if not endpoint.multicast:
         raise ValueError(f"interface: {interface!r} has no use for the IPv6 unicast endpoint {endpoint}: leave it out")
     try:
@@ -235,7 +240,7 @@ def _check_v6_interface(endpoint: _Endpoint, interface: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming(endpoint: _Endpoint) -> Iterator[None]:
+def _naming(endpoint: Endpoint) -> Iterator[None]:
     """Make operating system errors name the endpoint, and the interface if it may be to blame."""
     try:
         yield
@@ -250,7 +255,7 @@ def _naming(endpoint: _Endpoint) -> Iterator[None]:
         raise RuntimeError(f"{where}: {exc}") from exc
 
 
-def _make_socket(endpoint: _Endpoint, buffer: int, stack: contextlib.ExitStack) -> socket.socket:
+def make_socket(endpoint: Endpoint, buffer: int, stack: contextlib.ExitStack) -> socket.socket:
     """Make a socket that the stack closes, from the beginning, so that no interrupt leaves it open."""
     with _naming(endpoint):
         sock = stack.enter_context(_Socket(endpoint.family, socket.SOCK_DGRAM))
@@ -270,13 +275,8 @@ def _make_socket(endpoint: _Endpoint, buffer: int, stack: contextlib.ExitStack) 
         return sock
 
 
-_warned: set[tuple[int, int]] = set()
-
-
-def _set_buffer(sock: socket.socket, size: int) -> None:
-    """Set the receive buffer of a socket, and warn (once for each size) if the kernel does not grant it."""
-    if not size:
-        return
+def request_buffer(sock: socket.socket, size: int) -> int:
+    """Ask the kernel for a receive buffer of so many bytes; return how many it grants."""
     request = min(size, 2**31 - 1)  # the kernel takes no more
     try:
         # Needs CAP_NET_ADMIN, and may then exceed the system's limit.
@@ -284,11 +284,21 @@ def _set_buffer(sock: socket.socket, size: int) -> None:
     except OSError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request)
     # The kernel doubles what it grants (to allow for its overhead), and tells the double.
-    granted = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+_warned: set[tuple[int, int]] = set()
+
+
+def _set_buffer(sock: socket.socket, size: int) -> None:
+    """Set the receive buffer of a socket, and warn (once for each size) if the kernel does not grant it."""
+    if not size:
+        return
+    granted = request_buffer(sock, size)
     if granted < size and (size, granted) not in _warned:
         _warned.add((size, granted))
-        advice = f" No socket can have more than {_MAX_BUFFER} bytes." if size > _MAX_BUFFER else ""
-        if granted < (attainable := min(size, _MAX_BUFFER)):
+        advice = f" No socket can have more than {MAX_BUFFER} bytes." if size > MAX_BUFFER else ""
+        if granted < (attainable := min(size, MAX_BUFFER)):
             advice += f" Raise the limit net.core.rmem_max with: sysctl -w net.core.rmem_max={attainable}"
         logger.warning(
             "buffer: asked for a socket receive buffer of %d bytes, but the kernel granted %d, so packets may be "
@@ -318,7 +328,7 @@ def _is_unbound(sock: socket.socket, family: socket.AddressFamily) -> bool:
     return sock.family == family and sock.type == socket.SOCK_DGRAM and sock.getsockname()[1] == 0
 
 
-def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> socket.socket | None:
+def _add_deferred_reader(stream: Any, endpoint: Endpoint, max_size: int) -> socket.socket | None:
     """Let spead2 make the socket, which it binds when the stream starts, and return a duplicate of it."""
     kwargs: dict[str, Any] = {"port": endpoint.port, "max_size": max_size, "buffer_size": 0}
     if not endpoint.multicast:
@@ -344,7 +354,7 @@ def _add_deferred_reader(stream: Any, endpoint: _Endpoint, max_size: int) -> soc
     return None
 
 
-def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int, sockets: SocketSet) -> None:
+def _add_udp(stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int, sockets: SocketSet) -> None:
     if stream.config.explicit_start:
         # A socket of ours, bound now, would queue packets before the start.
         for endpoint in endpoints:
@@ -355,7 +365,7 @@ def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int
                 sockets.add(sock, str(endpoint))
         return
     with contextlib.ExitStack() as stack:
-        made = [_make_socket(endpoint, buffer, stack) for endpoint in endpoints]
+        made = [make_socket(endpoint, buffer, stack) for endpoint in endpoints]
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
         for sock, endpoint in zip(made, endpoints, strict=True):
@@ -364,7 +374,7 @@ def _add_udp(stream: Any, endpoints: list[_Endpoint], buffer: int, max_size: int
 
 
 def _add_ibv(
-    stream: Any, endpoints: list[_Endpoint], interface: str, comp_vector: int, buffer: int | None, max_size: int | None
+    stream: Any, endpoints: list[Endpoint], interface: str, comp_vector: int, buffer: int | None, max_size: int | None
 ) -> None:
     if not hasattr(spead2.recv, "UdpIbvConfig"):
         raise RuntimeError("ibv: this spead2 was built without ibverbs support; use ibv=False")
@@ -511,7 +521,7 @@ def add_reader(
         raise TypeError(f"interface: given {interface!r}, but wanted a str")
     if ibv and interface is None:
         raise ValueError("interface: None, but ibv needs the address of an interface")
-    endpoints = [_resolve(endpoint, interface) for endpoint in src]
+    endpoints = [resolve(endpoint, interface) for endpoint in src]
     if not endpoints:
         raise ValueError("src: is empty: wanted at least one (host, port) pair, or the path of a pcap file")
     if ibv:
@@ -525,7 +535,7 @@ def add_reader(
     share = stream.DEFAULT_UDP_BUFFER_SIZE if buffer is None else -(-buffer // len(endpoints))
     # Of streams that are not ours nobody would ask for the drops, nor close the sockets.
     owned = sockets if sockets is not None else SocketSet()
-    _add_udp(stream, endpoints, share, max_size or _MAX_UDP_PAYLOAD, owned)
+    _add_udp(stream, endpoints, share, max_size or MAX_UDP_PAYLOAD, owned)
     if sockets is None:
         owned.close()
 
@@ -559,8 +569,8 @@ def open_sockets(
     owner = SocketSet()
     sockets: dict[socket.socket, tuple[str, int]] = {}
     with contextlib.ExitStack() as stack:
-        for endpoint in [_resolve(endpoint, interface) for endpoint in src]:
-            sock = _make_socket(endpoint, buffer, stack)
+        for endpoint in [resolve(endpoint, interface) for endpoint in src]:
+            sock = make_socket(endpoint, buffer, stack)
             owner.add(sock, str(endpoint))
             sockets[sock] = (endpoint.address, endpoint.port)
         stack.pop_all()

@@ -368,7 +368,7 @@ class Simulator:
                 batch, indices = self._place(first, position)
                 data[position] = np.frombuffer(self.payload(batch, indices), np.uint8)
             return data
-        coordinates = dict(zip(self._order, np.indices(self.layout.present_shape, sparse=True), strict=True))
+        coordinates = dict(zip(self.layout.axis_names, np.indices(self.layout.present_shape, sparse=True), strict=True))
         # Kept small, as the linear number of a late heap could overflow.
         linear = first % _WINDOWS + coordinates[self._time.name]
         for axis, size in zip(self._axes, self._sizes, strict=True):
@@ -404,13 +404,9 @@ class Simulator:
             )
         return extra
 
-    @property
-    def _order(self) -> tuple[str, ...]:
-        return self._declaration.order or (self._time.name, *(axis.name for axis in self._axes))
-
     def _place(self, first_batch: int, position: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         """Batch and indices of the heap at a position of a chunk's ``present``."""
-        coordinates = dict(zip(self._order, position, strict=True))
+        coordinates = dict(zip(self.layout.axis_names, position, strict=True))
         return first_batch + coordinates[self._time.name], tuple(coordinates[axis.name] for axis in self._axes)
 
     # What is sent

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from speadrx import layouts
@@ -23,6 +23,7 @@ from speadrx.measure import CallbackCost, Loopback, Rate, default_user_data, mac
 from .interrupt import interruptible
 from .options import load_layout, set_option
 from .parameters import read_finite
+from .progress import Bar
 
 #: For the loopback interface, if no layout is given.
 DEFAULT_LAYOUT = "meerkat-digitiser"
@@ -206,13 +207,10 @@ def _run(costs: dict[str, CallbackCost], loopback: Loopback, seconds: float) -> 
     # What a receiver has to complain of near its limit is what is measured.
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     results = Results()
-    console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(interruptible())
-        progress = stack.enter_context(
-            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        )
+        progress = stack.enter_context(Bar(*columns))
         task = progress.add_task("round 1", total=seconds)
         begin = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speadrx.capture import Capture
+from speadrx.endpoints import format_endpoint
 from speadrx.items import item_name
 from speadrx.kinds import Address, Stream
 from speadrx.layout import Layout
@@ -59,12 +61,6 @@ class Source:
     interrupted: bool = False
 
 
-def address_text(address: Address) -> str:
-    """Host and port, as they are written on the command line."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def look(survey: Survey) -> list[Found]:
     """Look at each stream of a survey."""
     described = survey.described()
@@ -104,7 +100,9 @@ def json_document(source: Source, survey: Survey, streams: list[Found]) -> dict[
     """All that was found, as plain values."""
 
     def addresses(of: dict[Address, Traffic]) -> list[dict[str, Any]]:
-        return [{"address": address_text(address), **dataclasses.asdict(traffic)} for address, traffic in of.items()]
+        return [
+            {"address": format_endpoint(*address), **dataclasses.asdict(traffic)} for address, traffic in of.items()
+        ]
 
     capture = source.capture
     return {
@@ -154,7 +152,7 @@ def _stream_json(found: Found) -> dict[str, Any]:
         "heap_bytes": stream.heap_bytes,
         "heaps": stream.heaps,
         "others": stream.others,
-        "destinations": list(map(address_text, stream.destinations)),
+        "destinations": list(itertools.starmap(format_endpoint, stream.destinations)),
         "senders": len(set(stream.senders.tolist())),
         "items": [
             {"id": item.id, "name": item.name, "immediate": True, **dataclasses.asdict(item.profile)}
@@ -240,7 +238,7 @@ def listed(texts: Iterable[str], separator: str = ", ") -> str:
 
 def _show_traffic(console: Console, title: str, of: dict[Address, Traffic]) -> None:
     busiest = sorted(of.items(), key=lambda item: item[1].packets, reverse=True)[:MOST_SHOWN]
-    columns = [(title, False, [address_text(address) for address, _ in busiest])]
+    columns = [(title, False, [format_endpoint(*address) for address, _ in busiest])]
     columns += [
         (name, True, [f"{getattr(traffic, name):,}" for _, traffic in busiest])
         for name in ("packets", "heaps", "bytes", "undecodable")
@@ -256,7 +254,7 @@ def show_stream(console: Console, number: int, found: Found) -> None:
     console.print(
         Text(
             f"Stream {number}: {stream.heaps:,} heaps of {stream.heap_bytes:,} bytes, SPEAD-{stream.flavour}, to "
-            + listed(map(address_text, stream.destinations)),
+            + listed(itertools.starmap(format_endpoint, stream.destinations)),
             style="bold",
         )
     )

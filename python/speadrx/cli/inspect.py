@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
 from speadrx.capture import read_datagrams
 from speadrx.endpoints import parse_endpoints
@@ -24,6 +24,7 @@ from speadrx.survey import Survey
 from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible
 from .parameters import UnusableError, naming_options, read_finite
+from .progress import Bar
 
 _POLL_SECONDS = 0.1
 #: Progress is shown after so many packets of a file.
@@ -94,9 +95,8 @@ def _listen(
 @contextlib.contextmanager
 def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
     """Show how many bytes have been read, if standard error is a terminal."""
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Bar(*columns) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from speadrx.endpoints import parse_endpoints
+from speadrx.endpoints import format_endpoint, parse_endpoints
 
 _BYTES = {"B": 1} | {
     prefix + suffix: base**power
@@ -180,8 +180,7 @@ def _is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) ->
 
 def describe(endpoints: list[tuple[str, int]]) -> str:
     """Name endpoints in a line: the first, and how many more."""
-    host, port = endpoints[0]
-    first = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    first = format_endpoint(*endpoints[0])
     return first if len(endpoints) == 1 else f"{first} and {len(endpoints) - 1} more"
 
 

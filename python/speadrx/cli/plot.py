@@ -9,8 +9,7 @@ import pathlib
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from speadrx.fields import FieldError
 from speadrx.history import History
@@ -20,6 +19,7 @@ from speadrx.receiver import Receiver
 from .interrupt import interruptible
 from .options import load_layout, set_option
 from .parameters import UnusableError, keep_files
+from .progress import Bar
 
 SUFFIXES = (".png", ".svg")
 DEFAULT_SIZE = "1200x800"
@@ -70,12 +70,7 @@ def _receive(path: pathlib.Path, layout: Layout) -> History:
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     history = History(layout)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True, highlight=False)
-    with (
-        interruptible() as interrupted,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        Receiver(layout, path) as receiver,
-    ):
+    with interruptible() as interrupted, Bar(*columns) as progress, Receiver(layout, path) as receiver:
         task = progress.add_task("receiving")
         for chunk in receiver:
             with chunk:

@@ -107,6 +107,7 @@ def make_receiver(
     click.BadParameter, UnusableError
         If that is not possible.
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)  # receivers have warnings
     if fill is not None:
         options["fill"] = fill
     with usable():
@@ -127,7 +128,6 @@ def make_receiver(
 @contextlib.contextmanager
 def usable() -> Iterator[None]:
     """End the command with exit code 2, and a message, if what it was given cannot be used."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with naming_options():
         try:
             yield

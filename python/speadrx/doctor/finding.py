@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import shlex
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from speadrx.endpoints import format_endpoint
 from speadrx.layout import DeclarativeLayout
-from speadrx.readers import _Endpoint, _resolve
+from speadrx.readers import Endpoint, resolve
 from speadrx.settings import DEFAULT_BUFFER
 
 from .system import Link, read_links, route_to
@@ -125,7 +127,7 @@ class Case:
     heard: Heard | None = None
 
     @functools.cached_property
-    def resolved(self) -> tuple[_Endpoint, ...]:
+    def resolved(self) -> tuple[Endpoint, ...]:
         """The endpoints, with hosts looked up; what interface they have is another matter.
 
         Raises
@@ -133,7 +135,7 @@ class Case:
         ValueError
             If an endpoint is none, or its host is unknown.
         """
-        return tuple(_resolve(endpoint, None) for endpoint in self.endpoints)
+        return tuple(resolve(endpoint, None) for endpoint in self.endpoints)
 
     @functools.cached_property
     def links(self) -> dict[str, Link]:
@@ -167,7 +169,7 @@ class Case:
             None,
         )
 
-    def as_received(self, endpoint: _Endpoint) -> _Endpoint:
+    def as_received(self, endpoint: Endpoint) -> Endpoint:
         """Make of an endpoint what the receiver makes of it with the interface.
 
         Raises
@@ -185,9 +187,9 @@ class Case:
                 raise OSError(errno.ENODEV, f"there is no interface {interface}")
             interface = link.name if endpoint.family == socket.AF_INET6 else link.ipv4 or "0.0.0.0"
         address = interface if wildcard else endpoint.address
-        return _Endpoint(endpoint.family, address, endpoint.port, interface)
+        return Endpoint(endpoint.family, address, endpoint.port, interface)
 
-    def inlet(self, endpoint: _Endpoint) -> Link | None:
+    def inlet(self, endpoint: Endpoint) -> Link | None:
         """Find the interface by which an endpoint's packets must come in; None if it is any, or none."""
         if endpoint.interface is not None:  # it is a part of the address
             return self.links.get(endpoint.interface)
@@ -217,5 +219,5 @@ class Case:
 
     def command(self, interface: str) -> str:
         """Write the command that looks at this case with another interface."""
-        endpoints = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.endpoints]
+        endpoints = itertools.starmap(format_endpoint, self.endpoints)
         return shlex.join(["speadrx", "doctor", *endpoints, "--interface", interface])

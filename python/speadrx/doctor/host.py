@@ -13,7 +13,7 @@ import spead2.recv
 
 from speadrx import settings
 from speadrx.memory import available
-from speadrx.readers import _MAX_BUFFER, _SO_RCVBUFFORCE
+from speadrx.readers import MAX_BUFFER, request_buffer
 
 from .finding import Case, Finding
 from .system import Unknown, counters, parse_cpus, raise_to, read, sysctl
@@ -31,12 +31,14 @@ LARGE_BACKLOG = 250000
 
 def socket_buffer(case: Case) -> Iterator[Finding]:
     """What comes while the receiver is held up, and does not fit the socket's buffer, is lost."""
-    wanted = min(case.share, _MAX_BUFFER)
+    wanted = min(case.share, MAX_BUFFER)
     if not wanted:
         default = sysctl("net.core.rmem_default")
         yield Finding("socket_buffer", "ok", f"a socket has the system's default, {default} bytes")
         return
-    limit, granted = sysctl("net.core.rmem_max"), _granted(wanted)
+    limit = sysctl("net.core.rmem_max")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        granted = request_buffer(sock, wanted)
     why = "What comes while the receiver is held up, and does not fit the buffer, is lost."
     if not os.stat("/proc/sys/net/core/rmem_max").st_mode & 0o200:
         why += " The limit can be set outside of this network namespace only."
@@ -49,16 +51,6 @@ def socket_buffer(case: Case) -> Iterator[Finding]:
         yield Finding("socket_buffer", "warning", summary, f"A receiver without it gets no more than that. {why}", mend)
     else:
         yield Finding("socket_buffer", "ok", f"a socket gets {wanted} bytes, and net.core.rmem_max is {limit}")
-
-
-def _granted(wanted: int) -> int:
-    """Ask the kernel for a buffer as receivers do; the kernel doubles what it grants."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, wanted)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
 
 def backlog(case: Case) -> Iterator[Finding]:

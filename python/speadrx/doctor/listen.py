@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from speadrx.readers import SocketSet, _Endpoint, _make_socket
+from speadrx.readers import Endpoint, SocketSet, make_socket
 
 from .finding import Case, Heard
 from .system import Unknown, counters
@@ -73,7 +73,7 @@ class _Ears:
             unread = {read for read in unread if read()}
 
 
-def _tap(endpoints: list[_Endpoint], stack: contextlib.ExitStack) -> Tap | None:
+def _tap(endpoints: list[Endpoint], stack: contextlib.ExitStack) -> Tap | None:
     try:
         return Tap(endpoints, stack)
     except OSError:
@@ -117,7 +117,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
             name = str(endpoint)
             try:
                 with contextlib.ExitStack() as opened:
-                    sock = _make_socket(case.as_received(endpoint), 0, opened)
+                    sock = make_socket(case.as_received(endpoint), 0, opened)
                     sockets.add(sock, name)
                     opened.pop_all()
             except OSError as exc:
@@ -140,7 +140,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
 
 
 def _search(
-    case: Case, silent: list[_Endpoint], seen: dict[tuple[str, str, str], int], seconds: float, stop: threading.Event
+    case: Case, silent: list[Endpoint], seen: dict[tuple[str, str, str], int], seconds: float, stop: threading.Event
 ) -> dict[str, str]:
     """Find the interfaces by which multicast endpoints come in, other than the right ones."""
     found: dict[str, str] = {}
@@ -180,7 +180,7 @@ def _search(
         return found | heard()
 
 
-def _join(endpoint: _Endpoint, index: int, stack: contextlib.ExitStack) -> socket.socket:
+def _join(endpoint: Endpoint, index: int, stack: contextlib.ExitStack) -> socket.socket:
     """Make a socket that gets an IPv4 group from one interface alone."""
     sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

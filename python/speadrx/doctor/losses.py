@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from speadrx.readers import _Endpoint
+from speadrx.readers import Endpoint
 
 from .finding import Case, Finding, Heard, Severity
 from .host import LARGE_BACKLOG
@@ -125,7 +125,7 @@ def port(case: Case) -> Iterator[Finding]:
             yield Finding("port", "ok", f"{endpoint} is in use by nobody")
 
 
-def _user(case: Case, endpoint: _Endpoint, sock: UdpSocket, who: str) -> Finding:
+def _user(case: Case, endpoint: Endpoint, sock: UdpSocket, who: str) -> Finding:
     rise = 0 if case.heard is None else case.heard.rise(f"socket {sock.inode}.drops")
     if case.heard is not None and rise > 0:
         summary = f"{who} lost {rise} packets of {endpoint} in {case.heard.seconds:g} s, as its buffer was full"

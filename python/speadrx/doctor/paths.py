@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from speadrx.readers import _MAX_UDP_PAYLOAD, _Endpoint
+from speadrx.readers import MAX_UDP_PAYLOAD, Endpoint
 
 from .finding import Case, Finding
 from .system import NET, Link, raise_to, read, sysctl
@@ -35,7 +35,7 @@ def _networks(addresses: Iterable[str]) -> Iterator[ipaddress.IPv4Network]:
     return ipaddress.collapse_addresses(ipaddress.IPv4Network(address) for address in addresses)
 
 
-def _multicast(case: Case, *families: socket.AddressFamily) -> list[_Endpoint]:
+def _multicast(case: Case, *families: socket.AddressFamily) -> list[Endpoint]:
     return [e for e in case.resolved if e.multicast and (not families or e.family in families)]
 
 
@@ -64,7 +64,7 @@ def interface(case: Case) -> Iterator[Finding]:
     yield from _elsewhere(case)
 
 
-def _own_address(case: Case, endpoint: _Endpoint, known: str) -> Iterator[Finding]:
+def _own_address(case: Case, endpoint: Endpoint, known: str) -> Iterator[Finding]:
     """Check that a unicast endpoint is here, and at the interface that is given, if any is."""
     local = (case.route(endpoint.address) or {}).get("type") == "local"  # as all of 127.0.0.0/8 is
     if not local and case.inlet(endpoint) is None:
@@ -106,7 +106,7 @@ def _elsewhere(case: Case) -> Iterator[Finding]:
         yield Finding("interface", "problem", summary, why, mend)
 
 
-def _likely_link(case: Case, endpoint: _Endpoint | None = None) -> Link | None:
+def _likely_link(case: Case, endpoint: Endpoint | None = None) -> Link | None:
     """Find the interface by which packets should come in: where they do, where senders are, or the only one."""
     elsewhere = {} if case.heard is None else case.heard.elsewhere
     if str(endpoint) in elsewhere:
@@ -146,7 +146,7 @@ def multicast_route(case: Case) -> Iterator[Finding]:
         yield Finding("multicast_route", "problem", summary.format(_listed(addresses)), why, mend)
 
 
-def _joined_well(case: Case, endpoint: _Endpoint, link: Link) -> Iterator[Finding]:
+def _joined_well(case: Case, endpoint: Endpoint, link: Link) -> Iterator[Finding]:
     towards = {case.way_to(sender) for sender in case.senders} - {"", link.name}
     if towards and (case.heard is None or not case.heard.arrives(str(endpoint))):
         summary = f"the route to {endpoint.address} goes by {link.name}, but that to the sender by {_listed(towards)}"
@@ -227,7 +227,7 @@ def mtu(case: Case) -> Iterator[Finding]:
     """The interface drops packets that are larger than its MTU, before anything can be counted per stream."""
     overhead = max((_OVERHEAD[endpoint.family] for endpoint in case.resolved), default=_OVERHEAD[socket.AF_INET])
     for link in case.inlets().values():
-        most = min(link.mtu - overhead, _MAX_UDP_PAYLOAD)
+        most = min(link.mtu - overhead, MAX_UDP_PAYLOAD)
         if case.packet_size is not None:
             yield _fits(link, case.packet_size, overhead)
         elif (

@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-from speadrx.readers import _Endpoint
+from speadrx.readers import Endpoint
 
 # Linux has it, the socket module does not.
 _SO_ATTACH_FILTER = 26
@@ -63,7 +63,7 @@ class Tap:
         Without CAP_NET_RAW.
     """
 
-    def __init__(self, endpoints: Sequence[_Endpoint], stack: contextlib.ExitStack) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], stack: contextlib.ExitStack) -> None:
         #: By endpoint, sender and interface.
         self.seen: Counter[tuple[str, str, str]] = Counter()
         self.sockets: list[socket.socket] = []

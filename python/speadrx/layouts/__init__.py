@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from speadrx._core import LayoutError
-from speadrx.layout import Layout, _as_tuple, read_toml
+from speadrx.layout import Layout, as_tuple, read_toml
 
 from . import overrides as _overrides
 from .json_schema import schema
@@ -93,7 +93,7 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
             raise LayoutError(
                 f"{shown}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
             ) from None
-    overrides = _as_tuple("overrides", overrides)
+    overrides = as_tuple("overrides", overrides)
 
     def change(spec: dict[str, Any]) -> None:
         for override in overrides:
