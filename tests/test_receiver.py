@@ -525,7 +525,7 @@ def sized(chunk_bytes, **time_axis):
         (sized(2**12), {}, settings.MOST_WINDOW),
         (sized(2**24), {}, 5),
         (sized(2**26), {}, 2),
-        (sized(2**27), {}, settings.LEAST_WINDOW),
+        (sized(2**27), {}, 2),
         (sized(2**12), {"window": 7}, 7),
         (sized(2**12), {"tolerance_bytes": 0}, 1),
         (sized(2**12), {"tolerance_bytes": 1}, 2),

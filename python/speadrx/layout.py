@@ -545,6 +545,7 @@ def read_toml(path: str | os.PathLike[str]) -> bytes:
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Check that an argument is a sequence, and return it as a tuple."""
     # A string is a sequence too: as labels, its letters would pass wherever their number is right.
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise _core.LayoutError(f"{name}: given {value!r}, but wanted a sequence")

@@ -19,9 +19,6 @@ from .readers import check_integer
 #: out of step.
 DEFAULT_TOLERANCE_BYTES = 2**26
 
-#: Chunks under construction by default, at least: with one alone, a heap that is late by a moment would be lost.
-LEAST_WINDOW = 2
-
 #: Chunks under construction by default, at most: a flush makes as many come out empty.
 MOST_WINDOW = 16
 
@@ -219,8 +216,9 @@ def window_of(layout: DeclarativeLayout, window: int | None, seconds: float | No
         return math.ceil(seconds * tick_rate / layout.chunk_timestamp_step) + 1
     if n_bytes is not None:
         return -(-check_integer("tolerance_bytes", n_bytes, 0) // layout.chunk_bytes) + 1
+    # At least 2: with one alone, a heap that is late by a moment would be lost.
     usual = -(-DEFAULT_TOLERANCE_BYTES // layout.chunk_bytes) + 1
-    return min(max(usual, LEAST_WINDOW), MOST_WINDOW, layout._assumed_window())
+    return min(usual, MOST_WINDOW, layout._assumed_window())
 
 
 def labels_of(labels: Mapping[str, str] | None) -> dict[str, str]:
