@@ -165,9 +165,9 @@ sanitize-wire: $(VENV)/.extra-test ## Send PACKETS hostile packets to receivers 
 	watched $(BIN)/python -c 'import speadrx._core, sys
 	sys.exit(not speadrx._core.__file__.startswith(sys.argv[1]))' "$$PYTHONPATH"
 	# The sanitizer must find a chunk that is one byte short, or its silence would prove nothing.
-	! found=$$(watched $(BIN)/python tests/wire_fuzzer.py --short 2>&1)
+	! found=$$(watched $(BIN)/python tests/support/wire_fuzzer.py --short 2>&1)
 	[[ $$found == *'AddressSanitizer: heap-buffer-overflow'* ]]
-	watched $(BIN)/python tests/wire_fuzzer.py --exact --packets $(PACKETS)
+	watched $(BIN)/python tests/support/wire_fuzzer.py --exact --packets $(PACKETS)
 
 soak: $(VENV)/.extra-test ## Receive at the highest rate without drops for SOAK_SECONDS: memory flat, no heap lost
 	@$(BIN)/python benches/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
@@ -180,11 +180,11 @@ faults: $(VENV)/.extra-test ## Run the tests of the faults, and write what they 
 	set -x
 	cargo test --test callback --test properties --test snapshots --test timeline 2>&1 | tee "$$cargo_output" || status=$$?
 	STRICT='$(STRICT)' $(BIN)/python -m pytest -m fault --fault-results "$$results" $(ARGS) || status=$$?
-	$(BIN)/python tests/fault_table.py "$$results" --cargo "$$cargo_output"
+	$(BIN)/python tests/support/fault_table.py "$$results" --cargo "$$cargo_output"
 	exit $$status
 
 screens: $(VENV)/.extra-test ## Run every command in terminals, and write what they show into doc/screens.md
-	@$(BIN)/python tests/screens.py
+	@$(BIN)/python tests/support/screens.py
 
 lint: $(VENV)/.extra-lint ## Check formatting, lints, types and stubs
 	@set -x

@@ -19,9 +19,9 @@ import numpy as np
 import spead2
 import spead2.recv
 import spead2.recv.asyncio
+from speadrx.meerkat import AntennaChannelisedVoltageLayout
 
 import speadrx
-from speadrx.meerkat import AntennaChannelisedVoltageLayout
 
 #: Largest median cost of the accounting, in microseconds.
 BOUND = 15.0

@@ -31,14 +31,14 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 from spead2.recv.numba import chunk_place_data
-
-from speadrx import _core
-from speadrx.layout import Axis, DeclarativeLayout, Layout, TimeAxis
 from speadrx.meerkat import (
     AntennaChannelisedVoltageLayout,
     DigitiserLayout,
     TiedArrayChannelisedVoltageLayout,
 )
+
+from speadrx import _core
+from speadrx.layout import Axis, DeclarativeLayout, Layout, TimeAxis
 
 SEED = 20240611
 PLACE_DATA_SIZE = chunk_place_data.size

@@ -26,9 +26,9 @@ import numba_callbacks
 import numpy as np
 import spead2
 import spead2.recv
+from speadrx.meerkat import FENG_ID_ID, TIMESTAMP_ID, AntennaChannelisedVoltageLayout
 
 import speadrx
-from speadrx.meerkat import FENG_ID_ID, TIMESTAMP_ID, AntennaChannelisedVoltageLayout
 
 SEED = 20240611
 PAYLOAD_ID = 0x4300

@@ -20,8 +20,9 @@ MAX_CHUNKS = 2
 
 
 def start_speadrx(data: Any, free: Any) -> Any:
-    import speadrx
     from speadrx.meerkat import DigitiserLayout
+
+    import speadrx
 
     return speadrx.make_stream(
         layout=DigitiserLayout(*DIGITISER), max_active_chunks=MAX_CHUNKS, data_ringbuffer=data, free_ringbuffer=free

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import spead2.recv
 
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests" / "support"))
 
 import speadrx
 from fault_reports import add_results

@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add the mark and the fixture of tests of faults."""
-    config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/fault_rows.py")
+    config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/support/fault_rows.py")
     config.pluginmanager.register(fault_reports.FaultResults(config.getoption(fault_reports.OPTION)))
 
 

@@ -9,13 +9,13 @@ import pytest
 import spead2
 import spead2.recv
 from prometheus_client import CollectorRegistry
+from speadrx.stats import StatsCollector
 
 import speadrx
 from example_layouts import ANTENNA, BASE, MEERKAT, STATUS, TIME
 from speadrx import Layout, LayoutError, Receiver, SideItem, TimeAxis, collectors
-from speadrx.endpoints import parse_endpoints
+from speadrx.receive.endpoints import parse_endpoints
 from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
-from speadrx.stats import StatsCollector
 
 SMALL = Layout(heap_bytes=8, time=TimeAxis(item=0x1600, step=16, batches=4), axes=(ANTENNA,), sources="antenna")
 TIMED = dataclasses.replace(SMALL, time=TimeAxis(item=0x1600, step=16, batches=4, tick_rate=16.0))

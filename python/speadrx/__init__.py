@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import _short_names
 from ._core import LayoutError, __version__
-from .chunk import Chunk, ChunkPool
-from .fill import fill_missing
+from .accounts.report import ReceiverStats, RingStats, SourceStats
 from .layout import Axis, BaseLayout, Layout, SideItem, TimeAxis
-from .receive import iter_chunks
-from .receiver import Receiver
-from .report import ReceiverStats, RingStats, SourceStats
-from .stream import (
+from .receive.chunk import Chunk, ChunkPool
+from .receive.fill import fill_missing
+from .receive.iterate import iter_chunks
+from .receive.receiver import Receiver
+from .receive.stream import (
     EVICTION_MODE,
     RECV_SENSOR_TIMEOUT_CHUNKS,
     RECV_SENSOR_TIMEOUT_MIN,
@@ -24,10 +25,15 @@ from .stream import (
 )
 
 if TYPE_CHECKING:
-    from . import capture as capture
-    from . import collectors, doctor, history, layouts, meerkat, metrics, propose, simulate, stats, survey
-    from . import sensors as sensors
-    from .stats import StatsCollector
+    from . import doctor, metrics, simulate, survey
+    from .accounts import history
+    from .layout import meerkat
+    from .layout import presets as layouts
+    from .metrics import collectors, stats
+    from .metrics import sensors as sensors
+    from .metrics.stats import StatsCollector
+    from .survey import capture as capture
+    from .survey import propose
 
 # A star import must not need aiokatcp or dpkt: sensors and capture are left out.
 __all__ = [
@@ -67,30 +73,15 @@ __all__ = [
     "survey",
 ]
 
+_short_names.install()
+
+
 # What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-_LAZY_MODULES = (
-    "capture",
-    "collectors",
-    "doctor",
-    "history",
-    "layouts",
-    "meerkat",
-    "metrics",
-    "propose",
-    "sensors",
-    "simulate",
-    "stats",
-    "survey",
-)
-
-
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
+    if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
         return importlib.import_module(f".{name}", __name__)
     if name == "StatsCollector":
-        from .stats import StatsCollector
-
-        return StatsCollector
+        return importlib.import_module(".metrics.stats", __name__).StatsCollector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -288,7 +288,7 @@ def test_drain_over_udp(udp_port):
 
 
 def test_drain_of_a_stream_that_its_sender_has_ended(monkeypatch):
-    monkeypatch.setattr("speadrx.control._PATIENCE", 0.2)
+    monkeypatch.setattr("speadrx.receive.control._PATIENCE", 0.2)
     with receiving(None) as rx:
         Sender(rx).send(2 * BATCHES)
         rx.finish()

@@ -9,11 +9,11 @@ import numpy as np
 import prometheus_client.parser
 import pytest
 import spead2.recv
+from speadrx.collectors import Exporter
 
 from loopback import wait_for
 from receiving import CountingSink, GentleSink, assert_data, receiver, residual
 from speadrx import Axis, Layout, TimeAxis, add_reader, metrics
-from speadrx.collectors import Exporter
 from speadrx.simulate import Simulator, UdpSink
 
 LAYOUT = Layout(

@@ -257,7 +257,7 @@ def test_restart_backwards_without_resync(array, shape, caplog, fault_report):
     """Chunk IDs go on to tell the time, so heaps from before it are rejected; once it is right again, they go on."""
     array = array(resync=False, tick_rate=None)
     array.send(START)
-    with caplog.at_level(logging.WARNING, logger="speadrx.watch"):
+    with caplog.at_level(logging.WARNING, logger="speadrx.receive.watch"):
         array.send(START - 10**6 * CHUNK)
         wait_for(lambda: caplog.records)
         array.send(START - 10**7 * CHUNK, 100)

@@ -12,7 +12,7 @@ import pytest
 import spead2.recv
 import spead2.recv.asyncio
 
-import speadrx.receive
+import speadrx.receive.iterate
 from handmade import SMALL
 from speadrx import iter_chunks
 from speadrx.simulate import InprocSink, Simulator
@@ -134,7 +134,7 @@ def test_interrupts_within_the_iterator(make, fault_report):
     def interrupt(signum, frame):
         nonlocal interrupts
         while frame is not None:
-            if frame.f_code.co_filename == speadrx.receive.__file__:
+            if frame.f_code.co_filename == speadrx.receive.iterate.__file__:
                 interrupts += 1
                 raise KeyboardInterrupt
             frame = frame.f_back

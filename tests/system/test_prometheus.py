@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import spead2.recv
+from speadrx.collectors import Exporter
 
 import alerts
 import dashboard
 from prometheus_server import PrometheusServer, program, prometheus_server, wait_for
 from speadrx import metrics
-from speadrx.chunk import ChunkPool
-from speadrx.collectors import Exporter
 from speadrx.layout import Axis, Layout, TimeAxis
-from speadrx.receive import iter_chunks
+from speadrx.receive.chunk import ChunkPool
+from speadrx.receive.iterate import iter_chunks
+from speadrx.receive.stream import add_reader, make_stream
 from speadrx.simulate import Faults, InprocSink, Simulator, UdpSink
-from speadrx.stream import add_reader, make_stream
 
 MONITORING = pathlib.Path(__file__).parents[2] / "monitoring"
 

@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from speadrx.layout import DeclarativeLayout
-from speadrx.report import ReceiverStats, SourceStats
+from speadrx.accounts.report import ReceiverStats, SourceStats
+from speadrx.layout.declaration import DeclarativeLayout
 
 from .tables import Format, Rows, exact, percentage, printable, table_of
 

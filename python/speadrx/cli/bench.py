@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from speadrx import layouts
-from speadrx.layout import Layout
-from speadrx.measure import CallbackCost, Loopback, Rate, default_user_data, machine
+from speadrx.layout import presets
+from speadrx.layout.declaration import Layout
 
 from .interrupt import interruptible
+from .measure import CallbackCost, Loopback, Rate, default_user_data, machine
 from .options import load_layout, set_option
 from .parameters import read_finite
 from .progress import Bar
@@ -186,8 +186,8 @@ def bench(
     cost, loopback = _check_layout(layout, chosen, packet_bytes)
     costs = {chosen: cost}
     if name is None:
-        for other in layouts.names():
-            preset = layouts.load(other)
+        for other in presets.names():
+            preset = presets.load(other)
             costs[other] = CallbackCost(preset, default_user_data(preset))
     try:
         results = _run(costs, loopback, seconds)

@@ -27,12 +27,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from speadrx.chunk import ChunkPool
-from speadrx.layout import STAT_PREFIX, Axis, Layout, TimeAxis
-from speadrx.receive import iter_chunks
+from speadrx.layout.declaration import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.metrics.stats import StatsCollector
+from speadrx.receive.chunk import ChunkPool
+from speadrx.receive.iterate import iter_chunks
+from speadrx.receive.stream import ChunkRingStream, add_reader, make_stream
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
-from speadrx.stats import StatsCollector
-from speadrx.stream import ChunkRingStream, add_reader, make_stream
 
 from .interrupt import interruptible
 from .parameters import read_finite

@@ -14,8 +14,8 @@ from rich.text import Text
 from speadrx.doctor import Case, Finding, diagnose
 from speadrx.doctor import listen as listen_to
 from speadrx.doctor.system import parse_cpus
-from speadrx.layout import Layout
-from speadrx.settings import DEFAULT_BUFFER
+from speadrx.layout.declaration import Layout
+from speadrx.receive.settings import DEFAULT_BUFFER
 
 from .interrupt import interruptible
 from .options import load_layout, set_option

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from speadrx.capture import Capture
-from speadrx.endpoints import format_endpoint
-from speadrx.items import item_name
-from speadrx.kinds import Address, Stream
-from speadrx.layout import Layout
-from speadrx.picture import printable
-from speadrx.propose import Proposal, propose
-from speadrx.survey import Survey, Traffic
-from speadrx.values import Profile, profile
+from speadrx.layout.declaration import Layout
+from speadrx.layout.items import item_name
+from speadrx.layout.picture import printable
+from speadrx.receive.endpoints import format_endpoint
+from speadrx.survey.capture import Capture
+from speadrx.survey.heaps import Survey, Traffic
+from speadrx.survey.kinds import Address, Stream
+from speadrx.survey.propose import Proposal, propose
+from speadrx.survey.values import Profile, profile
 
 #: Streams, addresses and lengths that are shown; all are in the JSON.
 MOST_SHOWN = 10

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-from speadrx import _core
+from speadrx._core import __version__
 
 #: The sub-commands: each is the function of that name in the module of that name.
 COMMANDS = ("demo", "recv", "send", "replay", "inspect", "plot", "doctor", "layout", "bench", "top")
@@ -25,6 +25,6 @@ class _Group(click.Group):
         return command
 
 
-group = click.version_option(_core.__version__, prog_name="speadrx")(
+group = click.version_option(__version__, prog_name="speadrx")(
     _Group("speadrx", help="Receive SPEAD streams; every heap is accounted for.")
 )

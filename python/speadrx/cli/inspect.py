@@ -16,10 +16,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
-from speadrx.capture import read_datagrams
-from speadrx.endpoints import parse_endpoints
-from speadrx.listen import Listener
-from speadrx.survey import Survey
+from speadrx.receive.endpoints import parse_endpoints
+from speadrx.survey.capture import read_datagrams
+from speadrx.survey.heaps import Survey
+from speadrx.survey.live import Listener
 
 from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
 from .interrupt import interruptible

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from speadrx import layouts
-from speadrx.items import item_name
-from speadrx.layout import STAT_PREFIX, Axis, Layout, TimeAxis
-from speadrx.packets import SPECIAL_ITEMS, axis_size
-from speadrx.picture import address, axis_strides, nesting, printable, svg_picture, text_picture
+from speadrx.layout import presets
+from speadrx.layout.declaration import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.layout.items import SPECIAL_ITEMS, item_name
+from speadrx.layout.picture import address, axis_strides, nesting, printable, svg_picture, text_picture
+from speadrx.simulate.packets import axis_size
 
 from .options import load_layout, set_option
 
@@ -183,8 +183,8 @@ def _can_draw(console: Console) -> bool:
 
 
 def _list() -> str:
-    width = max(map(len, layouts.names())) + 2
-    return "\n".join(f"{name:<{width}}{layouts.summary(name)}" for name in layouts.names())
+    width = max(map(len, presets.names())) + 2
+    return "\n".join(f"{name:<{width}}{presets.summary(name)}" for name in presets.names())
 
 
 @click.command()
@@ -226,7 +226,7 @@ def layout(
     if schema or list_all:
         if name_or_path is not None or overrides or svg is not None:
             raise click.UsageError("--schema and --list are not about one layout: give neither that nor --set or --svg")
-        click.echo(json.dumps(layouts.schema(), indent=2) if schema else _list())
+        click.echo(json.dumps(presets.schema(), indent=2) if schema else _list())
         return
     if name_or_path is None:
         raise click.UsageError("which layout? Give a FILE, or a PRESET of those that --list shows")

@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from speadrx import layouts
 from speadrx._core import LayoutError
-from speadrx.layout import Layout
+from speadrx.layout import presets
+from speadrx.layout.declaration import Layout
 
 from .parameters import keep_files
 
@@ -27,7 +27,7 @@ def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) 
         If that is not possible.
     """
     try:
-        return layouts.load(name_or_path, overrides)
+        return presets.load(name_or_path, overrides)
     except LayoutError as exc:
         raise click.BadParameter(str(exc), param_hint=param_hint) from None
     except OSError as exc:

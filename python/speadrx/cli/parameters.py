@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from speadrx.endpoints import format_endpoint, parse_endpoints
+from speadrx.receive.endpoints import format_endpoint, parse_endpoints
 
 _BYTES = {"B": 1} | {
     prefix + suffix: base**power

@@ -11,10 +11,10 @@ from typing import Any
 import click
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from speadrx.fields import FieldError
-from speadrx.history import History
-from speadrx.layout import Layout
-from speadrx.receiver import Receiver
+from speadrx.accounts.fields import FieldError
+from speadrx.accounts.history import History
+from speadrx.layout.declaration import Layout
+from speadrx.receive.receiver import Receiver
 
 from .interrupt import interruptible
 from .options import load_layout, set_option
@@ -50,7 +50,7 @@ def _check_output(context: click.Context, parameter: click.Parameter, path: path
 def _figures() -> Any:
     """Import what draws."""
     try:
-        from speadrx import figures
+        from speadrx.accounts import figures
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "matplotlib":
             raise

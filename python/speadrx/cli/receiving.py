@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from speadrx.layout import DeclarativeLayout
-from speadrx.receiver import Receiver
+from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.receive.receiver import Receiver
 
 from .parameters import (
     Tolerance,

@@ -15,11 +15,11 @@ import click
 import spead2
 from rich.console import Console
 
-from speadrx.capture import Capture, read_datagrams
-from speadrx.layout import DeclarativeLayout
-from speadrx.pacing import WallClock
-from speadrx.receiver import Receiver
-from speadrx.settings import deal
+from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.receive.receiver import Receiver
+from speadrx.receive.settings import deal
+from speadrx.simulate.pacing import WallClock
+from speadrx.survey.capture import Capture, read_datagrams
 
 from .interrupt import interruptible
 from .options import layout_options

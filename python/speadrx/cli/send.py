@@ -15,9 +15,18 @@ import spead2.send
 from rich.console import Console
 from rich.table import Table
 
-from speadrx.layout import DeclarativeLayout
-from speadrx.pacing import Clock
-from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, Truth, UdpSink, VirtualClock, WallClock
+from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.simulate import (
+    GARBAGE_KINDS,
+    Faults,
+    PcapSink,
+    Simulator,
+    Truth,
+    UdpSink,
+    VirtualClock,
+    WallClock,
+)
+from speadrx.simulate.pacing import Clock
 
 from .interrupt import interruptible
 from .options import layout_options

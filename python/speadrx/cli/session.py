@@ -15,9 +15,9 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from speadrx.history import History
-from speadrx.receiver import Receiver
-from speadrx.report import ReceiverStats
+from speadrx.accounts.history import History
+from speadrx.accounts.report import ReceiverStats
+from speadrx.receive.receiver import Receiver
 
 from .account import Account, LiveView, Moment, document, line, loss, residual
 from .parameters import usable_file

@@ -28,14 +28,14 @@ from speadrx import (
     make_stream,
     make_stream_group,
 )
-from speadrx.stream import ChunkRingStream, ChunkStreamRingGroup
+from speadrx.receive.stream import ChunkRingStream, ChunkStreamRingGroup
 
 if TYPE_CHECKING:
     import aiokatcp
     from prometheus_client import Counter
 
-    from speadrx.sensors import make_sensors as make_sensors
-    from speadrx.stats import StatsCollector
+    from speadrx.metrics.sensors import make_sensors as make_sensors
+    from speadrx.metrics.stats import StatsCollector
 
     user_data_type: Any
 
@@ -71,11 +71,11 @@ def __getattr__(name: str) -> Any:
     if name == "user_data_type":
         return _user_data_type()
     if name == "StatsCollector":
-        from speadrx.stats import StatsCollector
+        from speadrx.metrics.stats import StatsCollector
 
         return StatsCollector
     if name == "make_sensors":
-        from speadrx.sensors import make_sensors
+        from speadrx.metrics.sensors import make_sensors
 
         return make_sensors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -156,7 +156,7 @@ async def iter_chunks(
     Chunk
         To be recycled, as at the end of ``with chunk:``.
     """
-    from speadrx.sensors import update_sensors
+    from speadrx.metrics.sensors import update_sensors
 
     prefixes = [""] if pols is None else [f"{prefix}." for _, prefix in pols]
     account = _Account(layout, [counters] if pols is None else [counters.labels(label) for label, _ in pols])

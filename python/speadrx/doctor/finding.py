@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from speadrx.endpoints import format_endpoint
-from speadrx.layout import DeclarativeLayout
-from speadrx.readers import Endpoint, resolve
-from speadrx.settings import DEFAULT_BUFFER
+from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.receive.endpoints import format_endpoint
+from speadrx.receive.readers import Endpoint, resolve
+from speadrx.receive.settings import DEFAULT_BUFFER
 
 from .system import Link, read_links, route_to
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import spead2.recv
 
-from speadrx import settings
-from speadrx.memory import available
-from speadrx.readers import MAX_BUFFER, request_buffer
+from speadrx.receive import settings
+from speadrx.receive.memory import available
+from speadrx.receive.readers import MAX_BUFFER, request_buffer
 
 from .finding import Case, Finding
 from .system import Unknown, counters, parse_cpus, raise_to, read, sysctl

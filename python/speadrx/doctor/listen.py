@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from speadrx.readers import Endpoint, SocketSet, make_socket
+from speadrx.receive.readers import Endpoint, SocketSet, make_socket
 
 from .finding import Case, Heard
 from .system import Unknown, counters

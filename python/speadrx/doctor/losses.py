@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from speadrx.readers import Endpoint
+from speadrx.receive.readers import Endpoint
 
 from .finding import Case, Finding, Heard, Severity
 from .host import LARGE_BACKLOG

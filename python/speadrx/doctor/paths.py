@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from speadrx.readers import MAX_UDP_PAYLOAD, Endpoint
+from speadrx.receive.readers import MAX_UDP_PAYLOAD, Endpoint
 
 from .finding import Case, Finding
 from .system import NET, Link, raise_to, read, sysctl

@@ -1,0 +1,96 @@
+"""Changes to a layout that are given as text: ``time.batches=64``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable
+from typing import Any
+
+from speadrx._core import LayoutError, spec_to_toml
+
+from .declaration import Axis, Layout, SideItem, TimeAxis
+
+#: A value that starts like this is meant as TOML: if it is none, it is not a bare word.
+_TOML_STARTS = ('"', "'", "[", "{")
+_PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD and side_items.NAME.FIELD"
+#: Fields that have fields of their own, and what they are in Python.
+_TABLES: dict[str, type] = {"time": dict, "strides": dict, "axes": list, "side_items": list}
+
+
+def apply(spec: dict[str, Any], override: str) -> None:
+    """Change one field of a declaration.
+
+    Parameters
+    ----------
+    spec
+        The fields that a declaration sets, as plain dicts and lists.
+    override
+        ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``strides.AXIS``,
+        ``axes.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is one of TOML; a bare word that is none is a
+        string, and nothing at all takes the field back to its default.
+
+    Raises
+    ------
+    LayoutError
+        If it is not of that form, there is no such field, or the value is of the wrong type.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise LayoutError(f"{override!r} is no change of a layout; wanted PATH=VALUE, like time.batches=64")
+    path = path.strip()
+    table, field = _find(spec, path)
+    if text.strip():
+        table[field] = _value(path, text.strip())
+        if table is spec and not isinstance(table[field], _TABLES.get(field, object)):
+            raise LayoutError(f"{path}: {text.strip()} is no table; set the fields of it: {_PATHS}")
+    else:
+        table.pop(field, None)
+    spec_to_toml(spec)  # finds what cannot be written
+
+
+def _value(path: str, text: str) -> Any:
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as exc:
+        if text.startswith(_TOML_STARTS):
+            raise LayoutError(f"{path}: {text} is no TOML value ({exc})") from None
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _find(spec: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Find the table that a path leads into, and the last part of the path."""
+    match path.split("."):
+        case [field]:
+            return spec, _known(path, field, _fields(Layout))
+        case ["time", field]:
+            return spec["time"], _known(path, field, _fields(TimeAxis))
+        case ["strides", axis]:
+            axes = [spec["time"].get("name", "time"), *(entry["name"] for entry in spec.get("axes", ()))]
+            return spec.setdefault("strides", {}), _known(path, axis, axes)
+        case ["axes" | "side_items" as array, name, field]:
+            entries = {entry["name"]: entry for entry in spec.get(array, ())}
+            _known(path, name, entries)
+            return entries[name], _known(path, field, _fields(Axis if array == "axes" else SideItem))
+    raise LayoutError(f"{path}: a layout has no such field; paths are {_PATHS}")
+
+
+def _fields(declaration: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(declaration)]
+
+
+def _known(path: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if name not in known:
+        raise LayoutError(f"{path}: there is no {name!r} here; {suggest(name, known)}")
+    return name
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names may be meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]!r}? Known: " if close else "known: "
+    return meant + (", ".join(known) or "none")

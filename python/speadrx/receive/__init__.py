@@ -1,0 +1,1 @@
+"""From sockets to chunks in the user's loop."""

@@ -1,0 +1,176 @@
+"""Missing heaps of a chunk overwritten, so that nothing of an earlier use of its memory is taken for data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from speadrx._core import Geometry
+from speadrx.layout.declaration import BaseLayout, DeclarativeLayout, user_data_values
+
+from .chunk import as_array
+
+
+def fill_missing(
+    layout: DeclarativeLayout,
+    data: Any,
+    present: Any,
+    fill: Any,
+    user_data: np.ndarray | None = None,
+    *,
+    extra: Any = None,
+) -> int:
+    """Overwrite the missing heaps of a chunk, each as a whole.
+
+    spead2 uses the memory of chunks again and again: where a heap is missing there is what an earlier chunk had, or
+    part of a heap of which not all packets came. Heaps that are present are not touched, nor is what lies
+    between heaps where strides leave gaps. The interpreter's lock is released meanwhile.
+
+    Parameters
+    ----------
+    layout
+        The layout of the chunk.
+    data
+        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, that holds
+        all slots: ``layout.chunk_bytes`` bytes, or with strides from ``user_data`` what these span.
+    present
+        One byte for each heap, not 0 where it is there: the chunk's ``present``.
+    fill
+        What to write. A number becomes an element of the layout's dtype. An array (or sequence) of numbers becomes
+        that many elements, and is repeated: a sample of several elements, such as ``(-128, 0)``, or a whole
+        heap of noise. Its dtype does not matter, for the values count; they must be in range. ``bytes`` are
+        repeated as they are.
+    user_data
+        One record, needed where a stride comes from ``user_data``.
+    extra
+        The chunk's ``extra``, if the side items of missing heaps shall be set to 0.
+
+    Returns
+    -------
+    int
+        How many heaps were missing.
+
+    Raises
+    ------
+    ValueError
+        If a buffer is too small, not contiguous or not writable, or shares memory with another; a value of `fill` is
+        not one of the layout's dtype; or `fill` does not divide a heap.
+    TypeError
+        If an argument is of the wrong type, or the layout is not declarative.
+
+    Examples
+    --------
+    >>> import numpy as np, speadrx
+    >>> layout = speadrx.Layout(heap_bytes=4, dtype="int16", time=speadrx.TimeAxis(item=0x1600, step=1, batches=3))
+    >>> data = np.ones((3, 2), np.int16)
+    >>> speadrx.fill_missing(layout, data, np.array([True, False, True]), -32768)
+    1
+    >>> data.tolist()
+    [[1, 1], [-32768, -32768], [1, 1]]
+    """
+    if not isinstance(layout, DeclarativeLayout):
+        raise TypeError(f"layout: given {layout!r}, but wanted a declarative layout, such as speadrx.Layout(...)")
+    pattern = _fill_bytes(layout, fill)
+    buffers = {"data": data, "present": present} | ({} if extra is None else {"extra": extra})
+    arrays = {name: as_array(name, buffer) for name, buffer in buffers.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name}: given dtype {array.dtype}, but wanted a plain numeric dtype")
+    geometry = layout.declaration._compiled.geometry(user_data_values(layout, user_data))
+    return geometry.fill_missing(fill=pattern, **arrays)  # type: ignore[arg-type]  # an array is a buffer
+
+
+def chunk_filler(layout: BaseLayout, geometries: Sequence[Geometry], fill: Any) -> Callable[[Any], int]:
+    """Return what fills the missing heaps of a chunk, and sets their side items to 0.
+
+    Parameters
+    ----------
+    layout, geometries
+        Those of the stream, or of all streams of the group.
+    fill
+        See `fill_missing`.
+
+    Returns
+    -------
+    callable
+        Takes a chunk; returns how many heaps were missing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `fill` does not fit the layout, or it is not known where a heap would be that did not come: the layout has
+        a placement callback of its own, or each stream would have placed it elsewhere.
+    """
+    if not geometries or not isinstance(layout, DeclarativeLayout):
+        raise ValueError(
+            f"fill: the layout ({type(layout).__name__}) has a placement callback of its own, so where a missing heap "
+            "would be is not known; wanted a declarative layout, or no fill"
+        )
+    strides = sorted({geometry.strides for geometry in geometries})
+    if len(strides) != 1:
+        raise ValueError(
+            f"fill: the streams of the group have different strides in user_data ({' and '.join(map(str, strides))}), "
+            "so where a missing heap would be is not known; wanted equal strides, or no fill"
+        )
+    geometry = geometries[0]
+    pattern = _fill_bytes(layout, fill)
+    return lambda chunk: geometry.fill_missing(chunk.data, chunk.present, pattern, chunk.extra)
+
+
+def _fill_bytes(layout: DeclarativeLayout, fill: Any) -> bytes:
+    """Return the bytes to repeat."""
+    if isinstance(fill, (bytes, bytearray, memoryview)):
+        pattern = bytes(fill)
+        given = f"{len(pattern)} bytes"
+    else:
+        elements = _elements(fill, np.dtype(layout.declaration.dtype))
+        pattern = elements.tobytes()
+        given = f"{elements.size} of {elements.dtype}, which are {elements.nbytes} bytes"
+    if not pattern or layout.heap_bytes % len(pattern):
+        raise ValueError(f"fill: given {given}, but wanted what divides the {layout.heap_bytes} bytes of a heap")
+    return pattern
+
+
+def _elements(fill: Any, dtype: np.dtype) -> np.ndarray:
+    """Convert the values of a fill to elements of a dtype, if that has them."""
+    try:
+        values = np.asarray(fill)
+    except ValueError:  # sequences of different lengths
+        raise _wrong_type(fill) from None
+    if values.dtype == dtype:
+        return values
+    numbers = values.reshape(-1).tolist()
+    if not all(isinstance(number, (int, float, complex)) for number in numbers):
+        raise _wrong_type(fill)
+    if dtype.kind not in "biufc":
+        raise ValueError(
+            f"fill: given {fill!r}, but the layout's dtype is {dtype}: wanted bytes, or an array of that dtype"
+        )
+    return np.array([_element(number, dtype) for number in numbers], dtype)
+
+
+def _wrong_type(fill: Any) -> TypeError:
+    return TypeError(f"fill: given {fill!r}, but wanted a number, an array of numbers, or bytes")
+
+
+def _element(number: Any, dtype: np.dtype) -> Any:
+    """Check that a dtype has a number, for numpy would wrap some round, and turn others into infinity."""
+    if isinstance(number, complex) and dtype.kind != "c":
+        raise ValueError(f"fill: {number} is complex, but the layout's dtype is {dtype}")
+    if dtype.kind in "fc":
+        low, high = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    elif number % 1 != 0:
+        raise ValueError(f"fill: {number} is no whole number, but the layout's dtype is {dtype}")
+    else:
+        number = int(number)
+        low, high = _whole_range(dtype)
+    if any((part < low or part > high) and abs(part) != math.inf for part in (number.real, number.imag)):
+        raise ValueError(f"fill: {number} is out of the range of {dtype}, {low} to {high}")
+    return number
+
+
+def _whole_range(dtype: np.dtype) -> tuple[int, int]:
+    return (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))

@@ -1,0 +1,22 @@
+"""Simulated senders of any layout, and the truth about what they sent."""
+
+from .garbage import GARBAGE_KINDS
+from .pacing import VirtualClock, WallClock
+from .simulator import DEFAULT_FLAVOUR, DEFAULT_PAYLOAD_ITEM, Faults, Simulator, Truth
+from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
+
+__all__ = [
+    "DEFAULT_FLAVOUR",
+    "DEFAULT_PAYLOAD_ITEM",
+    "GARBAGE_KINDS",
+    "Faults",
+    "InprocSink",
+    "Packet",
+    "PcapSink",
+    "Simulator",
+    "Sink",
+    "Truth",
+    "UdpSink",
+    "VirtualClock",
+    "WallClock",
+]

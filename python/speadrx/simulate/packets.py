@@ -1,0 +1,163 @@
+"""Encode simulated heaps: from the index on each axis to items, and from items and payload to SPEAD packets."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import spead2
+import spead2.send
+
+from speadrx.layout.declaration import Axis
+from speadrx.layout.items import SPECIAL_ITEMS
+
+_POINTER_BYTES = 8
+_MAGIC, _VERSION = 0x53, 4
+
+
+def axis_size(axis: Axis) -> int:
+    """Count the indices of an axis."""
+    return len(axis.values) if axis.values is not None else axis.size or 0
+
+
+def axis_index(axis: Axis, item: int) -> int | None:
+    """Index on an axis of a heap whose item has that value, or None."""
+    value = item >> axis.shift
+    if axis.mask is not None:
+        value &= axis.mask
+    if axis.values is not None:
+        return axis.values.index(value) if value in axis.values else None
+    index, remainder = divmod(value, axis.step)
+    return index if not remainder and index < axis_size(axis) else None
+
+
+def axis_items(axes: Sequence[Axis], indices: Sequence[int]) -> dict[int, int]:
+    """Values of the items that place a heap on the axes; an item may carry several axes in its bits.
+
+    Raises
+    ------
+    ValueError
+        If the bits of axes that share an item overlap, so that an index is not read back from it.
+    """
+    items: dict[int, int] = {}
+    for axis, index in zip(axes, indices, strict=True):
+        if axis.item is not None:
+            value = index * axis.step if axis.values is None else axis.values[index]
+            items[axis.item] = items.get(axis.item, 0) | value << axis.shift
+    for axis, index in zip(axes, indices, strict=True):
+        if axis.item is not None and axis_index(axis, items[axis.item]) != index:
+            raise ValueError(
+                f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, which is not "
+                "read back so; the bits of axes that share an item must not overlap"
+            )
+    return items
+
+
+class PacketEncoder:
+    """Makes the packets of one stream's heaps, and numbers the heaps.
+
+    Parameters
+    ----------
+    flavour
+        SPEAD flavour.
+    payload_item
+        ID of the item that points to the payload.
+    max_packet_size
+        Bytes of a packet at most, SPEAD header and items included.
+
+    Raises
+    ------
+    ValueError
+        If the payload item is one of the SPEAD protocol's own, or its ID does not fit the flavour.
+    """
+
+    def __init__(self, flavour: spead2.Flavour, payload_item: int, max_packet_size: int) -> None:
+        self._flavour = flavour
+        self._payload_item = payload_item
+        self._max_packet_size = max_packet_size
+        self._heap_cnt = itertools.count(1)
+        #: Bits of an immediate value.
+        self.address_bits = flavour.heap_address_bits
+        id_limit = 1 << (63 - self.address_bits)
+        if not spead2.STREAM_CTRL_ID < payload_item < id_limit:
+            raise ValueError(
+                f"payload_item: {payload_item:#x} does not fit flavour 64-{self.address_bits} "
+                f"(IDs above {spead2.STREAM_CTRL_ID:#x}, below {id_limit:#x})"
+            )
+
+    def heap(self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True) -> list[bytes]:
+        """Encode a heap, all its items in each of its packets.
+
+        Parameters
+        ----------
+        items
+            Value of each item, by ID (those of the SPEAD protocol itself left out).
+        payload
+            Payload.
+        sized
+            Whether the packets say how long the heap is.
+
+        Raises
+        ------
+        ValueError
+            If an item does not fit the flavour or is the payload item, or the items leave no room in a packet.
+        """
+        address_bits = self.address_bits
+        value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
+        if self._payload_item in items:
+            raise ValueError(f"payload_item: {self._payload_item:#x} is the ID of another item of the heap")
+        pointers = []
+        for item, value in items.items():
+            if not (0 < item < id_limit and 0 <= value < value_limit):
+                raise ValueError(
+                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{address_bits} "
+                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
+                )
+            pointers.append(1 << 63 | item << address_bits | value)
+        pointers.append(self._payload_item << address_bits)
+        n_pointers = len(pointers) + len(SPECIAL_ITEMS) - (not sized)
+        header_bytes = _POINTER_BYTES * (1 + n_pointers)
+        # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
+        room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
+        if room <= 0:
+            raise ValueError(
+                f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
+            )
+        encode = struct.Struct(f">BBBBHH{n_pointers}Q").pack
+        cnt = next(self._heap_cnt) % value_limit
+        packets = []
+        for offset in range(0, max(len(payload), 1), room):
+            part = payload[offset : offset + room]
+            special = [(spead2.HEAP_CNT_ID, cnt)]
+            if sized:
+                special.append((spead2.HEAP_LENGTH_ID, len(payload)))
+            special += [(spead2.PAYLOAD_OFFSET_ID, offset), (spead2.PAYLOAD_LENGTH_ID, len(part))]
+            header = encode(
+                _MAGIC,
+                _VERSION,
+                _POINTER_BYTES - address_bits // 8,
+                address_bits // 8,
+                0,
+                n_pointers,
+                *(1 << 63 | item << address_bits | value for item, value in special),
+                *pointers,
+            )
+            packets.append(b"".join((header, part)))
+        return packets
+
+    def stop(self) -> list[bytes]:
+        """Encode a heap that ends the stream."""
+        heap = spead2.send.Heap(self._flavour)
+        heap.add_end()
+        return self._encode(heap)
+
+    def descriptor(self, heap_bytes: int) -> list[bytes]:
+        """Encode a heap with nothing but a descriptor of the payload."""
+        heap = spead2.send.Heap(self._flavour)
+        heap.add_descriptor(spead2.Descriptor(self._payload_item, "data", "simulated payload", (heap_bytes,), np.uint8))
+        return self._encode(heap)
+
+    def _encode(self, heap: spead2.send.Heap) -> list[bytes]:
+        return list(spead2.send.PacketGenerator(heap, next(self._heap_cnt), self._max_packet_size))

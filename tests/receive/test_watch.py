@@ -1,0 +1,107 @@
+"""The thread that looks at streams now and then: what it logs, and when it ends."""
+
+import threading
+
+import pytest
+import spead2
+
+import speadrx.receive.watch
+from loopback import wait_for
+from speadrx.simulate import InprocSink, Simulator
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Look at a stream by a clock of our own: gives the number of messages so far."""
+    monkeypatch.setattr("speadrx.receive.stream.watch", lambda owner, flush_after: None)
+    watched = []
+    now = 1000.0
+
+    def look(stream, seconds=1.0):
+        nonlocal now
+        if not watched:
+            watched.append(speadrx.receive.watch._Watched(stream, None))
+        now += seconds
+        return watched[0].look(now)
+
+    return look
+
+
+@pytest.mark.fault(19)
+def test_empty_free_ring_is_said_once(looks, make, caplog):
+    """Not at once, and not again before it had chunks."""
+    stream = make(chunks=3)
+    looks(stream)
+    looks(stream)
+    chunks = [stream.free_ringbuffer.get_nowait() for _ in range(3)]
+    looks(stream)
+    assert not caplog.records
+    for _ in range(5):
+        looks(stream)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("speadrx.receive.watch", "WARNING")
+    assert "free_ringbuffer: stays empty" in record.getMessage()
+    chunks[0].recycle()
+    looks(stream)
+    stream.free_ringbuffer.get_nowait()
+    for _ in range(5):
+        looks(stream)
+    assert len(caplog.records) == 1, "not so soon after the last"
+    chunks[1].recycle()
+    looks(stream, 60)
+    stream.free_ringbuffer.get_nowait()
+    for _ in range(5):
+        looks(stream)
+    assert len(caplog.records) == 2
+    stream.stop()
+    assert not looks(stream)
+
+
+def test_chunks_that_are_still_allocated_are_not_missed(looks, make, caplog):
+    """Allocating some GB takes longer than a few looks, and nothing is wrong meanwhile; without any, heaps wait."""
+    stream = make(chunks=0)
+    for _ in range(5):
+        looks(stream)
+    assert not caplog.records
+    queue = spead2.InprocQueue()
+    stream.add_inproc_reader(queue)
+    Simulator(stream.layout).send(InprocSink(queue), batches=1)
+    wait_for(lambda: stream.ledger.snapshot().seen > 0)
+    for _ in range(3):
+        looks(stream)
+    assert "free_ringbuffer: stays empty" in caplog.text
+    stream.stop()
+
+
+@pytest.mark.fault(19)
+def test_full_data_ring_is_said_once(looks, make, caplog):
+    stream = make(chunks=8)
+    for _ in range(7):
+        stream.data_ringbuffer.put_nowait(stream.free_ringbuffer.get_nowait())
+    looks(stream)
+    looks(stream)
+    stream.data_ringbuffer.put_nowait(stream.free_ringbuffer.get_nowait())
+    stream.add_free_chunk(stream.data_ringbuffer.get_nowait())
+    stream.data_ringbuffer.put_nowait(
+        speadrx.Chunk(sink=stream, data=bytearray(48), present=bytearray(12), extra=bytearray(24))
+    )
+    for _ in range(5):
+        looks(stream)
+    (record,) = caplog.records
+    assert "data_ringbuffer: stays full (8 chunks)" in record.getMessage()
+
+
+def test_thread_ends_with_the_last_stream(make, monkeypatch):
+    monkeypatch.setattr("speadrx.receive.watch.LOOK_INTERVAL", 0.01)
+    streams = [make(), make(affinity=[-1, -1])]
+
+    def running():
+        return any(thread.name == "speadrx-watch" for thread in threading.enumerate())
+
+    assert running()
+    for stream in streams:
+        stream.stop()
+    wait_for(lambda: not running())
+    third = make()
+    assert running()
+    third.stop()
