@@ -18,7 +18,7 @@ from handmade import AXIS_ID, GOOD, SMALL, TIME_ID, receive_without_speadrx, sma
 from random_layouts import random_case
 from reference import axis_order, axis_sizes, byte_strides
 from speadrx import Axis, BaseLayout, Layout, LayoutError, SideItem, _core
-from speadrx.layout import declaration as layout_module
+from speadrx.layout import user_data as user_data_module
 
 
 def time(**changes: Any) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def test_user_data_must_be_integers(field: str, dtype: Any, value: Any) -> None:
 
 def test_misspelt_stride_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     layout = Layout(**BASE, strides={"pol": "stride"})
-    layout_module._warn_unread.cache_clear()
+    user_data_module._warn_unread.cache_clear()
 
     def place(*names: str) -> None:
         layout.chunk_place(np.zeros((), [(name, np.uintp) for name in names]))

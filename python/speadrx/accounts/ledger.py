@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from speadrx._core import Ledger as CoreLedger
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 
 class Epoch(NamedTuple):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speadrx.accounts.report import ReceiverStats, SourceStats
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from .tables import Format, Rows, exact, percentage, printable, table_of
 

@@ -27,7 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from speadrx.layout.declaration import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.layout.base import STAT_PREFIX
+from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.metrics.stats import StatsCollector
 from speadrx.receive.chunk import ChunkPool
 from speadrx.receive.iterate import iter_chunks

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from speadrx.layout import presets
-from speadrx.layout.declaration import STAT_PREFIX, Axis, Layout, TimeAxis
+from speadrx.layout.base import STAT_PREFIX
+from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.layout.items import SPECIAL_ITEMS, item_name
 from speadrx.layout.picture import address, axis_strides, nesting, printable, svg_picture, text_picture
 from speadrx.simulate.packets import axis_size

@@ -24,7 +24,7 @@ import numpy as np
 import spead2
 
 from speadrx._core import __version__
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 from speadrx.simulate import Simulator
 from speadrx.simulate.premade import Premade, Sent

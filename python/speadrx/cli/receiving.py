@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 
 from .parameters import (

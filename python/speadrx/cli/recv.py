@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from .interrupt import interruptible
 from .options import layout_options

@@ -15,7 +15,7 @@ import click
 import spead2
 from rich.console import Console
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 from speadrx.receive.settings import deal
 from speadrx.simulate.pacing import WallClock

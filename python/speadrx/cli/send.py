@@ -15,7 +15,7 @@ import spead2.send
 from rich.console import Console
 from rich.table import Table
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.simulate import (
     GARBAGE_KINDS,
     Faults,

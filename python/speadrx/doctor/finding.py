@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.endpoints import format_endpoint
 from speadrx.receive.readers import Endpoint, resolve
 from speadrx.receive.settings import DEFAULT_BUFFER

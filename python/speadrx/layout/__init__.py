@@ -1,5 +1,6 @@
 """What a stream looks like, declared."""
 
-from .declaration import Axis, BaseLayout, DeclarativeLayout, Layout, SideItem, TimeAxis
+from .base import BaseLayout, DeclarativeLayout
+from .declaration import Axis, Layout, SideItem, TimeAxis
 
 __all__ = ["Axis", "BaseLayout", "DeclarativeLayout", "Layout", "SideItem", "TimeAxis"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .declaration import Axis, DeclarativeLayout, Layout, SideItem, TimeAxis
+from .base import DeclarativeLayout
+from .declaration import Axis, Layout, SideItem, TimeAxis
 
 # Item IDs of the MeerKAT interface documents, as in the public module katgpucbf.spead.
 TIMESTAMP_ID = 0x1600

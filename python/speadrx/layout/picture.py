@@ -6,7 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
-from .declaration import DeclarativeLayout
+from .base import DeclarativeLayout
 
 #: What stands for the characters of the text picture where there is ASCII only; all of one column.
 _ASCII = str.maketrans("┌┬┐│└┴┘─░×…", "+++|+++-:x~")

@@ -25,7 +25,7 @@ from prometheus_client.utils import floatToGoString
 
 from speadrx.accounts.accounting import Accounts, Consumed
 from speadrx.accounts.ledger import Ledger, LedgerSnapshot
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.readers import SocketSet
 from speadrx.receive.stream import ChunkRingStream, ChunkStreamRingGroup
 

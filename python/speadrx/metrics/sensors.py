@@ -21,7 +21,7 @@ except ModuleNotFoundError as exc:
 
 import numpy as np
 
-from speadrx.layout.declaration import BaseLayout
+from speadrx.layout.base import BaseLayout
 from speadrx.receive.chunk import Chunk
 from speadrx.receive.stream import RECV_SENSOR_TIMEOUT_CHUNKS, RECV_SENSOR_TIMEOUT_MIN
 

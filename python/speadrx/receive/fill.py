@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from speadrx._core import Geometry
-from speadrx.layout.declaration import BaseLayout, DeclarativeLayout, user_data_values
+from speadrx.layout.base import BaseLayout, DeclarativeLayout
+from speadrx.layout.user_data import user_data_values
 
 from .chunk import as_array
 

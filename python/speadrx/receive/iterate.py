@@ -13,7 +13,7 @@ import spead2
 import spead2.recv
 
 from speadrx.accounts.accounting import Accounting, Counts
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from .chunk import Chunk
 from .fill import chunk_filler

@@ -16,7 +16,7 @@ import spead2.recv
 from speadrx.accounts.accounting import Accounting
 from speadrx.accounts.ledger import Ledger
 from speadrx.accounts.report import ReceiverStats
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from . import settings
 from .chunk import ChunkPool

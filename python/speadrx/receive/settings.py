@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import spead2
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from .endpoints import parse_endpoints
 from .readers import check_integer

@@ -22,7 +22,8 @@ from speadrx._core import Geometry, Placement
 from speadrx._core import Group as CoreGroup
 from speadrx.accounts.accounting import Accounts
 from speadrx.accounts.ledger import Epoch, Ledger, LedgerSnapshot
-from speadrx.layout.declaration import BaseLayout, DeclarativeLayout, user_data_values
+from speadrx.layout.base import BaseLayout, DeclarativeLayout
+from speadrx.layout.user_data import user_data_values
 
 from .chunk import ChunkBuffers
 from .control import ControlHeaps, drain

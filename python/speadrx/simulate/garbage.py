@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterable, Mapping
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
 
 from .packets import PacketEncoder, axis_index, axis_size

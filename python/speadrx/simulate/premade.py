@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import spead2
 
-from speadrx.layout.declaration import DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
 
 from .simulator import DEFAULT_FLAVOUR, Simulator
 

@@ -14,7 +14,8 @@ import numpy as np
 import spead2
 import spead2.send
 
-from speadrx.layout.declaration import Axis, DeclarativeLayout
+from speadrx.layout.base import DeclarativeLayout
+from speadrx.layout.declaration import Axis
 from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
 
 from .garbage import GARBAGE_KINDS, GarbageMaker
