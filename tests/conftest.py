@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the mark and the fixture of tests of faults."""
+    """Add the mark and the fixture of tests of faults, and heed Ctrl-C."""
+    # A shell has what it starts in the background ignore SIGINT, and programs that tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/support/fault_rows.py")
     config.pluginmanager.register(fault_reports.FaultResults(config.getoption(fault_reports.OPTION)))
 
