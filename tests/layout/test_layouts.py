@@ -91,16 +91,16 @@ def test_overrides_follow_one_another(file: pathlib.Path) -> None:
         ("time.batches", ["'time.batches'", "PATH=VALUE"]),
         ("=3", ["'=3'", "PATH=VALUE"]),
         ("", ["PATH=VALUE"]),
-        ("axes.antenna.values=[1, 2", ["[1, 2", "no TOML value"]),
+        ("axes.antenna.values=[1, 2", ["[1, 2", "not a TOML value"]),
         ("time.batches=0", ["time.batches: 0", "at least 1"]),
         ("time.batches=many", ["time.batches", "many", "whole number"]),
         ("time.batches=", ["time", "batches", "missing"]),
         ("time=", ["time", "missing"]),
-        ("time=3", ["time: 3 is no table", "time.FIELD"]),
-        ("axes=3", ["axes: 3 is no table", "axes.NAME.FIELD"]),
+        ("time=3", ["time: 3 is not a table", "time.FIELD"]),
+        ("axes=3", ["axes: 3 is not a table", "axes.NAME.FIELD"]),
         ("axes=[3]", ["axes[0]"]),
         ('axes=[{name="x", size=1}]', ["axes[0].item"]),
-        ("strides=3", ["strides: 3 is no table", "strides.AXIS"]),
+        ("strides=3", ["strides: 3 is not a table", "strides.AXIS"]),
         ("name=2020-01-01", ["name", "str"]),
         ("axes.antenna.size=2", ["source_labels: 3", "2 sources"]),
         ("heap_bytes=1\nname='x'", ["heap_bytes", "whole number"]),
@@ -133,9 +133,11 @@ def test_file_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
         layouts.load("")
     path = tmp_path / "latin.toml"
     path.write_bytes("heap_bytes = 8\nname = 'Größe'".encode("latin-1"))
-    with pytest.raises(LayoutError, match=r"latin\.toml: line 2 has the byte 0xf6, which is no UTF-8"):
+    with pytest.raises(LayoutError, match=r"latin\.toml: line 2 has the byte 0xf6, which is not UTF-8"):
         layouts.load(path)
-    with pytest.raises(LayoutError, match=r"/dev/zero: more than 16,777,216 bytes are no layout"):
+    with pytest.raises(
+        LayoutError, match=r"/dev/zero: too long for a layout in TOML: it has more than 16,777,216 bytes"
+    ):
         layouts.load("/dev/zero")
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from speadrx.layout.declaration import Layout
 from speadrx.layout.items import item_name
-from speadrx.layout.picture import printable
+from speadrx.layout.picture import escaped
 from speadrx.receive.endpoints import format_endpoint
 from speadrx.survey.capture import Capture
 from speadrx.survey.heaps import Survey, Traffic
@@ -66,7 +66,7 @@ def look(survey: Survey) -> list[Found]:
     described = survey.described()
 
     def name(item: int) -> str | None:
-        return printable(described[item].name) if item in described else item_name(item)
+        return escaped(described[item].name) if item in described else item_name(item)
 
     return [
         Found(
@@ -87,7 +87,7 @@ def _hexadecimal(layout: Layout) -> str:
 def toml_text(found: Found, source: str) -> str:
     """The proposed layout, with what speaks for it and against it."""
     assert found.proposal.layout is not None
-    said = [f"Proposed by speadrx inspect for {printable(source)}."]
+    said = [f"Proposed by speadrx inspect for {escaped(source)}."]
     said += found.proposal.reasons
     said += [f"Uncertain: {text}" for text in found.proposal.uncertain]
     comments = "\n".join(
@@ -198,7 +198,7 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
         packet_rate = _si(survey.packets / survey.seconds, "packets/s")
         rates = f": {packet_rate}, {_si(survey.bytes * 8 / survey.seconds, 'b/s')}"
     said = [
-        f"{printable(source.name)}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"
+        f"{escaped(source.name)}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"
     ]
     if source.interrupted:
         said.append("Interrupted: this is what came until then.")
@@ -214,7 +214,7 @@ def show_totals(console: Console, source: Source, survey: Survey) -> None:
         if source.capture.truncated:
             said.append("The file ends in the midst of a packet, which was left out.")
         if source.damage is not None:
-            said.append(f"{printable(source.damage)}. What follows was not read.")
+            said.append(f"{escaped(source.damage)}. What follows was not read.")
     said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(MOST_SHOWN)]
     counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
     said.append("; ".join(counts) or "No heaps.")

@@ -19,7 +19,7 @@ from speadrx.layout import presets
 from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.layout.items import SPECIAL_ITEMS, item_name
-from speadrx.layout.picture import address, axis_strides, nesting, printable, svg_picture, text_picture
+from speadrx.layout.picture import address, axis_strides, escaped, nesting, svg_picture, text_picture
 from speadrx.simulate.packets import axis_size
 
 from .options import load_layout, set_option
@@ -122,7 +122,7 @@ def _show(console: Console, layout: Layout) -> None:
         click.echo(textwrap.fill(text, width, initial_indent=f"{head:<9}", subsequent_indent=" " * 9))
 
     if layout.name:
-        line("Layout", printable(layout.name))
+        line("Layout", escaped(layout.name))
     content = f"{facts['heap_samples']:,} samples"
     if layout.heap_shape is not None:
         content += f", shape {layout.heap_shape} of {layout.dtype}"
@@ -132,7 +132,7 @@ def _show(console: Console, layout: Layout) -> None:
     if facts["chunk_seconds"] is not None and facts["bytes_per_second"] is not None:
         seconds = f"{facts['chunk_seconds']:.6g} s at {facts['bytes_per_second'] * 8e-9:.4g} Gb/s"
     line("", f"{facts['chunk_ticks']:,} ticks, {seconds}")
-    labels = [printable(label) for label in layout.source_labels]
+    labels = [escaped(label) for label in layout.source_labels]
     sources = "all heaps are of one"
     if layout.sources is not None:
         shown = ", ".join(labels) if len(labels) <= _LABELS else f"{', '.join(labels[:3])}, ..., {labels[-1]}"

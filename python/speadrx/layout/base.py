@@ -24,9 +24,9 @@ _SIDE_DTYPES = {"u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.ui
 class BaseLayout(ABC):
     """How the heaps of a stream fill its chunks.
 
-    Derive from `Layout` or use it directly where a declaration can say it. Derive from this class
-    to bring a placement callback of your own: override `chunk_place`, or define ``_chunk_place``, an
-    object with an ``address`` (such as the ``CFunc`` that ``numba.cfunc`` makes).
+    Use `Layout`, or derive from it, if a declaration can describe the stream. Derive from this class to
+    use a placement callback of your own: override `chunk_place`, or define ``_chunk_place``, an object
+    with an ``address`` (such as the ``CFunc`` that ``numba.cfunc`` makes).
     """
 
     @property
@@ -37,12 +37,12 @@ class BaseLayout(ABC):
     @property
     @abstractmethod
     def chunk_batches(self) -> int:
-        """Steps of the time axis in a chunk."""
+        """Batches in a chunk: steps of its time axis."""
 
     @property
     @abstractmethod
     def batch_heaps(self) -> int:
-        """Heaps in one step of the time axis, across all other axes."""
+        """Heaps in a batch: in one step of the time axis, over all other axes."""
 
     @property
     @abstractmethod
@@ -70,12 +70,12 @@ class BaseLayout(ABC):
         Parameters
         ----------
         user_data
-            Passed to the callback by address, so kept alive by the returned tuple.
+            Passed to the callback by address. The returned tuple keeps it alive.
 
         Returns
         -------
         tuple
-            A capsule with the C function pointer and its context, and what they need kept alive.
+            A capsule with the C function pointer and its context, then the objects that both need.
 
         Raises
         ------
@@ -119,9 +119,9 @@ class DeclarativeLayout(BaseLayout):
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a chunk's data, gaps between strides included.
+        """Bytes of a chunk's data, including the gaps that strides leave.
 
-        Where a stride comes from ``user_data``, the gaps are not known here and not included.
+        Gaps that follow from strides in ``user_data`` are not known here, and not included.
         """
         known = self.declaration._compiled.chunk_bytes
         return self.heap_bytes * self.chunk_heaps if known is None else known
@@ -139,7 +139,7 @@ class DeclarativeLayout(BaseLayout):
     def spead_items(self) -> list[int]:
         """Item IDs to ask spead2 for, in the order that the callback expects.
 
-        The order is time, HEAP_LENGTH, axes, side items, required items; an ID used twice stands twice.
+        The order is time, HEAP_LENGTH, axes, side items, required items. An ID that is used twice is listed twice.
         """
         return self.declaration._compiled.items
 
@@ -150,14 +150,14 @@ class DeclarativeLayout(BaseLayout):
 
     @property
     def user_data_dtype(self) -> np.dtype:
-        """Record of ``stats_base`` and every ``user_data`` field that the layout reads, all of pointer size."""
+        """Record type of ``user_data``: ``stats_base`` and all fields that the layout reads, all of pointer size."""
         compiled = self.declaration._compiled
         names = ["stats_base", *compiled.user_data_fields, *compiled.optional_user_data_fields]
         return np.dtype([(name, np.uintp) for name in names])
 
     @property
     def extra_dtype(self) -> np.dtype | None:
-        """Packed record of the side items, one for each heap; None without side items."""
+        """Packed record type of the side items, one record for each heap; None without side items."""
         items = self.declaration.side_items
         return np.dtype([(item.name, _SIDE_DTYPES[item.dtype]) for item in items]) if items else None
 
@@ -190,7 +190,7 @@ class DeclarativeLayout(BaseLayout):
         data
             Contiguous data buffer of a chunk, of any shape.
         user_data
-            One record, needed where a stride comes from ``user_data``.
+            One record; needed if a stride comes from ``user_data``.
 
         Returns
         -------
@@ -219,14 +219,14 @@ class DeclarativeLayout(BaseLayout):
     def chunk_place(self, user_data: np.ndarray | None = None) -> tuple[object, ...]:
         """Make the placement callback for a single stream.
 
-        The callback copies the fields of `user_data` that the layout reads. It counts in its ledger
-        only: `speadrx.make_stream` makes one that feeds ``stream.stats`` too. It cannot know how many chunks the
-        stream has under construction, and judges times as if they were 16.
+        The callback copies the fields of `user_data` that the layout reads. It counts in its own ledger
+        only: `speadrx.make_stream` makes one that feeds ``stream.stats`` too. It does not know the window of
+        the stream, and assumes 16 chunks.
 
         Parameters
         ----------
         user_data
-            Structured array of shape () or (1,); may be left out if the layout reads none of it.
+            Structured array of shape () or (1,). Optional if the layout reads no fields of it.
 
         Returns
         -------
@@ -246,6 +246,6 @@ class DeclarativeLayout(BaseLayout):
         return (placement.capsule(), placement)
 
     def _assumed_window(self) -> int:
-        # Of long or large chunks there cannot be so many: see check_window in src/place.rs.
+        # Fewer if chunks are long or large: see check_window in src/place.rs.
         limits = (2**47 // self.chunk_timestamp_step, (2**31 - 1) // self.chunk_batches, 2**30 // self.chunk_heaps)
         return min(16, *limits)

@@ -34,10 +34,10 @@ class TimeAxis:
     batches
         Heaps per source per chunk.
     tick_rate
-        Ticks per second in Hz, if timestamps shall be convertible to seconds.
+        Ticks per second, in Hz. Needed to convert timestamps to seconds.
     align
-        What to do with a timestamp that is not a multiple of `step`: ``"reject"`` the heap, or
-        ``"mask"`` the low bits off (needs a `step` that is a power of two).
+        What to do with a timestamp that is not a multiple of `step`: ``"reject"`` its heap, or ``"mask"``,
+        which clears the low bits (`step` must then be a power of two).
     name
         Name of the axis.
     """
@@ -54,9 +54,9 @@ class TimeAxis:
 class Axis:
     """An axis of a layout other than time.
 
-    The index of a heap on this axis comes either from an item of the heap (`item`), or is the same for
-    a whole stream (`from_user_data`). The value of an item is shifted right by `shift`, then masked with
-    `mask`, then looked up: it must be a multiple of `step` with ``value / step < size``, or one of `values`.
+    The index of a heap on this axis comes from an item of the heap (`item`), or is the same for the whole
+    stream (`from_user_data`). The value of an item is first shifted right by `shift`, then masked with
+    `mask`. The result must be a multiple of `step` with ``result / step < size``, or one of `values`.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ class SideItem:
     name
         Field name in the record.
     item
-        SPEAD item ID. A heap without it is placed all the same, and 0 is stored.
+        SPEAD item ID. A heap without this item is still placed, and 0 is stored.
     shift
         Bits to shift the value right by.
     dtype
-        Unsigned integer of that many **bits**: ``"u8"``, ``"u16"``, ``"u32"`` or ``"u64"``. Higher bits of
-        the shifted value are cut off.
+        Unsigned integer type: ``"u8"``, ``"u16"``, ``"u32"`` or ``"u64"``. The number is in **bits**.
+        Higher bits of the shifted value are cut off.
     """
 
     name: str
@@ -138,15 +138,15 @@ class Layout(DeclarativeLayout):
     side_items
         Items stored beside each heap, in the chunk's ``extra``.
     sources
-        Name of the axis whose index is the source, by which heaps are accounted for.
+        Name of the axis whose index is the source: the accounts count heaps by source.
     source_labels
         Name of each source in the accounts (default: its index).
     required_items
-        Further item IDs without which a heap is rejected.
+        IDs of other items that a heap must have. Heaps without them are rejected.
     dtype, heap_shape
-        What a heap holds, for the numpy view of a chunk (default: `heap_bytes` bytes).
+        Type and shape of a heap's data in the numpy view of a chunk (default: `heap_bytes` bytes).
     samples_per_heap
-        Samples of a heap, if not the product of `heap_shape`.
+        Samples in a heap, if this is not the product of `heap_shape`.
     name
         A name for messages and files.
 
@@ -183,10 +183,10 @@ class Layout(DeclarativeLayout):
         try:
             dtype = np.dtype(self.dtype)
         except TypeError as exc:
-            raise LayoutError(f"dtype: {self.dtype!r} is no numpy dtype ({exc}); name one, like 'int16'") from None
-        if dtype.kind == "V":  # np.dtype does not read back their names
-            raise LayoutError(f"dtype: {self.dtype!r} is made of bytes without meaning; name one, like 'int16'")
-        # The readable name where it says everything ("int16"); else with its byte order (">i2").
+            raise LayoutError(f"dtype: {self.dtype!r} is not a numpy dtype ({exc}); use one like 'int16'") from None
+        if dtype.kind == "V":  # np.dtype cannot read back the names of such types
+            raise LayoutError(f"dtype: {self.dtype!r} is raw bytes, not numbers; use a dtype like 'int16'")
+        # The readable name if it says everything ("int16"), else the one with the byte order (">i2").
         object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
         n_sources = self._compiled.n_sources
         if self._has_default_labels:
@@ -195,7 +195,7 @@ class Layout(DeclarativeLayout):
 
     @property
     def _has_default_labels(self) -> bool:
-        # Also those that dataclasses.replace hands on, whose number may have to change with the axis.
+        # dataclasses.replace passes default labels on too: then their number may have to change with the axis.
         return self.source_labels == _index_labels(len(self.source_labels))
 
     def _check_view(self) -> None:
@@ -268,7 +268,7 @@ class Layout(DeclarativeLayout):
         label: str,
         change: Callable[[dict[str, Any]], None] = lambda spec: None,
     ) -> Layout:
-        """Read a layout from TOML; `change` may change the fields that it sets before they become one."""
+        """Read a layout from TOML; `change` may change its fields before the layout is made."""
         try:
             spec = spec_from_toml(text.decode())
             change(spec)
@@ -278,8 +278,9 @@ class Layout(DeclarativeLayout):
             return cls(**spec)
         except UnicodeDecodeError as exc:
             line = text.count(b"\n", 0, exc.start) + 1
+            byte = f"{text[exc.start]:#04x}"
             raise LayoutError(
-                f"{label}: line {line} has the byte {text[exc.start]:#04x}, which is no UTF-8; TOML files are UTF-8"
+                f"{label}: line {line} has the byte {byte}, which is not UTF-8; TOML files must be UTF-8"
             ) from None
         except LayoutError as exc:
             raise LayoutError(f"{label}: {exc}") from None
@@ -295,20 +296,22 @@ def read_toml(path: str | os.PathLike[str]) -> bytes:
     Raises
     ------
     LayoutError
-        If it is larger than any layout: of what may be a capture, or a device, no more is read.
+        If the file is too long for a layout. It may be a capture or an endless device, so the rest is not read.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     with open(path, "rb") as file:
         text = file.read(_MOST_TOML_BYTES + 1)
     if len(text) > _MOST_TOML_BYTES:
-        raise LayoutError(f"{os.fspath(path)}: more than {_MOST_TOML_BYTES:,} bytes are no layout in TOML")
+        raise LayoutError(
+            f"{os.fspath(path)}: too long for a layout in TOML: it has more than {_MOST_TOML_BYTES:,} bytes"
+        )
     return text
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     """Check that an argument is a sequence, and return it as a tuple."""
-    # A string is a sequence too: as labels, its letters would pass wherever their number is right.
+    # A string is a sequence too: its letters would pass as labels if their number is right.
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise LayoutError(f"{name}: given {value!r}, but wanted a sequence")
     return tuple(value)

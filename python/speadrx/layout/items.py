@@ -1,4 +1,4 @@
-"""SPEAD items: which the protocol adds to every packet, how wide a timestamp is, and the names that are known."""
+"""SPEAD items: those of the protocol, the width of a timestamp, and the names that are known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import spead2
 
 from . import meerkat
 
-#: Items of the SPEAD protocol itself: every packet has them.
+#: Items that the SPEAD protocol adds to every packet.
 SPECIAL_ITEMS = range(spead2.HEAP_CNT_ID, spead2.PAYLOAD_LENGTH_ID + 1)
 
-#: Bits of a timestamp; wider ones are sent modulo 2 to the power of this.
+#: Bits of a timestamp. Wider ones are sent modulo 2**48.
 TIMESTAMP_BITS = 48
 
 _PROTOCOL = {
@@ -24,7 +24,7 @@ _PROTOCOL = {
     spead2.DESCRIPTOR_DESCRIPTION_ID: "descriptor_description",
     spead2.DESCRIPTOR_SHAPE_ID: "descriptor_shape",
     spead2.DESCRIPTOR_FORMAT_ID: "descriptor_format",
-    0x14: "descriptor_id",  # the types of spead2 lack its name, and misspell the next one
+    0x14: "descriptor_id",  # spead2's type stubs lack this name, and misspell the next one
     0x15: "descriptor_dtype",
 }
 # As in katgpucbf's descriptors.
@@ -60,13 +60,13 @@ def item_name(item: int) -> str | None:
     Parameters
     ----------
     item
-        SPEAD item ID. Those above 6 mean what each instrument says: the name is that of MeerKAT, or
-        of the Effelsberg EDD backend, and may be another elsewhere.
+        SPEAD item ID. Each instrument decides what IDs above 6 mean: the name is that of MeerKAT, or of the
+        Effelsberg EDD backend, and other instruments may use the ID for something else.
 
     Returns
     -------
     str or None
-        The name, or None where none is known.
+        The name, or None if it is not known.
 
     Examples
     --------

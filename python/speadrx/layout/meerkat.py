@@ -48,19 +48,20 @@ class DigitiserLayout(DeclarativeLayout):
 
     ``present`` has the axes polarisation, time. The polarisation is the lowest bit of the digitiser ID.
     The count of saturated samples of each heap (upper 32 bits of the digitiser status) is stored in
-    ``extra``. The byte stride between polarisations is the ``stride`` field of ``user_data`` where that has
-    one, else dense (`pol_chunk_bytes`).
+    ``extra``. The byte stride between polarisations is the field ``stride`` of ``user_data``. Without this
+    field they are dense (`pol_chunk_bytes`).
 
     Parameters
     ----------
     sample_bits
         Bits of a sample; samples are packed without padding.
     heap_samples
-        Samples of a heap.
+        Samples in a heap.
     chunk_samples
-        Samples of a chunk and polarisation.
+        Samples of each polarisation in a chunk.
     mask_timestamp
-        Clear the low bits of timestamps rather than reject those that are not a multiple of `heap_samples`.
+        Clear the low bits of timestamps. Otherwise heaps are rejected whose timestamp is not a multiple of
+        `heap_samples`.
 
     Raises
     ------
@@ -132,13 +133,13 @@ class AntennaChannelisedVoltageLayout(DeclarativeLayout):
     n_ants
         Antennas.
     n_channels_per_substream
-        Channels of a heap.
+        Channels in a heap.
     n_spectra_per_heap
-        Spectra of a heap.
+        Spectra in a heap.
     heap_timestamp_step
         Increase in timestamp between successive heaps of an antenna, in digitiser samples.
     sample_bits
-        Bits of each of the real and the imaginary part.
+        Bits of the real part, and of the imaginary part.
     heaps_per_fengine_per_chunk
         Heaps of each antenna in a chunk.
 
@@ -197,13 +198,13 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
     Parameters
     ----------
     sample_bits
-        Bits of each of the real and the imaginary part: a multiple of 8.
+        Bits of the real part, and of the imaginary part: a multiple of 8.
     n_channels
         Channels of the beam.
     n_channels_per_substream
-        Channels of a heap.
+        Channels in a heap.
     n_spectra_per_heap
-        Spectra of a heap.
+        Spectra in a heap.
     n_batches_per_chunk
         Heaps of each substream in a chunk.
     heap_timestamp_step
@@ -276,7 +277,7 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
 
 
 def _component_view(sample_bits: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The numpy view of heaps of signed components, where numpy has such an integer; else of bytes."""
+    """The `dtype` and `heap_shape` of signed components, if numpy has such an integer; else those of bytes."""
     if sample_bits in (8, 16, 32, 64):
         return {"dtype": f"int{sample_bits}", "heap_shape": shape}
     return {}

@@ -12,7 +12,7 @@ from speadrx._core import LayoutError, spec_to_toml
 
 from .declaration import Axis, Layout, SideItem, TimeAxis
 
-#: A value that starts like this is meant as TOML: if it is none, it is not a bare word.
+#: A value that starts with one of these must be TOML. Any other may be a bare word.
 _TOML_STARTS = ('"', "'", "[", "{")
 _PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD and side_items.NAME.FIELD"
 #: Fields that have fields of their own, and what they are in Python.
@@ -28,26 +28,26 @@ def apply(spec: dict[str, Any], override: str) -> None:
         The fields that a declaration sets, as plain dicts and lists.
     override
         ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``strides.AXIS``,
-        ``axes.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is one of TOML; a bare word that is none is a
-        string, and nothing at all takes the field back to its default.
+        ``axes.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written as in TOML; a bare word is taken
+        as a string. Without a value, the field gets its default back.
 
     Raises
     ------
     LayoutError
-        If it is not of that form, there is no such field, or the value is of the wrong type.
+        If `override` does not have that form, the field does not exist, or the value has the wrong type.
     """
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise LayoutError(f"{override!r} is no change of a layout; wanted PATH=VALUE, like time.batches=64")
+        raise LayoutError(f"{override!r} does not change a layout; wanted PATH=VALUE, like time.batches=64")
     path = path.strip()
     table, field = _find(spec, path)
     if text.strip():
         table[field] = _value(path, text.strip())
         if table is spec and not isinstance(table[field], _TABLES.get(field, object)):
-            raise LayoutError(f"{path}: {text.strip()} is no table; set the fields of it: {_PATHS}")
+            raise LayoutError(f"{path}: {text.strip()} is not a table; set its fields one by one: {_PATHS}")
     else:
         table.pop(field, None)
-    spec_to_toml(spec)  # finds what cannot be written
+    spec_to_toml(spec)  # raises an error if a value has the wrong type
 
 
 def _value(path: str, text: str) -> Any:
@@ -55,7 +55,7 @@ def _value(path: str, text: str) -> Any:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as exc:
         if text.startswith(_TOML_STARTS):
-            raise LayoutError(f"{path}: {text} is no TOML value ({exc})") from None
+            raise LayoutError(f"{path}: {text} is not a TOML value ({exc})") from None
         return text
     return document["value"] if len(document) == 1 else text
 
@@ -89,7 +89,7 @@ def _known(path: str, name: str, known: Iterable[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Say which of the known names may be meant."""
+    """List the known names, and first the one that is probably meant."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {close[0]!r}? Known: " if close else "known: "

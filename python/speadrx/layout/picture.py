@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .base import DeclarativeLayout
 
-#: What stands for the characters of the text picture where there is ASCII only; all of one column.
+#: ASCII characters that replace those of the text picture, one for one.
 _ASCII = str.maketrans("┌┬┐│└┴┘─░×…", "+++|+++-:x~")
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -16,7 +16,7 @@ _SVG = "http://www.w3.org/2000/svg"
 
 @dataclass(frozen=True)
 class Level:
-    """An axis as its indices lie in a chunk's data.
+    """How the indices of an axis lie in a chunk's data.
 
     Attributes
     ----------
@@ -46,15 +46,15 @@ class Level:
         return (self.size - 1) * self.stride + self.extent
 
 
-def printable(text: str) -> str:
-    """The text, or where it has control characters, what it is in Python."""
+def escaped(text: str) -> str:
+    """The text; if it has control characters, as Python would write it in a program."""
     return text if text.isprintable() else repr(text)
 
 
 def axis_strides(layout: DeclarativeLayout) -> dict[str, int]:
     """Bytes from one index to the next of each axis, in the order of ``present_shape``.
 
-    Strides that come from ``user_data`` are taken to be dense, as they are where it has no such field.
+    Strides from ``user_data`` are assumed to be dense, which they are without that field.
     """
     declaration = layout.declaration
     at_rest = dict.fromkeys(declaration._compiled.user_data_fields, 0)
@@ -92,13 +92,14 @@ def text_picture(layout: DeclarativeLayout, width: int = 80, *, ascii_only: bool
     width
         Columns to use, at least 40.
     ascii_only
-        Draw with the characters of ASCII.
+        Draw with ASCII characters only.
 
     Returns
     -------
     str
-        Lines. For each axis, from the outermost, there is a row of its indices with the bytes at which they begin
-        within one index of the axis before. What does not fit is left out at an ellipsis; gaps are shaded.
+        Lines of text. Each axis has a row of its indices, the outermost axis first. Below each index is the byte
+        at which it begins, counted within one index of the axis above. An ellipsis stands for indices that do not
+        fit. Gaps are shaded.
     """
     lines: list[str] = []
     within = "chunk"
@@ -113,7 +114,7 @@ def text_picture(layout: DeclarativeLayout, width: int = 80, *, ascii_only: bool
 
 
 def _row(level: Level, width: int) -> list[str]:
-    """Draw the indices of an axis: as many of the first as there is room for, and the last."""
+    """Draw the indices of an axis: the first ones, as many as fit, and the last."""
     last = level.size - 1
     cell = max(len(f"{last:,}"), len(f"{last * level.stride:,}")) + 2
     shade = "│░░│" if level.gap else "│"
@@ -138,17 +139,17 @@ def _row(level: Level, width: int) -> list[str]:
     ]
 
 
-# Of the SVG, in pixels.
+# Sizes in the SVG, in pixels.
 _WIDTH, _MARGIN, _BAND, _ROW = 960, 20, 40, 124
-#: Boundaries that can be told apart.
+#: Most lines in a band that can still be told apart.
 _MOST_LINES = 160
 
 
 def svg_picture(layout: DeclarativeLayout) -> str:
     """Draw the heaps of a chunk as an SVG document, to scale.
 
-    Each axis, from the outermost, is a band of its indices as they lie within one index of the axis before, which
-    is the first: it is coloured, and the band below is what it looks like from nearby.
+    Each axis is a band of its indices, the outermost axis first. The first index of a band is coloured, and the
+    band below shows it enlarged.
     """
     declaration = layout.declaration
     levels = nesting(layout)
@@ -156,7 +157,7 @@ def svg_picture(layout: DeclarativeLayout) -> str:
     svg = ET.Element("svg", xmlns=_SVG, viewBox=f"0 0 {_WIDTH} {height}", width=str(_WIDTH), height=str(height))
     svg.set("font-family", "sans-serif")
     svg.set("font-size", "13")
-    name = printable(declaration.name) or "layout"
+    name = escaped(declaration.name) or "layout"
     title = f"{name}: a chunk of {layout.chunk_heaps:,} heaps, {layout.chunk_bytes:,} bytes"
     ET.SubElement(svg, "title").text = title
     hatch = ET.SubElement(
@@ -183,7 +184,7 @@ def svg_picture(layout: DeclarativeLayout) -> str:
 
 
 def _band(svg: ET.Element, y: float, level: Level, within: str) -> None:
-    """Draw the indices of an axis, and what leads from the first to the band below."""
+    """Draw the indices of an axis, and lines that lead from the first one to the band below."""
     gap = f", {level.gap:,} of them a gap" if level.gap else ""
     header = f"{level.name}, in each {within}: {level.size:,} × {level.stride:,} bytes{gap}"
     every = math.ceil(level.size / _MOST_LINES)

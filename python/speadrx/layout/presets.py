@@ -1,4 +1,4 @@
-"""The layouts that come with speadrx, and how any layout is loaded."""
+"""Layouts by name: those that come with speadrx, and those in files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def names() -> tuple[str, ...]:
 
 
 def summary(name: str) -> str:
-    """Say in a few words what one of `names` is: the first line of its file but for the editor's directive.
+    """Describe one of `names` in a few words, with the first line of text in its file.
 
     Parameters
     ----------
@@ -42,11 +42,11 @@ def summary(name: str) -> str:
     Raises
     ------
     LayoutError
-        If there is none of that name. The message has those that there are.
+        If no layout has that name. The message lists the names.
     """
     if name not in names():
-        raise LayoutError(f"name: {name!r} is no layout that comes with speadrx; those are {', '.join(names())}")
-    lines = (_FILES / (name + _SUFFIX)).read_text("utf-8").splitlines()
+        raise LayoutError(f"name: {name!r} does not come with speadrx; these layouts do: {', '.join(names())}")
+    lines = (_FILES / (name + _SUFFIX)).read_text("utf-8").splitlines()  # a line with #: is for the editor
     return next(line for line in lines if not line.startswith("#:")).removeprefix("# ")
 
 
@@ -56,24 +56,23 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     Parameters
     ----------
     name_or_path
-        One of `names`, or the path of a file. A file in the current directory that is called like one of `names`
-        is ``./NAME``.
+        One of `names`, or the path of a file. Write ``./NAME`` for a file that is called like one of `names`.
     overrides
-        Changes, one after the other: ``PATH=VALUE``, where the path is that of a field in the file, with
-        axes and side items by name (``heap_bytes``, ``time.batches``, ``axes.antenna.size``,
-        ``side_items.status.shift``, ``strides.pol``) and the value is one of TOML. A bare word that is none
-        is a string; no value at all takes the field back to its default.
+        Changes, applied in order: ``PATH=VALUE``. The path leads to a field, with axes and side items by name
+        (``heap_bytes``, ``time.batches``, ``axes.antenna.size``, ``side_items.status.shift``, ``strides.pol``).
+        The value is written as in TOML; a bare word is taken as a string. Without a value, the field gets its
+        default back.
 
     Returns
     -------
     Layout
-        Checked, as any that is made.
+        The layout, checked like any other.
 
     Raises
     ------
     LayoutError
         If there is no such layout, or a field is unknown, missing, of the wrong type or out of range. The message
-        names the layout, the field, its value and what would be right.
+        names the layout, the field and its value, and says what would be right.
     OSError
         If a file cannot be read.
 

@@ -53,7 +53,7 @@ def user_data_values(layout: DeclarativeLayout, user_data: np.ndarray | None) ->
     return values
 
 
-@functools.cache  # once: views of chunks are taken with the same user data again and again
+@functools.cache  # warns once: chunks are viewed with the same user data again and again
 def _warn_unread(lacking: tuple[str, ...], unknown: tuple[str, ...]) -> None:
     logger.warning(
         "user_data has no %s, so those strides are dense; it has %s, which the layout does not read",
