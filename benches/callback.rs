@@ -5,7 +5,7 @@ mod formats;
 
 use std::time::Duration;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput};
 use formats::Feed;
 
 fn callback(c: &mut Criterion) {
@@ -28,5 +28,8 @@ fn callback(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, callback);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    callback(&mut criterion);
+    criterion.final_summary();
+}

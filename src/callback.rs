@@ -183,10 +183,7 @@ impl Context {
     unsafe fn reject(&self, data: &mut ChunkPlaceData, reason: usize, source: Option<u64>) {
         data.chunk_id = -1;
         self.ledger.rejected(reason, source);
-        if let Some(stats) = self.stats
-            && reason < stats.count
-            && !data.batch_stats.is_null()
-        {
+        if let Some(stats) = self.stats.filter(|stats| reason < stats.count) {
             // SAFETY: the caller vouches for `batch_stats`, which nobody else touches during the call.
             unsafe {
                 let counter = data.batch_stats.wrapping_add(stats.base.wrapping_add(reason));
@@ -239,7 +236,7 @@ impl Context {
             // have pushed out all that it should have.
             // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
             let oldest = unsafe { (*self.state.get()).window.first_chunk };
-            data.chunk_id = self.group.control().filter(|&chunk| chunk >= oldest).map_or(-1, u64::cast_signed);
+            data.chunk_id = self.group.control().filter(|&chunk| chunk >= oldest).map_or(-1, |chunk| chunk as i64);
             data.heap_index = 0;
             data.heap_offset = 0;
         } else if value == cookie.done {
@@ -258,8 +255,8 @@ impl Context {
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
 /// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout (and
-/// the one for the cookie, if the context has one), `batch_stats` is null or has all that [`Stats`] says, and `extra` is
-/// null or has room for the layout's side items.
+/// the one for the cookie, if the context has one), `batch_stats` has all that the context's [`Stats`] say, and `extra`
+/// is null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
     const KIND: u8,
@@ -332,7 +329,7 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
     };
-    data.chunk_id = window.first_chunk.wrapping_add(slot.chunk).cast_signed();
+    data.chunk_id = window.first_chunk.wrapping_add(slot.chunk) as i64;
     data.heap_index = slot.at.index as usize;
     data.heap_offset = slot.at.offset as usize;
     // SAFETY: the caller vouches for everything.
@@ -369,7 +366,7 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
     unsafe {
         match judged {
             Ok(heap) => {
-                data.chunk_id = heap.chunk.cast_signed();
+                data.chunk_id = heap.chunk as i64;
                 data.heap_index = heap.at.index as usize;
                 data.heap_offset = heap.at.offset as usize;
                 store_side_items::<MANY>(data, context);
@@ -391,7 +388,7 @@ unsafe fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context
         return;
     }
     // An absent item is stored as 0.
-    let value = |item: i64, shift: u32| item.max(0).cast_unsigned().wrapping_shr(shift).to_le_bytes();
+    let value = |item: i64, shift: u32| (item.max(0) as u64).wrapping_shr(shift).to_le_bytes();
     let (n_items, n_bytes) = if SIDE == MANY { (context.side.len(), context.extra_bytes) } else { (1, SIDE) };
     // SAFETY: the side items stand in front of the required ones; the caller vouches that `extra` has room for them.
     let (items, record) = unsafe {

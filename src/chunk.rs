@@ -66,7 +66,7 @@ fn count(heaps: &[u8]) -> u64 {
 /// `data` is shorter than the geometry spans, or that of `pattern` does not divide a heap.
 pub fn fill_missing(geometry: &Geometry, present: &[u8], data: &mut [u8], pattern: &[u8]) -> Option<u64> {
     let layout = geometry.layout();
-    let is_whole = !pattern.is_empty() && layout.spec().heap_bytes.is_multiple_of(pattern.len() as u64);
+    let is_whole = !pattern.is_empty() && layout.spec().heap_bytes % pattern.len() as u64 == 0;
     if !is_whole || present.len() as u64 != layout.chunk_heaps() || (data.len() as u64) < geometry.span_bytes() {
         return None;
     }
@@ -170,15 +170,10 @@ impl Filler {
 
     fn new(pattern: &[u8]) -> Self {
         let repeat = |size: usize| pattern.repeat((size / pattern.len().max(1)).max(1));
-        if let [first, rest @ ..] = pattern
-            && rest.iter().all(|byte| byte == first)
-        {
-            return Self::Byte(*first);
+        match pattern {
+            [first, rest @ ..] if rest.iter().all(|byte| byte == first) => Self::Byte(*first),
+            _ => repeat(Self::WORD).try_into().map_or_else(|_| Self::Block(repeat(Self::BLOCK)), Self::Word),
         }
-        if let Ok(word) = repeat(Self::WORD).try_into() {
-            return Self::Word(word);
-        }
-        Self::Block(repeat(Self::BLOCK))
     }
 
     /// Fill a slice that starts where a pattern does.
@@ -186,9 +181,9 @@ impl Filler {
         match self {
             Self::Byte(byte) => data.fill(*byte),
             Self::Word(word) => {
-                let (words, rest) = data.as_chunks_mut();
-                words.fill(*word);
-                rest.iter_mut().zip(word).for_each(|(to, from)| *to = *from);
+                let mut words = data.chunks_exact_mut(Self::WORD);
+                words.by_ref().for_each(|piece| piece.copy_from_slice(word));
+                words.into_remainder().iter_mut().zip(word).for_each(|(to, from)| *to = *from);
             }
             Self::Block(block) => {
                 for piece in data.chunks_mut(block.len()) {

@@ -36,7 +36,7 @@ impl Epoch {
     /// The number of chunks from time 0 to a chunk of this epoch.
     #[must_use]
     pub fn true_chunk(&self, chunk: u64) -> u64 {
-        chunk.wrapping_sub(self.offset.cast_unsigned())
+        chunk.wrapping_sub(self.offset as u64)
     }
 }
 
@@ -83,7 +83,7 @@ impl Epochs {
         let entries = block.get_or_init(|| (0..=index).map(|_| Entry::default()).collect());
         let Some(entry) = entries.get(position) else { return };
         entry.first.store(epoch.first, Relaxed);
-        entry.offset.store(epoch.offset.cast_unsigned(), Relaxed);
+        entry.offset.store(epoch.offset as u64, Relaxed);
         entry.cause.store(epoch.cause as u64, Relaxed);
         self.length.store(index.wrapping_add(1), Release);
     }
@@ -110,7 +110,7 @@ impl Epochs {
         let entry = self.blocks.get(block)?.get()?.get(position)?;
         Some(Epoch {
             first: entry.first.load(Relaxed),
-            offset: entry.offset.load(Relaxed).cast_signed(),
+            offset: entry.offset.load(Relaxed) as i64,
             cause: match entry.cause.load(Relaxed) {
                 cause if cause == Cause::Start as u64 => Cause::Start,
                 cause if cause == Cause::Restart as u64 => Cause::Restart,
@@ -126,9 +126,7 @@ impl Epochs {
         let is_later = |index: u64| self.get(index).is_none_or(|epoch| epoch.first > chunk);
         let (mut low, mut high) = (0, length);
         // Nearly always it is the last.
-        if let Some(last) = length.checked_sub(1)
-            && !is_later(last)
-        {
+        if let Some(last) = length.checked_sub(1).filter(|&last| !is_later(last)) {
             low = last;
         }
         // Those below `low` are not later; those from `high` on are.
@@ -151,11 +149,11 @@ mod tests {
         let epochs = Epochs::default();
         assert_eq!((epochs.is_empty(), epochs.of_chunk(7)), (true, None));
         for i in 0..100 {
-            epochs.push(Epoch { first: 5 + i * i, offset: -i.cast_signed(), cause: Cause::Restart });
+            epochs.push(Epoch { first: 5 + i * i, offset: -(i as i64), cause: Cause::Restart });
             assert_eq!(epochs.of_chunk(4), None);
             for chunk in 5..6 + i * i {
                 let index = (0..=i).rev().find(|&j| 5 + j * j <= chunk).unwrap();
-                let epoch = Epoch { first: 5 + index * index, offset: -index.cast_signed(), cause: Cause::Restart };
+                let epoch = Epoch { first: 5 + index * index, offset: -(index as i64), cause: Cause::Restart };
                 assert_eq!(epochs.of_chunk(chunk), Some((index, epoch)));
                 assert_eq!(epoch.true_chunk(chunk), chunk + index);
             }

@@ -131,7 +131,7 @@ impl Ledger {
     /// The newest batch placed of a source, counted from chunk 0; negative before the first.
     #[must_use]
     pub fn newest_batch(&self, source: u64) -> i64 {
-        get(&self.sources, source).map_or(-1, |source| source.newest.load(Relaxed).cast_signed())
+        get(&self.sources, source).map_or(-1, |source| source.newest.load(Relaxed) as i64)
     }
 
     /// Heaps placed into chunks of the window.
@@ -149,8 +149,8 @@ impl Ledger {
     pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, at: Place) {
         let Some(counters) = get(&self.sources, source) else { return };
         increment(&counters.placed);
-        let newest_batch = counters.newest.load(Relaxed).cast_signed().max(batch.cast_signed());
-        counters.newest.store(newest_batch.cast_unsigned(), Relaxed);
+        let newest_batch = (counters.newest.load(Relaxed) as i64).max(batch as i64);
+        counters.newest.store(newest_batch as u64, Relaxed);
         if chunk != slots.newest {
             return self.count_late(slots, source, chunk, at.index);
         }
@@ -158,7 +158,7 @@ impl Ledger {
         let behind = slots.newest_batch.wrapping_sub(batch);
         if let Some(counter) = get(near, behind) {
             increment(counter);
-        } else if behind.cast_signed() < 0 {
+        } else if (behind as i64) < 0 {
             unlikely();
             slots.newest_batch = batch;
             let [on_time, ..] = near;
@@ -214,8 +214,8 @@ impl Ledger {
     fn timestamp(&self, batch: u64) -> (u64, i64) {
         let chunk = batch.checked_div(self.batches).unwrap_or(0);
         let Some((index, epoch)) = self.epochs.of_chunk(chunk).filter(|_| batch != NONE) else { return (0, -1) };
-        let skipped = epoch.offset.cast_unsigned().wrapping_mul(self.batches);
-        (index, batch.wrapping_sub(skipped).wrapping_mul(self.step).cast_signed())
+        let skipped = (epoch.offset as u64).wrapping_mul(self.batches);
+        (index, batch.wrapping_sub(skipped).wrapping_mul(self.step) as i64)
     }
 
     /// Read all counters.

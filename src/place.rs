@@ -199,13 +199,14 @@ impl Plan {
     pub fn place<const DENSE: bool, const KIND: u8>(&self, window: &Window, items: &Items<'_>) -> Option<Slot> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
         // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
-        let time = items.time.cast_unsigned();
+        let time = items.time as u64;
         let batch = if KIND <= kind::COMMON {
             self.step.exact((time & self.time_mask).wrapping_sub(window.base))
         } else {
             self.step.rotated(time.wrapping_sub(window.base))
         };
-        let mut good = (batch < window.limit) & (items.heap_length.cast_unsigned() == self.heap_bytes);
+        let mut good = items.heap_length as u64 == self.heap_bytes;
+        good &= batch < window.limit;
         let mut absent = items.required.iter().fold(0, |all, item| all | item);
         let chunk = self.per_chunk.quotient(batch);
         let in_chunk = batch.wrapping_sub(chunk.wrapping_mul(self.batches));
@@ -216,7 +217,7 @@ impl Plan {
             if KIND <= kind::COMMON {
                 absent |= item;
             }
-            let item = item.cast_unsigned();
+            let item = item as u64;
             let index = match KIND {
                 kind::UNIT => item,
                 kind::POWER => axis.divisor.rotated(item),
@@ -259,7 +260,7 @@ pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
     let of_axis = layout.source.and_then(|axis| layout.dimensions.get(axis)).map(|axis| &axis.from);
     let Some(&IndexFrom::Item(i)) = of_axis else { return Some(plan.base.source) };
     let item = items.get(FIRST_AXIS.wrapping_add(i)).filter(|&&item| item >= 0)?;
-    layout.axes.get(i)?.index(item.cast_unsigned())
+    layout.axes.get(i)?.index(*item as u64)
 }
 
 /// A heap on the slow path, of which all but the time is known.
@@ -286,16 +287,16 @@ impl Heap {
         let (axes, rest) = rest.split_at_checked(layout.axes.len()).ok_or(reason::METADATA)?;
         let required = rest.get(layout.side.len()..).unwrap_or_default();
         let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
-        if absent || heap_length.cast_unsigned() != plan.heap_bytes {
+        if absent || heap_length as u64 != plan.heap_bytes {
             return Err(reason::METADATA);
         }
-        let stamp = time.cast_unsigned();
+        let stamp = time as u64;
         if stamp.wrapping_shr(TIME_BITS) != 0 {
             return Err(reason::BAD_TIMESTAMP);
         }
         let mut on = plan.base;
         let found = plan.axes.iter().zip(&layout.axes).zip(axes).try_for_each(|((axis, known), &item)| {
-            let index = known.index(item.cast_unsigned()).ok_or(known.reason)?;
+            let index = known.index(item as u64).ok_or(known.reason)?;
             on.step(axis.stride, index, axis.source, false);
             Ok(())
         });

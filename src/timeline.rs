@@ -209,14 +209,14 @@ pub struct Timeline {
 /// The difference of two 48-bit timestamps, sign-extended.
 fn difference(stamp: u64, from: u64) -> i64 {
     const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
-    stamp.wrapping_sub(from).wrapping_shl(SPARE).cast_signed().wrapping_shr(SPARE)
+    (stamp.wrapping_sub(from).wrapping_shl(SPARE) as i64).wrapping_shr(SPARE)
 }
 
 /// The time nearest to another one that agrees with a timestamp in its low 48 bits.
 ///
 /// It may be before 0. None if it is beyond 2^63, where time ends.
 fn unwrap(stamp: u64, near: i64) -> Option<i64> {
-    near.checked_add(difference(stamp, near.cast_unsigned()))
+    near.checked_add(difference(stamp, near as u64))
 }
 
 fn signed(chunks: u64) -> i64 {
@@ -259,7 +259,7 @@ impl Segment {
         let chunk = true_chunk.checked_add(self.offset).filter(|&chunk| chunk <= rules.chunk_of(i64::MAX));
         let chunk = chunk.ok_or(Verdict::Implausible)?;
         let batch = time.wrapping_sub(rules.start(true_chunk)).checked_div(signed(rules.step)).unwrap_or(0);
-        Ok(Located { time, chunk, batch: batch.cast_unsigned(), ahead: chunk.saturating_sub(signed(self.newest)) })
+        Ok(Located { time, chunk, batch: batch as u64, ahead: chunk.saturating_sub(signed(self.newest)) })
     }
 
     /// The position of a time, if it has one: not before time 0 or the segment.
@@ -306,7 +306,7 @@ impl Timeline {
     #[must_use]
     pub fn is_aligned(&self, stamp: u64) -> bool {
         match &self.current {
-            None => self.rules.is_aligned(stamp.cast_signed()),
+            None => self.rules.is_aligned(stamp as i64),
             Some(current) => {
                 let misaligned = matches!(current.locate(&self.rules, stamp), Err(Verdict::Misaligned));
                 !misaligned || self.in_previous(stamp).is_some()
@@ -346,7 +346,7 @@ impl Timeline {
             return Verdict::Place(position);
         }
         // If time began anew there, the timestamp would have to make sense by itself, or as it does now.
-        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.is_aligned(stamp.cast_signed());
+        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.is_aligned(stamp as i64);
         if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
         }
@@ -360,11 +360,11 @@ impl Timeline {
 
     /// Take the first heap at its word.
     fn begin(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
-        let time = stamp.cast_signed();
+        let time = stamp as i64;
         if !self.rules.is_aligned(time) {
             return Verdict::Misaligned;
         }
-        let segment = Segment { first: 0, offset: 0, newest: self.rules.chunk_of(time).cast_unsigned() };
+        let segment = Segment { first: 0, offset: 0, newest: self.rules.chunk_of(time) as u64 };
         self.begin_anew(witness);
         self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules, time) {
@@ -395,9 +395,8 @@ impl Timeline {
         let Some(position) = current.position(&at) else { return Verdict::Implausible };
         current.newest = position.chunk.max(current.newest);
         // A clock that runs ahead alone must not be what others are measured by.
-        if let Some(rate) = self.rules.tick_rate
-            && self.others_have_reached(position.chunk.saturating_sub(1), witness)
-        {
+        let rate = self.rules.tick_rate.filter(|_| self.others_have_reached(position.chunk.saturating_sub(1), witness));
+        if let Some(rate) = rate {
             let now = Anchor { clock: witness.now(), time: at.time };
             let expected = |then: Anchor| then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT));
             if self.promptest.is_none_or(|then| now.time >= expected(then)) {
@@ -411,7 +410,7 @@ impl Timeline {
     ///
     /// Otherwise one clock that runs ahead would drag the window away from all others.
     fn keeps_others(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
-        let start = at.chunk.cast_unsigned().saturating_sub(self.rules.window.wrapping_sub(1));
+        let start = (at.chunk as u64).saturating_sub(self.rules.window.wrapping_sub(1));
         // As long as most have gone back, and must not, the rest go on.
         let stands = |candidate: Candidate| candidate.votes > witness.placed().saturating_sub(candidate.placed);
         if self.candidate.is_some_and(|candidate| candidate.refused && stands(candidate)) {
@@ -564,7 +563,7 @@ impl Timeline {
         let there = current.locate(&self.rules, candidate.stamp).ok().filter(|at| at.ahead > 0);
         let newest = current.newest_time(&self.rules);
         // A restart from 0 looks like this too, and is far more likely than an outage across a wrap.
-        let wraps = there.is_some_and(|at| at.time.cast_unsigned() >> TIME_BITS != newest.cast_unsigned() >> TIME_BITS);
+        let wraps = there.is_some_and(|at| at.time as u64 >> TIME_BITS != newest as u64 >> TIME_BITS);
         // Time so far may have been that of a single wrong heap.
         let is_proven = witness.placed().saturating_sub(self.placed_before) >= self.rules.quorum;
         match there {
@@ -583,7 +582,7 @@ impl Timeline {
             _ if self.rules.resync => {
                 // As at the start, the timestamp stands for itself. Whatever the first heap is that a stream places there,
                 // no chunk from before is under construction any more.
-                let stamp = candidate.stamp.cast_signed();
+                let stamp = candidate.stamp as i64;
                 // Unless it makes sense only as time was unwrapped so far.
                 let time = current.locate(&self.rules, candidate.stamp).ok().filter(|_| !self.rules.is_aligned(stamp));
                 let chunk = self.rules.chunk_of(time.map_or(stamp, |at| at.time));
@@ -612,7 +611,7 @@ impl Timeline {
 
     /// Go on in the current segment, further on.
     fn jump(&mut self, at: Located, current: Segment) {
-        self.current = Some(Segment { newest: at.chunk.cast_unsigned(), ..current });
+        self.current = Some(Segment { newest: at.chunk as u64, ..current });
         self.candidate = None;
         self.barren = 0;
         self.forget_absent(at.chunk);

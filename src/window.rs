@@ -72,7 +72,7 @@ impl Window {
         }
         let first = chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(epoch_first);
         let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
-        self.base = first.wrapping_sub(epoch_offset.cast_unsigned()).wrapping_mul(self.chunk_step) & LOW_BITS;
+        self.base = first.wrapping_sub(epoch_offset as u64).wrapping_mul(self.chunk_step) & LOW_BITS;
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
         let until_wrap = LOW_BITS.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
         self.limit = batches.min(until_wrap);

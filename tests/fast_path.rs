@@ -78,7 +78,7 @@ proptest! {
         let plan = plan(&layout);
         let mut window = Window::new(&layout, WINDOW);
         window.follow(6, 0, 0);
-        let base = window.base.cast_signed();
+        let base = window.base as i64;
         let items = Items {
             time: base.wrapping_add(batch * 4096).wrapping_add(time_off),
             heap_length: length,

@@ -146,7 +146,7 @@ proptest! {
     ) {
         let geometry = case.geometry();
         let present = present(geometry.layout().chunk_heaps() as usize, &runs);
-        let divisors: Vec<_> = (1..=case.heap_bytes).filter(|&n| case.heap_bytes.is_multiple_of(n)).collect();
+        let divisors: Vec<_> = (1..=case.heap_bytes).filter(|&n| case.heap_bytes % n == 0).collect();
         let length = divisors[divisor.index(divisors.len())] as usize;
         let pattern: Vec<u8> = (0..length).map(|i| if uniform { 7 } else { noise[i % 16].wrapping_add(i as u8) }).collect();
         let mut data: Vec<u8> = (0..geometry.span_bytes() as usize + spare).map(|i| ((i * 131) >> 3) as u8).collect();

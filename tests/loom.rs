@@ -111,13 +111,13 @@ fn epochs_are_seen_whole() {
         let writer = Arc::clone(&epochs);
         let writer = thread::spawn(move || {
             for first in [5, 9] {
-                writer.push(Epoch { first, offset: -first.cast_signed(), cause: Cause::Flush });
+                writer.push(Epoch { first, offset: -(first as i64), cause: Cause::Flush });
             }
         });
         for chunk in [5, 9] {
             if let Some((index, epoch)) = epochs.of_chunk(chunk) {
                 let first = [5, 9][index as usize];
-                assert_eq!(epoch, Epoch { first, offset: -first.cast_signed(), cause: Cause::Flush });
+                assert_eq!(epoch, Epoch { first, offset: -(first as i64), cause: Cause::Flush });
                 assert!(first <= chunk && epochs.len() > index);
             }
         }
@@ -140,6 +140,6 @@ fn flush_is_an_epoch_before_its_control_heap_is_placed() {
         assert!(flusher.join().unwrap());
         let control = group.control().unwrap();
         assert_eq!(group.epochs().get(1).map(|epoch| (epoch.first, epoch.cause)), Some((control + 1, Cause::Flush)));
-        assert_ne!(chunk, control.cast_signed());
+        assert_ne!(chunk, control as i64);
     });
 }

@@ -61,7 +61,7 @@ impl Reference<'_> {
         let value = (value >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
         match &axis.values {
             Some(values) => values.iter().position(|&v| v == value).map(|i| i as i128),
-            None => (value.is_multiple_of(axis.step) && value / axis.step < axis.size.unwrap())
+            None => (value % axis.step == 0 && value / axis.step < axis.size.unwrap())
                 .then(|| i128::from(value / axis.step)),
         }
     }
@@ -126,7 +126,7 @@ impl Reference<'_> {
         }
         let mut extra = Vec::new();
         for side in &spec.side_items {
-            let value = get(side.item).max(0).cast_unsigned() >> side.shift;
+            let value = get(side.item).max(0) as u64 >> side.shift;
             extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
         }
         self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
@@ -313,12 +313,12 @@ fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
             Some(values) => values[pick.index(values.len())],
             None => pick.index(axis.size.unwrap() as usize) as u64 * axis.step,
         };
-        let value = spoil((value << axis.shift).cast_signed(), fault, seed.noise);
+        let value = spoil((value << axis.shift) as i64, fault, seed.noise);
         items.entry(id).and_modify(|old| *old |= value).or_insert(value);
     }
     let time = (front + i128::from(seed.ahead) * i128::from(spec.time.step)).rem_euclid(1 << 48);
     items.insert(spec.time.item, spoil(i64::try_from(time).unwrap(), seed.time_fault, seed.noise));
-    items.insert(2, spoil(spec.heap_bytes.cast_signed(), seed.length_fault, seed.noise));
+    items.insert(2, spoil(spec.heap_bytes as i64, seed.length_fault, seed.noise));
     for (i, side) in spec.side_items.iter().enumerate() {
         items.insert(side.item, seed.noise.rotate_left(i as u32 * 7));
     }

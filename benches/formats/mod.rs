@@ -74,7 +74,7 @@ unsafe extern "C" fn place_alone<const KIND: u8, const SIDE: usize, const REQUIR
     let Some(slot) = alone.plan.place::<DENSE, KIND>(&alone.window, &items) else {
         return leave_alone(data, alone, 3 + SIDE + REQUIRED);
     };
-    data.chunk_id = alone.window.first_chunk.wrapping_add(slot.chunk).cast_signed();
+    data.chunk_id = alone.window.first_chunk.wrapping_add(slot.chunk) as i64;
     data.heap_index = slot.at.index as usize;
     data.heap_offset = slot.at.offset as usize;
 }
@@ -90,7 +90,7 @@ extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items:
     let (chunk, ticks) = (heap.stamp / layout.chunk_step(), heap.stamp % layout.chunk_step());
     if let Ok(slot) = heap.slot(&alone.plan, chunk, ticks / layout.spec().time.step) {
         alone.window.follow(chunk, 0, 0);
-        data.chunk_id = slot.chunk.cast_signed();
+        data.chunk_id = slot.chunk as i64;
         data.heap_index = slot.at.index as usize;
         data.heap_offset = slot.at.offset as usize;
     }
@@ -136,9 +136,9 @@ impl Feed {
         for batch in 0..time.batches * WINDOW / 2 {
             for index in 0..axis.size.expect("size") {
                 let mut row = vec![0; layout.items().len()];
-                row[0] = (batch * time.step).cast_signed();
-                row[1] = layout.spec().heap_bytes.cast_signed();
-                row[2] = (index * axis.step).cast_signed();
+                row[0] = (batch * time.step) as i64;
+                row[1] = layout.spec().heap_bytes as i64;
+                row[2] = (index * axis.step) as i64;
                 rows.push(row);
             }
         }
@@ -156,7 +156,7 @@ impl Feed {
             alone,
             rows: rows.concat(),
             n_items: layout.items().len(),
-            span: (layout.chunk_step() * WINDOW / 2).cast_signed(),
+            span: (layout.chunk_step() * WINDOW / 2) as i64,
             stats: vec![0; 16],
             extra: [0; 16],
         }

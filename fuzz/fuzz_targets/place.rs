@@ -129,22 +129,22 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
             Some(values) => *u.choose(values)?,
             None => u.int_in_range(0..=axis.size.unwrap_or(1) - 1)? * axis.step,
         };
-        *values.entry(id).or_default() |= (value << axis.shift).cast_signed();
+        *values.entry(id).or_default() |= (value << axis.shift) as i64;
     }
     let ahead = match u.int_in_range(0..=15)? {
         0..=10 => u.int_in_range(-3..=4)?,
         11..=12 => i64::from(i8::arbitrary(u)?),
         13 => i64::from(i16::arbitrary(u)?),
-        14 => number(u)?.cast_signed(),
+        14 => number(u)? as i64,
         // Off the grid.
         _ => 0,
     };
-    let time = front.wrapping_add_signed(ahead.wrapping_mul(spec.time.step.cast_signed()));
+    let time = front.wrapping_add_signed(ahead.wrapping_mul(spec.time.step as i64));
     if u.ratio(1, 2)? {
         *front = time;
     }
-    values.insert(spec.time.item, (time & ((1 << 48) - 1)).cast_signed());
-    values.insert(layout.items()[1], spec.heap_bytes.cast_signed());
+    values.insert(spec.time.item, (time & ((1 << 48) - 1)) as i64);
+    values.insert(layout.items()[1], spec.heap_bytes as i64);
     for &id in &layout.items()[2..] {
         values.entry(id).or_insert(i64::from(id as u32));
     }
@@ -155,7 +155,7 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
             0 => -1,
             1 => old.wrapping_add(i64::from(i8::arbitrary(u)?)),
             2 => old ^ 1_i64.wrapping_shl(u.int_in_range(0..=63)?),
-            3 => number(u)?.cast_signed(),
+            3 => number(u)? as i64,
             _ => i64::arbitrary(u)?,
         };
         values.insert(id, value);
@@ -163,7 +163,7 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
     // spead2 fills the array: a value has 63 bits at most, what is absent is -1.
     let mut row: Vec<i64> = layout.items().iter().map(|id| values[id].max(-1)).collect();
     // No data has the cookie's item, and nobody else can know its value.
-    row.push(if u.ratio(1, 8)? { number(u)?.cast_signed().max(-1) & 0xffff } else { -1 });
+    row.push(if u.ratio(1, 8)? { (number(u)? as i64).max(-1) & 0xffff } else { -1 });
     Ok(row)
 }
 
@@ -202,7 +202,7 @@ impl Stream {
         assert_eq!(self.batch_stats, before);
         if data.chunk_id >= 0 {
             assert_eq!(cookie, COOKIE.flush);
-            assert_eq!(self.group.control(), Some(data.chunk_id.cast_unsigned()));
+            assert_eq!(self.group.control(), Some(data.chunk_id as u64));
         }
     }
 
@@ -243,7 +243,7 @@ impl Stream {
         let batch = found.iter().zip(&expected).find(|(_, wanted)| wanted.is_none()).map(|(found, _)| *found);
         let time = u128::from(epoch.true_chunk(chunk)) * u128::from(layout.chunk_step())
             + u128::from(batch.expect("the time axis")) * u128::from(spec.time.step);
-        let stamp = u128::from(items[0].cast_unsigned());
+        let stamp = u128::from(items[0] as u64);
         let stamp = if spec.time.align == Align::Mask {
             stamp / u128::from(spec.time.step) * u128::from(spec.time.step)
         } else {
@@ -297,10 +297,7 @@ fn expected(spec: &LayoutSpec, items: &[i64], user_data: &BTreeMap<String, u64>)
         return None;
     }
     // A grid of this step goes on after a wrap where it left off; another one does not, and is shifted by it.
-    if spec.time.align == Align::Reject
-        && spec.time.step.is_power_of_two()
-        && !time.cast_unsigned().is_multiple_of(spec.time.step)
-    {
+    if spec.time.align == Align::Reject && spec.time.step.is_power_of_two() && time as u64 % spec.time.step != 0 {
         return None;
     }
     let mut values = rest.iter();

@@ -81,10 +81,11 @@ impl Declared {
             }
         }
         for stride in spec.strides.values() {
-            if let Stride::UserData(field) = stride
-                && bool::arbitrary(u)?
-            {
-                user_data.insert(field.clone(), number(u)?);
+            match stride {
+                Stride::UserData(field) if bool::arbitrary(u)? => {
+                    user_data.insert(field.clone(), number(u)?);
+                }
+                _ => {}
             }
         }
         Ok(Self { spec, user_data })
@@ -261,7 +262,7 @@ pub fn index(axis: &AxisSpec, value: i64) -> Option<u64> {
     let value = (u64::try_from(value).ok()? >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
     match &axis.values {
         Some(values) => values.iter().position(|&known| known == value).map(|i| i as u64),
-        None => value.is_multiple_of(axis.step).then_some(value / axis.step).filter(|&i| i < size(axis)),
+        None => (value % axis.step == 0).then_some(value / axis.step).filter(|&i| i < size(axis)),
     }
 }
 

@@ -77,7 +77,7 @@ pub fn fill_missing(
     check_present(layout, present)?;
     check_writable("data", data, geometry.span_bytes())?;
     let heap_bytes = layout.spec().heap_bytes;
-    if pattern.is_empty() || !heap_bytes.is_multiple_of(pattern.len() as u64) {
+    if pattern.is_empty() || heap_bytes % pattern.len() as u64 != 0 {
         let given = pattern.len();
         return Err(PyValueError::new_err(format!(
             "fill: has {given} bytes, which do not divide a heap of {heap_bytes}"
