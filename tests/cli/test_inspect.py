@@ -247,7 +247,9 @@ def test_damaged_file(capture, tmp_path):
     damaged = tmp_path / "damaged.pcap"
     damaged.write_bytes(capture.read_bytes() + b"\xff" * 100)
     whole, output = run("inspect", str(capture)), run("inspect", str(damaged))
-    assert f"{damaged} is damaged: what is before byte {capture.stat().st_size + 16} gives" in " ".join(output.split())
+    assert f"{damaged} is damaged: the header before byte {capture.stat().st_size + 16} gives" in " ".join(
+        output.split()
+    )
     assert whole.partition("sender")[2] == output.partition("sender")[2]
     document = json.loads(run("inspect", str(damaged), "--json"))
     assert "gives the length 4294967295" in document["damage"]
@@ -284,7 +286,7 @@ def test_no_proposal(tmp_path):
             [*SPEADRX, "inspect", str(path), *arguments], capture_output=True, text=True, env=environment()
         )
         assert result.returncode == 1
-        assert "all heaps are of 1 time(s) (item 0x1600)" in " ".join(result.stdout.split())
+        assert "all heaps together have only 1 time (item 0x1600)" in " ".join(result.stdout.split())
     assert not output.exists()
 
 

@@ -227,7 +227,7 @@ class TestPcapng:
             (lambda order: struct.pack(order + "II", 6, 2**31), f"the block at byte 48 has the length {2**31}"),
             (lambda order: enhanced(order, 3, 0, ipv4()), "the block at byte 48 does not decode"),
             (lambda order: block(order, 6, b"short"), "the block at byte 48 does not decode"),
-            (lambda order: block(order, 6, struct.pack(order + "5I", 0, 0, 0, 99, 99)), "holds 99 bytes of a packet"),
+            (lambda order: block(order, 6, struct.pack(order + "5I", 0, 0, 0, 99, 99)), "its packet has 99 bytes"),
             (lambda order: block(order, 1, b""), "the block at byte 48 does not decode"),
         ],
     )
@@ -265,7 +265,10 @@ def test_truncated_in_its_header(tmp_path, length):
     [
         (b"", "is empty: wanted a pcap or pcapng file"),
         (b"just text", "is not a pcap or pcapng file: it starts with the bytes 6a 75 73 74$"),
-        (gzip.compress(b"anything"), r"is not a pcap or pcapng file: .* 1f 8b 08 00 \(gzip: unpack it\)"),
+        (
+            gzip.compress(b"anything"),
+            r"is not a pcap or pcapng file: .* 1f 8b 08 00 \(it is compressed with gzip: decompress it\)",
+        ),
         (pcap([]) + struct.pack("<4I", 0, 0, 2**31, 2**31), f"is damaged: .* byte 40 gives the length {2**31}"),
         (
             pcap([]) + struct.pack("<4I", 0, 0, 300_000, 300_000) + bytes(300_000),

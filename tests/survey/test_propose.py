@@ -203,7 +203,7 @@ class TestAxes:
         layout = propose(table({0x1600: TIMES, 0x4101: ANTENNAS, 0x50: values})).layout
         assert [axis.item for axis in layout.axes] == [0x4101]
         obstacle = propose(table({0x1600: TIMES, 0x50: values})).obstacle
-        assert "(they differ in 0x50, whose values do not)" in obstacle
+        assert "(they differ only in 0x50, whose values do not come again)" in obstacle
 
     def test_sources_by_sender(self):
         items = {0x1600: TIMES, 0x20: np.tile([0, 0, 1, 1], 100), 0x21: np.tile([0, 1], 200)}
@@ -237,16 +237,16 @@ class TestTime:
         """Times beyond multiples of a power of two are masked; others cannot be."""
         proposal = propose(table({0x1600: TIMES + 100, 0x4101: ANTENNAS}))
         assert (proposal.layout.time.step, proposal.layout.time.align) == (512, "mask")
-        assert any("100 beyond the multiples" in text for text in proposal.uncertain)
+        assert any("100 above the multiples" in text for text in proposal.uncertain)
         proposal = propose(table({0x1600: TIMES // 512 * 500 + 3, 0x4101: ANTENNAS}))
         assert proposal.layout is None
-        assert "go in steps of 500, but are 3 beyond its multiples" in proposal.obstacle
+        assert "go in steps of 500, but are 3 above its multiples" in proposal.obstacle
 
     @pytest.mark.parametrize(
         ("items", "obstacle"),
         [
             ({}, "have no items with immediate values"),
-            ({0x1600: [5] * 10}, "all heaps are of 1 time(s) (item 0x1600)"),
+            ({0x1600: [5] * 10}, "all heaps together have only 1 time (item 0x1600)"),
             ({0x20: np.tile([0, 1, 2], 50)}, "no item rises as the heaps arrive"),
             ({0x20: np.cumsum(np.arange(1, 200))}, "have no common step"),
         ],
@@ -291,7 +291,7 @@ def test_times_that_do_not_rise(steps):
     proposal = propose(Stream(Flavour(48), 64, (GROUP,), items, (), zeros, zeros, 0))
     assert (proposal.layout.time.item, proposal.layout.time.step) == (0x1600, 8)
     assert not any("rises" in text for text in proposal.reasons)
-    assert any(text.startswith("Times do not rise as the heaps arrive") for text in proposal.uncertain)
+    assert any(text.startswith("Times do not rise as heaps arrive") for text in proposal.uncertain)
 
 
 # With heaps that are smaller than those of the telescopes.

@@ -1,4 +1,4 @@
-"""Which items of heaps tell those of the same time apart, and which of their values are garbage."""
+"""Find the items that tell heaps of the same time apart, and the values of items that are garbage."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ import numpy as np
 
 from .values import count, joint
 
-#: From its first heap to its last, a value that is not garbage is there at so many of the times of the typical value.
+# A value is compared with the typical value of its item. It is garbage if it has less than these fractions of...
+#: ... the times at which heaps have it, per time between its first heap and its last.
 _DENSITY = 0.5
-#: In that time, it has so many of the heaps of the typical value.
+#: ... the heaps that have it, per time between its first heap and its last.
 _RATE = 0.25
-#: And it is there at so many of the times of the typical value in all, so that one that joined late is believed.
+#: ... the times in all: few, because a sender may have joined late.
 _LEAST_TIMES = 0.1
+#: At least so many times in all are needed (or half of the typical number, if that is less).
 _FEW_TIMES = 3
-#: Heaps that may share a slot with others, of all: what garbage there is by chance.
+#: Fraction of the heaps that may share a slot with another one: so much may be garbage that looks good.
 _COLLISIONS = 0.002
 
 
 @dataclass
 class Column:
-    """An item that may be an axis, over the heaps whose time is good."""
+    """The values of an item that may be an axis, in all heaps whose time is good."""
 
     item: int
     values: np.ndarray
-    #: The values that are not garbage, in rising order, and which heaps have one of them.
+    #: The values that are not garbage, in rising order.
     established: np.ndarray
+    #: For each heap, whether its value is one of these.
     good: np.ndarray
-    #: In how many times the typical value is seen.
+    #: At how many times the typical value is seen.
     times: int
 
     @property
     def recurs(self) -> bool:
-        """Whether it has values that are there at more than one time, and are not garbage."""
+        """Whether values that are not garbage come again at other times."""
         return self.times >= 2 and self.established.size > 0
 
 
 def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
-    """Tell the values of an item that belong to it from garbage, which is anywhere, but never for long."""
+    """Tell the good values of an item from garbage, which may be anything, but does not last."""
     distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     index = index.reshape(-1)
     times = np.unique(times, return_inverse=True)[1].reshape(-1)
@@ -50,7 +53,7 @@ def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
     np.maximum.at(latest, index, times)
     span = latest - earliest + 1
     density, rate = n_times / span, counts / span
-    # Typical is the value of the typical heap, so that many values that are there once do not decide it.
+    # Medians are over heaps, not over values: many values that come only once must not decide what is typical.
     typical = float(np.median(n_times[index]))
     least = max(_LEAST_TIMES * typical, min(_FEW_TIMES, typical / 2))
     established = n_times >= least
@@ -60,7 +63,7 @@ def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
 
 
 def all_good(columns: list[Column], heaps: int) -> np.ndarray:
-    """Which of so many heaps have a value that is not garbage of each item."""
+    """For each of so many heaps, whether its values of all these items are good."""
     good = np.ones(heaps, bool)
     for column in columns:
         good &= column.good
@@ -68,10 +71,10 @@ def all_good(columns: list[Column], heaps: int) -> np.ndarray:
 
 
 def distinguishing(times: np.ndarray, columns: list[Column], known: Container[int]) -> list[Column] | None:
-    """Find the fewest items that tell the heaps of a time apart; None if those that recur do not.
+    """Find the smallest set of items that tells the heaps of a time apart; None if all recurring items do not.
 
-    Of any two that would do, it is that of fewer values, then one of those `known`, then one that garbage has
-    wrong values of.
+    If either of two items would do, the one with fewer values is taken, then one that is `known`, then one that
+    has garbage values.
     """
     recurring = [column for column in columns if column.recurs]
     clean = all_good(recurring, times.size)
@@ -94,7 +97,7 @@ def distinguishing(times: np.ndarray, columns: list[Column], known: Container[in
 
 
 def guards(column: Column, times: np.ndarray, chosen: list[Column]) -> bool:
-    """Whether the few heaps with another value than all others are garbage: their slots have heaps already."""
+    """Whether the few heaps with another value than all others are garbage: their slots have good heaps already."""
     if column.established.size != 1 or column.good.all():
         return False
     placed = all_good(chosen, times.size)

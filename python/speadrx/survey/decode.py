@@ -1,4 +1,4 @@
-"""Decode the header and the item pointers of SPEAD packets, as the SPEAD protocol (version 4) and spead2 have them.
+"""Decode the header and the item pointers of SPEAD packets, by the rules of SPEAD version 4 and of spead2.
 
 The format is that of "SPEAD: Streaming Protocol for Exchanging Astronomical Data" (Manley, Welz, Parsons, Ratcliffe;
 SKA SA SPD document): a header of 8 bytes, pointers of 8 bytes each, then payload.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import spead2
 
-#: Magic, version, bytes of an item's ID and of a heap address, how many pointers there are.
+#: Magic, version, bytes of an item's ID and of a heap address, number of pointers.
 _HEADER = struct.Struct(">BBBB2xH")
 _MAGIC, _VERSION = 0x53, 4
 _POINTER_BYTES = 8
@@ -21,8 +21,9 @@ _POINTER_BYTES = 8
 class Flavour(NamedTuple):
     """How the pointers of a packet are divided: ``64-address_bits``.
 
-    A pointer has one bit that says whether its value is immediate, the ID of its item, and the value itself: all
-    bits above `address_bits` are its key here. Without the immediate bit, the value is an offset in the payload.
+    A pointer has an immediate bit, the ID of its item, and a value of `address_bits` bits. With the immediate bit, it
+    holds the value of the item; without, the value is an offset in the payload. The immediate bit and the ID together
+    are called the key of the pointer here.
     """
 
     #: Bits of an immediate value or an offset.
@@ -33,21 +34,21 @@ class Flavour(NamedTuple):
 
     @property
     def immediate(self) -> int:
-        """The bit of a key that says that the value is immediate."""
+        """The immediate bit of a key."""
         return 1 << (63 - self.address_bits)
 
 
-class Packet(NamedTuple):
-    """What the header of a packet says."""
+class PacketHeader(NamedTuple):
+    """The header and the item pointers of a packet."""
 
     flavour: Flavour
     #: Value of each pointer, by its key.
     pointers: dict[int, int]
-    #: Counter of the heap.
+    #: Number of the heap.
     heap_cnt: int
     #: Bytes of the heap's payload; None if the packet does not say.
     heap_bytes: int | None
-    #: Where in the heap the payload of the packet belongs.
+    #: Where the payload of the packet belongs in that of the heap.
     offset: int
     #: Bytes of payload in the packet.
     payload_bytes: int
@@ -62,27 +63,27 @@ def _pointers(n: int) -> struct.Struct:
 
 @functools.cache
 def _flavour(address_bytes: int) -> tuple[Flavour, int, int, int, int, int]:
-    """A flavour, the mask of values, and the keys of heap counter, heap length, payload offset and length."""
+    """A flavour, its mask for values, and its keys of heap counter, heap length, payload offset and payload length."""
     flavour = Flavour(8 * address_bytes)
     special = (spead2.HEAP_CNT_ID, spead2.HEAP_LENGTH_ID, spead2.PAYLOAD_OFFSET_ID, spead2.PAYLOAD_LENGTH_ID)
     cnt, length, offset, payload = (flavour.immediate | item for item in special)
     return flavour, (1 << flavour.address_bits) - 1, cnt, length, offset, payload
 
 
-def decode(data: bytes, length: int | None = None) -> Packet | str:
+def decode(data: bytes, length: int | None = None) -> PacketHeader | str:
     """Decode a packet, by the rules of spead2.
 
     Parameters
     ----------
     data
-        The packet; only its pointers are looked at, so that the payload may have been cut off.
+        The packet. Its payload is not needed, and may have been cut off.
     length
-        Bytes that the packet had when it was whole (default: those of `data`).
+        Bytes of the whole packet (default: those of `data`).
 
     Returns
     -------
-    Packet or str
-        What the packet says; or why it does not decode, in a few words.
+    PacketHeader or str
+        What the header says; or, in a few words, why it does not decode.
 
     Examples
     --------
@@ -108,7 +109,7 @@ def decode(data: bytes, length: int | None = None) -> Packet | str:
     shift = flavour.address_bits
     pointers = {pointer >> shift: pointer & mask for pointer in _pointers(n).unpack_from(data, _HEADER.size)}
     try:
-        packet = Packet(
+        header = PacketHeader(
             flavour,
             pointers,
             pointers[cnt],
@@ -119,8 +120,8 @@ def decode(data: bytes, length: int | None = None) -> Packet | str:
         )
     except KeyError:
         return "no heap counter, payload offset or payload length"
-    if start + packet.payload_bytes > packet_bytes:
+    if start + header.payload_bytes > packet_bytes:
         return "payload beyond the end"
-    if packet.heap_bytes is not None and packet.offset + packet.payload_bytes > packet.heap_bytes:
+    if header.heap_bytes is not None and header.offset + header.payload_bytes > header.heap_bytes:
         return "payload beyond the heap"
-    return packet
+    return header

@@ -1,4 +1,4 @@
-"""What SPEAD packets carry, without a layout: heaps, their items, lengths and senders, gathered packet by packet."""
+"""Gather heaps, their items, lengths and senders from SPEAD packets, without a layout."""
 
 from __future__ import annotations
 
@@ -9,48 +9,46 @@ import numpy as np
 import spead2
 import spead2.recv
 
-from .decode import Flavour, Packet, decode
+from .decode import Flavour, PacketHeader, decode
 from .kinds import NO_DATA, Address, Kind, Stream, sort_into_streams
 
-#: Values of items that are kept (8 bytes each); of later heaps only the numbers are counted.
+#: Values of items to keep (8 bytes each). Heaps after that are only counted.
 MOST_VALUES = 2**23
-#: Bounds on what garbage could blow up: kinds of heaps, addresses, heaps under construction, packets of descriptors.
+#: Limits, so that garbage cannot fill the memory: kinds of heaps, addresses, incomplete heaps, packets of descriptors.
 MOST_KINDS = 4096
 MOST_ADDRESSES = 65536
 MOST_UNFINISHED = 65536
 MOST_DESCRIPTOR_PACKETS = 4096
-#: The longest heap of descriptors that is believed: it is put together in memory.
+#: The longest heap of descriptors that is accepted, because it is put together in memory.
 MOST_DESCRIPTOR_BYTES = 2**20
-
-_STOP = 2
 
 
 @dataclass
 class Traffic:
-    """What came from or went to an address."""
+    """What came from an address, or went to it."""
 
     packets: int = 0
     heaps: int = 0
     bytes: int = 0
-    #: Packets that are not SPEAD, or not whole.
+    #: Packets that do not decode.
     undecodable: int = 0
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What a sender says of an item."""
+    """How a sender describes an item."""
 
     name: str
     description: str
-    #: None for a dimension of which the length is not fixed.
+    #: Length of each dimension; None if it is not fixed.
     shape: tuple[int | None, ...]
-    #: As numpy has it; None where numpy has no such type.
+    #: The numpy dtype; None if numpy has no such type.
     dtype: str | None
 
 
 @dataclass
 class _Unfinished:
-    """A heap of several packets, of which some have come."""
+    """A heap of which some packets have come, but not all."""
 
     keys: tuple[int, ...]
     describes: bool
@@ -61,39 +59,39 @@ class _Unfinished:
 class Survey:
     """Gathers what SPEAD packets carry, without a layout.
 
-    As spead2 does, it takes the items of a heap from the first of its packets that comes. Used by one thread at a time.
+    The items of a heap are those of the first of its packets to come, as in spead2. Only one thread may use a survey.
 
     Parameters
     ----------
     most_values
-        Values of items to keep (8 bytes each); later heaps are counted, but their values are not kept.
+        Values of items to keep (8 bytes each). Heaps after that are counted, but their values are not kept.
 
     Attributes
     ----------
     packets, bytes
-        Packets and their bytes (without UDP and lower headers), garbage included.
+        Packets and their bytes (without the headers of UDP and below), garbage included.
     undecodable
-        Packets that spead2 would drop, by the reason.
+        Packets that spead2 would drop, by reason.
     heaps
-        Heaps with a length, whatever they hold, of which at least one packet came.
+        Heaps with a length of which at least one packet came, with any content.
     unsized, empty
-        Heaps that do not say how long they are, or that they are of 0 bytes: no receiver of chunks sees them.
+        Heaps without a length, and heaps of 0 bytes. A receiver of chunks never sees either.
     stops, descriptors
-        Heaps that end a stream; heaps that hold nothing but descriptors.
+        Heaps with a stop item; heaps with nothing but descriptors.
     packets_per_heap
-        How many heaps were complete with that many packets.
+        Complete heaps, by their number of packets.
     duplicate_packets
-        Packets of a part of a heap that was there already.
+        Packets for a part of a heap that had come before.
     not_repeated
-        Packets that have other items than the packet of their heap that came first.
+        Packets with other items than the first packet of their heap.
     trailing
-        Packets that have bytes behind their payload: what segmentation offload looks like in a capture.
+        Packets with bytes after their payload. In a capture, this is a sign of segmentation offload.
     unkept
-        Heaps that were counted, but whose values were not kept, as there were too many.
+        Heaps that were counted, but whose values were not kept, because there were too many.
     first_time, last_time
         When the first and the last packet came, in seconds.
     senders, destinations
-        The traffic of each address; ("others", 0) stands for those beyond the first 65536.
+        The traffic of each address. After the first 65536 addresses, ("others", 0) stands for the rest.
     """
 
     def __init__(self, *, most_values: int = MOST_VALUES) -> None:
@@ -131,22 +129,22 @@ class Survey:
 
     @property
     def incomplete(self) -> int:
-        """Heaps of which packets are missing (those that go on when the packets end included)."""
+        """Heaps with missing packets, including heaps that were still incomplete at the end."""
         return self._incomplete + len(self._unfinished)
 
-    def add(self, time: float, source: Address, destination: Address, data: bytes, length: int | None = None) -> None:
-        """Take a packet.
+    def add(self, time: float, sender: Address, destination: Address, data: bytes, length: int | None = None) -> None:
+        """Add a packet.
 
         Parameters
         ----------
         time
             When it came, in seconds.
-        source, destination
-            Host and port that it came from, and went to.
+        sender, destination
+            Host and port that it came from, and that it was sent to.
         data
             The packet; its payload may have been cut off.
         length
-            Bytes that it had when it was whole (default: those of `data`).
+            Bytes of the whole packet (default: those of `data`).
         """
         if self.first_time is None:
             self.first_time = time
@@ -154,25 +152,25 @@ class Survey:
         self.packets += 1
         size = len(data) if length is None else length
         self.bytes += size
-        sender, target = _traffic(self.senders, source), _traffic(self.destinations, destination)
-        for traffic in (sender, target):
-            traffic.packets += 1
-            traffic.bytes += size
-        packet = decode(data, length)
-        if isinstance(packet, str):
-            self.undecodable[packet] += 1
-            sender.undecodable += 1
-            target.undecodable += 1
+        traffic = (_traffic(self.senders, sender), _traffic(self.destinations, destination))
+        for of_address in traffic:
+            of_address.packets += 1
+            of_address.bytes += size
+        header = decode(data, length)
+        if isinstance(header, str):
+            self.undecodable[header] += 1
+            for of_address in traffic:
+                of_address.undecodable += 1
             return
-        if 8 + 8 * len(packet.pointers) + packet.payload_bytes < size:
+        if 8 + 8 * len(header.pointers) + header.payload_bytes < size:
             self.trailing += 1
-        heap = (source, destination, packet.heap_cnt)
-        if packet.heap_bytes is None:
+        heap = (sender, destination, header.heap_cnt)
+        if header.heap_bytes is None:
             self._add_unsized(heap)
-        elif self._is_first(heap, packet, data):
-            sender.heaps += 1
-            target.heaps += 1
-            self._add_heap(packet, source, destination)
+        elif self._is_first(heap, header, data):
+            for of_address in traffic:
+                of_address.heaps += 1
+            self._add_heap(header, sender, destination)
 
     def _add_unsized(self, heap: tuple[Address, Address, int]) -> None:
         if heap not in self._unsized:
@@ -180,47 +178,47 @@ class Survey:
             if len(self._unsized) < MOST_UNFINISHED:
                 self._unsized.add(heap)
 
-    def _is_first(self, heap: tuple[Address, Address, int], packet: Packet, data: bytes) -> bool:
-        """Whether a packet is the first of its heap; notes that it came."""
-        assert packet.heap_bytes is not None
+    def _is_first(self, heap: tuple[Address, Address, int], header: PacketHeader, data: bytes) -> bool:
+        """Note that a packet came; say whether it is the first of its heap."""
+        assert header.heap_bytes is not None
         unfinished = self._unfinished.get(heap)
         describes = (
             unfinished.describes
             if unfinished is not None
-            else spead2.DESCRIPTOR_ID in packet.pointers and packet.heap_bytes <= MOST_DESCRIPTOR_BYTES
+            else spead2.DESCRIPTOR_ID in header.pointers and header.heap_bytes <= MOST_DESCRIPTOR_BYTES
         )
         if describes and len(self._descriptor_packets) < MOST_DESCRIPTOR_PACKETS:
             self._descriptor_packets.append(data)
         if unfinished is None:
-            if packet.payload_bytes == packet.heap_bytes:  # it is the only one
+            if header.payload_bytes == header.heap_bytes:  # it is the only one
                 self.packets_per_heap[1] += 1
                 return True
             if len(self._unfinished) >= MOST_UNFINISHED:
                 del self._unfinished[next(iter(self._unfinished))]
                 self._incomplete += 1
-            lacking = packet.heap_bytes - packet.payload_bytes
-            self._unfinished[heap] = _Unfinished(tuple(packet.pointers), describes, lacking, {packet.offset})
+            lacking = header.heap_bytes - header.payload_bytes
+            self._unfinished[heap] = _Unfinished(tuple(header.pointers), describes, lacking, {header.offset})
             return True
-        if packet.offset in unfinished.offsets:
+        if header.offset in unfinished.offsets:
             self.duplicate_packets += 1
             return False
-        self.not_repeated += not describes and tuple(packet.pointers) != unfinished.keys
-        unfinished.offsets.add(packet.offset)
-        unfinished.lacking -= packet.payload_bytes
+        self.not_repeated += not describes and tuple(header.pointers) != unfinished.keys
+        unfinished.offsets.add(header.offset)
+        unfinished.lacking -= header.payload_bytes
         if unfinished.lacking <= 0:
             self.packets_per_heap[len(unfinished.offsets)] += 1
             del self._unfinished[heap]
         return False
 
-    def _add_heap(self, packet: Packet, source: Address, destination: Address) -> None:
+    def _add_heap(self, header: PacketHeader, sender: Address, destination: Address) -> None:
         self.heaps += 1
-        flavour, pointers = packet.flavour, packet.pointers
+        flavour, pointers = header.flavour, header.pointers
         keys = tuple(pointers)
-        if pointers.get(flavour.immediate | spead2.STREAM_CTRL_ID) == _STOP:
+        if pointers.get(flavour.immediate | spead2.STREAM_CTRL_ID) == spead2.CTRL_STREAM_STOP:
             self.stops += 1
         elif spead2.DESCRIPTOR_ID in pointers and not {key & ~flavour.immediate for key in keys} - NO_DATA:
             self.descriptors += 1
-        elif not packet.heap_bytes:
+        elif not header.heap_bytes:
             self.empty += 1
         else:
             kind = self._kinds.get((destination, flavour, keys))
@@ -233,13 +231,13 @@ class Survey:
             self._room -= len(keys)
             kind.values.extend(pointers.values())
             kind.numbers.append(self.heaps)
-            kind.senders.append(self._index(source))
+            kind.senders.append(self._index(sender))
 
     def _index(self, address: Address) -> int:
         return self._indices.setdefault(address, len(self._indices))
 
     def heap_bytes(self) -> collections.Counter[int]:
-        """Count the heaps whose values were kept, by their length.
+        """Count the heaps whose values were kept, by length.
 
         Returns
         -------
@@ -254,12 +252,12 @@ class Survey:
         return lengths
 
     def described(self) -> dict[int, Descriptor]:
-        """Read the descriptors that senders have sent.
+        """Read the descriptors that came.
 
         Returns
         -------
         dict of int to Descriptor
-            What was said of each item, by its ID.
+            The descriptor of each item, by its ID.
         """
         stream = spead2.recv.Stream(spead2.ThreadPool())
         queue = spead2.InprocQueue()
@@ -272,7 +270,7 @@ class Survey:
             for raw in heap.get_descriptors():
                 try:
                     item = spead2.Item.from_raw(raw, heap.flavour)
-                except (ValueError, TypeError, SyntaxError):  # of a format that spead2 does not take
+                except (ValueError, TypeError, SyntaxError):  # spead2 does not accept its format
                     continue
                 found[item.id] = Descriptor(
                     item.name,
@@ -283,14 +281,15 @@ class Survey:
         return found
 
     def streams(self) -> list[Stream]:
-        """Sort the heaps into streams, that of the most heaps first.
+        """Sort the heaps into streams, largest first.
 
-        A stream has the heaps of one flavour, length and set of items. What is rare at a destination makes no stream.
+        The heaps of a stream have the same flavour, length and set of items. Heaps that are rare at their destination
+        are left out.
 
         Returns
         -------
         list of Stream
-            Their items, senders and destinations; `propose` makes a layout of one.
+            Their items, senders and destinations; `propose` proposes a layout for one.
         """
         return sort_into_streams(self._kinds.values(), list(self._indices))
 

@@ -1,4 +1,4 @@
-"""Heaps of the same kind, and how kinds are sorted into streams."""
+"""Sort heaps into streams: those that are alike, to one or several destinations."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .decode import Flavour
 
 Address = tuple[str, int]
 
-#: Items that belong to no heap's data: padding, descriptors, stream control, and those of SPEAD itself.
+#: Items that are not data: padding, descriptors, stream control, and the items that SPEAD adds to every packet.
 NO_DATA = frozenset((0, *SPECIAL_ITEMS, spead2.DESCRIPTOR_ID, spead2.STREAM_CTRL_ID))
-#: A kind of heap is a stream of its own if there are at least so many, of the most frequent at its destination.
+#: Heaps that are alike make a stream if they are at least this fraction of the most frequent at their destination.
 _STREAM_SHARE = 0.25
 
 
@@ -32,18 +32,18 @@ class Kind:
     flavour: Flavour
     keys: tuple[int, ...]
     values: array[int] = field(default_factory=lambda: array("Q"))  # a row for each heap
-    numbers: array[int] = field(default_factory=lambda: array("Q"))  # which heap of all it was
+    numbers: array[int] = field(default_factory=lambda: array("Q"))  # position of each heap among all heaps
     senders: array[int] = field(default_factory=lambda: array("Q"))
 
     @functools.cached_property
     def immediate(self) -> frozenset[int]:
-        """IDs of the items that are data and have immediate values."""
+        """IDs of the data items with immediate values."""
         bit = self.flavour.immediate
         return frozenset(key & ~bit for key in self.keys if key & bit) - NO_DATA
 
     @functools.cached_property
     def payload(self) -> frozenset[int]:
-        """IDs of the items that are data and in the payload."""
+        """IDs of the data items in the payload."""
         return frozenset(key for key in self.keys if not key & self.flavour.immediate) - NO_DATA
 
     def table(self) -> np.ndarray:
@@ -61,25 +61,25 @@ class Kind:
 
 @dataclass(frozen=True)
 class Stream:
-    """Heaps that belong together: of one flavour, length and set of items, to one or several destinations.
+    """Heaps that belong together: with one flavour, length and set of items, to one or several destinations.
 
     Attributes
     ----------
     flavour
-        Their flavour.
+        Flavour of the heaps.
     heap_bytes
-        Bytes of their payload.
+        Bytes of payload of each heap.
     destinations
-        Where they were sent to.
+        Hosts and ports that they were sent to.
     items
-        Value of each item with an immediate value, by ID: arrays of uint64 with an element for each heap, in the
-        order of their arrival.
+        Values of each item with an immediate value, by ID: arrays of uint64 with an element for each heap, in the
+        order in which the heaps came.
     payload_items
-        IDs of the items that are in the payload.
+        IDs of the items in the payload.
     senders, targets
-        Where each heap came from (a number for each host and port), and the index of its destination.
+        For each heap, a number for the host and port of its sender, and the index of its destination.
     others
-        Heaps that went to the same destinations, but have another length, flavour or set of items.
+        Heaps to the same destinations with another length, flavour or set of items.
     """
 
     flavour: Flavour
@@ -93,12 +93,12 @@ class Stream:
 
     @property
     def heaps(self) -> int:
-        """How many heaps there are (of those whose values were kept)."""
+        """Number of heaps whose values were kept."""
         return len(self.senders)
 
 
 def sort_into_streams(kinds: Iterable[Kind], addresses: list[Address]) -> list[Stream]:
-    """Sort kinds of heaps into streams, that of the most heaps first; `addresses` has the destinations by number."""
+    """Sort kinds of heaps into streams, largest first; `addresses` has the destinations by number."""
     by_destination = sorted(kinds, key=lambda kind: kind.destination)
     merged: dict[_Signature, list[int]] = {}
     for destination, theirs in itertools.groupby(by_destination, key=lambda kind: kind.destination):
@@ -122,14 +122,14 @@ class _Signature:
 
 
 def _signatures(kinds: list[Kind]) -> Iterator[_Signature]:
-    """The signatures that are frequent at a destination."""
+    """The signatures that are frequent among the kinds of a destination."""
     counts: collections.Counter[_Signature] = collections.Counter()
     for kind in kinds:
         for length, n in zip(*np.unique(kind.lengths(), return_counts=True), strict=True):
             counts[_Signature(kind.flavour, int(length), kind.immediate, kind.payload)] += int(n)
     most = max(counts.values(), default=0)
     frequent = [signature for signature, n in counts.items() if n >= _STREAM_SHARE * most]
-    # Where some heaps of a length have more items than others, they are alike in what all of them have.
+    # Some heaps of a length may have more items than others: then the items that all of them have are taken.
     by_size: dict[tuple[Flavour, int], list[_Signature]] = {}
     for signature in frequent:
         by_size.setdefault((signature.flavour, signature.heap_bytes), []).append(signature)

@@ -1,4 +1,4 @@
-"""UDP datagrams as they come, for programs that look at packets themselves; streams have readers for that."""
+"""Receive UDP datagrams one by one, for a survey. Streams do not use this: they have readers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from speadrx.receive.readers import open_sockets
 
 from .capture import Datagram
 
-#: Bytes of receive buffer that are enough; what does not fit is dropped and counted.
+#: Bytes of receive buffer that are enough for a sample. Datagrams that do not fit are dropped and counted.
 _BUFFER_BYTES = 2**23
 _BUFFER_LIMIT = pathlib.Path("/proc/sys/net/core/rmem_max")
-#: Datagrams to take from one socket before the others have their turn.
+#: Datagrams to take from one socket before the next one has its turn.
 _BURST = 256
 _MAX_DATAGRAM = 65535
 
@@ -31,7 +31,7 @@ class Listener:
     endpoints
         Host and port of each; multicast groups are joined.
     interface
-        IPv4 address of the interface on which to join groups (for an IPv6 group, the name of the interface).
+        Interface on which to join groups: its IPv4 address, or its name for IPv6 groups.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class Listener:
     """
 
     def __init__(self, endpoints: Iterable[tuple[str, int]], interface: str | None = None) -> None:
-        # No more than anyone is granted, as that would be warned of, and a sample is good enough here.
+        # Asking for more than the system's limit would give a warning, and a sample is good enough here.
         buffer = min(_BUFFER_BYTES, int(_BUFFER_LIMIT.read_text("ascii")))
         sockets, self._owner = open_sockets(endpoints, interface, buffer)
         self._selector = selectors.DefaultSelector()
@@ -51,17 +51,17 @@ class Listener:
             self._selector.register(sock, selectors.EVENT_READ, endpoint)
 
     def receive(self, seconds: float) -> Iterator[Datagram]:
-        """Wait for datagrams, for so long at most, and give those that are there."""
+        """Wait for datagrams, at most for so many seconds, and give those that have come."""
         for key, _ in self._selector.select(seconds):
             sock = key.fileobj
             assert isinstance(sock, socket.socket)
-            with contextlib.suppress(BlockingIOError):  # it has no more
+            with contextlib.suppress(BlockingIOError):  # the socket has no more
                 for _ in range(_BURST):
                     data, sender = sock.recvfrom(_MAX_DATAGRAM)
                     yield Datagram(time.time(), (sender[0], sender[1]), key.data, data, len(data))
 
     def drops(self) -> int:
-        """Packets that the kernel dropped so far, since the receive buffers were full."""
+        """Packets that the kernel has dropped so far because a receive buffer was full."""
         return self._owner.drops()
 
     def close(self) -> None:

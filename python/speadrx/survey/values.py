@@ -1,4 +1,4 @@
-"""What the values of an item look like over many heaps: constant, rising like a time, recurring, or scattered."""
+"""Describe the values of an item over many heaps: constant, rising like a time, recurring, or scattered."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from speadrx.layout.items import TIMESTAMP_BITS
 
-#: Rank correlation with the order of arrival from which on values are taken to rise with time.
+#: Values count as rising if their rank correlation with the order of arrival is at least this.
 RISING = 0.7
-#: Distinct values that count as few.
+#: Up to so many distinct values count as few.
 FEW = 64
 _FIRST_VALUES = 4
-#: Heaps that a value must have of those of the typical heap's value, to count when the step is sought.
+#: A value counts for the step if at least this fraction of the typical number of heaps has it.
 _FREQUENT = 0.1
 
 
@@ -24,16 +24,16 @@ class Profile:
     Attributes
     ----------
     kind
-        ``"constant"``, ``"time-like"`` (rises as heaps arrive), ``"counter"`` (by 1 from heap to heap),
-        ``"few values"``, ``"recurring"`` (more values, each in several heaps) or ``"scattered"``.
+        ``"constant"``, ``"time-like"`` (rising with the order of arrival), ``"counter"`` (rising by 1 from heap to
+        heap), ``"few values"``, ``"recurring"`` (more values, each in several heaps) or ``"scattered"``.
     heaps
         Heaps with the item.
     distinct
         Distinct values.
     minimum, maximum
-        Least and greatest value.
+        Smallest and largest value.
     step
-        What lies between most neighbouring values; None for a constant, and for values that are scattered.
+        The difference between most neighbouring values; None if they are constant or scattered.
     first
         The first few values, in the order of arrival.
     """
@@ -48,7 +48,7 @@ class Profile:
 
 
 def profile(values: np.ndarray) -> Profile:
-    """Describe values (uint64, in the order of arrival, at least one)."""
+    """Describe values: at least one, as uint64, in the order of arrival."""
     distinct, counts = np.unique(values, return_counts=True)
     step: int | None = None
     if distinct.size == 1:
@@ -76,17 +76,17 @@ def profile(values: np.ndarray) -> Profile:
 
 
 def rise(values: np.ndarray) -> float:
-    """Rank correlation (Spearman's) of values with their order: 1 if they rise all the time.
+    """Rank correlation (Spearman's) of values with their order: 1 if they always rise.
 
-    Timestamps wrap at 48 bits; the wrap does not count as a fall.
+    Timestamps wrap at 48 bits. The wrap does not count as a fall.
     """
     return max(_correlation(values), _correlation(_rotated(values)))
 
 
 def unwrapped(values: np.ndarray) -> np.ndarray:
-    """Values, or if they wrap at 48 bits in between, values half of that range further on."""
+    """The values; if they wrap at 48 bits on the way, they are moved by half of that range, so that they rise."""
     if _correlation(values) >= RISING:
-        return values  # a time just before 0 is none
+        return values
     rotated = _rotated(values)
     return rotated if _correlation(rotated) >= RISING else values
 
@@ -105,12 +105,13 @@ def _correlation(values: np.ndarray) -> float:
 
 
 def common_step(values: np.ndarray) -> int | None:
-    """What lies between most neighbouring values: by majority, as a single bad one would spoil any divisor of all.
+    """The most frequent difference between neighbouring values; None if there is only one value.
 
-    A difference counts as often as the less frequent of its two values. None if there is one value only.
+    A difference counts as often as the less frequent of its two values. A common divisor of all differences would be
+    simpler, but a single bad value would spoil it.
     """
     distinct, index, counts = np.unique(unwrapped(values), return_inverse=True, return_counts=True)
-    # Where the typical heap shares its value with many, what a few have is garbage, and might separate all others.
+    # If many heaps share the typical value, a value that only a few have is garbage, and may lie between good ones.
     frequent = counts >= _FREQUENT * np.median(counts[index.reshape(-1)])
     if np.count_nonzero(frequent) > 1:
         distinct, counts = distinct[frequent], counts[frequent]
@@ -122,13 +123,13 @@ def common_step(values: np.ndarray) -> int | None:
 
 
 def most_frequent(values: np.ndarray) -> int:
-    """Return the value that is there most often."""
+    """Return the most frequent value."""
     distinct, counts = np.unique(values, return_counts=True)
     return int(distinct[np.argmax(counts)])
 
 
 def joint(*codes: np.ndarray) -> np.ndarray:
-    """Number the distinct combinations of values that stand at the same place in several arrays."""
+    """Number the distinct combinations of the values at the same index of several arrays."""
     numbers = np.zeros(codes[0].size, np.int64)
     for code in codes:
         part = np.unique(code, return_inverse=True)[1].reshape(-1)
@@ -137,5 +138,5 @@ def joint(*codes: np.ndarray) -> np.ndarray:
 
 
 def count(numbers: np.ndarray) -> int:
-    """How many numbers `joint` has given."""
+    """How many different numbers `joint` has given."""
     return int(numbers.max(initial=-1)) + 1
