@@ -1,4 +1,4 @@
-"""The faults that a receiver must survive: the table of doc/faults.md, without what the tests saw."""
+"""The faults that a receiver must survive: the rows of doc/faults.md, without what the tests saw."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Fault:
     number: int
     #: What happens.
     fault: str
-    #: What it does to a receiver that is spead2 with a placement callback and nothing else; empty if that is not known.
+    #: What it does to a receiver that is only spead2 and a placement callback; empty if that is not known.
     elsewhere: str
-    #: What it must do here.
+    #: What must happen here.
     here: str
     #: Rust tests, ``FILE::TEST`` with the file in ``tests/``; Python tests have the mark ``fault(number)``.
     rust: tuple[str, ...] = ()
@@ -25,27 +25,27 @@ FAULTS = (
         1,
         "A chunk's `data`, `present` or `extra` is too small, read-only, not contiguous or of another dtype",
         "Memory outside the buffer is overwritten",
-        "An error with the buffer's name, what was given and what is wanted, before spead2 has the chunk",
+        "An error names the buffer, what was given and what is needed, before spead2 gets the chunk",
     ),
     Fault(
         2,
-        "HEAP_LENGTH is absent, 0, less or more than the layout's, or more than the packets carry",
+        "HEAP_LENGTH is absent, 0, less or more than the layout says, or more than the packets carry",
         "Memory outside the slot, or outside the chunk, is overwritten",
-        "Absent or 0: only spead2 sees the heap. Less or more: `metadata_heaps`. Not all carried: unfinished. "
-        "Nothing is written outside the heap's own slot",
+        "Absent or 0: only spead2 sees the heap. Less or more: `metadata_heaps`. More than the packets carry: "
+        "unfinished. Nothing is written outside the heap's own slot",
     ),
     Fault(
         3,
-        "A garbage timestamp: in mid-stream, in the first heap, in one stream of a group",
+        "A garbage timestamp: in the middle of a stream, in the first heap, in one stream of a group",
         "Every heap after it is too old, for ever",
-        "A few heaps are lost at most",
+        "At most a few heaps are lost",
         rust=("timeline.rs::a_wrong_first_heap_is_outvoted",),
     ),
     Fault(
         4,
-        "The senders start again, at time 0, a day earlier or a day later",
-        "If earlier, every heap is too old, for ever",
-        "At least 99 % of the heaps after it arrive, with true timestamps, and the gap is not counted as missing",
+        "The senders restart at time 0, a day earlier or a day later",
+        "If the time is earlier, every heap is too old, for ever",
+        "At least 99 % of the heaps after that arrive, with true timestamps, and the gap does not count as missing",
         rust=(
             "timeline.rs::a_restart_costs_the_quorum",
             "timeline.rs::a_restart_with_the_clock_beyond_half_the_range_has_true_times",
@@ -56,33 +56,33 @@ FAULTS = (
         5,
         "The 48 bits of the timestamp wrap",
         "Every heap after it is too old, for ever",
-        "No heap is lost, and timestamps go on rising",
+        "No heap is lost, and timestamps keep rising",
         rust=("timeline.rs::a_wrap_costs_nothing",),
     ),
     Fault(
         6,
         "One of 80 sources has a wrong, jumping or drifting clock",
         "It can take the window away from all the others",
-        "The others lose nothing, and the counters name the one",
+        "The others lose nothing, and the counters name that source",
         rust=("timeline.rs::a_mad_source_costs_the_others_nothing",),
     ),
     Fault(
         7,
         "A stranger sends a stop item, descriptors, other flavours, unknown items",
         "The stop item ends the stream",
-        "The stream lives, and counts them",
+        "The stream goes on, and counts these heaps",
     ),
     Fault(
         8,
-        "The consumer stalls for 10 s under load, and goes on",
-        "The counters stand still, and the losses stay unseen",
-        "Scrapes are answered throughout; they show the stall, and the packets that the kernel drops; then all goes on",
+        "The consumer stops for 10 s under load, and then goes on",
+        "The counters stop, and nobody sees the losses",
+        "Scrapes are always answered. They show the stall, and the packets that the kernel drops. Then all goes on",
     ),
     Fault(
         9,
-        "All senders fall silent with a chunk half received",
+        "All senders fall silent while a chunk is half received",
         "The data stay in the receiver for ever",
-        "They are delivered after a while, once and in order; what comes later of that chunk is counted",
+        "They are delivered after a while, once and in order. Heaps of that chunk that come later are counted",
         rust=(
             "timeline.rs::what_was_flushed_is_too_old_and_what_comes_next_is_received",
             "timeline.rs::an_outage_that_agrees_with_the_clock_costs_nothing",
@@ -90,88 +90,89 @@ FAULTS = (
     ),
     Fault(
         10,
-        "The receiver is stopped with whole chunks under construction",
+        "The receiver is stopped while whole chunks are in its window",
         "These chunks are lost",
-        "Draining hands over every one",
+        "Draining hands over all of them",
     ),
     Fault(
         11,
-        "The network loses 0.1, 1, 10, 50 % of the packets",
+        "The network loses 0.1, 1, 10 or 50 % of the packets",
         "",
-        "What is missing is what the senders know was lost, exactly, source by source",
+        "For each source, exactly as many heaps are missing as the senders know were lost",
     ),
     Fault(
         12,
         "Packets are reordered, duplicated, late or corrupted",
-        "Partly unseen",
-        "Each heap is right, or counted",
+        "Part of it is not noticed",
+        "Each heap is correct, or counted",
     ),
     Fault(
         13,
-        "A million packets of random bytes, cut off, or with hostile items, between good ones",
+        "A million packets of random bytes, packets cut short, or packets with hostile items, between good ones",
         "",
         "No crash, and every good heap arrives",
     ),
     Fault(
         14,
-        "The placement callback panics (which only a test can make it do)",
+        "The placement callback panics (only a test can make it do so)",
         "The process aborts",
         "That heap is rejected as `internal_error_heaps`, and reception goes on",
         rust=("callback.rs::panic_rejects_the_heap_and_reception_goes_on",),
     ),
     Fault(
         15,
-        "A stream is deleted while it is scraped, is added twice, or goes before its collector",
-        "Counts are lost, or doubled",
-        "No counter ever falls; nothing is lost, nothing doubled",
+        "A stream is deleted while it is scraped, is added twice, or is gone before its collector",
+        "Counts are lost, or counted twice",
+        "No counter ever falls. Nothing is lost, and nothing is counted twice",
     ),
     Fault(
         16,
         "Eight threads scrape at once",
         "A scrape returns less than an earlier one did",
-        "Every counter rises only, is never more than was sent, and is exact once all is quiet",
+        "Every counter only rises, is never more than was sent, and is exact once the stream is quiet",
         rust=("snapshots.rs::a_million_snapshots_are_monotonic_and_never_above_what_was_sent",),
     ),
     Fault(
         17,
-        "The interpreter exits, is interrupted or terminated, with streams running and a chunk in a thread's hands",
+        "The interpreter exits, is interrupted or terminated while streams run and a thread holds a chunk",
         "It hangs, or crashes",
-        "It exits within 2 s with the status that it should have; the command line still prints its summary",
+        "It exits within 2 s with the right status. The command line still prints its summary",
     ),
     Fault(
         18,
         "The user's loop raises an exception, or is cancelled",
-        "Chunks leak, until the receiver has none",
+        "Chunks leak until the receiver has none",
         "Every chunk comes back to the free ring",
     ),
     Fault(
         19,
         "The user keeps every chunk",
-        "Heaps are lost in silence",
-        "The metrics and one line of the log say that the free ring is empty; once chunks come back, so do the heaps",
+        "Heaps are lost without a word",
+        "The metrics and one line of the log say that the free ring is empty. When chunks come back, so do the heaps",
     ),
     Fault(
         20,
-        "A group is stopped, one stream of which never received anything",
+        "A group is stopped, and one of its streams never received anything",
         "With a shared thread pool it can hang, and the interpreter with it",
         "It stops within 2 s",
     ),
     Fault(
         21,
         "A wrong interface, a port in use, a bad address, a missing or truncated file, no ibverbs hardware",
-        "An error that does not say of what",
-        "The error names the setting and its value, and the stream remains as it was",
+        "An error that does not say what is wrong",
+        "The error names the setting and its value, and the stream stays as it was",
     ),
     Fault(
         22,
         "Any layout, with any items",
         "",
-        "Byte for byte what a slow and obvious implementation makes of it; nothing outside a chunk, one heap in a slot",
+        "Byte for byte what a slow and obvious implementation makes of it. Nothing is written outside a chunk, and no "
+        "slot holds two heaps",
         rust=("properties.rs::callback_equals_reference",),
     ),
     Fault(
         23,
-        "Ten minutes at the highest rate that loses nothing",
+        "Ten minutes at the highest rate without loss",
         "",
         "Every heap is accounted for, and memory does not grow",
     ),

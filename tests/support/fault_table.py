@@ -17,13 +17,14 @@ DOCUMENT = pathlib.Path(__file__).parents[2] / "doc" / "faults.md"
 INTRODUCTION = """\
 # What speadrx survives
 
-Each of these faults was seen to break a receiver that is spead2 with a placement callback and nothing else, or is one
-that the network of a telescope produces. Each has tests, through real streams, that compare data and counters with
-what they know that they sent.
+Each of these faults has broken a receiver that is only spead2 and a placement callback, or is one that the network of a
+telescope produces. Each has tests that use real streams. The tests know what they sent, and compare data and counters
+with it.
 
-*Seen here* is what these tests saw: heaps sent, heaps of these that did not reach the user (because the fault lost
-them, or because they were what had to be rejected), and the *residual*, the heaps that no counter accounts for, which
-has to be 0. Tests without such numbers are about errors and the like; they say that they passed.
+*Seen here* is what these tests saw: how many heaps were sent, and how many of them did not reach the user, because the
+fault lost them or because they had to be rejected. The *residual* is the number of heaps that no counter accounts for.
+It must be 0. Tests without such numbers are about errors and the like; they only say that they passed. The
+[glossary](glossary.md) explains the terms.
 
 """
 HEADER = "| # | Fault | Elsewhere | Must happen here | Seen here |\n|---|---|---|---|---|\n"
@@ -109,7 +110,7 @@ def main() -> None:
     results = json.loads(arguments.results.read_text("utf-8"))
     rust = {} if arguments.cargo is None else cargo_outcomes(arguments.cargo.read_text("utf-8"))
     if unknown := {number for run in results["tests"].values() for number in run["rows"]} - {f.number for f in FAULTS}:
-        sys.exit(f"{arguments.results}: tests of faults that there are not: {sorted(unknown)}")
+        sys.exit(f"{arguments.results}: tests of unknown faults: {sorted(unknown)}")
     arguments.output.write_text(document(results, rust), "utf-8")
 
 

@@ -184,8 +184,8 @@ def drawn(output: str, columns: int) -> list[str]:
 def page(stage: Stage) -> Iterator[str]:
     yield "# Screens"
     yield (
-        "What each command shows in a terminal of 80 columns, and of 200 where that differs. `make screens` runs them "
-        "all and writes this page; what depends on the machine is that of one run."
+        "This is what each command shows in a terminal of 80 columns, and of 200 columns if that differs.\n"
+        "`make screens` runs all commands and writes this page. What depends on the machine is from one run."
     )
     seen = set()
     for command in COMMANDS:
