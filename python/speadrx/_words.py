@@ -16,7 +16,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def listed(things: Iterable[object], most: int, separator: str = ", ") -> str:
+def listed(things: Iterable[object], most: int = 8, separator: str = ", ") -> str:
     """Write a list, which says how many more there are after the first things.
 
     Examples

@@ -258,7 +258,7 @@ def test_route_by_the_wrong_interface(wires):
     with wires.traffic():
         found = doctor(wires, code=1)
     text, _ = problems(found)["multicast_route"]
-    assert f"the route to {GROUP} goes by another, but packets come in by in" in text
+    assert f"the route to {GROUP} uses another, but packets come in at in" in text
     mend(wires, found, "multicast_route")
     assert receive(wires) == HEAPS
     with wires.traffic():
@@ -299,7 +299,7 @@ def test_strict_reverse_path(wires, args, where):
     with wires.traffic(FAR_SENDER):
         found = doctor(wires, *args, code=1)
     text, commands = problems(found)["rp_filter"]
-    assert f"1 on in drops what {FAR_SENDER} sends: the route to it goes by another" in text
+    assert f"1 on in drops packets from {FAR_SENDER}: the route to it uses another" in text
     assert commands == ["sysctl -w net.ipv4.conf.in.rp_filter=2"]
     if "0" not in args:
         # It is the first that is named after how far packets get.
@@ -332,9 +332,7 @@ def test_no_route_back(wires, mode):
     assert receive(wires, RECEIVER, FAR_SENDER) == 0
     with wires.traffic(FAR_SENDER):
         found = doctor(wires, "--interface", RECEIVER, code=1)
-    assert (
-        f"{mode} on in drops what {FAR_SENDER} sends: the route to it does not exist" in problems(found)["rp_filter"][0]
-    )
+    assert f"{mode} on in drops packets from {FAR_SENDER}: there is no route to it" in problems(found)["rp_filter"][0]
     mend(wires, found, "rp_filter")
     assert receive(wires, RECEIVER, FAR_SENDER) == HEAPS
     with wires.traffic(FAR_SENDER):
@@ -347,7 +345,7 @@ def test_one_of_two_senders_is_dropped(wires):
     with wires.traffic(), wires.traffic(FAR_SENDER):
         found = doctor(wires, "--interface", RECEIVER, code=1)
     assert re.search(
-        rf"7148: \d+ packets in 1 s, but none of the \d+ that {FAR_SENDER} sent", problems(found)["arrival"][0]
+        rf"7148: \d+ packets in 1 s, but none of \d+ packets from {FAR_SENDER}", problems(found)["arrival"][0]
     )
     assert "rp_filter" in problems(found)
     mend(wires, found, "rp_filter")
@@ -378,7 +376,7 @@ def test_small_mtu_without_packet_size(wires):
         found = doctor(wires, "--interface", RECEIVER, code=1)
     assert problems(found).keys() == {"arrival"}
     ((text, commands),) = [(text, commands) for severity, check, text, commands in found if check == "mtu"]
-    assert re.match(r"in \(MTU 1500\) dropped \d+ packets, of perhaps more than 1472 bytes", text)
+    assert re.match(r"in \(MTU 1500\) dropped \d+ packets, perhaps because they have more than 1472 bytes", text)
     for command in commands:
         wires.receiver.run("sh", "-c", command)
     assert receive(wires, RECEIVER) == HEAPS
@@ -477,7 +475,7 @@ def test_without_rights(wires):
     wires.sysctl("net.ipv4.conf.in.rp_filter", 1)
     with wires.traffic(FAR_SENDER):
         found = doctor(wires, "--interface", RECEIVER, code=1, prefix=nothing)
-    assert "only root can see" in problems(found)["arrival"][0]
+    assert "Run this as root to see" in problems(found)["arrival"][0]
     assert re.search(r"1 on in: it dropped \d+ packets while listening", problems(found)["rp_filter"][0])
 
 

@@ -1,4 +1,4 @@
-"""The check of the firewall: which of its rules drop the packets, and the rule that lets them in."""
+"""Check of the firewall: find rules that drop the packets, and the command that lets them in."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ import shlex
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from .finding import Case, Finding
+from speadrx._words import counted
+
+from .case import Case
+from .finding import Finding
 from .iptables import translate
-from .rules import Packet, Rules, Verdict
+from .nftables import ExpectedPacket, Ruleset, Verdict
 from .system import NET, Unknown, read, run
 
-#: Family and table of rules that come from the older kind of iptables, which nftables does not show.
+#: Stands for the family of rules of legacy iptables, which nft does not show.
 _LEGACY = "iptables"
 
 
 def firewall(case: Case) -> Iterator[Finding]:
     """Packets that a firewall drops never reach the socket."""
-    rules = _legacy() or Rules(json.loads(run("nftables", "nft", "--json", "list", "ruleset")))
+    ruleset = _legacy() or Ruleset(json.loads(run("nftables", "nft", "--json", "list", "ruleset")))
     found: dict[tuple[str, str, str], tuple[dict[str, Any], Verdict, set[int]]] = {}
     for packet in _packets(case):
-        for chain in rules.base:
-            verdict = rules.judge(chain, packet)
+        for chain in ruleset.base:
+            verdict = ruleset.judge(chain, packet)
             if verdict.what == "drop":
                 key = (chain["table"], chain["name"], verdict.rule)
                 found.setdefault(key, (chain, verdict, set()))[2].add(packet.port)
     for chain, verdict, ports in found.values():
         yield _finding(case, chain, verdict, ports)
     if not found:
-        summary = (
-            "there are rules, and no endpoints to try them on" if rules.base else "it has no rules for what comes in"
-        )
-        yield Finding("firewall", "ok", "it lets the packets in" if rules.base and case.endpoints else summary)
+        summary = "it lets the packets in" if case.endpoints else "there are rules, but no endpoints to check them for"
+        yield Finding("firewall", "ok", summary if ruleset.base else "there are no rules for incoming packets")
 
 
-def _legacy() -> Rules | None:
-    """Read the rules of the older kind of iptables, if any are loaded."""
+def _legacy() -> Ruleset | None:
+    """Read the rules of legacy iptables, if there are any."""
     try:
         tables = read(f"{NET}/ip_tables_names")
-    except Unknown:  # none of it in this kernel, or the right to look is missing
+    except Unknown:  # this kernel does not have it, or we may not look
         return None
-    return Rules(translate(run("iptables", "iptables-legacy-save", "--counters"), _LEGACY)) if tables else None
+    return Ruleset(translate(run("iptables", "iptables-legacy-save", "--counters"), _LEGACY)) if tables else None
 
 
-def _packets(case: Case) -> Iterator[Packet]:
+def _packets(case: Case) -> Iterator[ExpectedPacket]:
     senders = sorted({*case.senders, *(sender for _, sender, _ in (case.heard.seen or {} if case.heard else {}))})
     for endpoint in case.resolved:
         address = endpoint.address
@@ -52,7 +53,7 @@ def _packets(case: Case) -> Iterator[Packet]:
         inlet = case.inlet(endpoint)
         sources = [sender for sender in senders if (":" in sender) == (version == 6)]
         for source in (*sources,) or (None,):
-            yield Packet(
+            yield ExpectedPacket(
                 version=version,
                 destination=None if address in ("0.0.0.0", "::") else address,
                 port=endpoint.port,
@@ -63,12 +64,12 @@ def _packets(case: Case) -> Iterator[Packet]:
 
 def _finding(case: Case, chain: dict[str, Any], verdict: Verdict, ports: set[int]) -> Finding:
     where = f"{chain['family']} {chain['table']} {chain['name']}"
-    counted = "" if verdict.packets is None else f" (it has dropped {verdict.packets} packets)"
+    dropped = "" if verdict.packets is None else f" (it has dropped {counted(verdict.packets, 'packet')})"
     may = "drops" if verdict.sure else "may drop"
-    summary = f"{where} {may} UDP to port {', '.join(map(str, sorted(ports)))}: {verdict.rule}{counted}"
-    why = "What the firewall drops comes to the interface, and never to the socket."
+    summary = f"{where} {may} UDP to port {', '.join(map(str, sorted(ports)))}: {verdict.rule}{dropped}"
+    why = "Packets that the firewall drops reach the interface, but not the socket."
     if not verdict.sure:
-        why += " Whether the rule applies depends on more than is known here."
+        why += " The rule depends on things that are not known here."
     return Finding("firewall", "problem" if verdict.sure else "warning", summary, why, (_mend(chain, ports),))
 
 

@@ -1,4 +1,8 @@
-"""The rules of iptables, as those of nftables that say the same."""
+"""Translate rules of iptables to the same rules of nftables.
+
+The program iptables-restore-translate does this too, but it drops the counters, and its text would have to be loaded
+into a kernel before nft could write it as JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ import shlex
 from typing import Any
 
 _HOOKS = {"PREROUTING": "prerouting", "INPUT": "input"}
-_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}  # those of the kernel; tables of other kinds drop nothing
+_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}  # as in the kernel; other tables drop nothing
 _VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
-#: Options that say nothing about packets.
+#: Options that select no packets, and how many words follow each.
 _SILENT = {"-m": 1, "--comment": 1, "--reject-with": 1}
 _LEFT = {
     "-p": {"meta": {"key": "l4proto"}},
@@ -24,9 +28,9 @@ _LEFT = {
 
 
 def translate(text: str, family: str = "ip") -> dict[str, Any]:
-    r"""Make of what ``iptables-save --counters`` prints what ``nft --json list ruleset`` would.
+    r"""Translate the output of ``iptables-save --counters`` to that of ``nft --json list ruleset``.
 
-    What is not understood becomes a condition of which nothing is known. The family is that of all its chains.
+    An option that is not understood becomes a condition that may hold or not. All chains get the family.
 
     Examples
     --------
@@ -66,7 +70,7 @@ def _expressions(words: list[str]) -> list[dict[str, Any]]:
         if option in ("-j", "-g"):
             name = words.pop(0)
             jump = {"jump" if option == "-j" else "goto": {"target": name}}
-            # Targets in capitals are the kernel's own; others than these let packets go on.
+            # These other targets of the kernel let packets go on. All other names are chains.
             target = {_VERDICTS[name]: None} if name in _VERDICTS else None if name in _PASSING else jump
         elif option in _LEFT:
             right = _right(option, words.pop(0))

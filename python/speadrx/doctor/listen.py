@@ -1,4 +1,4 @@
-"""Listening as the receiver would, and next to it at the interfaces, to tell how far packets get."""
+"""Listen at sockets, as the receiver would, and at interfaces, to find out how far packets get."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 
 from speadrx.receive.readers import Endpoint, SocketSet, make_socket
 
-from .finding import Case, Heard
+from .case import Case, Heard
 from .system import Unknown, counters
 from .tap import Tap
 
-# Linux has it, the socket module does not.
+# Linux has this option, but the socket module does not.
 _IP_MULTICAST_ALL = 49
 
 _POLL_SECONDS = 0.1
-_BURST = 256  # packets read from a socket before others have their turn
-_LAST_SECONDS = 1.0  # for what the kernel has queued
+_BURST = 256  # packets to read from a socket before the next one has its turn
+_LAST_SECONDS = 1.0  # to read what the kernel has queued
 
-#: Seconds for which groups are joined on other interfaces, at most: a link may be too slow for them.
+#: Longest time for which groups are joined on other interfaces, in seconds: a link may be too slow for them.
 _SEARCH_SECONDS = 2.0
 
 
 class _Ears:
-    """Sockets, and who sent what came out of them."""
+    """Sockets, and the packets that came out of them."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
-        #: By endpoint, sender and the interface that the socket was added with.
+        #: Packets, by endpoint, sender and the interface that the socket was added with.
         self.came: Counter[tuple[str, str, str]] = Counter()
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self._readers: dict[socket.socket, Callable[[], object]] = {}
@@ -63,7 +63,7 @@ class _Ears:
         while (left := deadline - time.monotonic()) > 0 and not stop.is_set() and not enough():
             for key, _ in self._selector.select(min(left, _POLL_SECONDS)):
                 key.data()
-        # The tap ends first: what it has seen is in a socket by then, or it is lost.
+        # The tap ends first. What it has seen is then either in a socket or lost.
         for sock in tap.sockets if tap is not None else ():
             self._selector.unregister(sock)
             sock.close()
@@ -81,30 +81,30 @@ def _tap(endpoints: list[Endpoint], stack: contextlib.ExitStack) -> Tap | None:
 
 
 def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> Heard:
-    """Bind and join as the receiver would, and count what comes.
+    """Bind and join as the receiver would, and count the packets that come.
 
-    What does not come to a multicast endpoint is then looked for by joining the group on each of the other
-    interfaces, for at most 2 seconds: packets have come from there before the checks name it.
+    If nothing comes to a multicast endpoint, its group is then joined on each of the other interfaces, for at most 2
+    seconds. So the checks name another interface only if packets have come in there.
 
     Parameters
     ----------
     case
         What to listen to.
     seconds
-        How long, in seconds.
+        How long to listen, in seconds.
     stop
-        Ends it early.
+        Ends it early when it is set.
 
     Returns
     -------
     Heard
-        What came, by endpoint and sender, and what the kernel counted meanwhile. An endpoint that cannot be bound or
-        joined is no error: it is in `errors`.
+        What came, by endpoint and sender, and what the kernel counted meanwhile. Endpoints that cannot be bound or
+        joined are in its `errors`.
 
     Raises
     ------
     ValueError
-        If an endpoint is none, or its host is unknown.
+        If an endpoint is invalid, or its host is unknown.
     """
     stop = stop or threading.Event()
     before, start = counters(), time.monotonic()
@@ -142,7 +142,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
 def _search(
     case: Case, silent: list[Endpoint], seen: dict[tuple[str, str, str], int], seconds: float, stop: threading.Event
 ) -> dict[str, str]:
-    """Find the interfaces by which multicast endpoints come in, other than the right ones."""
+    """Find multicast endpoints that come in at the wrong interface, and that interface."""
     found: dict[str, str] = {}
     try:
         inlets = {str(endpoint): case.inlet(endpoint) for endpoint in silent}
@@ -172,7 +172,7 @@ def _search(
 
         def heard() -> dict[str, str]:
             counts: Any = ears.came if tap is None else ears.came | tap.seen
-            # What has begun to come by the right interface meanwhile is not found elsewhere.
+            # An endpoint may have begun to come in at the right interface meanwhile.
             right = {(name, inlet.name) for name, inlet in inlets.items() if inlet is not None}
             return {name: at for name, _, at in counts if (name, at) not in right}
 
@@ -181,7 +181,7 @@ def _search(
 
 
 def _join(endpoint: Endpoint, index: int, stack: contextlib.ExitStack) -> socket.socket:
-    """Make a socket that gets an IPv4 group from one interface alone."""
+    """Make a socket that receives an IPv4 group from one interface only."""
     sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)

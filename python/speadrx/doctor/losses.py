@@ -1,4 +1,4 @@
-"""Checks of what comes of packets: what arrived, what the kernel dropped, who else has the port."""
+"""Checks of packets on their last steps: what arrived, what the kernel dropped, which process has the port."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
+from speadrx._words import counted, listed
 from speadrx.receive.readers import Endpoint
 
-from .finding import Case, Finding, Heard, Severity
+from .case import Case, Heard
+from .finding import Finding, Severity
 from .host import LARGE_BACKLOG
-from .paths import _listed
 from .system import UdpSocket, counters, raise_to, udp_sockets
 
 #: Counters of losses, and what they count.
 _LOSSES = {
-    "Udp.RcvbufErrors": "packets dropped because the buffer of a socket was full, here of any program's",
+    "Udp.RcvbufErrors": "packets dropped because the socket buffer of any program was full",
     "Udp.InCsumErrors": "packets with a wrong UDP checksum",
-    "Ip.ReasmFails": "fragmented packets that lacked a fragment",
+    "Ip.ReasmFails": "fragmented packets with a missing fragment",
     "TcpExt.IPReversePathFilter": "packets dropped by rp_filter",
     "softnet.dropped": "packets dropped because net.core.netdev_max_backlog was reached",
 }
@@ -32,48 +33,49 @@ def arrival(case: Case) -> Iterator[Finding]:
     heard = case.heard
     if heard is None:
         if case.endpoints:
-            why = "Listening tells how far packets get: give --listen SECONDS."
-            yield Finding("arrival", "unknown", "nobody has listened", why)
+            why = "Use --listen SECONDS to find out how far packets get."
+            yield Finding("arrival", "unknown", "nothing was listened to", why)
         return
     alike: dict[tuple[Severity, str, str], list[str]] = {}
     for endpoint in map(str, case.resolved):
         alike.setdefault(_how_far(heard, endpoint), []).append(endpoint)
     for (severity, text, why), endpoints in alike.items():
-        yield Finding("arrival", severity, f"{_listed(endpoints)}: {text}", why)
+        yield Finding("arrival", severity, f"{listed(endpoints)}: {text}", why)
 
 
 def _how_far(heard: Heard, endpoint: str) -> tuple[Severity, str, str]:
     """Say how far packets of an endpoint get: severity, summary, and what it means."""
     during = f"in {heard.seconds:g} s"
     at = heard.interfaces(endpoint)
-    seen = f"{sum(at.values())} packets at {_listed(sorted(at))} {during}"
+    seen = f"{counted(sum(at.values()), 'packet')} at {listed(sorted(at))} {during}"
     error = heard.errors.get(endpoint)
     if heard.arrives(endpoint):
-        n = sum(n for (name, _), n in heard.came.items() if name == endpoint)
+        came = counted(sum(n for (name, _), n in heard.came.items() if name == endpoint), "packet")
         if lost := _lost_between(heard, endpoint):
-            text = f"{n} packets {during}, but none of the {sum(lost.values())} that {_listed(lost)} sent"
-            return "problem", text, "They come to the interface, and the kernel drops them there."
-        return "ok", f"{n} packets {during}", ""
+            text = f"{came} {during}, but none of {counted(sum(lost.values()), 'packet')} from {listed(lost)}"
+            return "problem", text, "They reach the interface, and then the kernel drops them."
+        return "ok", f"{came} {during}", ""
     if error == errno.EADDRINUSE:
-        why = "Another process has the port, so what comes out of its socket only that process knows."
-        return ("ok", seen, why) if at else ("unknown", "in use, so it cannot be listened to", why)
+        why = "Another process has the port, so only that process knows what comes out of its socket."
+        return ("ok", seen, why) if at else ("unknown", "the port is in use, so nothing can listen to it", why)
     if endpoint in heard.elsewhere:
-        return "problem", f"nothing {during}; it comes in by {heard.elsewhere[endpoint]}", "It is not joined there."
+        where = heard.elsewhere[endpoint]
+        return "problem", f"nothing {during}; it comes in at {where}", "The group is not joined on that interface."
     if error == errno.EMFILE:
-        why = "The receiver cannot either: it needs a file for each endpoint. 'ulimit -n' shows and raises the limit."
+        why = "A receiver needs a file for each endpoint. 'ulimit -n' shows the limit, and raises it."
         return "problem", f"cannot be received ({os.strerror(error)})", why
     if error is not None:
         return "problem", f"cannot be received ({os.strerror(error)})", "The receiver cannot bind or join it either."
     if at:
-        return "problem", f"{seen}, but nothing at the socket", "The kernel drops them on the way there."
+        return "problem", f"{seen}, but nothing at the socket", "The kernel drops them on the way to the socket."
     if heard.seen is None:
-        return "problem", f"nothing {during}", "Whether anything comes to the interface only root can see."
+        return "problem", f"nothing {during}", "Run this as root to see whether anything comes to the interface."
     why = "Nothing comes to any interface: nobody sends, the network does not deliver, or packets are too large."
     return "problem", f"nothing {during}", why
 
 
 def _lost_between(heard: Heard, endpoint: str) -> dict[str, int]:
-    """Count packets of senders that are seen at an interface, of which none came out of the socket."""
+    """Count packets at the interfaces from senders of which nothing came out of the socket."""
     lost: dict[str, int] = {}
     for (name, sender, _), n in (heard.seen or {}).items():
         if name == endpoint and (endpoint, sender) not in heard.came:
@@ -82,23 +84,23 @@ def _lost_between(heard: Heard, endpoint: str) -> dict[str, int]:
 
 
 def drops(case: Case) -> Iterator[Finding]:
-    """What the kernel has dropped never reaches the receiver."""
+    """Packets that the kernel drops never reach the receiver."""
     heard = case.heard
     now = counters() if heard is None else heard.after
     losses = dict(_LOSSES)
     for name in case.inlets():
-        losses[f"{name}.rx_dropped"] = f"packets that {name} dropped, also such as nobody here has asked for"
-        losses[f"{name}.rx_errors"] = f"packets damaged on the way to {name}"
+        losses[f"{name}.rx_dropped"] = f"packets that {name} dropped, including packets that nobody here wanted"
+        losses[f"{name}.rx_errors"] = f"packets that were damaged on the way to {name}"
     counts = {name: now[name] for name in losses if now.get(name)}
     for name, count in counts.items():
         why = f"These are {losses[name]}."
         rise = 0 if heard is None else heard.rise(name)
         if heard is not None and rise > 0:
             summary = f"{name} rose by {rise} in {heard.seconds:g} s, to {count}"
-            # Of whichever socket on this machine they are; the check of the port knows those of the endpoints.
+            # Only a warning: these counters are of all sockets. The check "port" knows those of the endpoints.
             yield Finding("drops", "warning", summary, why, _mend(name, case))
         else:
-            summary = f"{name} is {count} since this machine started" + (", and does not rise now" if heard else "")
+            summary = f"{name} is {count} since this machine started" + (", and is not rising now" if heard else "")
             yield Finding("drops", "ok", summary, why)
     if not counts:
         yield Finding("drops", "ok", "the kernel has dropped nothing since this machine started")
@@ -122,17 +124,18 @@ def port(case: Case) -> Iterator[Finding]:
             owners = _owners() if owners is None else owners
             yield _user(case, endpoint, sock, owners.get(sock.inode, "a process that only root can see"))
         if not users:
-            yield Finding("port", "ok", f"{endpoint} is in use by nobody")
+            yield Finding("port", "ok", f"{endpoint} is not in use")
 
 
 def _user(case: Case, endpoint: Endpoint, sock: UdpSocket, who: str) -> Finding:
     rise = 0 if case.heard is None else case.heard.rise(f"socket {sock.inode}.drops")
     if case.heard is not None and rise > 0:
-        summary = f"{who} lost {rise} packets of {endpoint} in {case.heard.seconds:g} s, as its buffer was full"
-        return Finding("port", "problem", summary, "It does not take packets as fast as they come.")
-    summary = f"{endpoint} is in use by {who}, which has lost {sock.drops} packets"
+        during = f"in {case.heard.seconds:g} s"
+        summary = f"{who} lost {counted(rise, 'packet')} of {endpoint} {during}, because its buffer was full"
+        return Finding("port", "problem", summary, "It does not read packets as fast as they come.")
+    summary = f"{endpoint} is in use by {who}, which has lost {counted(sock.drops, 'packet')}"
     if not endpoint.multicast:
-        return Finding("port", "warning", summary, "Unless it is the receiver, no receiver can be started.")
+        return Finding("port", "warning", summary, "If that is not the receiver, no receiver can start.")
     return Finding("port", "warning" if sock.drops else "ok", summary)
 
 
@@ -145,7 +148,7 @@ def _same_address(sock: UdpSocket, address: str) -> bool:
 
 
 def _owners() -> dict[int, str]:
-    """Name the processes that have sockets, by inode, as far as they may be looked at."""
+    """Name the processes that have sockets, by inode, as far as we may see them."""
     owners: dict[int, str] = {}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Checks of the way to the socket: interface, route of the groups, membership, reverse path, packet size."""
+"""Checks of the way to the socket: interface, route to the groups, membership, reverse path, packet size."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
+from speadrx._words import counted, listed
 from speadrx.receive.readers import MAX_UDP_PAYLOAD, Endpoint
 
-from .finding import Case, Finding
+from .case import Case
+from .finding import Finding
 from .system import NET, Link, raise_to, read, sysctl
 
-#: What an IP and a UDP header take, by version.
+#: Bytes of an IP header and a UDP header, by address family.
 _OVERHEAD = {socket.AF_INET: 28, socket.AF_INET6: 48}
 
-#: The largest packet that networks for such data are made for (9216 bytes with all headers).
+#: The largest packets that networks for such data usually support (9216 bytes with all headers).
 _JUMBO_MTU = 9000
 _JUMBO_PAYLOAD = 9172
 
-#: SPEAD's own items and a few more, in a packet.
+#: Bytes in a packet for the SPEAD header and its usual items.
 _SPEAD_BYTES = 96
-
-
-def _listed(things: Iterable[object], most: int = 8) -> str:
-    names = [str(thing) for thing in things]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _networks(addresses: Iterable[str]) -> Iterator[ipaddress.IPv4Network]:
@@ -40,74 +36,75 @@ def _multicast(case: Case, *families: socket.AddressFamily) -> list[Endpoint]:
 
 
 def interface(case: Case) -> Iterator[Finding]:
-    """Nothing comes in by an interface that is not there, is down or has no link."""
+    """Nothing comes in at an interface that does not exist, is down, or has no link."""
     check = "interface"
-    known = _listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
+    known = listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
     if case.interface is not None and case.link is None:
-        summary = f"no interface is called {shlex.quote(case.interface)} or has this address (there are: {known})"
+        summary = f"no interface has the name or address {shlex.quote(case.interface)} (there are: {known})"
         likely = _likely_link(case) if _multicast(case) else None
         mend = () if likely is None else (case.command(likely.ipv4 or likely.name),)
         yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
     elif case.interface is not None and case.interface in case.links and _multicast(case, socket.AF_INET):
-        summary = f"{case.interface} is a name, and its address is {case.links[case.interface].ipv4}"
-        yield Finding(check, "warning", summary, "For IPv4, a receiver must be given the address.")
+        summary = f"{case.interface} is the name of an interface; its address is {case.links[case.interface].ipv4}"
+        yield Finding(check, "warning", summary, "For IPv4, give the receiver the address.")
     for endpoint in case.resolved:
         if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::"):
             yield from _own_address(case, endpoint, known)
         elif endpoint.one_link and endpoint.interface is None and case.interface is None:
-            summary = f"{endpoint} is another group on each interface, and none is given (there are: {known})"
+            summary = f"{endpoint} is a different group on each interface: give an interface (there are: {known})"
             likely = _likely_link(case)
             mend = () if likely is None else (case.command(likely.name),)
-            yield Finding(check, "problem", summary, "The receiver cannot bind it without one.", mend)
+            yield Finding(check, "problem", summary, "The receiver cannot bind the group without one.", mend)
     for link in case.inlets().values():
         yield from _link_state(case, link)
     yield from _elsewhere(case)
 
 
 def _own_address(case: Case, endpoint: Endpoint, known: str) -> Iterator[Finding]:
-    """Check that a unicast endpoint is here, and at the interface that is given, if any is."""
-    local = (case.route(endpoint.address) or {}).get("type") == "local"  # as all of 127.0.0.0/8 is
+    """Check that a unicast endpoint belongs to this machine, and to the interface if one is given."""
+    local = (case.route(endpoint.address) or {}).get("type") == "local"  # such as all of 127.0.0.0/8
     if not local and case.inlet(endpoint) is None:
-        summary = f"{endpoint.address} is no address of this machine (there are: {known})"
+        summary = f"{endpoint.address} is not an address of this machine (there are: {known})"
         yield Finding("interface", "problem", summary, f"The receiver cannot bind {endpoint}.")
     elif case.link is not None and endpoint.address not in case.link.addresses:
-        summary = f"{case.interface} is given for {endpoint}, which is not at that interface"
-        yield Finding("interface", "problem", summary, "The receiver refuses that: leave the interface out.")
+        summary = f"{endpoint} is not an address of the interface {case.interface}"
+        yield Finding("interface", "problem", summary, "The receiver refuses this: leave the interface out.")
 
 
 def _link_state(case: Case, link: Link) -> Iterator[Finding]:
     check = "interface"
     if "UP" not in link.flags:
-        why = "Nothing comes in by an interface that is down."
+        why = "Nothing comes in at an interface that is down."
         yield Finding(check, "problem", f"{link.name} is down", why, (f"ip link set dev {link.name} up",))
     elif "LOWER_UP" not in link.flags:
-        yield Finding(check, "problem", f"{link.name} has no carrier", "No cable, or its other end is down.")
+        why = "There is no cable, or its other end is down."
+        yield Finding(check, "problem", f"{link.name} has no carrier", why)
     elif _multicast(case) and "MULTICAST" not in link.flags and not link.loopback:
-        why = "The network is not asked for the groups."
+        why = "The kernel does not ask the network for the groups."
         mend = (f"ip link set dev {link.name} multicast on",)
         yield Finding(check, "problem", f"{link.name} has multicast switched off", why, mend)
     elif link.ipv4 is None and _multicast(case, socket.AF_INET):
         yield Finding(check, "problem", f"{link.name} has no IPv4 address", "No IPv4 group can be joined on it.")
     else:
-        yield Finding(check, "ok", f"{link.name} is up, {_listed(link.addresses)}, MTU {link.mtu}")
+        yield Finding(check, "ok", f"{link.name} is up, {listed(link.addresses)}, MTU {link.mtu}")
 
 
 def _elsewhere(case: Case) -> Iterator[Finding]:
-    """Find groups that come in by another interface than the one that the receiver is given."""
+    """Find groups that come in at another interface than the one that the receiver uses."""
     if case.interface is None or case.link is None or case.heard is None:
         return
     by_link = collections.defaultdict(list)
     for endpoint, name in case.heard.elsewhere.items():
         by_link[name].append(endpoint)
     for name, endpoints in by_link.items():
-        summary = f"{_listed(endpoints)} comes in by {name}, and not by {case.interface} ({case.link.name})"
-        why = "Groups are joined on the wrong interface: give the receiver the one that this command has."
+        summary = f"packets to {listed(endpoints)} come in at {name}, not at {case.interface} ({case.link.name})"
+        why = "The groups are joined on the wrong interface. Give the receiver the interface of this command:"
         mend = (case.command(case.links[name].ipv4 or name),)
         yield Finding("interface", "problem", summary, why, mend)
 
 
 def _likely_link(case: Case, endpoint: Endpoint | None = None) -> Link | None:
-    """Find the interface by which packets should come in: where they do, where senders are, or the only one."""
+    """Find the interface at which packets should come in: where they do, where the senders are, or the only one."""
     elsewhere = {} if case.heard is None else case.heard.elsewhere
     if str(endpoint) in elsewhere:
         return case.links.get(elsewhere[str(endpoint)])
@@ -121,7 +118,7 @@ def _likely_link(case: Case, endpoint: Endpoint | None = None) -> Link | None:
 
 
 def multicast_route(case: Case) -> Iterator[Finding]:
-    """Without an interface, a receiver joins its groups where the route to them goes."""
+    """Without an interface, a receiver joins its groups on the interface of the route to them."""
     groups = _multicast(case, socket.AF_INET)
     if not groups or case.interface is not None:
         return
@@ -131,33 +128,34 @@ def multicast_route(case: Case) -> Iterator[Finding]:
         target = likely.name if likely is not None else ""
         if link is None:
             summary = "there is no route to {}"
-            wrong[summary, "Joining a group fails (No such device).", target].append(endpoint.address)
+            wrong[summary, "The receiver cannot join the group (No such device).", target].append(endpoint.address)
         elif case.heard is not None and str(endpoint) in case.heard.elsewhere:
             target = case.heard.elsewhere[str(endpoint)]
-            summary = f"the route to {{}} goes by {link.name}, but packets come in by {target}"
+            summary = f"the route to {{}} uses {link.name}, but packets come in at {target}"
             wrong[summary, "The groups are joined on the wrong interface.", target].append(endpoint.address)
         else:
             yield from _joined_well(case, endpoint, link)
     for (summary, why, target), addresses in wrong.items():
         mend = tuple(f"ip route replace {net} dev {target}" for net in _networks(addresses)) if target else ()
         if not target:
-            names = _listed(link.name for link in case.links.values() if link.usable)
-            why += f" Give the receiver an interface (there are: {names})."
-        yield Finding("multicast_route", "problem", summary.format(_listed(addresses)), why, mend)
+            names = listed(link.name for link in case.links.values() if link.usable)
+            why += f" Give the receiver an interface (there are: {names or 'none'})."
+        yield Finding("multicast_route", "problem", summary.format(listed(addresses)), why, mend)
 
 
 def _joined_well(case: Case, endpoint: Endpoint, link: Link) -> Iterator[Finding]:
     towards = {case.way_to(sender) for sender in case.senders} - {"", link.name}
     if towards and (case.heard is None or not case.heard.arrives(str(endpoint))):
-        summary = f"the route to {endpoint.address} goes by {link.name}, but that to the sender by {_listed(towards)}"
-        why = "The group may be joined on the wrong interface; listening (--listen) tells."
+        summary = f"the route to {endpoint.address} uses {link.name}, but the route to the sender {listed(towards)}"
+        why = "The group may be joined on the wrong interface: use --listen to find out."
         yield Finding("multicast_route", "warning", summary, why)
     else:
-        yield Finding("multicast_route", "ok", f"{endpoint.address} is joined on {link.name}, where its route goes")
+        summary = f"{endpoint.address} is joined on {link.name}, as the route to it says"
+        yield Finding("multicast_route", "ok", summary)
 
 
 def membership(case: Case) -> Iterator[Finding]:
-    """The network sends a group only to those who have joined it."""
+    """The network delivers a group only to machines that have joined it."""
     groups = _multicast(case, socket.AF_INET)
     if not groups:
         return
@@ -173,13 +171,13 @@ def membership(case: Case) -> Iterator[Finding]:
             joined[socket.inet_ntoa(struct.pack("@I", int(fields[0], 16)))].append(name)
     for endpoint in groups:
         version = versions.get(link.name, "?") if (link := case.inlet(endpoint)) is not None else "?"
-        where = _listed(joined[endpoint.address]) if endpoint.address in joined else "nobody"
-        summary = f"{endpoint.address} is joined now on: {where} (IGMP {version})"
+        where = listed(joined[endpoint.address]) if endpoint.address in joined else "no interface"
+        summary = f"{endpoint.address} is now joined on {where} (IGMP {version})"
         yield Finding("membership", "ok", summary, "A receiver joins when it starts.")
 
 
 def rp_filter(case: Case) -> Iterator[Finding]:
-    """The kernel drops packets whose sender it would not answer by the same interface, if it is so strict."""
+    """A strict kernel drops packets if its route to their sender uses another interface."""
     everywhere = sysctl("net.ipv4.conf.all.rp_filter")
     wrong: dict[tuple[str, int, str], list[str]] = collections.defaultdict(list)
     good = set()
@@ -195,28 +193,28 @@ def rp_filter(case: Case) -> Iterator[Finding]:
     for (name, mode, back), senders in wrong.items():
         yield _reverse_path(name, mode, back, senders)
     for name, mode in sorted(good - {(name, mode) for name, mode, _ in wrong}):
-        yield Finding("rp_filter", "ok", f"{mode} on {name} lets the senders' packets in")
+        yield Finding("rp_filter", "ok", f"{mode} on {name}: it lets the senders' packets in")
     dropped = case.heard.rise("TcpExt.IPReversePathFilter") if case.heard is not None else 0
     for link in case.inlets().values() if not good and not wrong else ():
         mode = max(everywhere, sysctl(_rp_setting(link.name)))
         if mode and dropped:
-            summary = f"{mode} on {link.name}: it dropped {dropped} packets while listening"
-            why = "These come from senders to which the route goes by another interface."
+            summary = f"{mode} on {link.name}: it dropped {counted(dropped, 'packet')} while listening"
+            why = "The route to their senders uses another interface."
             yield Finding("rp_filter", "problem", summary, why, raise_to(_rp_setting(link.name), 2))
         else:
-            why = "Strict (1) drops what comes from senders to which the route goes elsewhere: give --sender to check."
+            why = "Strict (1) drops packets if the route to their sender uses another interface: check with --sender."
             yield Finding("rp_filter", "ok", f"{mode} on {link.name}", why if mode == 1 else "")
 
 
 def _rp_setting(name: str) -> str:
-    """Name the setting of an interface; that for all interfaces counts too, where it is greater."""
+    """Name the setting of an interface. The setting for all interfaces counts instead if it is greater."""
     return f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
 
 
 def _reverse_path(name: str, mode: int, back: str, senders: list[str]) -> Finding:
-    where = f"goes by {back}" if back else "does not exist"
-    summary = f"{mode} on {name} drops what {_listed(senders)} sends: the route to it {where}"
-    why = f"Packets come in by {name}, and the kernel would not answer by it, so it takes their source for forged."
+    route = f"the route to it uses {back}" if back else "there is no route to it"
+    summary = f"{mode} on {name} drops packets from {listed(senders)}: {route}"
+    why = f"The packets come in at {name}, but the kernel would not answer there, so it takes their sender for forged."
     if back:
         return Finding("rp_filter", "problem", summary, why, raise_to(_rp_setting(name), 2))
     mend = tuple(f"ip route replace {net} dev {name}" for net in _networks(senders))
@@ -224,7 +222,7 @@ def _reverse_path(name: str, mode: int, back: str, senders: list[str]) -> Findin
 
 
 def mtu(case: Case) -> Iterator[Finding]:
-    """The interface drops packets that are larger than its MTU, before anything can be counted per stream."""
+    """The interface drops packets that are larger than its MTU, and no stream can count them."""
     overhead = max((_OVERHEAD[endpoint.family] for endpoint in case.resolved), default=_OVERHEAD[socket.AF_INET])
     for link in case.inlets().values():
         most = min(link.mtu - overhead, MAX_UDP_PAYLOAD)
@@ -234,18 +232,19 @@ def mtu(case: Case) -> Iterator[Finding]:
             case.heard is not None and not any(case.heard.arrives(str(e)) for e in case.resolved) and _drops(case, link)
         ):
             summary = (
-                f"{link.name} (MTU {link.mtu}) dropped {_drops(case, link)} packets, of perhaps more than {most} bytes"
+                f"{link.name} (MTU {link.mtu}) dropped {counted(_drops(case, link), 'packet')}, perhaps because they "
+                f"have more than {most} bytes"
             )
-            why = "Nothing else came in: packets may be larger. Give --packet-size to be sure."
+            why = "Nothing else came in, so packets may be too large. Use --packet-size to be sure."
             yield Finding("mtu", "warning", summary, why, (_set_mtu(link, _JUMBO_MTU),))
         elif case.layout is not None and most < (size := case.layout.heap_bytes + _SPEAD_BYTES) <= _JUMBO_PAYLOAD:
             summary = (
                 f"MTU {link.mtu} of {link.name} is too small for heaps of {case.layout.heap_bytes} bytes in one packet"
             )
-            why = "If senders send them so, none comes in. Give --packet-size, the senders' maximum, to be sure."
+            why = "If senders do that, nothing comes in. Use --packet-size with the senders' maximum to be sure."
             yield Finding("mtu", "warning", summary, why, (_set_mtu(link, size + overhead),))
         else:
-            yield Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} lets in {most} bytes of UDP payload")
+            yield Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} allows {most} bytes of UDP payload")
 
 
 def _drops(case: Case, link: Link) -> int:
@@ -263,8 +262,7 @@ def _fits(link: Link, packet_size: int, overhead: int) -> Finding:
         return Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} has room for packets of {packet_size} bytes")
     summary = f"MTU {link.mtu} of {link.name} is too small: {packet_size} bytes of payload need {wanted}"
     if link.max_mtu and wanted > link.max_mtu:
-        return Finding(
-            "mtu", "problem", summary, f"It can be {link.max_mtu} at most: let senders send smaller packets."
-        )
-    why = "The interface drops larger packets, and nobody else counts them."
+        why = f"It can be at most {link.max_mtu}: make the senders send smaller packets."
+        return Finding("mtu", "problem", summary, why)
+    why = "The interface drops larger packets, and only it counts them."
     return Finding("mtu", "problem", summary, why, (_set_mtu(link, wanted),))

@@ -1,4 +1,4 @@
-"""What the system says of itself: /proc, /sys, and iproute2's JSON; what it does not say is `Unknown`."""
+"""Read the state of the system from /proc, /sys and iproute2; what cannot be read is `Unknown`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-#: Seconds that a program of the system may take.
+#: Longest time to wait for a program of the system, in seconds.
 _PATIENCE = 10.0
 
-#: More processors than Linux can be built for.
+#: More processors than Linux supports.
 _MOST_CPUS = 1 << 16
 
-#: That of this thread: its network namespace may be another than that of the process.
+#: Of this thread, whose network namespace may differ from that of the process.
 NET = "/proc/thread-self/net"
 
 
-class Unknown(Exception):  # noqa: N818 (it is a result, and no error)
-    """Something that cannot be known here; the message says why."""
+class Unknown(Exception):  # noqa: N818 (it is a result, not an error)
+    """Something cannot be known here; the message says why."""
 
 
 def read(path: str) -> str:
@@ -29,7 +29,7 @@ def read(path: str) -> str:
     Raises
     ------
     Unknown
-        If that is not possible.
+        If it cannot be read.
     """
     try:
         return pathlib.Path(path).read_text(errors="replace").strip()
@@ -38,34 +38,34 @@ def read(path: str) -> str:
 
 
 def sysctl(name: str) -> int:
-    """Read a number that ``sysctl`` would show; as there, a slash in a name stands for a dot that separates nothing.
+    """Read a number that ``sysctl`` would show. As there, a slash stands for a dot within a part of the name.
 
     Raises
     ------
     Unknown
-        If there is none.
+        If there is no such setting.
     """
     return int(read("/proc/sys/" + name.translate(str.maketrans("./", "/."))))
 
 
 def raise_to(name: str, value: int) -> tuple[str, ...]:
-    """Write the command that raises a setting, if it is less."""
+    """Write the command that raises a setting to a value, if it is lower."""
     try:
         enough = sysctl(name) >= value
-    except Unknown:  # here, though not where the command is to run
+    except Unknown:  # it may be known where the command is run
         enough = False
     return () if enough else (f"sysctl -w {name}={value}",)
 
 
 def run(package: str, *command: str) -> str:
-    """Run a program, and return what it prints.
+    """Run a program, and return its output.
 
     Raises
     ------
     Unknown
-        If it is not installed (the message has the package), or fails.
+        If it is not installed (the message names the package), or fails.
     """
-    # Not in everybody's path.
+    # These directories are not on every user's PATH.
     program = shutil.which(command[0]) or shutil.which(command[0], path="/usr/sbin:/sbin")
     if program is None:
         raise Unknown(f"{command[0]} is not installed (Debian: apt-get install {package})")
@@ -76,7 +76,7 @@ def run(package: str, *command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise Unknown(f"{command[0]} cannot be run: {exc}") from None
     if done.returncode:
-        reason = done.stderr.strip().splitlines() or [f"it exits with {done.returncode}"]
+        reason = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise Unknown(f"{' '.join(command)}: {reason[0]}")
     return done.stdout
 
@@ -99,12 +99,12 @@ class Link:
 
     @property
     def loopback(self) -> bool:
-        """Whether it is this machine's way to itself."""
+        """Whether it is a loopback interface."""
         return "LOOPBACK" in self.flags
 
     @property
     def usable(self) -> bool:
-        """Whether multicast could come in by it."""
+        """Whether IPv4 multicast could come in here."""
         return {"UP", "MULTICAST"} <= self.flags and self.ipv4 is not None
 
 
@@ -112,7 +112,7 @@ def read_links() -> dict[str, Link]:
     """Read all interfaces, by name."""
     links = {}
     for entry in json.loads(run("iproute2", "ip", "-json", "-details", "address", "show")):
-        if "ifname" not in entry:  # iproute2 prints empty objects for what it leaves out
+        if "ifname" not in entry:  # iproute2 prints empty objects for interfaces that it leaves out
             continue
         links[entry["ifname"]] = Link(
             name=entry["ifname"],
@@ -137,7 +137,7 @@ def route_to(address: str) -> dict[str, Any] | None:
 
 
 def counters() -> dict[str, int]:
-    """Read the kernel's counters of packets, by names such as ``Udp.RcvbufErrors``; those that are missing are none."""
+    """Read the kernel's counters of packets, by names such as ``Udp.RcvbufErrors``, as far as they can be read."""
     found: dict[str, int] = {}
     for file in ("snmp", "netstat"):
         try:
@@ -165,16 +165,16 @@ def counters() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class UdpSocket:
-    """A row of /proc/net/udp."""
+    """A UDP socket: a row of /proc/net/udp."""
 
-    address: str  # as the kernel writes it, in hexadecimal digits
+    address: str  # in hexadecimal digits, as the kernel writes it
     port: int
     inode: int
     drops: int
 
     @property
     def wildcard(self) -> bool:
-        """Whether it takes packets to any address."""
+        """Whether it receives packets to any address."""
         return not self.address.strip("0")
 
 
@@ -193,12 +193,12 @@ def udp_sockets() -> list[UdpSocket]:
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Parse a list of processors as the kernel writes it.
+    """Parse a list of processors in the kernel's format.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If the text is not such a list.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Packets as they come in by any interface, before the kernel judges them."""
+"""Count packets as they come in at any interface, before the kernel drops any."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 from speadrx.receive.readers import Endpoint
 
-# Linux has it, the socket module does not.
+# Linux has this option, but the socket module does not.
 _SO_ATTACH_FILTER = 26
 _ETH_P_IP, _ETH_P_IPV6 = 0x0800, 0x86DD
 
-_BURST = 256  # packets read before others have their turn
+_BURST = 256  # packets to read before the next socket has its turn
 _HEADERS_BYTES = 128
 _BUFFER = 2**23
-#: The filter's jumps have 8 bits.
+#: More would need jumps of more than 8 bits in the filter.
 _MOST_PORTS = 200
 
 # Instructions of the classic packet filter, from linux/filter.h.
@@ -28,9 +28,9 @@ _IF_EQUAL, _IF_BITS, _RETURN = 0x15, 0x45, 0x06
 
 
 def _program(family: int, ports: Sequence[int]) -> bytes:
-    """Make a program that passes UDP to some ports; of an IPv4 packet in fragments, it passes the first."""
+    """Make a filter that passes UDP packets to these ports; of a fragmented IPv4 packet, the first fragment."""
     n = len(ports)
-    # Each line: instruction, lines to skip if it is true and if not, operand. The last two refuse and pass.
+    # A line: instruction, lines to skip if true, lines to skip if false, operand. The last two lines reject and pass.
     if family == socket.AF_INET6:
         lines = [(_LOAD_BYTE, 0, 0, 6), (_IF_EQUAL, 0, 1 + n, socket.IPPROTO_UDP), (_LOAD_HALF, 0, 0, 42)]
     else:
@@ -48,12 +48,12 @@ def _program(family: int, ports: Sequence[int]) -> bytes:
 
 
 class Tap:
-    """Counts packets to endpoints, at whatever interface they come in.
+    """Counts packets to endpoints at all interfaces.
 
     Parameters
     ----------
     endpoints
-        What to look for.
+        Endpoints to look for.
     stack
         Closes the sockets.
 
@@ -79,14 +79,14 @@ class Tap:
                 pointer = struct.pack("HP", len(program) // 8, ctypes.addressof(memory))
                 sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            # What came before there was a filter.
+            # Packets that came before the filter was set.
             with contextlib.suppress(BlockingIOError):
                 while True:
                     sock.recv(1, socket.MSG_DONTWAIT)
             self.sockets.append(sock)
 
     def read(self, sock: socket.socket) -> None:
-        """Count what has come."""
+        """Count the packets that have come to a socket."""
         buffer = bytearray(_HEADERS_BYTES)
         for _ in range(_BURST):
             try:

@@ -1,4 +1,7 @@
-"""What a firewall makes of a packet that is to come: rules of nftables, followed as far as they can be understood."""
+"""Predict what the rules of nftables do with a packet, as far as the rules can be understood.
+
+The kernel would know exactly, but only if a rule that traces packets were added, and once packets come.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: Hooks that a packet to this machine passes.
+#: Hooks that a packet to this machine passes, in order.
 HOOKS = ("ingress", "prerouting", "input")
 
-#: Families of tables that such a packet passes; the first is not nftables' own, but `iptables.translate` has it.
+#: Families of tables that such a packet passes. nftables does not have the first: `iptables.translate` uses it.
 _FAMILIES = ("iptables", "ip", "ip6", "inet", "netdev")
 
-#: Jumps from chain to chain, at most.
+#: Most jumps from chain to chain.
 _MOST_JUMPS = 16
 
-#: What a statement may hinge on that cannot be known here.
+#: Statements whose result cannot be known here.
 _CONDITIONS = ("limit", "quota", "ct count", "xt", "meter")
 _VERDICTS = ("accept", "drop", "reject", "return", "jump", "goto", "vmap")
 
@@ -26,8 +29,8 @@ ChainId = tuple[str, str, str]  # family, table, name
 
 
 @dataclass(frozen=True)
-class Packet:
-    """What rules can know of a UDP packet; None is not known."""
+class ExpectedPacket:
+    """What is known about a UDP packet that is expected; None means that it is not known."""
 
     version: Literal[4, 6]
     destination: str | None
@@ -36,7 +39,7 @@ class Packet:
     interface: str | None = None
 
     def value(self, left: dict[str, Any]) -> Any:
-        """Look up what a match asks for: a value, or None if it is not known."""
+        """The value that a match compares; None if it is not known."""
         if "meta" in left:
             known = {"l4proto": "udp", "iifname": self.interface, "iif": self.interface}
             known["nfproto"] = "ipv4" if self.version == 4 else "ipv6"
@@ -50,40 +53,41 @@ class Packet:
                 known = {"protocol": "udp", "nexthdr": "udp", "daddr": self.destination, "saddr": self.source}
                 return known.get(field)
         if "ct" in left and left["ct"].get("key") == "state":
-            return "new"  # as nobody answers
+            return "new"  # nobody answers, so there is no connection
         return None
 
     def excluded(self, left: dict[str, Any]) -> bool:
-        """Whether a match asks for a field of another protocol, which excludes the packet."""
+        """Whether a match is for another protocol, so that it never matches the packet."""
         protocol = left.get("payload", {}).get("protocol", "udp")
         return protocol in ("tcp", "icmp", "icmpv6", "sctp", "igmp", "arp", "ip6" if self.version == 4 else "ip")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a packet."""
+    """What happens to a packet."""
 
-    #: ``"continue"`` where a chain has nothing to say.
+    #: ``"continue"`` if no rule of the chain decides.
     what: Literal["accept", "drop", "continue"]
     sure: bool = True
-    #: The rule that says so, about as nft writes it, and how many packets it has counted.
+    #: The rule that decides, roughly as nft writes it.
     rule: str = ""
+    #: Packets that this rule has counted; None if it does not count.
     packets: int | None = None
-    #: Whether the chain ends with it.
+    #: Whether later rules of the chain are skipped.
     final: bool = True
 
 
-class Rules:
+class Ruleset:
     """All rules of a firewall.
 
     Parameters
     ----------
     document
-        What ``nft --json list ruleset`` prints; its schema is libnftables-json(5).
+        The output of ``nft --json list ruleset``. libnftables-json(5) describes it.
     """
 
     def __init__(self, document: dict[str, Any]) -> None:
-        #: The chains at which packets come in, in the order in which they pass them.
+        #: The base chains that incoming packets pass, in order.
         self.base: list[dict[str, Any]] = []
         self._rules: dict[ChainId, list[list[Any]]] = collections.defaultdict(list)
         self._sets: dict[ChainId, list[Any]] = {}
@@ -97,8 +101,8 @@ class Rules:
                 self._sets[value["family"], value["table"], value["name"]] = value.get("elem", [])
         self.base.sort(key=lambda chain: (HOOKS.index(chain["hook"]), chain.get("prio", 0)))
 
-    def judge(self, chain: dict[str, Any], packet: Packet) -> Verdict:
-        """Say what a base chain makes of a packet."""
+    def judge(self, chain: dict[str, Any], packet: ExpectedPacket) -> Verdict:
+        """Predict what a base chain does with a packet."""
         family = chain["family"]
         if family in ("ip", "iptables", "ip6") and (family == "ip6") != (packet.version == 6):
             return Verdict("accept")
@@ -111,13 +115,13 @@ class Rules:
         if verdict.what == "continue":
             policy = chain.get("policy", "accept")
             verdict = dataclasses.replace(verdict, what=policy, rule=f"policy {policy}")
-        # Which interface a chain is for, old versions of nft do not tell.
+        # Old versions of nft do not say which interface a chain is for.
         known = family != "netdev" or (devices is not None and packet.interface is not None)
         return dataclasses.replace(verdict, sure=verdict.sure and known)
 
-    def _walk(self, chain: ChainId, packet: Packet, jumps: int) -> Verdict:
+    def _walk(self, chain: ChainId, packet: ExpectedPacket, jumps: int) -> Verdict:
         sure = True
-        doubt: Verdict | None = None  # the first rule that may have dropped it
+        doubt: Verdict | None = None  # of the first rule that may drop the packet
         last = Verdict("continue")
         for expressions in self._rules[chain]:
             verdict = self._rule(expressions, packet, chain, jumps)
@@ -133,8 +137,8 @@ class Rules:
             return doubt
         return dataclasses.replace(last, sure=sure)
 
-    def _rule(self, expressions: list[Any], packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
-        """Say what a rule makes of a packet; None if that is nothing."""
+    def _rule(self, expressions: list[Any], packet: ExpectedPacket, chain: ChainId, jumps: int) -> Verdict | None:
+        """Predict what a rule does with a packet; None if it does nothing."""
         sure, packets, verdict = True, None, None
         for kind, value in map(_parts, expressions):
             if kind == "match":
@@ -153,21 +157,21 @@ class Rules:
         rule, packets = verdict.rule or _text(expressions), verdict.packets if verdict.rule else packets
         return dataclasses.replace(verdict, sure=sure and verdict.sure, rule=rule, packets=packets)
 
-    def _verdict(self, kind: str, value: Any, packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
+    def _verdict(self, kind: str, value: Any, packet: ExpectedPacket, chain: ChainId, jumps: int) -> Verdict | None:
         if kind == "vmap":
             return self._look_up(value, packet, chain, jumps)
         if kind in ("jump", "goto"):
             if not jumps:
                 return Verdict("continue", sure=False)
             there = self._walk((chain[0], chain[1], value["target"]), packet, jumps - 1)
-            # What comes back from a jump goes on here.
+            # After a jump that decides nothing, the rules here go on.
             return dataclasses.replace(there, final=kind == "goto" or there.what != "continue")
         if kind == "return":
             return Verdict("continue")
         return Verdict("accept" if kind == "accept" else "drop")
 
-    def _look_up(self, value: Any, packet: Packet, chain: ChainId, jumps: int) -> Verdict | None:
-        """Say what a map from values to verdicts makes of a packet."""
+    def _look_up(self, value: Any, packet: ExpectedPacket, chain: ChainId, jumps: int) -> Verdict | None:
+        """Predict what a map from values to verdicts does with a packet."""
         key = packet.value(value["key"]) if isinstance(value["key"], dict) else None
         data = value["data"]
         if key is None or not isinstance(data, dict):
@@ -177,7 +181,7 @@ class Rules:
                 return self._verdict(*_parts(verdict), packet, chain, jumps)
         return None
 
-    def _match(self, match: dict[str, Any], packet: Packet, chain: ChainId) -> bool | None:
+    def _match(self, match: dict[str, Any], packet: ExpectedPacket, chain: ChainId) -> bool | None:
         left = match["left"]
         if not isinstance(left, dict):
             return None
@@ -192,7 +196,7 @@ class Rules:
         return None if found is None or match["op"] != "!=" else not found
 
     def _is(self, value: Any, wanted: Any, chain: ChainId) -> bool | None:
-        """Whether a value is what a rule wants: another, a range, a network or one of a set."""
+        """Whether a value matches what a rule names: a value, a range, a network or a set; None if it is not known."""
         if isinstance(wanted, str) and wanted.startswith("@"):
             wanted = self._sets.get((chain[0], chain[1], wanted[1:]))
         if isinstance(wanted, dict) and "set" in wanted:
@@ -231,7 +235,7 @@ def _parts(expression: Any) -> tuple[str, Any]:
 
 
 def _text(expressions: list[Any]) -> str:
-    """Write a rule about as nft does."""
+    """Write a rule roughly as nft does."""
     words = []
     for kind, value in map(_parts, expressions):
         if kind == "match":
