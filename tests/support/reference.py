@@ -108,7 +108,7 @@ class Span:
 class ReferenceTimeline:
     """What times a stream of its own believes, if none agrees with the clock.
 
-    The rules one after the other, as ARCHITECTURE.md has them; votes are counted anew from the list of all that was
+    The rules one after the other, as doc/design/time.md has them; votes are counted anew from the list of all that was
     said for and against.
     """
 
