@@ -150,3 +150,14 @@ def test_map_is_short_and_true():
     }
     assert {"missing": there - set(named), "gone": set(named) - there} == {"missing": set(), "gone": set()}
     assert [name for name in named if named.count(name) > 1] == []
+
+
+def test_design_names_files_that_are_there():
+    files = [f"/{file}" for folder in (*MAPPED, "tests") for file in (ROOT / folder).rglob("*.*")]
+    named = {
+        name
+        for page in ROOT.glob("doc/design/*.md")
+        for name in re.findall(r"`([\w/]+\.(?:rs|py))`", page.read_text("utf-8"))
+    }
+    assert named
+    assert {name for name in named if not any(file.endswith(f"/{name}") for file in files)} == set()
