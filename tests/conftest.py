@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import itertools
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 import fault_reports
 import speadrx
+from addresses import own_port
 from handmade import SMALL
 
 #: Seconds for a test, and again for its end; longer than the timeout that pytest-timeout has by default.
 LAST_TIMEOUT = 180
+#: Those of the documents' examples, of data and of metrics.
+USUAL_PORTS = (7148, 7149, 8000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,11 +31,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the mark and the fixture of tests of faults, and heed Ctrl-C."""
+    """Add the marks and the fixture of tests of faults, heed Ctrl-C, and take the ports that no test may rely on."""
     # A shell has what it starts in the background ignore SIGINT, and programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/support/fault_rows.py")
+    config.addinivalue_line("markers", "slow: left out by `make test`, and run by `make test-all`")
     config.pluginmanager.register(fault_reports.FaultResults(config.getoption(fault_reports.OPTION)))
+    if not hasattr(config, "workerinput"):  # that of pytest-xdist: one process takes them for all workers
+        config.add_cleanup(take_usual_ports().close)
+
+
+def take_usual_ports() -> contextlib.ExitStack:
+    """Take the ports of the documents' examples: what users run meanwhile, or another run of tests, may have them."""
+    with contextlib.ExitStack() as stack:
+        for port, kind in itertools.product(USUAL_PORTS, (socket.SOCK_DGRAM, socket.SOCK_STREAM)):
+            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            with contextlib.suppress(OSError):  # another program has it, which is just as well
+                sock.bind(("", port))
+        return stack.pop_all()
 
 
 @contextlib.contextmanager
@@ -76,20 +93,14 @@ def registry() -> prometheus_client.CollectorRegistry:
 
 @pytest.fixture
 def udp_port() -> int:
-    """UDP port that was free on all interfaces a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
+    """UDP port that no other test has."""
+    return own_port()
 
 
 @pytest.fixture
 def ports() -> list[int]:
-    """Several UDP ports that were free a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)]
-        for sock in sockets:
-            sock.bind(("", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+    """Three UDP ports that no other test has."""
+    return [own_port() for _ in range(3)]
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import pytest
 import spead2
 
 import speadrx
-from loopback import GROUP_PREFIX, wait_for
+from addresses import GROUP_PREFIX
+from loopback import wait_for
 from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -210,8 +210,8 @@ def test_all_that_takes_a_value_is_there():
         for line, parts in cases
     ],
 )
-def test_bad_value(workplace, option, line, parts):
-    result = CliRunner().invoke(group, line.split(), env={"COLUMNS": "300"})
+def test_bad_value(workplace, udp_port, option, line, parts):
+    result = CliRunner().invoke(group, line.replace("7148", str(udp_port)).split(), env={"COLUMNS": "300"})
     assert result.exit_code == 2, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert result.stdout == ""

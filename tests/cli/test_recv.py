@@ -8,6 +8,8 @@ import urllib.request
 
 import pytest
 
+from addresses import GROUP_PREFIX
+
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
@@ -46,7 +48,7 @@ def test_every_heap_is_accounted_for(layout, udp_port, signum):  # noqa: F811
 
 
 def test_multicast(layout, udp_port):  # noqa: F811
-    groups = f"239.102.7.1+1:{udp_port}"
+    groups = f"{GROUP_PREFIX}81+1:{udp_port}"
     with piped("recv", *layout, groups, "--interface=127.0.0.1", "--json", "--threads=2") as process:
         wait_for_line(process.stderr, "Receiving array")
         truth = send(layout, groups, "--interface=127.0.0.1", *FEW)

@@ -1,4 +1,4 @@
-"""Every command in terminals of two widths and through a pipe, in an order in which each finds what it needs."""
+"""Every command in terminals of two widths and through a pipe."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from speadrx.cli.group import COMMANDS as NAMES
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """Files that one command leaves are what the next one reads."""
+    """What one command leaves, others read."""
     return Stage(tmp_path_factory.mktemp("stage"))
 
 

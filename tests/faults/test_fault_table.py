@@ -170,6 +170,12 @@ def test_results(example):
     assert seen[7] == "(not run)"
 
 
+def test_results_of_workers_are_those_of_one_process(example):
+    _, alone = example(EXAMPLE)
+    _, shared = example(EXAMPLE, "-p", "xdist", "-n", "2")
+    assert shared == alone
+
+
 def test_results_of_several_runs_are_merged(example):
     example(EXAMPLE)
     _, results = example(

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import gc
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +24,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from speadrx.collectors import ConsumerCollector, Exporter, KernelCollector, LedgerCollector, RingCollector
 
 import speadrx
+from addresses import GROUP_PREFIX, own_port
 from handmade import SMALL, Heap, encode
-from loopback import GROUP_PREFIX, packets, received, send, wait_for
+from loopback import packets, received, send, wait_for
 from receiving import Receiver, receiver
 from speadrx import Axis, BaseLayout, Layout, TimeAxis, metrics
 
@@ -368,7 +368,7 @@ class TestExporter:
     def test_metric_names(self, exporter, make):
         """What is exported is what dashboard, alerts and `top` count on, under the names that they use."""
         stream = make()
-        speadrx.add_reader(stream, src=[("127.0.0.1", 0 + free_port())])
+        speadrx.add_reader(stream, src=[("127.0.0.1", own_port())])
         exporter.add(stream, ["x"])
         exported = {sample.name for metric in exporter.registry.collect() for sample in metric.samples}
         families = {metric.name: metric for metric in exporter.registry.collect()}
@@ -509,12 +509,6 @@ class TestExporter:
         with pytest.raises(TypeError, match="source: given InprocQueue"):
             exporter.add(spead2.InprocQueue(), ["x"])
         assert Metrics(exporter.registry).values == {}
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class TestLive:

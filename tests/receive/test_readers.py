@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import socket
 
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 import spead2
 import spead2.recv
 
+from addresses import GROUP_PREFIX, IPV6_GROUP
 from handmade import SMALL, STOP_PACKET
 from loopback import (
-    GROUP_PREFIX,
     IPV6_INTERFACE,
     check_receives,
     is_free,
@@ -151,13 +150,13 @@ class TestMulticast:
     @needs_ipv6_multicast
     @pytest.mark.parametrize("scope", ["ff12", "ff1e"])
     def test_ipv6(self, stream, udp_port, scope):
-        endpoint = (f"{scope}::{os.getpid() % 2**16:x}", udp_port)
+        endpoint = (f"{scope}::{IPV6_GROUP}", udp_port)
         add_reader(stream, src=[endpoint], interface=IPV6_INTERFACE, buffer=2**16)
         check_receives(stream, endpoint, IPV6_INTERFACE)
 
     @needs_ipv6_multicast
     def test_interface_in_the_address(self, stream, udp_port):
-        group = f"ff12::{os.getpid() % 2**16:x}"
+        group = f"ff12::{IPV6_GROUP}"
         add_reader(stream, src=[(f"{group}%{IPV6_INTERFACE}", udp_port)], buffer=2**16)
         check_receives(stream, (group, udp_port), IPV6_INTERFACE)
 
@@ -176,10 +175,10 @@ class TestExplicitStart:
             ("127.0.0.1", None),
             ("127.0.0.1", "127.0.0.1"),
             ("0.0.0.0", "127.0.0.1"),
-            (f"{GROUP_PREFIX}5", "127.0.0.1"),
-            pytest.param(f"{GROUP_PREFIX}6", None, marks=needs_multicast_route),
+            pytest.param(f"{GROUP_PREFIX}5", "127.0.0.1", id="multicast"),
+            pytest.param(f"{GROUP_PREFIX}6", None, marks=needs_multicast_route, id="multicast, default interface"),
             pytest.param("::1", None, marks=needs_ipv6),
-            pytest.param(f"ff1e::{os.getpid() % 2**16:x}", IPV6_INTERFACE, marks=needs_ipv6_multicast),
+            pytest.param(f"ff1e::{IPV6_GROUP}", IPV6_INTERFACE, marks=needs_ipv6_multicast, id="IPv6 multicast"),
         ],
     )
     def test_receives(self, make, udp_port, host, interface, caplog):

@@ -17,8 +17,9 @@ import spead2
 import spead2.recv
 
 import speadrx
+from addresses import GROUP_PREFIX
 from example_layouts import MEERKAT
-from loopback import GROUP_PREFIX, wait_for
+from loopback import wait_for
 from speadrx import Axis, Layout, Receiver, TimeAxis
 from speadrx.receive import readers, settings
 from speadrx.receive import receiver as receiver_module

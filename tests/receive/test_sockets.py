@@ -15,8 +15,9 @@ import spead2
 import spead2.recv
 
 import speadrx
+from addresses import GROUP_PREFIX
 from handmade import SMALL, STOP_PACKET, encode, small_heap
-from loopback import GROUP_PREFIX, check_receives, is_free, own_sockets, packets, received, send, wait_for
+from loopback import check_receives, is_free, own_sockets, packets, received, send, wait_for
 from speadrx import ChunkPool, add_reader
 from speadrx.receive import readers
 

@@ -12,6 +12,7 @@ import pytest
 import spead2
 import spead2.send
 
+from addresses import GROUP_PREFIX
 from receiving import assert_accounts, assert_data, receiver, residual
 from speadrx import simulate
 from speadrx.layout import Axis, Layout, SideItem, TimeAxis
@@ -63,7 +64,7 @@ def send_udp(rx, simulator, batches, tmp_path, port):
 
 
 def send_multicast(rx, simulator, batches, tmp_path, port):
-    endpoints = [("239.102.7.1", port), ("239.102.7.2", port)]
+    endpoints = [(f"{GROUP_PREFIX}71", port), (f"{GROUP_PREFIX}72", port)]
     add_reader(rx.stream, src=endpoints, interface="127.0.0.1")
     with UdpSink(endpoints, interface="127.0.0.1") as sink:
         simulator.send(sink, batches)

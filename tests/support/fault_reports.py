@@ -18,6 +18,7 @@ OPTION = "--fault-results"
 Report = dict[str, Any]
 
 _REPORTS = pytest.StashKey[list[Report]]()
+_PROPERTY = "fault"
 
 
 def fault_numbers(item: pytest.Item) -> list[int]:
@@ -62,25 +63,43 @@ class FaultResults:
         """Take down the tests that are going to run."""
         for item in session.items:
             if numbers := fault_numbers(item):
-                self._tests[item.nodeid] = {"rows": numbers, "outcome": "not run", "reports": []}
+                self._tests[item.nodeid] = _not_run(numbers)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
-        """Take down how a test, its beginning or its end went."""
+        """Give a report of a test of faults what the test has seen; a worker of pytest-xdist sends it on."""
         report: Any = yield
-        if (test := self._tests.get(item.nodeid)) is not None:
-            if report.outcome != "passed" or test["outcome"] == "not run":
-                test["outcome"] = report.outcome
-            if report.skipped:
-                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
-                test["why"] = reason.removeprefix("Skipped: ")
-            test["reports"] = item.stash.get(_REPORTS, [])
+        if fault_numbers(item):
+            report.user_properties.append((_PROPERTY, item.stash.get(_REPORTS, [])))
         return report
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the results."""
-        if self._path is not None:
-            add_results(self._path, self._tests)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take down how a test, its beginning or its end went."""
+        test = self._tests.setdefault(report.nodeid, _not_run([]))
+        if report.outcome != "passed" or test["outcome"] == "not run":
+            test["outcome"] = report.outcome
+        if report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+            test["why"] = reason.removeprefix("Skipped: ")
+        test["reports"] = dict(report.user_properties).get(_PROPERTY, test["reports"])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over which tests a worker of pytest-xdist knows to be of faults."""
+        for nodeid, numbers in getattr(node, "workeroutput", {}).get(_PROPERTY, {}).items():
+            self._tests.setdefault(nodeid, _not_run(numbers))["rows"] = numbers
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the results, or tell the process that does."""
+        tests = {nodeid: test for nodeid, test in self._tests.items() if test["rows"]}
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[_PROPERTY] = {nodeid: test["rows"] for nodeid, test in tests.items()}
+        elif self._path is not None:
+            add_results(self._path, tests)
+
+
+def _not_run(rows: list[int]) -> dict[str, Any]:
+    return {"rows": rows, "outcome": "not run", "reports": []}
 
 
 def add_results(path: pathlib.Path, tests: dict[str, dict[str, Any]]) -> None:

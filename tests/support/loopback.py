@@ -9,9 +9,6 @@ import pytest
 
 from handmade import encode, small_heap
 
-# Groups of their own for each kind of use, so that tests run at the same time do not mix on one machine.
-GROUP_PREFIX = f"239.{os.getpid() % 251}.{os.getpid() // 251 % 251}."
-
 
 def can(family, group=None):
     """Whether this machine has IPv6, or a route for multicast."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import pyte
 
+from addresses import own_port
 from loopback import wait_for
 from terminals import HEEDING, PATIENCE, SPEADRX, Terminal, environment
 
@@ -60,20 +61,25 @@ class Command:
     code: int = 0
     #: Whether it draws on the whole terminal, and puts it right at the end.
     whole: bool = False
+    #: A file that it leaves, for others to read.
+    leaves: str = ""
 
     @property
     def name(self) -> str:
         return self.line.split()[0]
 
 
-#: In an order in which each finds what it needs. PORT and OTHER stand for free ports.
+#: PORT and OTHER stand for free ports.
 COMMANDS = (
     Command("demo --seconds 1"),
     Command("layout --list"),
     Command("layout array.toml"),
-    Command(f"send -l array.toml --pcap capture.pcap --batches {BATCHES} --truth truth.json " + " ".join(FAULTS)),
-    Command("inspect capture.pcap -o proposed.toml --force"),
-    Command("replay capture.pcap -l proposed.toml --history run.json"),
+    Command(
+        f"send -l array.toml --pcap capture.pcap --batches {BATCHES} --truth truth.json " + " ".join(FAULTS),
+        leaves="capture.pcap",
+    ),
+    Command("inspect capture.pcap -o proposed.toml --force", leaves="proposed.toml"),
+    Command("replay capture.pcap -l proposed.toml --history run.json", leaves="run.json"),
     Command("plot run.json -o run.png"),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",
@@ -96,24 +102,26 @@ COMMANDS = (
 )
 
 
-def free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 class Stage:
     """A directory with what the commands need, and their ports."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
         (directory / "array.toml").write_text(ARRAY, "utf-8")
-        self._ports = {"PORT": str(free_port(socket.SOCK_DGRAM)), "OTHER": str(free_port(socket.SOCK_STREAM))}
+        self._ports = {"PORT": str(own_port()), "OTHER": str(own_port())}
 
     def arguments(self, line: str) -> list[str]:
         for name, port in self._ports.items():
             line = line.replace(name, port)
         return line.split()
+
+    def _bring(self, command: Command) -> None:
+        """Run the other commands that leave the files that a command names, if they are not there."""
+        for other in COMMANDS:
+            needed = other.name != command.name and other.leaves in command.line.split()
+            if needed and not (self.directory / other.leaves).exists():
+                code, _, errors = self.pipe(other)
+                assert code == other.code, errors
 
     @contextlib.contextmanager
     def _beside(self, command: Command) -> Iterator[None]:
@@ -138,6 +146,7 @@ class Stage:
 
     def screen(self, command: Command, columns: int) -> tuple[int, list[str]]:
         """Run a command in a terminal; return its exit code, and what is on the screen (or was, before it left)."""
+        self._bring(command)
         with contextlib.chdir(self.directory), self._beside(command):
             terminal = Terminal(*self.arguments(command.line), columns=columns, rows=ROWS)
             try:
@@ -152,6 +161,7 @@ class Stage:
 
     def pipe(self, command: Command) -> tuple[int, str, str]:
         """Run a command with its output to pipes; return its exit code, what it printed, and what it said beside."""
+        self._bring(command)
         with self._beside(command):
             process = subprocess.Popen(
                 [sys.executable, "-c", HEEDING, *SPEADRX, *self.arguments(command.line)],

@@ -10,7 +10,6 @@ import gc
 import itertools
 import random
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ import spead2.recv.asyncio
 from speadrx.collectors import Exporter
 
 import speadrx
+from addresses import own_port
 from handmade import SMALL, encode, small_heap
 from speadrx.simulate import Simulator
 
@@ -62,9 +62,7 @@ def receive(made: Any) -> Any:
     """Let a stream or each member of a group receive, and say from where."""
     ports = []
     for stream in made if isinstance(made, spead2.recv.ChunkStreamRingGroup) else [made]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("127.0.0.1", 0))
-            ports.append(sock.getsockname()[1])
+        ports.append(own_port())
         speadrx.add_reader(stream, src=[("127.0.0.1", ports[-1])])
     print("ports", *ports, flush=True)
     return made
@@ -464,9 +462,7 @@ def take_down(objects: dict[str, Any], order: list[str], rng: random.Random) -> 
 
 def any_order(seed: int) -> None:
     rng = random.Random(seed)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = own_port()
     print("ports", port, flush=True)
     threads = threading.active_count()
     gc.freeze()  # so that a collection looks at the receiver only, and is quick

@@ -31,6 +31,7 @@ import numpy as np
 import spead2.recv
 
 import speadrx
+from addresses import own_port
 from fault_reports import add_results
 from guarded import FILL, GuardedBuffer
 from handmade import SMALL, Heap, encode
@@ -442,9 +443,7 @@ class Target:
         chunk.recycle()
 
     def _connect(self, stream: Any) -> Callable[[bytes], object]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = own_port()
         speadrx.add_reader(stream, src=[("127.0.0.1", port)], buffer=2**22)
         sock = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sock.connect(("127.0.0.1", port))

@@ -6,7 +6,6 @@ import itertools
 import json
 import pathlib
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -20,6 +19,7 @@ from speadrx.collectors import Exporter
 
 import alerts
 import dashboard
+from addresses import own_port
 from prometheus_server import PrometheusServer, program, prometheus_server, wait_for
 from speadrx import metrics
 from speadrx.layout import Axis, Layout, TimeAxis
@@ -57,12 +57,6 @@ BURST_TICKS = 10
 MAX_BURSTS = 50
 
 WAIT_SECONDS = 90
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Array:
@@ -287,7 +281,7 @@ class Telescope:
     def __init__(self, stack):
         self.arrays = {}
         for kind in KINDS:
-            array = self.arrays[kind.__name__] = kind(free_port())
+            array = self.arrays[kind.__name__] = kind(own_port())
             stack.callback(array.close)
         self._stop = threading.Event()
         executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
