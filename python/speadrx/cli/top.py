@@ -432,8 +432,9 @@ def _reports(
     yield report, None
     due = time.monotonic()
     while True:
-        due = max(due + interval, time.monotonic())
-        wait(due - time.monotonic())
+        clock = time.monotonic()
+        due = max(due + interval, clock)
+        wait(due - clock)
         try:
             now = _scrape(url)
         except ScrapeError as exc:
