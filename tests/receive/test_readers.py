@@ -293,11 +293,6 @@ class TestErrors:
                 "interface: 'lo' is not the IPv4 address of an interface",
             ),
             (
-                {"src": [("239.1.2.3", 7148)], "interface": "203.0.113.1"},
-                OSError,
-                "src: cannot receive on 239.1.2.3:7148 with interface 203.0.113.1: No such device",
-            ),
-            (
                 {"src": [("127.0.0.1", 7148)], "interface": "127.0.0.2"},
                 ValueError,
                 "interface: 127.0.0.2 differs from the address of the unicast endpoint 127.0.0.1:7148",
@@ -340,9 +335,14 @@ class TestErrors:
             ),
         ],
     )
-    def test_message(self, stream, kwargs, error, message):
+    def test_message(self, stream, udp_port, kwargs, error, message):
         with pytest.raises(error, match=message):
-            add_reader(stream, **{"src": [("127.0.0.1", 7148)]} | kwargs)
+            add_reader(stream, **{"src": [("127.0.0.1", udp_port)]} | kwargs)
+
+    def test_interface_that_is_not_there(self, stream, udp_port):
+        message = f"src: cannot receive on 239.1.2.3:{udp_port} with interface 203.0.113.1: No such device"
+        with pytest.raises(OSError, match=message):
+            add_reader(stream, src=[("239.1.2.3", udp_port)], interface="203.0.113.1")
         assert own_sockets(stream) == []
 
     def test_privileged_port(self, stream, udp_port):

@@ -83,11 +83,11 @@ COMMANDS = (
     Command("plot run.json -o run.png"),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",
-        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 3.5 " + " ".join(FAULTS),
+        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 60 " + " ".join(FAULTS),
     ),
     Command(
         "inspect 127.0.0.1:PORT --seconds 1",
-        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 5",
+        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 60",
     ),
     Command("doctor 127.0.0.1:PORT --listen 0.5", code=1),
     Command("bench --seconds 3"),
@@ -138,11 +138,19 @@ class Stage:
                 stack.callback(process.kill)
             if "OTHER" in command.beside:
                 wait_for(self._is_served, PATIENCE)
+            elif command.beside:
+                self._wait_for_data()
             yield
 
     def _is_served(self) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", int(self._ports["OTHER"]))) == 0
+
+    def _wait_for_data(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", int(self._ports["PORT"])))
+            sock.settimeout(PATIENCE)
+            sock.recv(1)
 
     def screen(self, command: Command, columns: int) -> tuple[int, list[str]]:
         """Run a command in a terminal; return its exit code, and what is on the screen (or was, before it left)."""
