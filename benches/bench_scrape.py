@@ -21,11 +21,11 @@ import spead2
 import spead2.recv
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily
-from speadrx.collectors import LedgerCollector
 from speadrx.meerkat import DigitiserLayout
 
 import speadrx
 from speadrx import StatsCollector
+from speadrx.metrics.ledger import LedgerCollector
 
 N_STREAMS = 256
 SEED = 20240611

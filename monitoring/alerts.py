@@ -228,7 +228,7 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             long window, which leaves less of that to the reordering of the others; or several clocks run ahead
             together, and the heaps of all others are too old ({m.HEAPS_TOO_OLD}).
             1. Stop the sources named, or synchronise them anew.
-            2. The heaps of the others remain too old: where the stream was made with resync=True, time begins anew as
+            2. The heaps of the others remain too old: where the stream was made with resync=True, time begins again as
                soon as the sources named are right. Otherwise restart the receiver.
             """,
         ),
@@ -254,7 +254,7 @@ def alerts(thresholds: Thresholds, window: str) -> list[Alert]:
             "info",
             0,
             f"increase({m.RESTARTS}[{window}]) > 0",
-            "Time has begun anew in stream {{ $labels.stream }}",
+            "Time has begun again in stream {{ $labels.stream }}",
             f"In the last {window} senders were restarted at another time, or the time until then was wrong. The"
             " receiver has followed.",
             f"""

@@ -228,14 +228,14 @@ TIME = Row(
         ),
         Panel(
             title="Restarts",
-            description=("How often time began anew: senders were restarted, or the time so far was wrong."),
+            description=("How often time began again: senders were restarted, or the time so far was wrong."),
             queries=(Query(_by(STREAM, f"increase({_all(m.RESTARTS)}[{INTERVAL}])"), STREAM_LEGEND),),
             unit="none",
         ),
         Panel(
             title="Epoch gap",
             description=(
-                "Heaps for the time by which it jumped ahead where it began anew. They are not missing: nobody knows"
+                "Heaps for the time by which it jumped ahead where it began again. They are not missing: nobody knows"
                 " whether they were sent."
             ),
             queries=(Query(_by(STREAM, f"increase({_all(m.EPOCH_GAP_HEAPS)}[{INTERVAL}])"), STREAM_LEGEND),),

@@ -7,30 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from . import _short_names
 from ._core import LayoutError, __version__
+from .accounts.ledger import Epoch, LedgerSnapshot
 from .accounts.report import ReceiverStats, RingStats, SourceStats
 from .layout import Axis, BaseLayout, Layout, SideItem, TimeAxis
 from .receive.chunk import Chunk, ChunkPool
+from .receive.factory import make_stream, make_stream_group
 from .receive.fill import fill_missing
 from .receive.iterate import iter_chunks
+from .receive.readers import add_reader
 from .receive.receiver import Receiver
-from .receive.stream import (
-    EVICTION_MODE,
-    RECV_SENSOR_TIMEOUT_CHUNKS,
-    RECV_SENSOR_TIMEOUT_MIN,
-    Epoch,
-    LedgerSnapshot,
-    add_reader,
-    make_stream,
-    make_stream_group,
-)
+from .receive.stream import EVICTION_MODE, RECV_SENSOR_TIMEOUT_CHUNKS, RECV_SENSOR_TIMEOUT_MIN
 
 if TYPE_CHECKING:
     from . import doctor, metrics, simulate, survey
     from .accounts import history
     from .layout import meerkat
     from .layout import presets as layouts
-    from .metrics import collectors, stats
+    from .metrics import exporter as collectors
     from .metrics import sensors as sensors
+    from .metrics import stats
     from .metrics.stats import StatsCollector
     from .survey import capture as capture
     from .survey import propose

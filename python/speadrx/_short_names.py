@@ -13,7 +13,7 @@ from types import ModuleType
 #: The module ``speadrx.KEY`` is another name of ``speadrx.VALUE``.
 HOMES = {
     "capture": "survey.capture",
-    "collectors": "metrics.collectors",
+    "collectors": "metrics.exporter",
     "history": "accounts.history",
     "layouts": "layout.presets",
     "meerkat": "layout.meerkat",

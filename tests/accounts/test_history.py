@@ -248,7 +248,7 @@ def test_chunk_that_is_added_twice_is_refused():
         rx.finish()
     finally:
         rx.close()
-    assert errors == [f"chunk: ID {i} comes after {i}, but wanted a newer one" for i in range(2)]
+    assert errors == [f"chunk: given ID {i} after ID {i}, but wanted a newer chunk each time" for i in range(2)]
     assert_totals(history, rx.iterator.accounting)
 
 
@@ -302,16 +302,16 @@ def test_what_is_not_given_is_not_there():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format", "pcap", "format: 'pcap' is not 'speadrx-history'"),
-        ("version", 2, "version: 2 is not 1"),
+        ("format", "pcap", "format: 'pcap' must be 'speadrx-history'"),
+        ("version", 2, "version: 2 must be 1"),
         ("version", None, "version: None must be an integer from 0 to"),
         ("time_step", 0, "time_step: 0 must be an integer from 1 to"),
         ("time_step", True, "time_step: True must be an integer from 1 to"),
         ("heap_bytes", 1.5, "heap_bytes: 1.5 must be an integer"),
-        ("tick_rate", -1, "tick_rate: -1.0 must be a positive number, or null"),
+        ("tick_rate", -1, "tick_rate: -1.0 must be a positive number or null"),
         ("tick_rate", "fast", "tick_rate: 'fast' must be a number"),
         ("layout", 3, "layout: 3 must be a string"),
-        ("source_labels", [], "source_labels: .. must be one or more strings"),
+        ("source_labels", [], "source_labels: .. must be a list of at least one string"),
         ("source_labels", ["a", 2, "b"], "source_labels: "),
         ("rows", [], r"rows: \[\] must be an object"),
         ("rows.batches", [4], r"rows.batches: \[4\] must be 12 integers"),
@@ -321,11 +321,11 @@ def test_what_is_not_given_is_not_there():
         ("rows.present", [[1, 1, -1]] * 12, "rows.present: .* must be 12 lists of 3 integers"),
         ("rows.present", [[1, 1, 1]] * 11 + [[1]], "rows.present: .* must be 12 lists of 3 integers"),
         ("rows.present", [[1, 1, 2**63]] * 12, "rows.present: .* must be 12 lists of 3 integers"),
-        ("rows.present", [[1, 1, 2]] * 12, r"rows.present\[0\]: 2 heaps of a source are more than the 1 "),
+        ("rows.present", [[1, 1, 2]] * 12, r"rows.present\[0\]: 2 heaps of a source must be at most 1,"),
         ("rows.timestamp", [5] * 12, r"rows.timestamp\[0\]: 5 must be a multiple of time_step, 10"),
-        ("rows.batches", [1] * 11 + [0], r"rows.batches\[11\]: 0 must be an integer from 1 on"),
-        ("rows.batches", [2**62] * 12, "rows.batches: .* heaps of a source must be less than 2.63"),
-        ("chunks", 0, "chunks: 0 chunks cannot have 12 rows"),
+        ("rows.batches", [1] * 11 + [0], r"rows.batches\[11\]: 0 must be at least 1"),
+        ("rows.batches", [2**62] * 12, "rows.batches: .* heaps of each source must be less than 2.63"),
+        ("chunks", 0, "chunks: 0 does not go with 12 rows: both must be 0, or neither"),
         ("accounts", None, "accounts: None must be an object"),
         ("accounts.too_old", -1, "accounts.too_old: -1 must be an integer from 0 to"),
         ("accounts.seconds", float("nan"), "accounts.seconds: nan must be a number"),
@@ -384,11 +384,11 @@ def test_field_that_is_absent_is_named(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "is not JSON, and so no history"),
-        (b"{", "is not JSON, and so no history"),
-        (b"\xff\xfe{", "is not JSON, and so no history"),
-        (b"[" * 100_000, "is not JSON, and so no history"),
-        (b'{"format": ' + b"9" * 5000 + b"}", "is not JSON, and so no history"),
+        (b"", "is not a history, because it is not JSON"),
+        (b"{", "is not a history, because it is not JSON"),
+        (b"\xff\xfe{", "is not a history, because it is not JSON"),
+        (b"[" * 100_000, "is not a history, because it is not JSON"),
+        (b'{"format": ' + b"9" * 5000 + b"}", "is not a history, because it is not JSON"),
         (b"[]", r"document: \[\] must be an object"),
     ],
 )

@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
     "recv": {
         "ENDPOINTS": [
             ("recv -l array.toml", ["Missing"]),
-            ("recv -l array.toml localhost", ["'localhost'", "host:port"]),
+            ("recv -l array.toml localhost", ["'localhost'", "localhost:7148"]),
             ("recv -l array.toml 127.0.0.1:99999", ["99999", "1 to 65535"]),
         ],
         "--layout": [
@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--tolerance": [
             (f"{RECV} --tolerance soon", ["'soon'"]),
             (f"{RECV} --tolerance -1s", ["-1s"]),
-            (f"{RECV} --window 2 --tolerance 1s", ["1.0", "window, 2"]),
+            (f"{RECV} --window 2 --tolerance 1s", ["1.0", "window 2"]),
         ],
         "--pool": [(f"{RECV} --window 4 --pool 4", ["4"]), (f"{RECV} --pool 1000000000000", ["1000000000000"])],
         "--max-jump": [(f"{RECV} --max-jump -1", ["-1"])],
@@ -67,7 +67,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
     "send": {
         "DEST": [
             ("send -l array.toml --batches 1", ["--pcap"]),
-            ("send -l array.toml 127.0.0.1 --batches 1", ["'127.0.0.1'", "host:port"]),
+            ("send -l array.toml 127.0.0.1 --batches 1", ["'127.0.0.1'", "127.0.0.1:7148"]),
         ],
         "--layout": [("send 127.0.0.1:7148", ["Missing"]), ("send -l no.toml 127.0.0.1:7148", ["no.toml"])],
         "--set": [(f"{SEND} --set heap_bytes=x", ["heap_bytes", "x"])],
@@ -141,7 +141,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--size": [("plot capture.pcap -l array.toml --size 800", ["'800'"])],
     },
     "doctor": {
-        "ENDPOINTS": [("doctor localhost", ["'localhost'", "host:port"])],
+        "ENDPOINTS": [("doctor localhost", ["'localhost'", "localhost:7148"])],
         "--interface": [],  # a wrong one is what it is there to find
         "--sender": [("doctor 127.0.0.1:7148 --sender somebody.invalid", ["somebody.invalid"])],
         "--buffer": [("doctor 127.0.0.1:7148 --buffer -1", ["-1"])],

@@ -156,7 +156,7 @@ def test_terminal(layout, sink, columns):  # noqa: F811
     ("args", "message"),
     [
         ([], "where to? Wanted DEST"),
-        (["nowhere"], "'nowhere' is none: wanted host:port"),
+        (["nowhere"], "'nowhere' has no port: write nowhere:7148"),
         (["127.0.0.1:1", "--rate=1", "--real-time"], "--rate and --real-time both say how fast"),
         (["127.0.0.1:1", "--real-time", "--set", "time.tick_rate=0"], "tick_rate"),
         (["127.0.0.1:1", "--chunks=1", "--seconds=1"], "--chunks and --seconds both say how much"),

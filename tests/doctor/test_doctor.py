@@ -378,7 +378,7 @@ def test_only_all_shows_what_is_well():
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["239.1.2.3"], "'239.1.2.3' is none: wanted host:port"),
+        (["239.1.2.3"], "'239.1.2.3' has no port: write 239.1.2.3:7148"),
         (["no-such-host.invalid:7148"], "host 'no-such-host.invalid' cannot be resolved"),
         (["--sender", "somebody"], "somebody: wanted IP addresses"),
         (["--affinity", "2-x"], "'2-x': wanted processors"),

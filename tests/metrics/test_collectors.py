@@ -21,7 +21,7 @@ import spead2
 import spead2.recv
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from speadrx.collectors import ConsumerCollector, Exporter, KernelCollector, LedgerCollector, RingCollector
+from speadrx.collectors import Exporter
 
 import speadrx
 from addresses import GROUP_PREFIX, own_port
@@ -29,6 +29,10 @@ from handmade import SMALL, Heap, encode
 from loopback import packets, received, send, wait_for
 from receiving import Receiver, receiver
 from speadrx import Axis, BaseLayout, Layout, TimeAxis, metrics
+from speadrx.metrics.consumer import ConsumerCollector
+from speadrx.metrics.kernel import KernelCollector
+from speadrx.metrics.ledger import LedgerCollector
+from speadrx.metrics.rings import RingCollector
 
 TIME_ID, ANTENNA_ID = 0x1600, 0x4101
 STEP, BATCHES, ANTENNAS, HEAP_BYTES = 16, 4, 2, 8
@@ -196,7 +200,7 @@ class TestConsumer:
         gc.collect()
         assert Metrics(registry).total(metrics.HEAPS_PRESENT) == 5 * ANTENNAS * BATCHES
         speadrx.iter_chunks(stream)
-        assert len(stream._accounts._live) <= 1, "accounts pile up"
+        assert len(stream._accounts._open) <= 1, "accounts pile up"
 
 
 class TestKernel:
@@ -476,7 +480,7 @@ class TestExporter:
 
     @pytest.mark.parametrize("port", [-1, 65536])
     def test_bad_port(self, exporter, port):
-        with pytest.raises(ValueError, match=f"port: {port} is not in 0 to 65535"):
+        with pytest.raises(ValueError, match=f"port: {port} must be from 0 to 65535"):
             exporter.serve(port, "127.0.0.1")
 
     def test_two_in_one_registry(self):
@@ -496,9 +500,9 @@ class TestExporter:
             with pytest.raises(ValueError, match=f"labelnames: '{name}' is taken"):
                 Exporter(["stream", name])
         for name in ("", "l-band", "1st", "__name__", "stream\n", "ström"):
-            with pytest.raises(ValueError, match=r"labelnames: .* is no label name of Prometheus"):
+            with pytest.raises(ValueError, match=r"labelnames: .* is not a label name of Prometheus"):
                 Exporter(["stream", name])
-        with pytest.raises(ValueError, match="labelnames: 'stream' is there more than once"):
+        with pytest.raises(ValueError, match="labelnames: 'stream' is given more than once"):
             Exporter(["stream", "stream"])
         with pytest.raises(TypeError, match="labelnames: given the string 'stream'"):
             Exporter("stream")
@@ -506,7 +510,7 @@ class TestExporter:
             exporter.add(make(), "x")
         with pytest.raises(ValueError, match=r"labels: \(\) has 0 values.*'stream'"):
             exporter.add(make())
-        with pytest.raises(TypeError, match="source: given InprocQueue"):
+        with pytest.raises(TypeError, match="stream: given InprocQueue"):
             exporter.add(spead2.InprocQueue(), ["x"])
         assert Metrics(exporter.registry).values == {}
 
@@ -577,13 +581,14 @@ class TestLive:
             rx._executor.shutdown()
             owner = [rx.stream]
             del rx
-            holder = exporter._collectors[2]._label_sets.of(())._holder
-            for source, _ in holder:
-                del source
+            ledgers, consumer, rings, kernel = (c._label_sets.of(()) for c in exporter._collectors)
+            for stream, _ in rings._streams:
+                del stream
                 owner.clear()
             gc.collect()
             assert Metrics(registry).total(metrics.PACKETS) == n
-            assert [list(c._label_sets.of(())._holder.parts()) for c in exporter._collectors[1:]] == [[], [], []]
+            held = [rings._streams, kernel._streams, *ledgers._by_shape.values(), *consumer._by_sources.values()]
+            assert [list(streams) for streams in held] == [[], [], [], []]
 
 
 @pytest.mark.fault(15, 16)

@@ -250,7 +250,7 @@ class TestChunk:
     def test_recycled_twice(self, sink):
         chunk = Chunk(sink=sink, **buffers())
         chunk.recycle()
-        with pytest.raises(ValueError, match=r"data: no buffer given .*is it recycled twice"):
+        with pytest.raises(ValueError, match=r"data: no buffer given .*was this one recycled twice"):
             chunk.recycle()
         assert sink.free_ringbuffer.qsize() == 1
 
@@ -367,7 +367,7 @@ class TestPool:
         ChunkPool(sink, window)
         (record,) = caplog.records
         assert record.name == "speadrx.receive.chunk"
-        message = f"n: with {window} chunks in the free ring, receiving may stall: {window} are active at a time, and"
+        message = f"n: with {window} chunks in the free ring, receiving may stall: the window needs {window}, and"
         assert record.getMessage().startswith(message)
         assert record.getMessage().endswith(f"wanted at least {window + 1}")
         caplog.clear()

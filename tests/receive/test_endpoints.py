@@ -39,7 +39,7 @@ def test_parse(text, expected):
         ("[nonsense]:7148", "'nonsense' is not an IP address"),
         ("239.1.2.3+-1:7148", "'239.1.2.3+-1:7148'"),
         ("239.1.2.3+4096:7148", "4097 addresses"),
-        ("255.255.255.254+2:7148", "not so many addresses"),
+        ("255.255.255.254+2:7148", "fewer than 2 addresses follow 255.255.255.254"),
     ],
 )
 def test_errors(text, part):

@@ -261,7 +261,7 @@ class TestAccounting:
     def test_not_a_source(self, make, what):
         group = make("group")
         given = {None: None, "ring": group.data_ringbuffer, "member": group[0]}[what]
-        with pytest.raises(TypeError, match=f"source: given {type(given).__name__}, but wanted a stream or group from"):
+        with pytest.raises(TypeError, match=f"stream: given {type(given).__name__}, but wanted a stream or group from"):
             iter_chunks(given)
 
     def test_chunk_not_ours(self, make):

@@ -50,7 +50,7 @@ class ReceivedChunk:
 
 def receive(
     case: Case, packets: Iterable[bytes], *, one_buffer: bool = False, resync: bool = False
-) -> tuple[list[ReceivedChunk], speadrx.receive.stream.LedgerSnapshot, dict[str, int]]:
+) -> tuple[list[ReceivedChunk], speadrx.LedgerSnapshot, dict[str, int]]:
     """Send packets, then a stop heap, through a stream; return its chunks, its ledger and spead2's statistics."""
     layout = case.layout
     user_data = None
@@ -396,7 +396,7 @@ def random_flavour(rng: random.Random, heap: Heap, case: Case) -> int:
 def check_equal(
     reference: ReferenceStream,
     chunks: Sequence[ReceivedChunk],
-    ledger: speadrx.receive.stream.LedgerSnapshot,
+    ledger: speadrx.LedgerSnapshot,
     stats: Mapping[str, int],
 ) -> None:
     """Compare all that came out of a stream with the reference."""

@@ -300,12 +300,12 @@ class TestErrors:
             (
                 {"src": [("::1", 7148)], "interface": "lo"},
                 ValueError,
-                r"interface: 'lo' has no use for the IPv6 unicast endpoint \[::1\]:7148: leave it out",
+                r"interface: 'lo' is not used by the IPv6 unicast endpoint \[::1\]:7148: leave it out",
             ),
             (
                 {"src": [("ff11::1", 7148)], "interface": "no-such"},
                 ValueError,
-                r"interface: 'no-such' is not the name of an interface, as the IPv6 group \[ff11::1\]:7148 needs",
+                r"interface: 'no-such' is not the name of an interface, which the IPv6 group \[ff11::1\]:7148 needs",
             ),
             ({"buffer": -1}, ValueError, "buffer: -1 must be at least 0"),
             ({"buffer_size": -1}, ValueError, "buffer: -1 must be at least 0"),
@@ -313,7 +313,7 @@ class TestErrors:
             (
                 {"buffer": 5, "buffer_size": 5},
                 TypeError,
-                "buffer: 5 and buffer_size: 5 are the same setting: give one of them",
+                "buffer: 5 and buffer_size: 5 are the same setting: give only one",
             ),
             ({"max_size": 0}, ValueError, "max_size: 0 must be at least 1"),
             ({"max_size": 2**64}, ValueError, f"max_size: {2**64} must be at most {2**63 - 1}"),
@@ -324,7 +324,7 @@ class TestErrors:
             (
                 {"ibv": True, "src": [("ff11::1", 7148)], "interface": "lo"},
                 ValueError,
-                r"src: \[ff11::1\]:7148 is not an IPv4 endpoint, which is all that ibv can receive on",
+                r"src: \[ff11::1\]:7148 is not an IPv4 endpoint, and ibv can receive on nothing else",
             ),
             ({"comp_vector": None}, TypeError, "comp_vector: given None, but wanted an integer"),
             ({"ibv": True}, ValueError, "interface: None, but ibv needs the address of an interface"),
@@ -354,7 +354,7 @@ class TestErrors:
 
     def test_not_a_stream(self, make):
         for affinity in ([-1], [-1, -1]):
-            with pytest.raises(TypeError, match=r"stream: given a group; add readers to its members, group\[i\]"):
+            with pytest.raises(TypeError, match=r"stream: given a group, but wanted one of its members, group\[i\]"):
                 add_reader(make(affinity=affinity), src=[("127.0.0.1", 7148)])
         with pytest.raises(TypeError, match="stream: given NoneType, but wanted a stream or a member of a group"):
             add_reader(None, src="a.pcap")

@@ -21,7 +21,7 @@ from addresses import GROUP_PREFIX
 from example_layouts import MEERKAT
 from loopback import wait_for
 from speadrx import Axis, Layout, Receiver, TimeAxis
-from speadrx.receive import readers, settings
+from speadrx.receive import readers, settings, sockets
 from speadrx.receive import receiver as receiver_module
 from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
 
@@ -457,6 +457,8 @@ def test_metrics_end_with_the_receiver(udp_port):
 def test_interrupted_at_any_line_of_the_start(ports):
     """Whatever has been opened is closed again."""
     endpoints = [("127.0.0.1", port) for port in ports]
+    modules = (receiver_module, readers, speadrx.receive.endpoints, sockets)
+    traced = [module.__file__ for module in modules]
 
     def interrupt(after):
         """Start, and raise `KeyboardInterrupt` at a line; whether there were so many."""
@@ -464,7 +466,7 @@ def test_interrupted_at_any_line_of_the_start(ports):
 
         def trace(frame, event, _):
             nonlocal seen
-            if frame.f_code.co_filename not in (receiver_module.__file__, readers.__file__):
+            if frame.f_code.co_filename not in traced:
                 return None
             if event == "line":
                 seen += 1
@@ -574,14 +576,14 @@ def test_defaults(udp_port):
     ],
 )
 def test_sources_are_dealt_out_in_order(sources, threads, parts):
-    assert settings.deal(settings.read_sources(sources), threads) == parts
+    assert settings.deal(settings.read_inputs(sources), threads) == parts
 
 
 def test_file_with_a_colon_in_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "12:30").touch()
-    assert settings.read_sources("12:30") == ["12:30"]
-    assert settings.read_sources("12:31") == [("12", 31)]
+    assert settings.read_inputs("12:30") == ["12:30"]
+    assert settings.read_inputs("12:31") == [("12", 31)]
 
 
 def test_missing_file(tmp_path):

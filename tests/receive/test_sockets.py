@@ -19,7 +19,7 @@ from addresses import GROUP_PREFIX
 from handmade import SMALL, STOP_PACKET, encode, small_heap
 from loopback import check_receives, is_free, own_sockets, packets, received, send, wait_for
 from speadrx import ChunkPool, add_reader
-from speadrx.receive import readers
+from speadrx.receive.sockets import SocketSet
 
 
 class TestKernelDrops:
@@ -108,7 +108,7 @@ class TestKernelDrops:
     def test_counter_wraps(self, udp_port, monkeypatch):
         """The kernel counts with 32 bits; we do not."""
         counts = iter([2**32 - 2, 2**32 - 1, 3, 3])
-        sockets = readers.SocketSet()
+        sockets = SocketSet()
         sockets.add(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "0.0.0.0:0")
         monkeypatch.setattr(
             socket.socket, "getsockopt", lambda *args: struct.pack("9I", *[0] * 8, next(counts)), raising=False
@@ -224,7 +224,7 @@ class TestBuffer:
 
     def test_default(self, stream, udp_port, monkeypatch):
         asked = []
-        monkeypatch.setattr(readers, "_set_buffer", lambda sock, size: asked.append(size))
+        monkeypatch.setattr("speadrx.receive.sockets.set_buffer", lambda sock, size: asked.append(size))
         add_reader(stream, src=[("127.0.0.1", udp_port)])
         assert asked == [spead2.recv.ChunkRingStream.DEFAULT_UDP_BUFFER_SIZE]
 
@@ -255,14 +255,14 @@ for explicit_start in (False, True):
         )
         assert result.returncode == 0, result.stderr
         assert result.stderr == (
-            f"speadrx.receive.readers WARNING buffer: asked for a socket receive buffer of {asked} bytes, but the "
+            f"speadrx.receive.sockets WARNING buffer: asked for a socket receive buffer of {asked} bytes, but the "
             f"kernel granted {limit}, so packets may be lost. Raise the limit net.core.rmem_max with: "
             f"sysctl -w net.core.rmem_max={asked}\n"
         )
 
     def test_more_than_any_limit(self, stream, udp_port, caplog):
         """No advice that would not help."""
-        caplog.set_level(logging.WARNING, "speadrx.receive.readers")
+        caplog.set_level(logging.WARNING, "speadrx.receive.sockets")
         add_reader(stream, src=[("127.0.0.1", udp_port)], buffer=2**30)
         (record,) = caplog.records
         message = record.getMessage()

@@ -20,6 +20,7 @@ from speadrx.meerkat import DigitiserLayout
 import speadrx
 from handmade import SMALL, STOP_PACKET, encode, small_heap
 from speadrx import Axis, BaseLayout, ChunkPool
+from speadrx.receive import arguments
 from speadrx.receive import stream as stream_module
 
 REASONS = [
@@ -126,7 +127,7 @@ class TestConfiguration:
         ChunkPool(stream, 4)
         layout = dataclasses.replace(SMALL, heap_bytes=4096)
         for affinity in (-1, [-1, -1]):
-            with pytest.raises(ValueError, match="free_ringbuffer: is that of a stream that wants other chunks"):
+            with pytest.raises(ValueError, match="free_ringbuffer: belongs to a stream that needs other chunks"):
                 make(layout=layout, affinity=affinity, **rings() | {"free_ringbuffer": given["free_ringbuffer"]})
         # The stream that had the ring first goes on.
         feed(stream, {})
@@ -136,7 +137,9 @@ class TestConfiguration:
     @pytest.mark.parametrize("affinity", [-1, [-1, -1]])
     def test_one_ring_for_both(self, make, affinity):
         ring = spead2.recv.ChunkRingbuffer(8)
-        with pytest.raises(ValueError, match="data_ringbuffer: is also the free_ringbuffer, but wanted two rings"):
+        with pytest.raises(
+            ValueError, match="data_ringbuffer: is the same ring as free_ringbuffer, but wanted two rings"
+        ):
             make(affinity=affinity, data_ringbuffer=ring, free_ringbuffer=ring)
 
     @pytest.mark.parametrize("group", [False, True])
@@ -188,9 +191,9 @@ class TestConfiguration:
 
     def test_memcpy(self):
         # The streams replace it by their own, which calls it: it cannot be seen there.
-        config = stream_module._stream_config("make_stream", {})
+        config = arguments.stream_config("make_stream", {})
         assert config.memcpy == spead2.MEMCPY_NONTEMPORAL
-        config = stream_module._stream_config("make_stream", {"memcpy": spead2.MEMCPY_STD})
+        config = arguments.stream_config("make_stream", {"memcpy": spead2.MEMCPY_STD})
         assert config.memcpy == spead2.MEMCPY_STD
 
     @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ class TestConfiguration:
             ({"stream_stats": "heaps"}, TypeError, "stream_stats: given 'heaps', but wanted a sequence of names"),
             ({"stream_stats": ["heaps"]}, ValueError, "stream_stats: A statistic called heaps already exists"),
             ({"stream_stats": ["x", "x"]}, ValueError, "stream_stats: A statistic called x already exists"),
-            ({"stream_stats": [1]}, TypeError, "stream_stats: given 1, but wanted names"),
+            ({"stream_stats": [1]}, TypeError, "stream_stats: given 1, but wanted a name"),
             (
                 {"stream_stats": list("abcdefgh")},
                 ValueError,
@@ -258,17 +261,17 @@ class TestConfiguration:
             (
                 {"user_data": np.zeros(2, SMALL.user_data_dtype)},
                 ValueError,
-                r"user_data: given shape \(2,\), but 1 stream\(s\) want \(\) or \(1,\)",
+                r"user_data: given shape \(2,\), but wanted \(\) or \(1,\) for 1 stream\(s\)",
             ),
             (
                 {"user_data": np.zeros((1, 1), SMALL.user_data_dtype)},
                 ValueError,
-                r"user_data: given shape \(1, 1\), but 1 stream\(s\) want",
+                r"user_data: given shape \(1, 1\), but wanted",
             ),
             (
                 {"user_data": np.zeros(2, SMALL.user_data_dtype), "affinity": [-1] * 3},
                 ValueError,
-                r"user_data: given shape \(2,\), but 3 stream\(s\) want \(\), \(1,\) or \(3,\)",
+                r"user_data: given shape \(2,\), but wanted \(\), \(1,\) or \(3,\) for 3 stream\(s\)",
             ),
             ({"layout": POL_LAYOUT}, ValueError, "user_data: has no field 'pol', which the layout reads"),
             (
@@ -276,16 +279,20 @@ class TestConfiguration:
                 ValueError,
                 "pol",
             ),
-            (OWN | {"spead_items": None}, TypeError, "spead_items: needed, since OwnLayout has a placement callback"),
+            (
+                OWN | {"spead_items": None},
+                TypeError,
+                "spead_items: is needed, since OwnLayout has a placement callback",
+            ),
             (
                 OWN | {"stream_stats": ["a"]},
                 ValueError,
-                "user_data: None, but the callback needs its stats_base field to count stream_stats",
+                "user_data: None, but the callback needs its field 'stats_base' to count stream_stats",
             ),
             (
                 OWN | {"stream_stats": ["a"], "user_data": np.zeros(1, [("other", np.int32)])},
                 ValueError,
-                r"user_data: has no field 'stats_base' \(it has \['other'\]\), needed to count stream_stats",
+                r"user_data: has no field 'stats_base', which is needed to count stream_stats \(it has \['other'\]\)",
             ),
             (OWN, ValueError, "user_data: None, but the callback of OwnLayout reads it"),
         ],
@@ -365,7 +372,7 @@ class TestStatistics:
     def test_read_only(self, make):
         user_data = np.zeros((), SMALL.user_data_dtype)
         user_data.flags.writeable = False
-        with pytest.raises(ValueError, match="user_data: is read-only, but its stats_base field has to be filled in"):
+        with pytest.raises(ValueError, match="user_data: is read-only, but its field 'stats_base' has to be set"):
             make(user_data=user_data)
 
 

@@ -16,7 +16,7 @@ from addresses import GROUP_PREFIX
 from receiving import assert_accounts, assert_data, receiver, residual
 from speadrx import simulate
 from speadrx.layout import Axis, Layout, SideItem, TimeAxis
-from speadrx.receive.stream import add_reader
+from speadrx.receive.readers import add_reader
 from speadrx.simulate import GARBAGE_KINDS, Faults, InprocSink, PcapSink, Simulator, Truth, UdpSink
 
 #: Antenna and polarisation in the bits of one item, a side item above them, and sparse sub-bands.

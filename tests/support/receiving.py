@@ -11,8 +11,8 @@ import numpy as np
 import spead2.recv
 
 from speadrx.receive.chunk import Chunk, ChunkPool
+from speadrx.receive.factory import make_stream, make_stream_group
 from speadrx.receive.iterate import iter_chunks
-from speadrx.receive.stream import make_stream, make_stream_group
 from speadrx.simulate import Simulator, Truth
 
 

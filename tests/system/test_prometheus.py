@@ -24,8 +24,9 @@ from prometheus_server import PrometheusServer, program, prometheus_server, wait
 from speadrx import metrics
 from speadrx.layout import Axis, Layout, TimeAxis
 from speadrx.receive.chunk import ChunkPool
+from speadrx.receive.factory import make_stream
 from speadrx.receive.iterate import iter_chunks
-from speadrx.receive.stream import add_reader, make_stream
+from speadrx.receive.readers import add_reader
 from speadrx.simulate import Faults, InprocSink, Simulator, UdpSink
 
 MONITORING = pathlib.Path(__file__).parents[2] / "monitoring"

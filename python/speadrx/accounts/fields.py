@@ -1,4 +1,4 @@
-"""Reading documents of JSON: each field is checked as it is taken, and an error names it and its value."""
+"""Read JSON documents: each field is checked when it is taken, and an error names the field and its value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class FieldError(ValueError):
-    """A field is absent or wrong; the message names it, its value and what would be right."""
+    """A field is absent or wrong. The message names it, its value and what would be right."""
 
 
 class Fields:
@@ -19,9 +19,9 @@ class Fields:
     Parameters
     ----------
     fields
-        The object; arrays and integers of numpy are taken for lists and integers.
+        The object. Arrays and integers of numpy count as lists and integers.
     prefix
-        What stands before the names of its fields in errors, such as ``"rows."``.
+        Put before the names of its fields in errors, such as ``"rows."``.
     """
 
     def __init__(self, fields: Any, prefix: str = "") -> None:
@@ -42,11 +42,11 @@ class Fields:
         return value
 
     def optional(self, name: str, kind: type) -> Any:
-        """Take a field that may be absent or null: None then."""
+        """Take a field, or None if it is absent or null."""
         return None if self._fields.get(name, ...) is None else self.take(name, kind)
 
     def count(self, name: str, least: int = 0) -> int:
-        """Take an integer of 64 bits that is not less than another."""
+        """Take an integer that is at least `least`, and fits in 64 bits."""
         value = self._fields.get(name)
         if name not in self._fields:
             raise FieldError(f"{self._prefix}{name}: is absent")
@@ -55,20 +55,21 @@ class Fields:
         return int(value)
 
     def array(self, name: str) -> list[Any]:
-        """Take a list of anything."""
+        """Take a list."""
         if name in self._fields and isinstance(self._fields[name], (tuple, np.ndarray)):
             return list(self._fields[name])
         value: list[Any] = self.take(name, list)
         return value
 
     def counts(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Take a list of integers from 0 on, or of lists of them, as an array of int64 of that shape."""
+        """Take a list of integers that are not negative, or a list of such lists, as an int64 array of that shape."""
         value = self.array(name)
         try:
             array = np.array(value or np.zeros(shape, np.int64))
         except (ValueError, OverflowError):  # lists of different lengths
             array = np.zeros(())
-        counts = array.astype(np.int64) if array.dtype.kind in "iu" else np.zeros(())  # of 2^63 or more: negative
+        # Integers from 2^63 on become negative.
+        counts = array.astype(np.int64) if array.dtype.kind in "iu" else np.zeros(())
         if counts.shape != shape or counts.min(initial=0) < 0:
             wanted = " lists of ".join(map(str, shape))
             raise FieldError(f"{self._prefix}{name}: {_short(value)} must be {wanted} integers from 0 to 2^63 - 1")

@@ -1,4 +1,4 @@
-"""The figure of a history: what is missing by time and source, how late heaps were, and why heaps were lost."""
+"""The figure of a history: heaps missing by time and source, how late heaps were, and why heaps were lost."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from .history import History
 
 DOTS_PER_INCH = 100
-#: Of the palette of Okabe and Ito, which colour-blind people can tell apart.
+#: From the palette of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#555555"
-#: Where nothing is missing; what is missing is darker the more it is.
+#: The colour where nothing is missing. The more is missing, the darker the colour.
 COMPLETE = "#e3eaf0"
-#: Least loss with a colour of its own.
+#: The smallest loss with a colour of its own.
 LEAST_LOSS = 1e-6
-#: Pixels that what is missing has at least, so that it can be seen.
+#: Smallest width and height of a mark for missing heaps, in pixels, so that it can be seen.
 MARK = 2
-#: Pixels that the label of a bar needs, that of a source, and all bars with what is around them.
+#: Pixels: the width of a bar's label, the height of a source's label, the height of the bars with all around them.
 LABEL_WIDTH, LABEL_HEIGHT, BARS_HEIGHT = 34, 16, 250
-#: Restarts that are drawn as lines; more would hide what is missing.
+#: The largest number of restarts that are drawn as lines. More lines would hide the missing heaps.
 MAX_LINES = 40
-#: Bars of reasons; rarer ones are added up.
+#: The largest number of bars for reasons. The rarest reasons are added up.
 MAX_REASONS = 7
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "text.parse_math": False,  # labels are the user's: a dollar sign is no formula
+    "text.parse_math": False,  # labels come from the user: a dollar sign does not begin a formula
     "svg.fonttype": "none",  # text that can be searched
     "svg.hashsalt": "speadrx",  # the same figure makes the same file
 }
@@ -49,19 +49,19 @@ def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
     Parameters
     ----------
     history
-        What to draw.
+        The history.
     title
-        Text above it all.
+        Text at the top.
     size
         Width and height in pixels.
 
     Returns
     -------
     matplotlib.figure.Figure
-        It belongs to no window; `save` writes it.
+        It belongs to no window. `save` writes it to a file.
     """
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that no font has is drawn as a box
+        warnings.simplefilter("ignore")  # if no font has a letter, a box is drawn
         inches = (size[0] / DOTS_PER_INCH, size[1] / DOTS_PER_INCH)
         figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
@@ -74,7 +74,7 @@ def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
         edges, loss = _draw_waterfall(waterfall, history)
         panels = _draw_lateness(figure, below[0], history)
         _draw_reasons(figure.add_subplot(below[1]), history)
-        # What is drawn depends on the room that there is beside all labels.
+        # How much is drawn depends on the space that the labels leave.
         figure.draw_without_rendering()
         width, height = (int(length) for length in waterfall.get_window_extent().size)
         for image in waterfall.images:
@@ -88,7 +88,7 @@ def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, whose suffix (.png or .svg) says in which format.
+    """Write a figure to a file. Its suffix (.png or .svg) says in which format.
 
     Raises
     ------
@@ -102,17 +102,17 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _shortened(text: str, n: int) -> str:
-    """Text from elsewhere in a line of at most so many letters, and without what SVG cannot hold."""
+    """Cut a text to at most `n` letters, and replace letters that SVG cannot hold."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= n else f"{text[: n // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{text[-(n // 2) :]}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Write a part as a percentage that says 100 or 0 only if that is exact."""
+    """Write a part as a percentage. It says 100 or 0 only if that is exact."""
     if part in (0, whole):
         return f"{100 * part // whole if whole else 0:.0f} %"
     smaller = 100 * min(part, whole - part) / whole
-    digits = min(max(1, 1 - math.floor(math.log10(smaller))), 12)  # two that count
+    digits = min(max(1, 1 - math.floor(math.log10(smaller))), 12)  # two significant digits
     return f"{100 * part / whole:.{digits}f} %"
 
 
@@ -121,7 +121,7 @@ def _count(n: int, what: str) -> str:
 
 
 def summary(history: History) -> str:
-    """What is present and missing, in a line."""
+    """Say in one line how many heaps are present and missing."""
     if not history.chunks:
         return "nothing was received"
     present, missing = int(history.present_by_source.sum()), int(history.missing_by_source.sum())
@@ -140,7 +140,7 @@ def summary(history: History) -> str:
 
 
 def _time_unit(history: History) -> tuple[float, str]:
-    """Length of a batch, and in what."""
+    """Return the length of a batch, and its unit."""
     axes = history.axes
     if axes.tick_rate is None:
         return 1.0, "batches"
@@ -153,14 +153,14 @@ def _time_unit(history: History) -> tuple[float, str]:
 
 
 def pool(loss: np.ndarray, edges: np.ndarray, columns: int, lines: int) -> np.ndarray:
-    """Make pixels of equal size, each of the greatest loss of what it covers, so that none is overlooked.
+    """Make pixels of equal size. Each shows the greatest loss in what it covers, so that no loss is overlooked.
 
     Parameters
     ----------
     loss
         Shape (rows, sources).
     edges
-        Where rows begin, and where the last ends.
+        Where rows begin, and where the last row ends.
 
     Returns
     -------
@@ -179,14 +179,14 @@ def pool(loss: np.ndarray, edges: np.ndarray, columns: int, lines: int) -> np.nd
 
 
 def _loss_colors() -> LinearSegmentedColormap:
-    dark_end = mpl.colormaps["inferno_r"](np.linspace(0.12, 1.0, 256))  # without what is as pale as "complete"
+    dark_end = mpl.colormaps["inferno_r"](np.linspace(0.12, 1.0, 256))  # without colours as pale as COMPLETE
     colors = LinearSegmentedColormap.from_list("loss", dark_end)
     colors.set_extremes(under=COMPLETE)
     return colors
 
 
 def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Draw all but the pixels; return where rows begin and end, and which part of them is missing."""
+    """Draw all but the pixels. Return where rows begin and end, and which part of their heaps is missing."""
     batch, unit = _time_unit(history)
     axes.set_ylabel(_shortened(history.axes.source_axis or "source", 24))
     axes.set_title("Heaps missing, by time and source")
@@ -214,7 +214,7 @@ def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarra
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
     bar.set_label("missing (pale: none)")
     _mark_restarts(axes, edges[:-1][history.row_restarts > 0])
-    # On a logarithmic scale, nothing is less than anything.
+    # A logarithmic scale has no 0: a value below the scale stands for it.
     return edges, np.where(loss > 0, np.maximum(loss, least), least / 2)
 
 
@@ -229,7 +229,7 @@ def _label_sources(axes: Axes, labels: Sequence[str]) -> None:
 def _mark_restarts(axes: Axes, positions: np.ndarray) -> None:
     if not len(positions):
         return
-    axes.set_title(f"{axes.get_title(loc='left')} (\N{BLACK DOWN-POINTING TRIANGLE} time begins anew)")
+    axes.set_title(f"{axes.get_title(loc='left')} (\N{BLACK DOWN-POINTING TRIANGLE} time begins again)")
     for position in positions if len(positions) <= MAX_LINES else ():
         axes.axvline(position, color=BLUE, linestyle=(0, (4, 3)), linewidth=1)
     marks = axes.get_xaxis_transform()
@@ -240,7 +240,7 @@ def _mark_restarts(axes: Axes, positions: np.ndarray) -> None:
 
 
 def _draw_lateness(figure: Figure, place: Any, history: History) -> list[Axes]:
-    """Draw two panels, or one that says why there are none; return those with bars."""
+    """Draw two panels, or one that says why there is nothing to draw. Return the panels that have bars."""
     batches = history.accounts.get("late_batches", [])
     chunks = history.accounts.get("late_chunks", [])
     if not sum(batches) + sum(chunks):
@@ -274,19 +274,19 @@ def _draw_lateness(figure: Figure, place: Any, history: History) -> list[Axes]:
 
 
 def _trimmed(counts: list[int], least: int) -> list[int]:
-    """Leave out what is 0 at the end, but for the first."""
+    """Leave out zeros at the end, but keep at least `least` elements."""
     return counts[: max(int(np.flatnonzero(counts).max(initial=-1)) + 1, least)]
 
 
 def _power(exponent: int) -> str:
-    """Write a power of two in few letters."""
+    """Write a power of two with few letters."""
     if exponent >= 40:
         return f"2^{exponent}"
     return f"{1 << exponent % 10}{'kMG'[exponent // 10 - 1] if exponent >= 10 else ''}"
 
 
 def _thin_out(panel: Axes) -> None:
-    """Leave out labels for which there is no room; the last one stays."""
+    """Leave out labels for which there is no room. The last label stays."""
     ticks = panel.get_xticks()
     step = math.ceil(LABEL_WIDTH * (len(ticks) + 1) / panel.get_window_extent().width)
     for tick, label in zip(ticks, panel.get_xticklabels(), strict=True):
@@ -303,7 +303,7 @@ def _say_unknown(axes: Axes, text: str) -> None:
 
 
 def reasons(history: History) -> list[tuple[str, int]]:
-    """Heaps lost (and packets dropped), by reason, as far as that is known; the most frequent first."""
+    """Heaps lost (and packets dropped) by reason, as far as known. The most frequent reason is first."""
     accounts = history.accounts
     found = [
         (name, accounts[key])

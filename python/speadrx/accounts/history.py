@@ -1,4 +1,4 @@
-"""What a run saw over time: heaps present by time and source, in bounded memory, and the file that it is kept in."""
+"""The history of a run: heaps present by time and source, in bounded memory. It can be written to a file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 FORMAT = "speadrx-history"
 VERSION = 1
 
-#: Rows that a history has at most, unless it is told otherwise.
+#: By default, a history has at most this number of rows.
 MAX_ROWS = 1024
-#: With fewer there may be no room for a chunk beside what was before.
+#: With fewer rows there may be no room for the next chunk.
 MIN_ROWS = 16
 
-#: What `History.finish` takes over: plain numbers, counts by bucket, counts by name.
+#: What `History.finish` copies: plain numbers, counts by bucket, counts by name.
 NUMBERS = (
     "seconds",
     "placed",
@@ -42,7 +42,7 @@ NUMBERS = (
 )
 BUCKETS = ("late_batches", "late_chunks")
 NAMED = ("rejected",)
-#: And of each source.
+#: The same, for each source.
 SOURCE_NUMBERS = ("placed", "duplicates", "rejected")
 
 
@@ -50,7 +50,7 @@ SOURCE_NUMBERS = ("placed", "duplicates", "rejected")
 class Axes:
     """What a history knows of the layout of the heaps."""
 
-    #: Name of the layout; may be empty.
+    #: Name of the layout. It may be empty.
     layout: str
     #: Payload bytes of a heap.
     heap_bytes: int
@@ -70,7 +70,7 @@ class Axes:
 
 @runtime_checkable
 class _TellsTime(Protocol):
-    """A stream or group that knows what time its chunk IDs stand for."""
+    """A stream or group that knows the time of each chunk ID."""
 
     def _locate(self, chunk_id: int) -> tuple[int, int, bool]: ...
 
@@ -80,30 +80,32 @@ class _TellsTime(Protocol):
 class History:
     """Heaps present by time and source, from the chunks that were received.
 
-    Time is cut into rows of neighbouring batches, in the order of reception. They begin with the first batch seen and
-    end with the last chunk; those of whole chunks that never came have no heap present. Where time began anew (a
-    restarted sender), so does a row: it says so, and what lies between is in no row, as with `Accounting`, to which the
-    totals are equal. When there are too many rows, neighbours become one and rows are twice as long from then on.
+    Time is cut into rows. Each row is a number of neighbouring batches, and rows are in the order of reception. The
+    first row begins with the first batch seen, and the last row ends with the last chunk. Rows of chunks that never
+    came have no heap present. Where time began again (because a sender was restarted), a new row begins, and says so.
+    The time that was jumped over is in no row. The totals are equal to those of an `Account`.
 
-    Used by one thread at a time.
+    When there are too many rows, neighbouring rows are merged, and rows are twice as long from then on.
+
+    Only one thread may use it at a time.
 
     Parameters
     ----------
     layout
         Layout of the chunks.
     max_rows
-        Rows that it has at most; from 16 on.
+        The largest number of rows: at least 16.
 
     Raises
     ------
     TypeError
-        If the layout has a callback of its own: then the axes of a chunk are not known.
+        If the layout has a callback of its own, so that the axes of a chunk are not known.
     ValueError
         If `max_rows` is less than 16.
 
     Examples
     --------
-    Of a stream made by `make_stream`::
+    With a stream that `make_stream` made::
 
         history = History(layout)
         for chunk in iter_chunks(stream):
@@ -114,19 +116,19 @@ class History:
 
     #: What is known of the layout.
     axes: Axes
-    #: Batches of a whole row; a power of two. Rows begin at multiples of it, but for the first and those after a
-    #: restart; they are longer only where restarts were so many that rows had to share.
+    #: Batches in a whole row; a power of two. Rows begin at multiples of it, except the first row and rows after a
+    #: restart. Rows are longer only if there were so many restarts that several had to share a row.
     row_batches: int
     #: Chunks that were added.
     chunks: int
     #: Other counts of the run, as given to `finish`: `NUMBERS`, `BUCKETS` (lists), `NAMED` (by reason), and ``sources``
-    #: with a list by source for each of `SOURCE_NUMBERS`. What was not given is not there.
+    #: (a list by source for each of `SOURCE_NUMBERS`). Counts that were not given are absent.
     accounts: dict[str, Any]
 
     def __init__(self, layout: DeclarativeLayout, *, max_rows: int = MAX_ROWS) -> None:
         if not isinstance(layout, DeclarativeLayout):
             raise TypeError(
-                f"layout: given {type(layout).__name__}, but wanted a declarative layout: its axes are known"
+                f"layout: given {type(layout).__name__}, but wanted a declarative layout, whose axes are known"
             )
         if max_rows < MIN_ROWS:
             raise ValueError(f"max_rows: {max_rows} must be at least {MIN_ROWS}")
@@ -166,26 +168,26 @@ class History:
     # What was received
 
     def add(self, chunk: Chunk) -> None:
-        """Add a chunk that was received; before it is recycled.
+        """Add a chunk that was received. This must be done before the chunk is recycled.
 
         Parameters
         ----------
         chunk
-            As `iter_chunks` gives it out, each once and in that order.
+            A chunk from `iter_chunks`. Add each once, in the order in which they come.
 
         Raises
         ------
         ValueError
-            If it is not newer than the one before, is in a ring already, or has another number of heaps.
+            If the chunk is not newer than the one before, is in a ring already, or has another number of heaps.
         """
         if self._core is None:
-            raise ValueError("chunk: this history was read from a file, nothing can be added to it")
+            raise ValueError("chunk: this history was read from a file, so nothing can be added to it")
         array: Any = chunk.present
         if array is None:
-            raise ValueError("chunk: has no present (in a ring it has none: add it before it is recycled)")
+            raise ValueError("chunk: has no present, as if it were in a ring: add it before it is recycled")
         present, first_batch = self._core.account_present(array)
         if first_batch == self.axes.chunk_batches:
-            return  # nothing is in it
+            return  # it holds no heap
         begin = chunk.timestamp // self.axes.time_step
         end = begin + self.axes.chunk_batches
         restarts = self._follow(chunk, begin)
@@ -203,19 +205,21 @@ class History:
             self._present[self._rows - len(cuts) : self._rows] += self._presence(array, offsets)
 
     def _follow(self, chunk: Chunk, begin: int) -> int:
-        """Follow time; return how often it has begun anew since the chunk before."""
+        """Follow time to a chunk. Return how often time has begun again since the chunk before."""
         sink = chunk.sink()
-        if not isinstance(sink, _TellsTime):  # IDs need not tell anything
+        if not isinstance(sink, _TellsTime):  # the IDs may mean anything
             return int(self.chunks > 0 and begin < self._end)
         _, epoch, _ = sink._locate(chunk.chunk_id)
         if self.chunks and chunk.chunk_id <= self._last_chunk_id:
-            raise ValueError(f"chunk: ID {chunk.chunk_id} comes after {self._last_chunk_id}, but wanted a newer one")
+            raise ValueError(
+                f"chunk: given ID {chunk.chunk_id} after ID {self._last_chunk_id}, but wanted a newer chunk each time"
+            )
         restarts = sink._restarts(self._epoch, epoch) if self.chunks else 0
         self._last_chunk_id, self._epoch = chunk.chunk_id, epoch
         return restarts
 
     def _presence(self, present: Any, offsets: np.ndarray) -> np.ndarray:
-        """Count heaps by rows, which begin at these batches of the chunk, and by source."""
+        """Count heaps by row and source. The rows begin at these batches of the chunk."""
         array = np.asarray(present).reshape(self._shape) != 0
         array = np.moveaxis(array, self._moved, range(len(self._moved)))
         counts = np.add.reduceat(array, offsets, axis=0, dtype=np.int64)
@@ -225,7 +229,7 @@ class History:
     # Rows
 
     def _extend(self, start: int, end: int, restarts: int, *, is_new: bool) -> None:
-        """Add time, without any heap yet; a new beginning of it has a row of its own."""
+        """Add time, without any heaps yet. If time begins again, so does a row."""
         while self._rows + _cuts(start, end, self.row_batches) > len(self._batches):
             self._merge()
         bounds = np.array(
@@ -243,10 +247,10 @@ class History:
         self._rows += len(lengths)
 
     def _merge(self) -> None:
-        """Make fewer rows, twice as long."""
+        """Merge neighbouring rows."""
         n = self._rows
         if np.count_nonzero(self._restarts[:n]) > len(self._batches) // 2:
-            begins = np.arange(n) % 2 == 0  # time begins anew again and again: rows have to cover several beginnings
+            begins = np.arange(n) % 2 == 0  # there are so many restarts that several have to share a row
         else:
             self.row_batches *= 2
             begins = (self._restarts[:n] > 0) | (self._first_batch[:n] % self.row_batches == 0)
@@ -261,7 +265,7 @@ class History:
 
     @property
     def timestamps(self) -> np.ndarray:
-        """Timestamp of the first batch of each row, in ticks: int64 of shape (rows,); not in order after a restart."""
+        """Timestamp of the first batch of each row, in ticks: int64 of shape (rows,). It may fall at a restart."""
         timestamps: np.ndarray = self._first_batch[: self._rows] * self.axes.time_step
         return timestamps
 
@@ -272,7 +276,7 @@ class History:
 
     @property
     def row_restarts(self) -> np.ndarray:
-        """How often time began anew in each row, which is at its beginning unless rows had to share: int64, (rows,)."""
+        """How often time began again in each row (usually at its beginning): int64 of shape (rows,)."""
         return self._restarts[: self._rows].copy()
 
     @property
@@ -307,23 +311,24 @@ class History:
 
     @property
     def restarts(self) -> int:
-        """How often time began anew."""
+        """How often time began again."""
         return int(self._restarts.sum())
 
     # The end, and the file
 
     def finish(self, stats: Any) -> None:
-        """Take over the other counts of the run, as they are at its end.
+        """Store the other counts of the run, as they are at its end.
 
         Parameters
         ----------
         stats
-            A `ReceiverStats`, or a mapping with any of its fields. Totals that follow from the rows are left out.
+            A `ReceiverStats`, or a mapping with any of its fields. Totals that can be derived from the rows are not
+            stored.
 
         Raises
         ------
         ValueError
-            If a field is not of its type; the message names it and its value.
+            If a field has the wrong type. The message names it and its value.
         """
         fields = dict(stats) if isinstance(stats, Mapping) else dataclasses.asdict(stats)
         accounts = {name: fields[name] for name in (*NUMBERS, *BUCKETS, *NAMED) if fields.get(name) is not None}
@@ -334,12 +339,12 @@ class History:
         self.accounts = _check_accounts(accounts, len(self.axes.source_labels))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON can say.
+        """Return the history as JSON values.
 
         Returns
         -------
         dict
-            Dicts, lists, numbers and strings; the fields are those of the files (see `write`).
+            Dicts, lists, numbers and strings. The fields are those of a file (see `write`).
         """
         axes = dataclasses.asdict(self.axes)
         return {
@@ -359,17 +364,17 @@ class History:
         }
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, as JSON.
+        """Write the history to a file, as JSON.
 
         The document is an object with the fields ``format`` ("speadrx-history"), ``version`` (1), those of `Axes`,
-        ``chunks``, ``row_batches``, ``rows`` and ``accounts``. ``rows`` has a list with an element for each row for
-        each of ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by source). Of each
-        source, ``batches * batch_heaps`` heaps should be present in a row. ``accounts`` is what `accounts` has.
+        ``chunks``, ``row_batches``, ``rows`` and ``accounts``. ``rows`` is an object of lists, each with an element
+        for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by source). A
+        source should have ``batches * batch_heaps`` heaps in a row. ``accounts`` has the content of `accounts`.
 
         Parameters
         ----------
         path
-            The file; what it held is replaced.
+            The file. If it exists, it is replaced.
 
         Raises
         ------
@@ -381,7 +386,7 @@ class History:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `write` has written; nothing can be added to what it gives.
+        """Read a file that `write` has written.
 
         Parameters
         ----------
@@ -391,12 +396,12 @@ class History:
         Returns
         -------
         History
-            As it was written.
+            The same history, but nothing can be added to it.
 
         Raises
         ------
         FieldError
-            If it is not such a file. The message names the file, the field and its value.
+            If the file is not a history. The message names the file, the field and its value.
         OSError
             If the file cannot be read.
         """
@@ -405,21 +410,21 @@ class History:
         except FieldError as exc:
             raise FieldError(f"{os.fspath(path)}: {exc}") from None
         except (ValueError, RecursionError) as exc:
-            raise FieldError(f"{os.fspath(path)}: is not JSON, and so no history: {exc}") from None
+            raise FieldError(f"{os.fspath(path)}: is not a history, because it is not JSON: {exc}") from None
 
     @classmethod
     def from_json(cls, document: Any) -> Self:
-        """Make it of what `to_json` has returned.
+        """Make a history from what `to_json` returns.
 
         Parameters
         ----------
         document
-            That, or what `json.loads` makes of a file.
+            What `to_json` returned, or what `json.loads` returns for a file.
 
         Returns
         -------
         History
-            Nothing can be added to it.
+            The same history, but nothing can be added to it.
 
         Raises
         ------
@@ -428,15 +433,15 @@ class History:
         """
         fields = Fields(document)
         if (kind := fields.take("format", str)) != FORMAT:
-            raise FieldError(f"format: {kind!r} is not {FORMAT!r}")
+            raise FieldError(f"format: {kind!r} must be {FORMAT!r}")
         if (version := fields.count("version")) != VERSION:
-            raise FieldError(f"version: {version} is not {VERSION}, which this version of speadrx reads")
+            raise FieldError(f"version: {version} must be {VERSION}, the only one that this version of speadrx reads")
         tick_rate = fields.optional("tick_rate", float)
         if tick_rate is not None and not tick_rate > 0:
-            raise FieldError(f"tick_rate: {tick_rate} must be a positive number, or null")
+            raise FieldError(f"tick_rate: {tick_rate} must be a positive number or null")
         labels = fields.array("source_labels")
         if not labels or not all(isinstance(label, str) for label in labels):
-            raise FieldError(f"source_labels: {labels!r} must be one or more strings")
+            raise FieldError(f"source_labels: {labels!r} must be a list of at least one string, and of nothing else")
         axes = Axes(
             layout=fields.take("layout", str),
             heap_bytes=fields.count("heap_bytes", 1),
@@ -460,36 +465,36 @@ class History:
         self._restarts = rows.counts("restarts", (n,))
         self._present = rows.counts("present", (n, len(labels)))
         if (n > 0) != (self.chunks > 0):
-            raise FieldError(f"chunks: {self.chunks} chunks cannot have {n} rows")
+            raise FieldError(f"chunks: {self.chunks} does not go with {n} rows: both must be 0, or neither")
         self._check_rows(rows.counts("timestamp", (n,)))
         self.accounts = _check_accounts(fields.take("accounts", dict), len(labels))
         return self
 
     def _check_rows(self, timestamps: np.ndarray) -> None:
-        """Check that rows hold together; each on its own is as it should be."""
+        """Check that the columns of the rows agree with each other."""
         for row in np.flatnonzero(timestamps % self.axes.time_step):
             raise FieldError(
                 f"rows.timestamp[{row}]: {timestamps[row]} must be a multiple of time_step, {self.axes.time_step}"
             )
         for row in np.flatnonzero(self._batches == 0):
-            raise FieldError(f"rows.batches[{row}]: 0 must be an integer from 1 on")
+            raise FieldError(f"rows.batches[{row}]: 0 must be at least 1")
         total = sum(self._batches.tolist()) * self.axes.batch_heaps
         if total >= 2**63:
-            raise FieldError(f"rows.batches: {total} heaps of a source must be less than 2^63")
+            raise FieldError(f"rows.batches: {total} heaps of each source must be less than 2^63")
         for row in np.flatnonzero((self._present > self.expected_by_row[:, np.newaxis]).any(axis=1)):
             raise FieldError(
-                f"rows.present[{row}]: {self._present[row].max()} heaps of a source are more than the "
-                f"{self.expected_by_row[row]} that {self._batches[row]} batches have"
+                f"rows.present[{row}]: {self._present[row].max()} heaps of a source must be at most "
+                f"{self.expected_by_row[row]}, the number of heaps in {self._batches[row]} batches"
             )
 
 
 def _cuts(start: int, end: int, row_batches: int) -> int:
-    """How many rows a span of batches is cut into."""
+    """Count the rows that a span of batches is cut into."""
     return (end - 1) // row_batches - start // row_batches + 1
 
 
 def _check_accounts(accounts: Mapping[str, Any], n_sources: int) -> dict[str, Any]:
-    """Make the final counts plain numbers, lists and dicts of them."""
+    """Check the final counts, and make plain numbers, lists and dicts of them."""
     fields = Fields(accounts, "accounts.")
     checked: dict[str, Any] = {}
     for name in NUMBERS:

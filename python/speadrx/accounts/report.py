@@ -11,15 +11,15 @@ class SourceStats:
 
     #: Its label in the layout.
     label: str
-    #: Heaps given a place by the placement callback, duplicates and heaps that came too late included.
+    #: Heaps placed by the placement callback. They include duplicates and heaps that are too old.
     placed: int
     #: Heaps present in the chunks that came out.
     present: int
-    #: Heaps that those chunks, and whole chunks in between that never came, lack.
+    #: Heaps missing from those chunks, and from whole chunks in between that never came.
     missing: int
     #: Placed heaps whose place was taken already.
     duplicates: int
-    #: Rejected heaps known to be of this source.
+    #: Rejected heaps that are known to be from this source.
     rejected: int
     #: Timestamp of its newest heap, in ticks; -1 before the first.
     newest_timestamp: int
@@ -37,27 +37,27 @@ class RingStats:
 
 @dataclass(frozen=True)
 class ReceiverStats:
-    """What a receiver has seen so far, as plain values (`dataclasses.asdict` makes JSON of it).
+    """What a receiver has seen so far, as plain values (`dataclasses.asdict` turns it into JSON values).
 
-    While it receives, the numbers are of slightly different moments. Once it has ended (see `Receiver.drain`),
-    ``placed == present + duplicates + too_old + unfinished``, and every heap that reached the placement callback is in
-    ``placed`` or ``rejected``.
+    While the receiver runs, the numbers are from slightly different moments. Once it has ended (see `Receiver.drain`),
+    ``placed == present + duplicates + too_old + unfinished``, and every heap that reached the placement callback is
+    either in ``placed`` or in ``rejected``.
     """
 
-    #: Seconds since it was started, until `Receiver.stop`; 0 before.
+    #: Seconds from the start to now, or to `Receiver.stop`; 0 before the start.
     seconds: float
-    #: Chunks that came out with any heap in them.
+    #: Chunks that came out with at least one heap.
     chunks: int
-    #: Timestamps of the first and the last of them, in ticks; None before.
+    #: Timestamps of the first and the last of them, in ticks; None if there is none yet.
     first_timestamp: int | None
     last_timestamp: int | None
-    #: Heaps given a place by the placement callback.
+    #: Heaps placed by the placement callback.
     placed: int
     #: Heaps present in the chunks that came out.
     present: int
-    #: Heaps that those chunks, and whole chunks in between that never came, lack.
+    #: Heaps missing from those chunks, and from whole chunks in between that never came.
     missing: int
-    #: The sum of both.
+    #: The sum of `present` and `missing`.
     expected: int
     #: Placed heaps whose place was taken already.
     duplicates: int
@@ -65,23 +65,23 @@ class ReceiverStats:
     rejected: dict[str, int]
     #: Placed heaps that came after their chunk was handed over.
     too_old: int
-    #: Placed heaps that are none of these: their chunk has not come out yet, or a packet of them never came.
+    #: All other placed heaps: their chunk has not come out yet, or one of their packets never came.
     unfinished: int
-    #: Packets that the kernel dropped because a socket's buffer was full.
+    #: Packets that the kernel dropped because the buffer of a socket was full.
     kernel_drops: int
-    #: Packets that spead2 has taken, without those by which it is flushed or drained.
+    #: Packets that spead2 has taken, without the packets that `flush` and `drain` make.
     packets: int
-    #: Heaps of which spead2 lacked packets in the end; rejected and too old ones are among them.
+    #: Heaps that spead2 gave up because packets were missing. Some of them are also rejected or too old.
     incomplete: int
-    #: How often time began anew.
+    #: How often time began again.
     restarts: int
-    #: Heaps for the time by which it jumped ahead then; they are not missing.
+    #: Heaps in the time that was jumped over when time began again. They do not count as missing.
     epoch_gap_heaps: int
-    #: Lateness of placed heaps in the newest chunk, in batches: not late, 1, 2 to 3, 4 to 7, and so on.
+    #: Placed heaps of the newest chunk by how many batches late they were: 0, 1, 2 to 3, 4 to 7, and so on.
     late_batches: list[int]
-    #: Lateness of placed heaps in chunks: 0, 1, and so on; the last element is of those too old.
+    #: Placed heaps by how many chunks late they were: 0, 1, and so on. The last element counts those too old.
     late_chunks: list[int]
-    #: Finished chunks, and chunks that are free.
+    #: The ring of finished chunks, and the ring of free chunks.
     data_ring: RingStats
     free_ring: RingStats
     #: By source, in the order of the layout.

@@ -31,8 +31,10 @@ from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.metrics.stats import StatsCollector
 from speadrx.receive.chunk import ChunkPool
+from speadrx.receive.factory import make_stream
 from speadrx.receive.iterate import iter_chunks
-from speadrx.receive.stream import ChunkRingStream, add_reader, make_stream
+from speadrx.receive.readers import add_reader
+from speadrx.receive.stream import ChunkRingStream
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
 
 from .interrupt import interruptible

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speadrx.layout.base import DeclarativeLayout
-from speadrx.receive.endpoints import format_endpoint
-from speadrx.receive.readers import Endpoint, resolve
+from speadrx.receive.endpoints import Endpoint, format_endpoint, resolve
 from speadrx.receive.settings import DEFAULT_BUFFER
 
 from .system import Link, read_links, route_to

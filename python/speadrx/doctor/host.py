@@ -14,7 +14,7 @@ import spead2.recv
 from speadrx._words import counted
 from speadrx.receive import settings
 from speadrx.receive.memory import available
-from speadrx.receive.readers import MAX_BUFFER, request_buffer
+from speadrx.receive.sockets import MAX_BUFFER, request_buffer
 
 from .case import Case
 from .finding import Finding

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from speadrx.receive.readers import Endpoint, SocketSet, make_socket
+from speadrx.receive.endpoints import Endpoint
+from speadrx.receive.sockets import SocketSet, make_socket
 
 from .case import Case, Heard
 from .system import Unknown, counters

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from speadrx._words import counted, listed
-from speadrx.receive.readers import Endpoint
+from speadrx.receive.endpoints import Endpoint
 
 from .case import Case, Heard
 from .finding import Finding, Severity

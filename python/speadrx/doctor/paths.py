@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from speadrx._words import counted, listed
-from speadrx.receive.readers import MAX_UDP_PAYLOAD, Endpoint
+from speadrx.receive.endpoints import Endpoint
+from speadrx.receive.readers import MAX_UDP_PAYLOAD
 
 from .case import Case
 from .finding import Finding

@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Sequence
 
-from speadrx.receive.readers import Endpoint
+from speadrx.receive.endpoints import Endpoint
 
 # Linux has this option, but the socket module does not.
 _SO_ATTACH_FILTER = 26

@@ -262,7 +262,7 @@ class SensorUpdater:
     With a prefix for each source, the sensors tell of each source by itself: one that falls silent among others has
     stale timestamps, and heaps missing. With a single prefix they tell of all together.
 
-    Where time begins anew, because the senders have been restarted, the timestamps follow; nothing is missing for the
+    Where time begins again, because the senders have been restarted, the timestamps follow; nothing is missing for the
     time in between. If the senders count from another moment then, set `sync_time` anew.
 
     Parameters

@@ -1,1 +1,7 @@
-"""From sockets to chunks in the user's loop."""
+"""From sockets to chunks in the user's loop.
+
+The *window* of a stream is the number of chunks that it has under construction, so it says how late a heap may be. A
+heap for a newer chunk moves the window on and ends the oldest chunk in it. Heaps that come later for an ended chunk are
+too old. A group of several streams has one chunk more than the window of each stream, so that a stream that runs ahead
+does not end chunks that the others still fill.
+"""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 import spead2.recv
 
+from .checks import check_integer
 from .memory import allocate, check_available
-from .readers import check_integer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def as_array(name: str, buffer: Any) -> np.ndarray:
 
 
 def _check_memory(name: str, array: np.ndarray) -> None:
-    """Check what spead2 needs of any buffer, whatever is stored in it."""
+    """Check what spead2 needs of any buffer, whatever it stores there."""
     if array.dtype.hasobject:
         raise ValueError(f"{name}: given dtype {array.dtype}, but spead2 writes bytes: wanted a plain numeric dtype")
     if not array.flags.writeable:
@@ -48,23 +48,21 @@ def _check_memory(name: str, array: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class ChunkBuffers:
-    """What the buffers of a chunk must be; None where nothing is known of the stream that they are for.
+    """What the buffers of a chunk must be. None means that nothing is known of the stream that uses the chunk.
 
     spead2 checks none of this, and writes outside of buffers that are too small.
 
     Parameters
     ----------
     data_bytes
-        Least number of bytes in ``data``.
+        Smallest number of bytes in ``data``.
     heaps
-        Elements of ``present``.
+        Number of elements of ``present``.
     heap_extra
         Bytes that the placement callback may store in ``extra`` for each heap.
     dtype, shape, present_shape, extra_dtype
-        What the layout stores, for the arrays that `ChunkPool` makes; `shape` is None if heaps are not
-        dense in ``data``.
-    window
-        Chunks that are under construction at a time; no matter of buffers.
+        What the layout stores, for the arrays that `ChunkPool` makes. `shape` is None if there are gaps between heaps
+        in ``data``.
     """
 
     data_bytes: int | None = None
@@ -74,7 +72,6 @@ class ChunkBuffers:
     shape: tuple[int, ...] | None = None
     present_shape: tuple[int, ...] | None = None
     extra_dtype: np.dtype | None = None
-    window: int = field(default=0, compare=False)
 
     @property
     def chunk_bytes(self) -> int:
@@ -87,12 +84,14 @@ class ChunkBuffers:
         Raises
         ------
         ValueError, TypeError
-            If one of them does not fit. The message names the buffer, what was given and what is wanted.
+            If a buffer does not fit. The message names the buffer, what was given and what is wanted.
         """
         if self.heaps is not None:
             for name, buffer in (("data", data), ("present", present)):
                 if buffer is None:
-                    raise ValueError(f"{name}: no buffer given (a chunk in a ring has none: is it recycled twice?)")
+                    raise ValueError(
+                        f"{name}: no buffer given (a chunk in a ring has none: was this one recycled twice?)"
+                    )
         if data is not None:
             self._check_data(as_array("data", data))
         if present is not None:
@@ -128,14 +127,14 @@ class ChunkBuffers:
             raise ValueError(f"extra: given {extra.nbytes} bytes, but wanted at least {wanted} ({reason})")
 
 
-#: For sinks of which no layout is known.
+#: For sinks whose layout is not known.
 _UNKNOWN = ChunkBuffers()
 
 
 class Chunk(spead2.recv.Chunk):
     """A chunk that knows where to go when it is no longer needed.
 
-    It is a context manager, so that it goes back to its stream however its use ends::
+    It is a context manager. At the end of the block it goes back to its stream, however the block ends::
 
         with chunk:
             process(chunk.data, chunk.present)
@@ -147,12 +146,12 @@ class Chunk(spead2.recv.Chunk):
     sink
         The stream or group (or stand-in) that `recycle` gives the chunk to; held weakly.
     data, present, extra
-        Buffers, as wanted by the layout of the sink: `data` of at least the bytes of a chunk, of the
-        layout's dtype or any dtype of one byte; `present` of exactly one bool, uint8 or int8 for each heap;
-        `extra`, if the layout has side items, of at least one record for each heap. Where the sink is not one
-        of ours, its layout is not known, and only what spead2 needs of any buffer is checked.
+        Buffers that fit the layout of the sink. `data` has at least the bytes of a chunk, in the layout's dtype or any
+        dtype of one byte. `present` has exactly one bool, uint8 or int8 for each heap. `extra` has at least one record
+        for each heap, if the layout has side items. If the sink is not a stream of this package, its layout is not
+        known, and only what spead2 needs of any buffer is checked.
     device
-        Any object to go with the chunk, such as the device memory behind its `data`.
+        Any object that belongs to the chunk, such as the device memory behind its `data`.
     timestamp
         Timestamp of the first batch of the chunk, in ticks.
     chunk_id, stream_id
@@ -166,7 +165,7 @@ class Chunk(spead2.recv.Chunk):
 
     #: Weak reference to the sink.
     sink: weakref.ref[ChunkSink]
-    #: What the caller wants to go with the chunk.
+    #: Any object that belongs to the chunk.
     device: Any
     #: Timestamp of the first batch of the chunk, in ticks.
     timestamp: int
@@ -193,7 +192,7 @@ class Chunk(spead2.recv.Chunk):
         self.timestamp = timestamp
 
     def recycle(self) -> None:
-        """Give the chunk back to its sink; do nothing if that no longer exists."""
+        """Give the chunk back to its sink. Do nothing if the sink no longer exists."""
         sink = self.sink()
         if sink is not None:
             sink.add_free_chunk(self)
@@ -208,22 +207,22 @@ class Chunk(spead2.recv.Chunk):
 
 
 class ChunkPool:
-    """Chunks fit for a stream or group, allocated and put into its free ring.
+    """Chunks for a stream or group, allocated and put into its free ring.
 
-    The arrays have the shapes that the layout gives them: ``data`` that of the axes and a heap (flat where
-    strides leave gaps between heaps: see `Layout.view`), ``present`` and ``extra`` that of the axes. With a
-    layout that is not declarative, all are flat.
+    The arrays have the shapes that the layout gives them: ``data`` has the axes and then the shape of a heap (it is
+    flat if strides leave gaps between heaps: see `Layout.view`), ``present`` and ``extra`` have the axes. If the layout
+    is not declarative, all are flat.
 
-    The memory is there before the first heap comes, in huge pages where the kernel gives them, and near to the
-    processor of the stream's thread if `make_stream` was told one (in a group, that of the first stream).
+    All memory is there before the first heap comes, in huge pages if the kernel provides them. It is near the processor
+    of the stream's thread if `make_stream` was given one (in a group, the processor of the first stream).
 
     Parameters
     ----------
     sink
         A stream or group made by `make_stream` or `make_stream_group`.
     n
-        Number of chunks. Together with those that the free ring has, at least as many as are active at a time, plus
-        those that the user holds; a warning is logged if there is not even one for the user.
+        Number of chunks. Together with the chunks that the free ring has already, there should be enough for the window
+        and for the chunks that the user holds. A warning is logged if there is not even one for the user.
 
     Raises
     ------
@@ -232,7 +231,7 @@ class ChunkPool:
     ValueError
         If `n` is less than 1 or more than the free ring has space for.
     MemoryError
-        If there is not so much memory; the message says how much is asked for. Nothing is allocated then.
+        If there is not enough memory. The message says how much is needed. Nothing is allocated then.
     """
 
     #: The chunks.
@@ -251,13 +250,13 @@ class ChunkPool:
             raise ValueError(
                 f"n: given {n}, but wanted 1 to {space}, the space in the free ring (its maxsize is {ring.maxsize})"
             )
-        if present + n <= buffers.window:
+        if present + n <= sink._window:
             logger.warning(
-                "n: with %d chunks in the free ring, receiving may stall: %d are active at a time, and the user has "
-                "at least one; wanted at least %d",
+                "n: with %d chunks in the free ring, receiving may stall: the window needs %d, and the user at least "
+                "one; wanted at least %d",
                 present + n,
-                buffers.window,
-                buffers.window + 1,
+                sink._window,
+                sink._window + 1,
             )
         size = buffers.chunk_bytes
         check_available(f"chunks: {n} of {size:,} bytes each", n * size)

@@ -1,4 +1,4 @@
-"""Control heaps: how a stream is told, in its own network thread, to hand over the chunks under construction."""
+"""Control heaps: they make a stream hand over the chunks in its window, in its own network thread."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import spead2
 
 logger = logging.getLogger(__name__)
 
-# Control heaps are of the flavour 64-48, whatever that of the data: item IDs have 15 bits, values 48.
+# Control heaps have the flavour 64-48, whatever the flavour of the data: item IDs have 15 bits, values 48.
 _ADDRESS_BITS = 48
 _LAST_ITEM_ID = 0x7FFF
 
-#: Seconds after which a stream that could answer, but does not, is taken for ended.
+#: A stream that does not answer for so many seconds, though it could, has ended.
 _PATIENCE = 5.0
 _LOOK_INTERVAL = 0.002
 
-#: Seconds at most for which a drain first lets a stream read what the kernel has for it.
+#: A drain first lets a stream read what the kernel has received, for so many seconds at most.
 _KERNEL_SECONDS = 1.0
 
 
 def control_item(used: Iterable[int]) -> int:
-    """Choose an item ID that a layout has no use for."""
+    """Choose an item ID that a layout does not use."""
     taken = set(used)
     return next(item for item in range(_LAST_ITEM_ID, 0, -1) if item not in taken)
 
@@ -36,7 +36,8 @@ def control_item(used: Iterable[int]) -> int:
 class ControlHeaps:
     """The control heaps of a stream, or of all streams of a group.
 
-    Each is known by the value of an item, which is random, so that nobody on the network can forge one.
+    A control heap is recognised by the value of an item. The value is random, so that nobody on the network can forge
+    one.
 
     Parameters
     ----------
@@ -45,37 +46,38 @@ class ControlHeaps:
     """
 
     def __init__(self, used: Iterable[int]) -> None:
-        #: The item whose value tells a control heap.
+        #: The item by whose value a control heap is recognised.
         self.item = control_item(used)
         flush = secrets.randbits(_ADDRESS_BITS - 1) << 1
-        #: Its values: of a heap that pushes out all chunks under construction, and of one that says that this is done.
+        #: The value in a heap that pushes out all chunks of the window, and in the heap after it, which says that this
+        #: is done.
         self.cookie = (flush, flush | 1)
         self._queues: list[spead2.InprocQueue] = []
-        self._lock = threading.RLock()  # a signal handler may flush too
+        self._lock = threading.RLock()  # reentrant: a signal handler may flush too
         self._sent = 0
-        #: How many were sent by the end of each lot that lacked its payload.
-        self._lacking: list[int] = []
+        #: After each post without payload: how many were sent until then.
+        self._sent_without_payload: list[int] = []
 
     def post(self, streams: Sequence[Any], *, complete: bool) -> int:
-        """Give control heaps to streams, which pass on all their chunks; wait for nothing.
+        """Give control heaps to the streams, so that they hand over all chunks of their windows. Do not wait for that.
 
         Parameters
         ----------
         streams
-            The stream, or the members of the group: the same each time.
+            The stream, or the members of the group. They must be the same each time.
         complete
-            Whether the heap has its payload, a byte. Without, nothing is written to its chunk and it is never shown
-            as present there, but spead2 will count it as incomplete.
+            Whether the heap has its payload, one byte. Without it, the heap is never present in its chunk, and nothing
+            is written there; but spead2 will count the heap as incomplete.
 
         Returns
         -------
         int
-            How many control heaps the streams will have done with when all this is done.
+            How many control heaps the streams have handled once this is done.
         """
         flush, done = self.cookie
         with self._lock:
             if not self._queues:
-                # Open for ever: a stream ends when the first of its readers does.
+                # The queues are never stopped, because a stream ends when its first reader ends.
                 self._queues = [spead2.InprocQueue() for _ in streams]
                 for stream, queue in zip(streams, self._queues, strict=True):
                     stream.add_inproc_reader(queue)
@@ -84,22 +86,22 @@ class ControlHeaps:
                 queue.add_packet(self._packet(done, b"\0"))
             self._sent += len(self._queues)
             if not complete:
-                self._lacking.append(self._sent)
+                self._sent_without_payload.append(self._sent)
             return self._sent
 
     def counted(self, done: int) -> tuple[int, int]:
-        """How many packets, and incomplete heaps, of spead2's counts are of control heaps.
+        """Return how many of the packets, and of the incomplete heaps, that spead2 counts come from control heaps.
 
         Parameters
         ----------
         done
-            How many control heaps the streams have done with. Incomplete ones are counted once they have stopped.
+            How many control heaps the streams have handled. spead2 counts the incomplete ones once it has stopped.
         """
-        return 2 * done, len(self._queues) * sum(sent <= done for sent in self._lacking)
+        return 2 * done, len(self._queues) * sum(sent <= done for sent in self._sent_without_payload)
 
     def _packet(self, value: int, payload: bytes) -> bytes:
         items = {
-            # By chance alone that of another live heap.
+            # Another heap has the same number only by chance.
             spead2.HEAP_CNT_ID: secrets.randbits(_ADDRESS_BITS),
             spead2.HEAP_LENGTH_ID: 1,
             spead2.PAYLOAD_OFFSET_ID: 0,
@@ -112,17 +114,17 @@ class ControlHeaps:
 
 
 def drain(owner: Any) -> None:
-    """Have a stream or group hand over all its chunks and stop, from a thread of its own."""
+    """Make a stream or group hand over all its chunks and then stop. A thread of its own does this."""
     threading.Thread(target=_drain, args=(weakref.ref(owner),), name="speadrx-drain", daemon=True).start()
 
 
 def _drain(reference: weakref.ref[Any]) -> None:
-    # What the kernel has already is read first, but not for ever what senders go on to send.
+    # First the stream reads what the kernel has received. It must not wait for ever, since senders may go on.
     deadline = time.monotonic() + _KERNEL_SECONDS
     while (owner := _running(reference)) is not None and time.monotonic() < deadline:
         if all(sockets.are_read() for sockets in owner._socket_sets):
             break
-        del owner  # its user may let go of it while this waits
+        del owner  # so that its user can delete it meanwhile
         time.sleep(_LOOK_INTERVAL)
     if (owner := _running(reference)) is None:
         return
@@ -131,14 +133,14 @@ def _drain(reference: weakref.ref[Any]) -> None:
     try:
         done = owner._control.post(owner._streams(), complete=False)
     except BaseException:
-        owner.stop()  # or its consumer would wait for ever
+        owner.stop()  # otherwise its consumer would wait for ever
         raise
     idle_since = time.monotonic()
     while core.done < done:
         if owner.data_ringbuffer.full() or owner.free_ringbuffer.empty():
-            idle_since = time.monotonic()  # it waits for its consumer
+            idle_since = time.monotonic()  # the stream waits for its consumer
         elif time.monotonic() - idle_since > _PATIENCE:
-            logger.info("drain: a stream does not answer, so its sender has ended it")
+            logger.info("drain: a stream does not answer, as if its sender had ended it")
             break
         del owner
         time.sleep(_LOOK_INTERVAL)

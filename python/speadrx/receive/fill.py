@@ -1,4 +1,4 @@
-"""Missing heaps of a chunk overwritten, so that nothing of an earlier use of its memory is taken for data."""
+"""Overwrite the missing heaps of a chunk, so that stale data is not taken for new data."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ def fill_missing(
     *,
     extra: Any = None,
 ) -> int:
-    """Overwrite the missing heaps of a chunk, each as a whole.
+    """Overwrite each missing heap of a chunk completely.
 
-    spead2 uses the memory of chunks again and again: where a heap is missing there is what an earlier chunk had, or
-    part of a heap of which not all packets came. Heaps that are present are not touched, nor is what lies
-    between heaps where strides leave gaps. The interpreter's lock is released meanwhile.
+    spead2 uses the memory of chunks again and again. In the place of a missing heap there is stale data of an earlier
+    chunk, or a part of a heap whose other packets never came. Heaps that are present are not touched, nor are gaps
+    that strides leave between heaps. Other threads can run meanwhile, as the interpreter's lock is released.
 
     Parameters
     ----------
     layout
         The layout of the chunk.
     data
-        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, that holds
-        all slots: ``layout.chunk_bytes`` bytes, or with strides from ``user_data`` what these span.
+        The chunk's data: a writable C-contiguous buffer of any shape and plain dtype, large enough for all heaps:
+        ``layout.chunk_bytes`` bytes, or the span of the strides if ``user_data`` gives them.
     present
-        One byte for each heap, not 0 where it is there: the chunk's ``present``.
+        The chunk's ``present``: one byte for each heap, which is not 0 if the heap is present.
     fill
-        What to write. A number becomes an element of the layout's dtype. An array (or sequence) of numbers becomes
-        that many elements, and is repeated: a sample of several elements, such as ``(-128, 0)``, or a whole
-        heap of noise. Its dtype does not matter, for the values count; they must be in range. ``bytes`` are
-        repeated as they are.
+        What to write. A number becomes an element of the layout's dtype, and is repeated. An array (or sequence) of
+        numbers becomes as many elements, and is repeated: for example a sample of two elements, such as
+        ``(-128, 0)``, or a whole heap of noise. Only its values count, not its dtype. They must be in range. ``bytes``
+        are repeated as they are.
     user_data
-        One record, needed where a stride comes from ``user_data``.
+        One record. It is needed if a stride comes from ``user_data``.
     extra
-        The chunk's ``extra``, if the side items of missing heaps shall be set to 0.
+        The chunk's ``extra``, if the side items of missing heaps are to be set to 0.
 
     Returns
     -------
@@ -57,8 +57,8 @@ def fill_missing(
     Raises
     ------
     ValueError
-        If a buffer is too small, not contiguous or not writable, or shares memory with another; a value of `fill` is
-        not one of the layout's dtype; or `fill` does not divide a heap.
+        If a buffer is too small, not contiguous or not writable, or shares memory with another; if the layout's dtype
+        cannot hold a value of `fill`; or if the size of a heap is not a multiple of the size of `fill`.
     TypeError
         If an argument is of the wrong type, or the layout is not declarative.
 
@@ -85,36 +85,36 @@ def fill_missing(
 
 
 def chunk_filler(layout: BaseLayout, geometries: Sequence[Geometry], fill: Any) -> Callable[[Any], int]:
-    """Return what fills the missing heaps of a chunk, and sets their side items to 0.
+    """Return a function that fills the missing heaps of a chunk, and sets their side items to 0.
 
     Parameters
     ----------
     layout, geometries
-        Those of the stream, or of all streams of the group.
+        The layout of the stream or group, and the geometry of each stream.
     fill
         See `fill_missing`.
 
     Returns
     -------
     callable
-        Takes a chunk; returns how many heaps were missing.
+        Takes a chunk, and returns how many heaps were missing.
 
     Raises
     ------
     ValueError, TypeError
-        If `fill` does not fit the layout, or it is not known where a heap would be that did not come: the layout has
-        a placement callback of its own, or each stream would have placed it elsewhere.
+        If `fill` does not fit the layout, or if the place of a missing heap is not known, because the layout has a
+        placement callback of its own, or because each stream of the group would place it elsewhere.
     """
     if not geometries or not isinstance(layout, DeclarativeLayout):
         raise ValueError(
-            f"fill: the layout ({type(layout).__name__}) has a placement callback of its own, so where a missing heap "
-            "would be is not known; wanted a declarative layout, or no fill"
+            f"fill: the layout ({type(layout).__name__}) has a placement callback of its own, so the place of a "
+            "missing heap is not known: wanted a declarative layout, or no fill"
         )
     strides = sorted({geometry.strides for geometry in geometries})
     if len(strides) != 1:
         raise ValueError(
             f"fill: the streams of the group have different strides in user_data ({' and '.join(map(str, strides))}), "
-            "so where a missing heap would be is not known; wanted equal strides, or no fill"
+            "so the place of a missing heap is not known: wanted equal strides, or no fill"
         )
     geometry = geometries[0]
     pattern = _fill_bytes(layout, fill)
@@ -131,12 +131,12 @@ def _fill_bytes(layout: DeclarativeLayout, fill: Any) -> bytes:
         pattern = elements.tobytes()
         given = f"{elements.size} of {elements.dtype}, which are {elements.nbytes} bytes"
     if not pattern or layout.heap_bytes % len(pattern):
-        raise ValueError(f"fill: given {given}, but wanted what divides the {layout.heap_bytes} bytes of a heap")
+        raise ValueError(f"fill: given {given}, but wanted a size that divides the {layout.heap_bytes} bytes of a heap")
     return pattern
 
 
 def _elements(fill: Any, dtype: np.dtype) -> np.ndarray:
-    """Convert the values of a fill to elements of a dtype, if that has them."""
+    """Convert the values of a fill to elements of a dtype, if it can hold them."""
     try:
         values = np.asarray(fill)
     except ValueError:  # sequences of different lengths
@@ -158,13 +158,13 @@ def _wrong_type(fill: Any) -> TypeError:
 
 
 def _element(number: Any, dtype: np.dtype) -> Any:
-    """Check that a dtype has a number, for numpy would wrap some round, and turn others into infinity."""
+    """Check that a dtype can hold a number. Otherwise numpy would wrap it, or turn it into infinity."""
     if isinstance(number, complex) and dtype.kind != "c":
         raise ValueError(f"fill: {number} is complex, but the layout's dtype is {dtype}")
     if dtype.kind in "fc":
         low, high = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
     elif number % 1 != 0:
-        raise ValueError(f"fill: {number} is no whole number, but the layout's dtype is {dtype}")
+        raise ValueError(f"fill: {number} is not a whole number, but the layout's dtype is {dtype}")
     else:
         number = int(number)
         low, high = _whole_range(dtype)

@@ -1,4 +1,4 @@
-"""Memory for chunks: in huge pages if the kernel gives them, there before it is used, near the thread that fills it."""
+"""Memory for chunks: checked before it is taken, in huge pages if possible, and near the thread that fills it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-#: Size of a huge page where that matters; where pages are larger, less is aligned.
+#: Size of a huge page on common machines. Where huge pages are larger, the memory is not aligned to them.
 _HUGE_PAGE = 2**21
 
-#: Linux 5.14 has it, the mmap module does not.
+#: Linux has it since 5.14, but the mmap module has no name for it.
 _MADV_POPULATE_WRITE = 23
 
-#: So much is made at a time, so that Ctrl-C gets through: the interpreter's lock is held meanwhile.
+#: Bytes that are populated at a time. Between the steps Ctrl-C gets through, since they hold the interpreter's lock.
 _STEP = 2**26
 
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
@@ -31,11 +31,11 @@ def _meminfo_available() -> int | None:
 
 
 def _cgroup_available() -> list[int]:
-    """What the limits of the control groups of this process leave, in version 2 or 1."""
+    """Bytes that the limits of this process's control groups still allow, in version 2 or 1."""
     left = []
     for line in pathlib.Path("/proc/self/cgroup").read_text("utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
-        # What files take can be given up, so it does not count; but for those in memory, as in /dev/shm.
+        # Cached files do not count, because the kernel can drop them. Files in memory, as in /dev/shm, do count.
         if not controllers:
             root, limit_name, names = _CGROUPS, "memory.max", ("anon", "shmem")
         elif "memory" in controllers.split(","):
@@ -43,19 +43,19 @@ def _cgroup_available() -> list[int]:
         else:
             continue
         group = root / path.lstrip("/")
-        # In a container, the group may be mounted at the root, and its path not be there.
+        # In a container, the group may be mounted at the root, so that its path does not exist.
         for directory in (group, *group.parents):
             try:
                 limit = int((directory / limit_name).read_text("ascii"))
                 statistics = dict(line.split() for line in (directory / "memory.stat").read_text("ascii").splitlines())
-            except (OSError, ValueError):  # a root has no limit, and "max" is none
+            except (OSError, ValueError):  # the root group has no limit, and "max" means that there is none
                 continue
             left.append(max(limit - sum(int(statistics.get(name, 0)) for name in names), 0))
     return left
 
 
 def available() -> int | None:
-    """Bytes of memory that this process can still take, as far as the kernel tells; None if it does not."""
+    """Bytes of memory that this process can still take, or None if the kernel does not tell."""
     try:
         known = [_meminfo_available(), *_cgroup_available()]
     except OSError:
@@ -64,39 +64,39 @@ def available() -> int | None:
 
 
 def check_available(what: str, n_bytes: int) -> None:
-    """Check that there is so much memory: Linux grants more than there is, and ends the process when it is used.
+    """Check that there is enough memory. Linux grants more than there is, and kills the process that uses it.
 
     Parameters
     ----------
     what
-        What needs it: the beginning of the message.
+        What needs the memory: the beginning of the message.
     n_bytes
         Bytes that it needs.
 
     Raises
     ------
     MemoryError
-        If there is not. The message says what is asked for.
+        If there is not enough. The message says how much is needed.
     """
     there = available()
     if there is not None and n_bytes > there:
         raise MemoryError(
-            f"{what} need {n_bytes:,} bytes of memory, but only {there:,} are available: wanted fewer, or smaller ones "
-            "(of fewer batches)"
+            f"{what} need {n_bytes:,} bytes of memory, but only {there:,} are available: wanted fewer chunks, or "
+            "smaller chunks (with fewer batches)"
         )
 
 
 def allocate(n_bytes: int, processor: int = -1) -> np.ndarray:
     """Allocate memory that causes no page fault when it is first written to.
 
-    It is aligned to a page, and to a huge page if it is as large.
+    It is aligned to a page. If it is at least as large as a huge page, it is aligned to that.
 
     Parameters
     ----------
     n_bytes
         Number of bytes, at least 1.
     processor
-        The memory is taken from the NUMA node of this processor; negative for that of the caller's.
+        The memory is taken from the NUMA node of this processor. A negative number means the caller's processor.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def allocate(n_bytes: int, processor: int = -1) -> np.ndarray:
     Raises
     ------
     MemoryError
-        If there is not so much.
+        If there is not enough.
     """
     huge = n_bytes >= _HUGE_PAGE
     try:
@@ -116,7 +116,7 @@ def allocate(n_bytes: int, processor: int = -1) -> np.ndarray:
     memory = np.frombuffer(mapping, np.uint8)
     start = -memory.ctypes.data % _HUGE_PAGE if huge else 0
     if huge:
-        with contextlib.suppress(OSError):  # a kernel without huge pages
+        with contextlib.suppress(OSError):  # the kernel has no huge pages
             mapping.madvise(mmap.MADV_HUGEPAGE)
     _on(processor, lambda: _populate(mapping, start, n_bytes))
     return memory[start : start + n_bytes]
@@ -130,15 +130,15 @@ def _populate(mapping: mmap.mmap, start: int, n_bytes: int) -> None:
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise MemoryError(f"cannot allocate {n_bytes:,} bytes: {exc.strerror}") from None
-            np.frombuffer(mapping, np.uint8)[offset : offset + length : mmap.PAGESIZE] = 0  # a kernel before 5.14
+            np.frombuffer(mapping, np.uint8)[offset : offset + length : mmap.PAGESIZE] = 0  # the kernel is too old
 
 
 def _on(processor: int, function: Callable[[], object]) -> None:
-    """Call a function on a processor: the kernel takes memory from the node on which it is first written to."""
+    """Call a function on a processor, since the kernel takes memory from the node that first writes to it."""
     if processor < 0:
         function()
         return
-    import concurrent.futures  # most receivers need it not
+    import concurrent.futures  # imported here because most receivers do not need it
 
     with concurrent.futures.ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, [processor])) as pool:
         pool.submit(function).result()

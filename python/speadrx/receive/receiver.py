@@ -1,4 +1,4 @@
-"""`Receiver`: rings, chunks, streams, readers and metrics in one object, with defaults that each have a reason."""
+"""`Receiver`: rings, chunks, streams, readers and metrics in one object."""
 
 from __future__ import annotations
 
@@ -13,91 +13,99 @@ from typing import Any, Self
 import spead2
 import spead2.recv
 
-from speadrx.accounts.accounting import Accounting
+from speadrx.accounts.account import Account
 from speadrx.accounts.ledger import Ledger
 from speadrx.accounts.report import ReceiverStats
 from speadrx.layout.base import DeclarativeLayout
 
 from . import settings
+from .checks import check_integer
 from .chunk import ChunkPool
+from .factory import make_stream, make_stream_group
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
-from .readers import add_reader, check_integer
+from .readers import add_reader
 from .snapshot import read_stats
-from .stream import ChunkRingStream, ChunkStreamRingGroup, make_stream, make_stream_group
+from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
 class Receiver:
-    """Receive by a layout: a stream or a group of them, with all that they need.
+    """Receive by a layout: one stream or a group of streams, with all that they need.
 
-    It is a context manager and iterates over chunks, with ``async`` or without::
+    It is a context manager, and iterates over chunks, with or without ``async``::
 
         with Receiver(layout, "239.10.10.0+3:7148", interface="10.0.0.5") as receiver:
             for chunk in receiver:
                 with chunk:
                     process(chunk.timestamp, chunk.data, chunk.present)
 
-    It allocates all memory when it is made; sockets are opened when it is started, by ``with`` or by the loop. Then it
-    receives in threads of its own, also while nobody iterates. The loop ends when it is stopped or drained, or
-    its source (a capture file, an in-process queue) ends. Leaving the ``with`` block stops it.
+    All memory is allocated when the receiver is made. Sockets are opened when it is started, by ``with`` or by the
+    loop. Then it receives in threads of its own, even while nobody iterates. The loop ends when the receiver is stopped
+    or drained, or when what it receives (a capture file, an in-process queue) ends. Leaving the ``with`` block stops
+    the receiver.
 
-    It survives restarted senders (``resync``) and stop items, and takes packets of a heap in any order.
+    It survives restarted senders (``resync``) and stop items, and takes the packets of a heap in any order.
 
     Parameters
     ----------
     layout
         Says where each heap goes.
     sources
-        What to receive: UDP endpoints as text (``"239.1.2.0+7:7148"``, see `speadrx.receive.endpoints`) or (host, port)
-        pairs; the path of a pcap file; or in-process queues of spead2; or several in a sequence. A file or queue must
-        have a thread of its own, which its end ends. Several files at once need a window (or tolerance) that is given,
-        for they are read as fast as each can be: it must hold what they may come apart by.
+        What to receive: UDP endpoints as text (``"239.1.2.0+7:7148"``, see `speadrx.receive.endpoints`) or as
+        (host, port) pairs; the path of a pcap file; an in-process queue of spead2; or several of them in a sequence. A
+        file or queue needs a thread of its own, and its end ends that thread. Several files at once need a window (or
+        tolerance): each is read as fast as possible, and the window must be larger than the time by which they drift
+        apart.
     threads
-        Streams, each with a thread of its own, that fill the same chunks. The sources are dealt out in order, as
-        evenly as they can be. By default 1: a thread takes some millions of packets or some 10 Gb/s.
+        Number of streams that fill the same chunks. Each stream has a thread of its own. The sources are dealt out to
+        them in order, as evenly as possible. The default is 1: a thread can take some million packets or some 10 Gb
+        per second.
     interface
         IPv4 address of the interface on which to join multicast groups. By default, the system chooses.
     affinity
-        Processor of each thread; chunks are allocated near the first. By default, any.
+        Processor of each thread. Chunks are allocated near the first. By default, any processor.
     window, tolerance_seconds, tolerance_bytes
-        How late heaps may be, compared with the newest: as a number of chunks under construction, in seconds of
-        data (needs the layout's ``tick_rate``), or in bytes of chunks. Give at most one. By default 64 MiB, but at
-        least 2 and at most 16 chunks: 64 MiB are 50 ms at 10 Gb/s, while senders and switches are out of step by a
-        few ms; a single chunk would have no tolerance at its end; and each flush makes as many come out empty.
+        The window, so how late heaps may be: as a number of chunks under construction, in seconds of data (needs the
+        layout's ``tick_rate``), or in bytes of chunks. Give at most one. The default is 64 MiB, but at least 2 and at
+        most 16 chunks. 64 MiB are 50 ms at 10 Gb/s, while senders and switches differ by a few ms. A single chunk would
+        have no tolerance at its end, and after each flush as many chunks as the window has come out empty.
     chunks
-        Chunks to allocate. By default, twice those under construction and one, so that a flush waits for none,
-        and 2 for the user.
+        Chunks to allocate. The default is twice the window and one, so that receiving need not wait after a flush, and
+        2 for the user.
     buffer
-        Bytes of socket receive buffer of each thread, split among its endpoints. By default 64 MiB: 50 ms at 10 Gb/s,
-        longer than a busy system keeps a thread from running. The log says if the kernel grants less.
+        Bytes of socket receive buffer for each thread, divided among its endpoints. The default is 64 MiB: 50 ms at
+        10 Gb/s. A busy system does not delay a thread for longer. A warning is logged if the kernel grants less.
     user_data
-        Fields that the layout takes from the stream's user data (an index, a stride): one mapping for all threads, or
-        one for each.
+        Values of the fields that the layout takes from the stream's user data (an index, a stride): one mapping for
+        all threads, or one for each.
     fill
-        What to overwrite missing heaps with; see `iter_chunks`. By default they hold what was there before, and
-        ``chunk.present`` tells which they are.
+        What to overwrite missing heaps with; see `iter_chunks`. By default they keep stale data, and ``chunk.present``
+        tells which heaps are missing.
     resync
-        Follow senders that are restarted at an earlier time; see `make_stream`. By default True, for a receiver that
-        waits for ever is of no use; chunks have their true timestamp either way.
+        Follow senders that are restarted at an earlier time; see `make_stream`. The default is True, since otherwise
+        the receiver could wait for ever. Chunks have their true timestamp either way.
     max_jump
-        Chunks that one heap may be ahead of the newest; see `make_stream`. By default, the window less one.
+        How many chunks a heap may be ahead of the newest chunk; see `make_stream`. The default is the window less one.
     flush_after
-        Seconds of silence after which to `flush`. By default never, for how long a pause may be only its user knows.
+        Seconds of silence after which to `flush`. By default never, because only the user knows how long a pause may
+        be.
     metrics_port
-        Port on which to serve metrics to Prometheus on all interfaces, 0 for any that is free. By default none.
+        Port on which to serve metrics to Prometheus, on all interfaces; 0 for any free port. By default, metrics are
+        not served.
     labels
         Labels of these metrics, by name.
     **stream_options
-        Passed to `spead2.recv.StreamConfig`; ``explicit_start`` is not for a receiver. Other than in spead2,
-        ``allow_out_of_order`` is True (packets of a heap that overtake each other are no reason to lose it) and
-        ``max_heaps`` twice the heaps of a batch (all senders may be in the midst of a heap), from 16 to 8192.
+        Passed to `spead2.recv.StreamConfig`. A receiver does not take ``explicit_start``. Two defaults differ from
+        spead2's. ``allow_out_of_order`` is True, so that no heap is lost because its packets overtake each other.
+        ``max_heaps`` is twice the number of heaps in a batch, from 16 to 8192, since all senders may be in the middle
+        of a heap.
 
     Raises
     ------
     ValueError, TypeError
         If an argument is wrong. The message names it and its value.
     MemoryError
-        If there is not so much memory as the chunks need. The message says how much that is.
+        If there is not enough memory for the chunks. The message says how much they need.
 
     Examples
     --------
@@ -117,11 +125,11 @@ class Receiver:
     0
     """
 
-    #: The layout that heaps are placed by.
+    #: The layout by which heaps are placed.
     layout: DeclarativeLayout
-    #: The stream, or if it has several threads the group.
+    #: The stream, or the group if there are several threads.
     stream: ChunkRingStream | ChunkStreamRingGroup
-    #: Chunks under construction, at most.
+    #: The window of each stream, in chunks.
     window: int
     #: The chunks.
     pool: ChunkPool
@@ -153,9 +161,9 @@ class Receiver:
         self.layout = layout
         settings.check_options(stream_options)
         check_integer("threads", threads, 1)
-        self._parts = settings.deal(settings.read_sources(sources), threads)
+        self._inputs = settings.deal(settings.read_inputs(sources), threads)
         tolerance = (window, tolerance_seconds, tolerance_bytes)
-        settings.check_files(self._parts, tolerance=any(value is not None for value in tolerance))
+        settings.check_files(self._inputs, tolerance=any(value is not None for value in tolerance))
         self._interface = interface
         self._buffer = settings.DEFAULT_BUFFER if buffer is None else check_integer("buffer", buffer, 0)
         if metrics_port is not None:
@@ -164,48 +172,42 @@ class Receiver:
         self._labels = settings.labels_of(labels)
         self._exporter: Any = None
         self._port: int | None = None
-        self._start_lock = threading.RLock()  # several threads may begin to iterate at once, or a signal handler
+        # Several threads, or a signal handler, may begin to iterate at the same time.
+        self._start_lock = threading.RLock()
         self._started: float | None = None
         self._ended: float | None = None
-
         processors = settings.processors_of(affinity, threads)
         self.window = settings.window_of(layout, *tolerance)
-        active = self.window + (threads > 1)
-        n_chunks = settings.chunks_of(chunks, active)
+        n_chunks = settings.chunks_of(chunks, self.window + (threads > 1))
         what = f"chunks: {n_chunks} (for a window of {self.window}) of {layout.chunk_bytes:,} bytes each"
         check_available(what, n_chunks * layout.chunk_bytes)
-        arguments: dict[str, Any] = {
-            "layout": layout,
-            "max_active_chunks": self.window,
-            "data_ringbuffer": spead2.recv.ChunkRingbuffer(n_chunks),
-            "free_ringbuffer": spead2.recv.ChunkRingbuffer(n_chunks),
-            "user_data": settings.user_data_of(layout, user_data, threads),
-            "resync": resync,
-            "max_jump": max_jump,
-            "flush_after": flush_after,
-            "allow_out_of_order": True,
-            "max_heaps": settings.heaps_at_a_time(layout),
+        stream_options.setdefault("allow_out_of_order", True)
+        stream_options.setdefault("max_heaps", settings.heaps_at_a_time(layout))
+        self.stream = _make_stream(
+            processors,
+            n_chunks,
+            layout=layout,
+            max_active_chunks=self.window,
+            user_data=settings.user_data_of(layout, user_data, threads),
+            resync=resync,
+            max_jump=max_jump,
+            flush_after=flush_after,
             **stream_options,
-        }
-        self.stream = (
-            make_stream(affinity=processors[0], **arguments)
-            if threads == 1
-            else make_stream_group(affinity=processors, **arguments)
         )
         try:
             self._chunks = iter_chunks(self.stream, fill=fill)
             self.pool = ChunkPool(self.stream, n_chunks)
         except BaseException:
-            self.stream.stop()  # for whoever keeps the exception, such as an interactive shell
+            self.stream.stop()  # someone may keep the exception, such as an interactive shell, and with it the stream
             raise
 
     def start(self) -> None:
-        """Start to receive, if that has not been done.
+        """Start to receive, unless it was started already.
 
         Raises
         ------
         ValueError
-            If an endpoint, an interface or a file is none, or it has been stopped, or could not be started.
+            If an endpoint, an interface or a file is wrong, or the receiver has stopped or could not be started before.
         OSError
             If a socket cannot be bound, a group cannot be joined, or a file cannot be read. The message names it.
         """
@@ -218,15 +220,15 @@ class Receiver:
             try:
                 if self._wanted_port is not None:
                     self._serve(self._wanted_port)
-                for stream, part in zip(self.stream._streams(), self._parts, strict=True):
-                    self._add_readers(stream, part)
+                for stream, inputs in zip(self.stream._streams(), self._inputs, strict=True):
+                    self._add_readers(stream, inputs)
             except BaseException:
                 self._started = None
                 self.stop()
                 raise
 
     def _serve(self, port: int) -> None:
-        from speadrx.metrics.collectors import Exporter
+        from speadrx.metrics.exporter import Exporter
 
         self._exporter = exporter = Exporter(tuple(self._labels))
         exporter.add(self.stream, tuple(self._labels.values()))
@@ -234,24 +236,25 @@ class Receiver:
             self._port = exporter.serve(port)
         except OSError as exc:
             raise OSError(exc.errno, f"metrics_port: cannot serve on port {port}: {exc.strerror}") from exc
-        # Where nobody stops it; the stream, not this object, is what an iterator holds. The collector may run in the
-        # exporter's own thread, which cannot wait for itself.
+        # This closes the exporter even if nobody stops the receiver. It depends on the stream, since an iterator holds
+        # the stream and not the receiver. A new thread does it, since the garbage collector may run in the exporter's
+        # own thread, which cannot wait for itself.
         weakref.finalize(self.stream, _thread.start_new_thread, exporter.close, ()).atexit = False
 
-    def _add_readers(self, stream: Any, part: list[Any]) -> None:
+    def _add_readers(self, stream: Any, inputs: list[Any]) -> None:
         endpoints = []
-        for source in part:
-            if isinstance(source, spead2.InprocQueue):
-                stream.add_inproc_reader(source)
-            elif isinstance(source, tuple):
-                endpoints.append(source)
+        for one in inputs:
+            if isinstance(one, spead2.InprocQueue):
+                stream.add_inproc_reader(one)
+            elif isinstance(one, tuple):
+                endpoints.append(one)
             else:
-                add_reader(stream, src=source)
+                add_reader(stream, src=one)
         if endpoints:
             add_reader(stream, src=endpoints, interface=self._interface, buffer=self._buffer)
 
     def stop(self) -> None:
-        """Stop receiving at once; chunks under construction are thrown away (`drain` hands them over)."""
+        """Stop receiving at once. The chunks in the window are thrown away; `drain` would hand them over."""
         self.stream.stop()
         if self._ended is None:
             self._ended = time.monotonic()
@@ -259,27 +262,27 @@ class Receiver:
             self._exporter.close()
 
     def flush(self) -> None:
-        """Hand over the chunks under construction, though no newer data has come; see `ChunkRingStream.flush`.
+        """Hand over the chunks in the window now, without waiting for newer heaps; see `ChunkRingStream.flush`.
 
-        Returns at once; the loop goes on.
+        It returns at once, and the loop goes on.
 
         Raises
         ------
         ValueError
-            If the receiver was made with ``resync=False``: chunk IDs would no longer tell the time.
+            If the receiver was made with ``resync=False``. Then chunk IDs would no longer tell the time.
         """
         self.stream.flush()
 
     def drain(self) -> None:
-        """Hand over the chunks under construction, and then stop: the loop gets them, and ends.
+        """Hand over the chunks in the window, and then stop. The loop gets these chunks, and then ends.
 
-        Returns at once. What has been sent is received first, as far as it has reached this machine.
+        It returns at once. Packets that have reached this machine are received first.
         """
         self.stream.drain()
 
     @property
-    def accounting(self) -> Accounting:
-        """What is present and what is missing in the chunks that came out."""
+    def accounting(self) -> Account:
+        """Heaps present and missing in the chunks that came out."""
         return self._chunks.accounting
 
     @property
@@ -290,11 +293,11 @@ class Receiver:
 
     @property
     def metrics_port(self) -> int | None:
-        """Port on which metrics are served; None if they are not."""
+        """Port on which metrics are served; None if they are not served."""
         return self._port
 
     def stats(self) -> ReceiverStats:
-        """Read what was received so far; at any time, from any thread, also when it has stopped.
+        """Read what was received so far, at any time, from any thread, even after it has stopped.
 
         Returns
         -------
@@ -314,7 +317,7 @@ class Receiver:
 
     def _start_once(self) -> None:
         with self._start_lock:
-            if self._started is None:  # else there may be chunks left, though it has been stopped
+            if self._started is None:  # after a stop it must not start again, but there may be chunks left
                 self.start()
 
     def __enter__(self) -> Self:
@@ -334,3 +337,11 @@ class Receiver:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _make_stream(processors: list[int], n_chunks: int, **arguments: Any) -> ChunkRingStream | ChunkStreamRingGroup:
+    arguments["data_ringbuffer"] = spead2.recv.ChunkRingbuffer(n_chunks)
+    arguments["free_ringbuffer"] = spead2.recv.ChunkRingbuffer(n_chunks)
+    if len(processors) == 1:
+        return make_stream(affinity=processors[0], **arguments)
+    return make_stream_group(affinity=processors, **arguments)

@@ -4,61 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from speadrx.accounts.accounting import Accounting
+from speadrx.accounts.account import Account, Totals
+from speadrx.accounts.ledger import LedgerSnapshot
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
 
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
-def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounting, seconds: float) -> ReceiverStats:
-    """Read what a stream or group and an account of its chunks have counted.
+def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account, seconds: float) -> ReceiverStats:
+    """Read what a stream or group, and an account of its chunks, have counted.
 
     Parameters
     ----------
     stream
         Made with a declarative layout.
     account
-        That of what iterates over its chunks.
+        The account of an iterator over its chunks.
     seconds
-        Since it was started.
+        Seconds since it was started.
 
     Returns
     -------
     ReceiverStats
-        As it is now; while heaps come, its numbers are of slightly different moments.
+        As it is now. While heaps come, its numbers are from slightly different moments.
     """
-    # In this order nothing is present that is not placed yet.
-    counts = account._counts
-    stats = [member.stats for member in stream._streams()]
+    # Read in this order: otherwise a heap could be present that is not placed yet.
+    totals = account._totals
+    packets, incomplete, too_old = _spead2_counts(stream)
     assert stream.ledger is not None
     ledger = stream.ledger.snapshot()
-
-    def total(name: str) -> int:
-        return sum(part[name] for part in stats)
-
-    assert stream._core is not None
-    assert stream._control is not None
-    packets, incomplete = total("packets"), total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
-    own_packets, own_incomplete = stream._control.counted(stream._core.done)
-    present, expected = sum(counts.present), counts.expected * len(counts.present)
-    too_old = total("too_old_heaps")
-    # The last column is of those whose source is unknown.
-    rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
-    rows = zip(
-        account.source_labels,
-        ledger.placed_by_source.tolist(),
-        counts.present,
-        ledger.duplicates_by_source.tolist(),
-        rejected.tolist(),
-        ledger.newest_timestamp_by_source.tolist(),
-        strict=True,
-    )
+    present, expected = sum(totals.present), totals.expected * len(totals.present)
     data, free = stream.data_ringbuffer, stream.free_ringbuffer
     return ReceiverStats(
         seconds=seconds,
-        chunks=counts.chunks,
-        first_timestamp=counts.first_timestamp,
-        last_timestamp=counts.last_timestamp,
+        chunks=totals.chunks,
+        first_timestamp=totals.first_timestamp,
+        last_timestamp=totals.last_timestamp,
         placed=ledger.placed,
         present=present,
         missing=expected - present,
@@ -68,16 +49,44 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Accounti
         too_old=too_old,
         unfinished=max(ledger.placed - present - ledger.duplicates - too_old, 0),
         kernel_drops=stream.kernel_drops(),
-        packets=max(packets - own_packets, 0),
-        incomplete=max(incomplete - (own_incomplete if stream._stopped else 0), 0),
-        restarts=counts.restarts,
-        epoch_gap_heaps=account.epoch_gap_heaps,
+        packets=packets,
+        incomplete=incomplete,
+        restarts=totals.restarts,
+        epoch_gap_heaps=totals.epoch_gap * len(totals.present),
         late_batches=ledger.late_batches.tolist(),
         late_chunks=ledger.late_chunks.tolist(),
         data_ring=RingStats(data.qsize(), data.maxsize),
         free_ring=RingStats(free.qsize(), free.maxsize),
-        sources=[
-            SourceStats(label, placed, here, counts.expected - here, duplicates, refused, newest)
-            for label, placed, here, duplicates, refused, newest in rows
-        ],
+        sources=_source_stats(ledger, totals),
     )
+
+
+def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int, int, int]:
+    """Read what spead2 counted: packets and incomplete heaps (both without control heaps), and heaps too old."""
+    stats = [member.stats for member in stream._streams()]
+
+    def total(name: str) -> int:
+        return sum(counts[name] for counts in stats)
+
+    assert stream._core is not None
+    assert stream._control is not None
+    packets, incomplete = total("packets"), total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
+    own_packets, own_incomplete = stream._control.counted(stream._core.done)
+    if not stream._stopped:
+        own_incomplete = 0  # spead2 counts these when it stops
+    return max(packets - own_packets, 0), max(incomplete - own_incomplete, 0), total("too_old_heaps")
+
+
+def _source_stats(ledger: LedgerSnapshot, totals: Totals) -> list[SourceStats]:
+    # The last column is for heaps whose source is unknown.
+    rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
+    columns = (
+        ledger.source_labels,
+        ledger.placed_by_source.tolist(),
+        totals.present,
+        totals.missing,
+        ledger.duplicates_by_source.tolist(),
+        rejected.tolist(),
+        ledger.newest_timestamp_by_source.tolist(),
+    )
+    return [SourceStats(*row) for row in zip(*columns, strict=True)]

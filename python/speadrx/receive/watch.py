@@ -1,4 +1,4 @@
-"""One thread that looks at all streams now and then: it flushes silent ones, and logs what nobody else could tell."""
+"""One thread that looks at all streams now and then. It flushes silent streams, and logs why a stream cannot go on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks, unless a stream wants to be flushed sooner.
 LOOK_INTERVAL = 1.0
 
-#: Seconds after which it may be said again that a stream is stuck.
+#: Seconds after which the log may say again that a stream is stuck.
 SILENT_SECONDS = 60.0
 
-#: Looks within the time after which a silent stream is flushed.
+#: A stream is looked at so many times before it is flushed for its silence.
 _LOOKS_PER_FLUSH = 4
 
 
@@ -38,7 +38,7 @@ class _Watched:
         self._said_refused = False
 
     def look(self, now: float) -> bool:
-        """Look at it; False if there is nothing to look at any more."""
+        """Look at the stream. Return False if it is gone or stopped."""
         owner = self.owner()
         if owner is None or owner._stopped:
             return False
@@ -53,24 +53,24 @@ class _Watched:
         return True
 
     def _flush_if_silent(self, owner: Any, placed: int, now: float) -> None:
-        # A stream that waits for its consumer is not silent: what comes next is in the kernel still.
+        # A stream that waits for its consumer is not silent: the next packets are still in the kernel.
         waits = owner.free_ringbuffer.empty() or owner.data_ringbuffer.full()
         if placed != self._placed or waits or not all(sockets.are_read() for sockets in owner._socket_sets):
             self._placed, self._changed = placed, now
         elif self.flush_after is not None and now - self._changed >= self.flush_after:
-            owner.flush()  # which does nothing if it is flushed already
+            owner.flush()  # does nothing if it was flushed already
 
     def _say_if_refused(self, owner: Any) -> None:
         if owner._core.refusals and not self._said_refused:
             self._said_refused = True
             logger.warning(
-                "timestamps have gone back, as if the senders had been restarted; their heaps are rejected "
+                "timestamps have gone back, as if the senders had been restarted. Their heaps are rejected "
                 "(backward_timestamp_heaps), since resync is False"
             )
 
     def _say_if_stuck(self, owner: Any, seen: int, now: float) -> None:
-        """Say why nothing can go on: once, and again only if it has gone on meanwhile."""
-        # Large chunks take many seconds to allocate, while the stream is there already.
+        """Log why the stream cannot go on: once, and again only if it has gone on in between."""
+        # Large chunks take many seconds to allocate, and the stream exists before them.
         self._ready = self._ready or seen > 0 or owner.ledger is None or not owner.free_ringbuffer.empty()
         if not self._ready:
             return
@@ -78,7 +78,7 @@ class _Watched:
         if owner.free_ringbuffer.empty():
             stuck = (
                 "free_ringbuffer: stays empty, so no new chunk can be begun, and heaps may be lost. Recycle chunks "
-                "sooner (at the end of `with chunk:`, or with chunk.recycle()), or make more of them"
+                "sooner (at the end of `with chunk:`, or with chunk.recycle()), or allocate more chunks"
             )
         elif owner.data_ringbuffer.full():
             stuck = (
@@ -94,11 +94,11 @@ class _Watched:
 
 
 def _look(one: _Watched, now: float) -> bool:
-    """Look at one; what goes wrong with it must not keep the others from being looked at."""
+    """Look at a stream. An error must not prevent looking at the other streams."""
     try:
         return one.look(now)
     except Exception:
-        logger.exception("a stream is not looked at any more: it will not be flushed when it is silent")
+        logger.exception("a stream is no longer watched: it will not be flushed when it is silent")
         return False
 
 
@@ -144,5 +144,5 @@ _watch = _Watch()
 
 
 def watch(owner: Any, flush_after: float | None) -> None:
-    """Look at a stream or group from time to time, as long as it is there and not stopped; it is held weakly."""
+    """Look at a stream or group from time to time, until it stops or is deleted. It is held weakly."""
     _watch.add(_Watched(owner, flush_after))

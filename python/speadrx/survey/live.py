@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from speadrx.receive.readers import open_sockets
+from speadrx.receive.sockets import open_sockets
 
 from .capture import Datagram
 

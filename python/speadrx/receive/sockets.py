@@ -1,0 +1,274 @@
+"""UDP sockets: made, bound and joined to their groups, and what the kernel dropped on them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+import termios
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .endpoints import Endpoint, resolve
+
+logger = logging.getLogger(__name__)
+
+# Linux has these options, but the socket module has no names for them.
+_SO_RCVBUFFORCE = 33
+_SO_MEMINFO = 55
+
+#: The values that SO_MEMINFO gives, and the indices of the three that are used here.
+_MEMINFO = struct.Struct("9I")
+_INT = struct.Struct("i")
+_MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
+
+#: The largest receive buffer that Linux ever grants a socket: it counts twice the size, in 31 bits.
+MAX_BUFFER = 2**30 - 1
+
+#: Sizes that were warned about: asked for, and granted.
+_warned: set[tuple[int, int]] = set()
+
+#: Only one thread at a time looks for the socket that spead2 has made.
+_adopt_lock = threading.Lock()
+
+
+class _Socket(socket.socket):
+    """A socket that only its `SocketSet` closes.
+
+    The garbage collector calls finalisers in any order, and the finaliser of a stream reads the kernel's counts once
+    more.
+    """
+
+    def __del__(self) -> None:
+        """Leave it open."""
+
+
+class SocketCounts(NamedTuple):
+    """What the kernel says of the sockets of an endpoint."""
+
+    #: Packets dropped because a receive buffer was full, or because their checksum was wrong.
+    drops: int = 0
+    #: Bytes of the receive buffers that are in use, including the kernel's overhead.
+    receive_queue: int = 0
+    #: Sizes of the receive buffers, in bytes; 0 once all sockets are closed.
+    receive_buffer: int = 0
+
+
+class SocketSet:
+    """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # reentrant: a signal handler may interrupt a reader, and read or close too
+        self._endpoints: dict[socket.socket, str] = {}
+        self._last: dict[socket.socket, int] = {}
+        self._drops: dict[str, int] = {}
+        self._warned = False
+        self.closed = False
+        #: Endpoints that spead2 binds only when the stream starts.
+        self.deferred: list[str] = []
+
+    def add(self, sock: socket.socket, endpoint: str) -> None:
+        """Take over a socket. If the set is closed, close the socket."""
+        with self._lock:
+            if self.closed:
+                sock.close()
+            else:
+                self._endpoints[sock] = endpoint
+                self._last[sock] = 0
+                self._drops.setdefault(endpoint, 0)
+
+    def drops(self) -> int:
+        """Packets dropped so far. After `close`, the number stays as it is."""
+        return sum(counts.drops for counts in self.counts().values())
+
+    def counts(self) -> dict[str, SocketCounts]:
+        """What the kernel says now, by endpoint. After `close`, only the number of dropped packets remains."""
+        with self._lock:
+            return self._read()
+
+    def are_read(self) -> bool:
+        """Whether all packets that the kernel has received have been read."""
+        with self._lock:
+            pending = (fcntl.ioctl(sock, termios.FIONREAD, bytes(_INT.size)) for sock in self._endpoints)
+            return all(_INT.unpack(size) == (0,) for size in pending)
+
+    def close(self) -> None:
+        """Close the sockets. Otherwise they would keep their ports, since spead2 has duplicates."""
+        with self._lock:
+            self.closed = True
+            try:
+                self._read()
+            finally:
+                for sock in self._endpoints:
+                    sock.close()
+                self._endpoints.clear()
+                self._last.clear()
+
+    def _read(self) -> dict[str, SocketCounts]:
+        queues = dict.fromkeys(self._drops, 0)
+        buffers = dict(queues)
+        for sock, endpoint in list(self._endpoints.items()):
+            try:
+                meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+            except OSError as exc:
+                if sock in self._endpoints and not self._warned:  # otherwise a signal handler has just closed it
+                    self._warned = True
+                    logger.warning("kernel drops of %s cannot be read: %s", endpoint, exc)
+                continue
+            if sock not in self._endpoints:
+                continue
+            self._drops[endpoint] += (meminfo[_MEMINFO_DROPS] - self._last[sock]) % 2**32  # the kernel has 32 bits
+            self._last[sock] = meminfo[_MEMINFO_DROPS]
+            queues[endpoint] += meminfo[_MEMINFO_QUEUE]
+            buffers[endpoint] += meminfo[_MEMINFO_BUFFER]
+        return {name: SocketCounts(drops, queues[name], buffers[name]) for name, drops in self._drops.items()}
+
+
+@contextlib.contextmanager
+def _naming(endpoint: Endpoint) -> Iterator[None]:
+    """Make operating system errors name the endpoint, and the interface if that may be the reason."""
+    try:
+        yield
+    except (OSError, RuntimeError) as exc:
+        where = f"src: cannot receive on {endpoint}"
+        if endpoint.interface is not None:
+            where += f" with interface {endpoint.interface}"
+        elif endpoint.one_link:
+            where += " without the name of its interface, which such a group needs"
+        if isinstance(exc, OSError):
+            raise OSError(exc.errno, f"{where}: {exc.strerror}") from exc
+        raise RuntimeError(f"{where}: {exc}") from exc
+
+
+def make_socket(endpoint: Endpoint, buffer: int, stack: contextlib.ExitStack) -> socket.socket:
+    """Make a socket and bind it. The stack closes it, from the beginning, so that no interrupt leaves it open."""
+    with _naming(endpoint):
+        sock = stack.enter_context(_Socket(endpoint.family, socket.SOCK_DGRAM))
+        if endpoint.multicast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The buffer first: packets may come as soon as the socket is bound.
+        set_buffer(sock, buffer)
+        sock.bind(endpoint.bind_address)
+        if endpoint.multicast:
+            group = socket.inet_pton(endpoint.family, endpoint.address)
+            if endpoint.family == socket.AF_INET6:
+                membership = group + struct.pack("@I", endpoint.interface_index)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
+            else:
+                membership = group + socket.inet_aton(endpoint.interface or "0.0.0.0")
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        return sock
+
+
+def request_buffer(sock: socket.socket, size: int) -> int:
+    """Ask the kernel for a receive buffer of `size` bytes. Return how many it grants."""
+    request = min(size, 2**31 - 1)  # the kernel takes no larger number
+    try:
+        # This needs CAP_NET_ADMIN, and may then exceed the system's limit.
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, request)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, request)
+    # The kernel doubles what it grants, to allow for its overhead, and reports the double.
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def set_buffer(sock: socket.socket, size: int) -> None:
+    """Set the receive buffer of a socket. If the kernel grants less, warn, once for each size."""
+    if not size:
+        return
+    granted = request_buffer(sock, size)
+    if granted < size and (size, granted) not in _warned:
+        _warned.add((size, granted))
+        advice = f" No socket can have more than {MAX_BUFFER} bytes." if size > MAX_BUFFER else ""
+        if granted < (attainable := min(size, MAX_BUFFER)):
+            advice += f" Raise the limit net.core.rmem_max with: sysctl -w net.core.rmem_max={attainable}"
+        logger.warning(
+            "buffer: asked for a socket receive buffer of %d bytes, but the kernel granted %d, so packets may be "
+            "lost.%s",
+            size,
+            granted,
+            advice,
+        )
+
+
+def open_sockets(
+    src: Iterable[tuple[str, int]], interface: str | None = None, buffer: int = 0
+) -> tuple[dict[socket.socket, tuple[str, int]], SocketSet]:
+    """Make the sockets that `add_reader` would make, to be read by something else than a stream.
+
+    Parameters
+    ----------
+    src, interface
+        As for `add_reader`.
+    buffer
+        Bytes of receive buffer for each socket; with 0, the system's default.
+
+    Returns
+    -------
+    sockets : dict
+        The endpoint of each socket.
+    owner : SocketSet
+        Counts what the kernel drops on the sockets, and closes them.
+
+    Raises
+    ------
+    ValueError
+        If an argument is wrong. The message names the argument and its value.
+    OSError
+        If a socket cannot be bound or cannot join its group.
+    """
+    owner = SocketSet()
+    sockets: dict[socket.socket, tuple[str, int]] = {}
+    with contextlib.ExitStack() as stack:
+        for endpoint in [resolve(endpoint, interface) for endpoint in src]:
+            sock = make_socket(endpoint, buffer, stack)
+            owner.add(sock, str(endpoint))
+            sockets[sock] = (endpoint.address, endpoint.port)
+        stack.pop_all()
+    return sockets, owner
+
+
+def add_deferred_reader(stream: Any, endpoint: Endpoint, max_size: int) -> socket.socket | None:
+    """Let spead2 make the socket, which it binds when the stream starts. Return a duplicate of the socket."""
+    kwargs: dict[str, Any] = {"port": endpoint.port, "max_size": max_size, "buffer_size": 0}
+    if not endpoint.multicast:
+        scope = f"%{endpoint.interface}" if endpoint.family == socket.AF_INET6 and endpoint.interface else ""
+        kwargs["bind_hostname"] = endpoint.address + scope
+    elif endpoint.family == socket.AF_INET6:
+        kwargs.update(multicast_group=endpoint.address, interface_index=endpoint.interface_index)
+    else:
+        kwargs.update(multicast_group=endpoint.address, interface_address=endpoint.interface or "0.0.0.0")
+    with _adopt_lock, _naming(endpoint):
+        before = _own_sockets()
+        stream.add_udp_reader(**kwargs)
+        new = [fd for inode, fd in _own_sockets().items() if inode not in before]
+        candidates = [_Socket(fileno=os.dup(fd)) for fd in new]
+    # Normally it is the only one, but other threads may have made sockets too.
+    found = [sock for sock in candidates if _is_unbound(sock, endpoint.family)]
+    for sock in candidates:
+        if [sock] != found:
+            sock.close()
+    if len(found) == 1:
+        return found[0]
+    logger.warning("kernel drops of %s are not counted: spead2's socket for it was not found", endpoint)
+    return None
+
+
+def _own_sockets() -> dict[int, int]:
+    """Descriptors of all sockets of this process, by inode."""
+    sockets = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it may have been closed since
+            status = os.fstat(int(name))
+            if stat.S_ISSOCK(status.st_mode):
+                sockets[status.st_ino] = int(name)
+    return sockets
+
+
+def _is_unbound(sock: socket.socket, family: socket.AddressFamily) -> bool:
+    return sock.family == family and sock.type == socket.SOCK_DGRAM and sock.getsockname()[1] == 0
