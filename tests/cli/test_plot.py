@@ -146,7 +146,7 @@ def test_svg_has_all_labels_and_is_the_same_each_time(capture, layout_file, tmp_
         name = f"rejected: {reason.removesuffix('_heaps').replace('_', ' ')}"
         assert (name in texts) == bool(heaps)
         assert not heaps or f"{heaps:,}" in texts
-    assert any("time begins anew" in text for text in texts if text)
+    assert any("time begins again" in text for text in texts if text)
     assert "data received from timestamp 4096000000 on, s" in texts
 
 
@@ -208,8 +208,8 @@ def test_what_cannot_be_used_is_named(capture, layout_file, tmp_path):
         ([capture, "-l", layout_file, "--set", "time.batches=0"], "batches"),
         ([history, "-l", layout_file], "is a history, which needs neither --layout nor --set"),
         ([history, "--set", "time.batches=3"], "is a history, which needs neither --layout nor --set"),
-        ([cut], f"{cut}: is not JSON, and so no history"),
-        ([wrong], f"{wrong}: version: 7 is not 1"),
+        ([cut], f"{cut}: is not a history, because it is not JSON"),
+        ([wrong], f"{wrong}: version: 7 must be 1"),
         ([history, "-o", "figure.pdf"], "'figure.pdf' must end in .png or .svg"),
         ([history, "-o", "figure"], "'figure' must end in .png or .svg"),
         ([misnamed, "-o", misnamed], f"'{misnamed}' would be written over '{misnamed}'"),
