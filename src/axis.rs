@@ -2,10 +2,12 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::num::NonZeroU64;
+
 use crate::check::{check, check_distinct, check_item, check_name, check_shift, non_zero};
 use crate::divisor::Divisor;
 use crate::error::LayoutError;
-use crate::layout::reason;
+use crate::reason;
 use crate::spec::AxisSpec;
 
 /// Longest list of values.
@@ -71,15 +73,24 @@ pub(crate) fn check_item_axis(
     check(mask != 0, || LayoutError::field(format!("{field}.mask"), mask, "keeps no bit; at least one is needed"))?;
     let step = non_zero(&format!("{field}.step"), axis.step)?;
     let reach = mask & (i64::MAX as u64 >> shift);
-    let (size, lookup) = match (&axis.values, axis.size) {
+    let (size, lookup) = check_lookup(field, axis, step, reach)?;
+    let reason = check_reject_name(field, axis, reasons)?;
+    Ok((item, ItemAxis { shift, mask, size, lookup, reason }))
+}
+
+/// Check values, or size and step; `reach` has the bits that shift and mask let through. Returns the size, too.
+fn check_lookup(field: &str, axis: &AxisSpec, step: NonZeroU64, reach: u64) -> Result<(u64, Lookup), LayoutError> {
+    let beside_values = |name: &str, value| {
+        LayoutError::field(format!("{field}.{name}"), value, "cannot be given together with values; give one of them")
+    };
+    match (&axis.values, axis.size) {
+        (Some(_), Some(size)) => Err(beside_values("size", size)),
         (Some(values), None) => {
-            check(axis.step == 1, || {
-                LayoutError::field(format!("{field}.step"), axis.step, "stands beside values; give one of them")
-            })?;
+            check(axis.step == 1, || beside_values("step", axis.step))?;
             let size = check_values(field, values, reach)?;
             let mut sorted: Box<[(u64, u64)]> = values.iter().copied().zip(0..).collect();
             sorted.sort_unstable();
-            (size, Lookup::Values(sorted))
+            Ok((size, Lookup::Values(sorted)))
         }
         (None, Some(size)) => {
             non_zero(&format!("{field}.size"), size)?;
@@ -90,50 +101,44 @@ pub(crate) fn check_item_axis(
                     format!("{field}.size"),
                     size,
                     format!(
-                        "in steps of {step} ends with a value that shift and mask do not let through (only bits of {reach:#x})"
+                        "indices in steps of {step} need values that do not fit (shift and mask keep only the bits {reach:#x})"
                     ),
                 )
             })?;
-            (size, Lookup::Step { divisor: Divisor::new(step), step: step.get() })
+            Ok((size, Lookup::Step { divisor: Divisor::new(step), step: step.get() }))
         }
-        (Some(_), Some(size)) => {
-            return Err(LayoutError::field(format!("{field}.size"), size, "stands beside values; give one of them"));
-        }
-        (None, None) => {
-            return Err(LayoutError::field(format!("{field}.size"), "is absent;", "give size or values"));
-        }
-    };
+        (None, None) => Err(LayoutError::field(format!("{field}.size"), "is absent;", "give size or values")),
+    }
+}
+
+/// Check the name of the axis's reject reason, add it to `reasons` unless it is known, and return its index.
+fn check_reject_name(field: &str, axis: &AxisSpec, reasons: &mut Vec<String>) -> Result<usize, LayoutError> {
     let name = axis.reject_name.clone().unwrap_or_else(|| format!("bad_{}_heaps", axis.name));
     check_name(&format!("{field}.reject_name"), &name)?;
     check(!reason::FIRST.contains(&name.as_str()) && !reason::LAST.contains(&name.as_str()), || {
         LayoutError::field(
             format!("{field}.reject_name"),
             format!("{name:?}"),
-            "is the name of a reason that every layout has; give the axis another reject_name",
+            "is a name that every layout has already; give the axis another reject_name",
         )
     })?;
     let known = reasons.iter().position(|reason| *reason == name);
-    let reason = known.unwrap_or(reasons.len());
-    if known.is_none() {
+    Ok(known.unwrap_or_else(|| {
         reasons.push(name);
-    }
-    Ok((item, ItemAxis { shift, mask, size, lookup, reason }))
+        reasons.len().saturating_sub(1)
+    }))
 }
 
 fn check_values(field: &str, values: &[u64], reach: u64) -> Result<u64, LayoutError> {
     let field = format!("{field}.values");
     check(!values.is_empty(), || LayoutError::field(&field, "[]", "must have at least one value"))?;
     check(values.len() <= MAX_VALUES, || {
-        LayoutError::field(&field, values.len(), format!("values are too many; at most {MAX_VALUES} are possible"))
+        LayoutError::field(&field, values.len(), format!("values are too many; there can be at most {MAX_VALUES}"))
     })?;
     check_distinct(&field, values)?;
     for &value in values {
         check(value & reach == value, || {
-            LayoutError::field(
-                &field,
-                value,
-                format!("is not let through by shift and mask (only bits of {reach:#x} are)"),
-            )
+            LayoutError::field(&field, value, format!("does not fit; only the bits {reach:#x} pass shift and mask"))
         })?;
     }
     Ok(values.len() as u64)

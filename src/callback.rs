@@ -10,9 +10,10 @@ use std::slice;
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
 use crate::group::Group;
-use crate::layout::{FIRST_AXIS, Geometry, SideField, reason};
-use crate::ledger::{Ledger, Slots};
-use crate::place::{Heap, Items, Plan, Slot, kind, source};
+use crate::layout::{FIRST_AXIS, Geometry, SideField};
+use crate::ledger::{Filled, Ledger};
+use crate::place::{Heap, Items, Placed, Placer, kind};
+use crate::reason;
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -33,7 +34,7 @@ pub struct Stats {
 /// It is random, so that nobody on the network can guess it.
 #[derive(Clone, Copy, Debug)]
 pub struct Cookie {
-    /// Of a heap that pushes out all chunks under construction.
+    /// Of a heap that pushes all chunks out of the window.
     pub flush: i64,
     /// Of a heap that says that all before it is done with.
     pub done: i64,
@@ -44,7 +45,7 @@ pub struct Cookie {
 pub struct Context {
     /// Only the callback touches it, of which there is one call at a time.
     state: UnsafeCell<State>,
-    plan: Plan,
+    placer: Placer,
     ledger: Ledger,
     side: Box<[SideField]>,
     /// Shift of the first of them, where the fast path finds it at once.
@@ -66,7 +67,7 @@ pub struct Context {
 #[derive(Debug)]
 struct State {
     window: Window,
-    slots: Slots,
+    filled: Filled,
 }
 
 // SAFETY: all fields are Sync but `state`, which only the callback uses, of which there is one call at a time.
@@ -86,7 +87,7 @@ struct Row<const AXES: usize, const SIDE: usize, const REQUIRED: usize> {
 }
 
 impl Context {
-    /// Prepare the callback of one stream that has `window` chunks under construction, and make it a member of a group.
+    /// Prepare the callback of one stream whose window has `window` chunks, and make it a member of a group.
     ///
     /// With a cookie, the stream must pass one item more than the layout has, the last.
     ///
@@ -101,12 +102,12 @@ impl Context {
         cookie: Option<Cookie>,
     ) -> Result<Self, LayoutError> {
         let layout = geometry.layout();
-        let plan = Plan::new(geometry, window)?;
+        let placer = Placer::new(geometry, window)?;
         let ledger = Ledger::new(layout, window, group.epochs());
         group.join(ledger.clone());
         Ok(Self {
-            plan,
-            state: UnsafeCell::new(State { window: Window::new(layout, window), slots: Slots::new(layout, window) }),
+            placer,
+            state: UnsafeCell::new(State { window: Window::new(layout, window), filled: Filled::new(layout, window) }),
             ledger,
             side: layout.side.clone().into(),
             first_shift: layout.side.first().map_or(0, |field| field.shift),
@@ -136,7 +137,7 @@ impl Context {
     /// The callback for this context, which must be passed to it as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        match (self.n_axes, self.plan.kind()) {
+        match (self.n_axes, self.placer.kind()) {
             (_, kind::UNCOMMON) => general,
             (0, _) => self.with_axes::<0, { kind::COMMON }>(),
             (1, kind::UNIT) => self.with_axes::<1, { kind::UNIT }>(),
@@ -162,7 +163,7 @@ impl Context {
     }
 
     fn with_side_item<const N: usize, const KIND: u8, const SIDE: usize, const BYTES: usize>(&self) -> PlaceFn {
-        match (self.n_required, self.plan.is_dense()) {
+        match (self.n_required, self.placer.is_dense()) {
             (0, true) => common::<N, KIND, SIDE, BYTES, 0, true>,
             (0, false) => common::<N, KIND, SIDE, BYTES, 0, false>,
             (1, true) => common::<N, KIND, SIDE, BYTES, 1, true>,
@@ -193,33 +194,33 @@ impl Context {
     }
 
     fn internal_error(&self) -> usize {
-        reason::internal_error(self.plan.layout().reasons().len())
+        reason::internal_error(self.placer.layout().reasons().len())
     }
 
     /// Judge a heap that the fast path did not place.
-    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Slot, usize> {
+    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Placed, usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
-        let n_reasons = self.plan.layout().reasons().len();
-        let heap = Heap::new(&self.plan, items)?;
+        let n_reasons = self.placer.layout().reasons().len();
+        let heap = Heap::new(&self.placer, items)?;
         let source = match heap.source() {
             Ok(source) => source,
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
         };
-        let position = match self.group.observe(heap.stamp, source, &self.ledger, state.window.newest_chunk()) {
-            Verdict::Place(position) => position,
+        let moment = match self.group.observe(heap.stamp, source, &self.ledger, state.window.newest_chunk()) {
+            Verdict::Place(moment) => moment,
             Verdict::Misaligned => return Err(reason::BAD_TIMESTAMP),
             Verdict::Implausible => return Err(reason::implausible(n_reasons)),
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
-        let slot = heap.slot(&self.plan, position.chunk, position.batch)?;
-        let State { window, slots } = state;
-        if let Some(moved) = window.follow(slot.chunk, position.epoch_first, position.epoch_offset) {
-            slots.slide(moved, window.newest());
+        let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
+        let State { window, filled } = state;
+        if let Some(moved) = window.follow(placed.chunk, moment.epoch_first, moment.epoch_offset) {
+            filled.slide(moved, window.newest());
         }
         // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
-        let chunk = slot.chunk.wrapping_sub(window.first_chunk);
-        self.ledger.count(slots, slot.source, slot.batch, chunk, slot.at);
-        Ok(slot)
+        let chunk = placed.chunk.wrapping_sub(window.first_chunk);
+        self.ledger.count(filled, placed.source, placed.batch, chunk, placed.slot);
+        Ok(placed)
     }
 
     /// The control heap that this is, if it is one of ours: it is no data, and no ledger counts it.
@@ -324,18 +325,18 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     items: &Items<'_>,
 ) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, slots } = unsafe { &mut *context.state.get() };
-    let Some(slot) = context.plan.place::<DENSE, KIND>(window, items) else {
+    let State { window, filled } = unsafe { &mut *context.state.get() };
+    let Some(placed) = context.placer.place::<DENSE, KIND>(window, items) else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
     };
-    data.chunk_id = window.first_chunk.wrapping_add(slot.chunk) as i64;
-    data.heap_index = slot.at.index as usize;
-    data.heap_offset = slot.at.offset as usize;
+    data.chunk_id = window.first_chunk.wrapping_add(placed.chunk) as i64;
+    data.heap_index = placed.slot.index as usize;
+    data.heap_offset = placed.slot.offset as usize;
     // SAFETY: the caller vouches for everything.
     unsafe { store_side_items::<SIDE>(data, context) };
-    let batch = window.first_batch.wrapping_add(slot.batch);
-    context.ledger.count(slots, slot.source, batch, slot.chunk, slot.at);
+    let batch = window.first_batch.wrapping_add(placed.batch);
+    context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
 }
 
 /// A heap of which nothing can be told, for spead2 passes a struct that we do not know: it stays rejected.
@@ -365,13 +366,13 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
     // SAFETY: the caller vouches for everything.
     unsafe {
         match judged {
-            Ok(heap) => {
-                data.chunk_id = heap.chunk as i64;
-                data.heap_index = heap.at.index as usize;
-                data.heap_offset = heap.at.offset as usize;
+            Ok(placed) => {
+                data.chunk_id = placed.chunk as i64;
+                data.heap_index = placed.slot.index as usize;
+                data.heap_offset = placed.slot.offset as usize;
                 store_side_items::<MANY>(data, context);
             }
-            Err(reason) => context.reject(data, reason, source(&context.plan, items)),
+            Err(reason) => context.reject(data, reason, context.placer.source(items)),
         }
     }
 }

@@ -23,14 +23,14 @@ pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
         LayoutError::field(
             field,
             format!("{id:#x}"),
-            format!("is reserved by the SPEAD protocol; item IDs of data start above {LAST_CONTROL_ID:#x}"),
+            format!("is reserved by the SPEAD protocol; it must be above {LAST_CONTROL_ID:#x}"),
         )
     })?;
     check(id <= MAX_ITEM_ID, || {
         LayoutError::field(
             field,
             format!("{id:#x}"),
-            format!("does not fit the 23 bits that SPEAD-64-40 has for item IDs ({MAX_ITEM_ID:#x})"),
+            format!("has more than 23 bits; an item ID must be at most {MAX_ITEM_ID:#x}"),
         )
     })
 }
@@ -40,7 +40,7 @@ pub(crate) fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {
     u32::try_from(shift)
         .ok()
         .filter(|&shift| shift < u64::BITS - 1)
-        .ok_or_else(|| LayoutError::field(field, shift, "must be below 63, the bits of a value"))
+        .ok_or_else(|| LayoutError::field(field, shift, "must be below 63; a value has 63 bits"))
 }
 
 pub(crate) fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
@@ -51,7 +51,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
         LayoutError::field(
             field,
             format!("{name:?}"),
-            "must be a name of letters, digits and underscores that does not start with a digit",
+            "must be a name: letters, digits and underscores, with no digit first",
         )
     })
 }
@@ -59,7 +59,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<(), LayoutError> {
 pub(crate) fn check_user_data_name(field: &str, name: &str) -> Result<(), LayoutError> {
     check_name(field, name)?;
     check(name != "stats_base", || {
-        LayoutError::field(field, format!("{name:?}"), "is the field that holds the index of our statistics")
+        LayoutError::field(field, format!("{name:?}"), "is a name that speadrx uses itself; choose another one")
     })
 }
 
@@ -70,11 +70,7 @@ pub(crate) fn check_distinct<T: Ord + Clone + std::fmt::Debug>(
     let mut seen = BTreeSet::new();
     for value in values {
         check(seen.insert(value.clone()), || {
-            LayoutError::field(
-                field,
-                format!("{value:?}"),
-                "stands there twice; each must be different from the others",
-            )
+            LayoutError::field(field, format!("{value:?}"), "is given twice; all must be different")
         })?;
     }
     Ok(())

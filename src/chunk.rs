@@ -71,8 +71,8 @@ pub fn fill_missing(geometry: &Geometry, present: &[u8], data: &mut [u8], patter
         return None;
     }
     let axes = layout.dimensions.iter().zip(geometry.strides());
-    let slots = Slots::new(layout.spec().heap_bytes, axes.map(|(dimension, &stride)| (dimension.size, stride)));
-    overwrite(&slots, present, data, &Filler::new(pattern))
+    let offsets = Offsets::new(layout.spec().heap_bytes, axes.map(|(dimension, &stride)| (dimension.size, stride)));
+    overwrite(&offsets, present, data, &Filler::new(pattern))
 }
 
 /// Set the side items of each missing heap of a chunk to 0.
@@ -87,21 +87,21 @@ pub fn zero_missing_extra(layout: &Layout, present: &[u8], extra: &mut [u8]) -> 
     if present.len() as u64 != layout.chunk_heaps() || extra.len() / record < present.len() {
         return None;
     }
-    let slots = Slots::new(record as u64, [(layout.chunk_heaps(), record as u64)].into_iter());
-    overwrite(&slots, present, extra, &Filler::new(&[0])).map(drop)
+    let offsets = Offsets::new(record as u64, [(layout.chunk_heaps(), record as u64)].into_iter());
+    overwrite(&offsets, present, extra, &Filler::new(&[0])).map(drop)
 }
 
-/// Overwrite the slots of missing heaps; those that follow one another in memory in one go.
-fn overwrite(slots: &Slots, present: &[u8], data: &mut [u8], filler: &Filler) -> Option<u64> {
+/// Overwrite the offsets of missing heaps; those that follow one another in memory in one go.
+fn overwrite(offsets: &Offsets, present: &[u8], data: &mut [u8], filler: &Filler) -> Option<u64> {
     let mut filled = 0;
     let mut run: Range<usize> = 0..0;
     for index in missing(present) {
-        let start = slots.offset(index);
+        let start = offsets.offset(index);
         if start != run.end {
             filler.fill(data.get_mut(run)?);
             run = start..start;
         }
-        run.end += slots.bytes;
+        run.end += offsets.bytes;
         filled += 1;
     }
     filler.fill(data.get_mut(run)?);
@@ -120,13 +120,13 @@ fn missing(present: &[u8]) -> impl Iterator<Item = usize> {
 }
 
 /// Where the heaps of a chunk are in its memory.
-struct Slots {
+struct Offsets {
     bytes: usize,
     /// Size and stride of each axis, slowest first, with axes as one where there is no gap between them.
     axes: Vec<(usize, usize)>,
 }
 
-impl Slots {
+impl Offsets {
     fn new(bytes: u64, axes: impl DoubleEndedIterator<Item = (u64, u64)>) -> Self {
         let mut merged: Vec<(usize, usize)> = Vec::new();
         for (size, stride) in axes.rev().filter(|&(size, _)| size > 1) {
@@ -246,12 +246,12 @@ mod tests {
     #[test]
     fn axes_without_gaps_are_one() {
         // As pol, time, antenna, with a gap after each time.
-        assert_eq!(Slots::new(8, [(2, 160), (4, 40), (3, 8)].into_iter()).axes, [(8, 40), (3, 8)]);
+        assert_eq!(Offsets::new(8, [(2, 160), (4, 40), (3, 8)].into_iter()).axes, [(8, 40), (3, 8)]);
         // Dense; one index takes no steps, whatever its stride.
-        assert_eq!(Slots::new(8, [(2, 96), (1, 7), (4, 24), (3, 8)].into_iter()).axes, [(24, 8)]);
+        assert_eq!(Offsets::new(8, [(2, 96), (1, 7), (4, 24), (3, 8)].into_iter()).axes, [(24, 8)]);
         // The order of memory is not that of the arrays.
-        assert_eq!(Slots::new(8, [(2, 8), (4, 16)].into_iter()).axes, [(2, 8), (4, 16)]);
-        assert_eq!(Slots::new(8, [(1, 8)].into_iter()).axes, []);
+        assert_eq!(Offsets::new(8, [(2, 8), (4, 16)].into_iter()).axes, [(2, 8), (4, 16)]);
+        assert_eq!(Offsets::new(8, [(1, 8)].into_iter()).axes, []);
     }
 
     #[test]

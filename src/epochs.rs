@@ -67,8 +67,8 @@ impl Default for Epochs {
     }
 }
 
-/// Block and position of an entry.
-fn place(index: u64) -> (usize, usize) {
+/// Block of an entry, and its position in there.
+fn block_of(index: u64) -> (usize, usize) {
     let one_based = index.saturating_add(1);
     let block = one_based.checked_ilog2().unwrap_or(0);
     (block as usize, one_based.wrapping_sub(1_u64.wrapping_shl(block)) as usize)
@@ -78,7 +78,7 @@ impl Epochs {
     /// Append an epoch, which must begin after the last one; only one thread at a time may.
     pub fn push(&self, epoch: Epoch) {
         let index = self.length.load(Relaxed);
-        let (block, position) = place(index);
+        let (block, position) = block_of(index);
         let Some(block) = self.blocks.get(block) else { return };
         let entries = block.get_or_init(|| (0..=index).map(|_| Entry::default()).collect());
         let Some(entry) = entries.get(position) else { return };
@@ -106,7 +106,7 @@ impl Epochs {
         if index >= self.len() {
             return None;
         }
-        let (block, position) = place(index);
+        let (block, position) = block_of(index);
         let entry = self.blocks.get(block)?.get()?.get(position)?;
         Some(Epoch {
             first: entry.first.load(Relaxed),

@@ -7,7 +7,7 @@ use crate::epochs::Epochs;
 use crate::ledger::Ledger;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Arc, Mutex, MutexGuard};
-use crate::timeline::{Rules, Timeline, Verdict, Witness};
+use crate::timeline::{TimeRules, Timeline, Verdict, Witness};
 
 /// What streams that place heaps into the same chunks agree on; a single stream is a group of one.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct State {
 impl Group {
     /// A group without members.
     #[must_use]
-    pub fn new(rules: Rules) -> Arc<Self> {
+    pub fn new(rules: TimeRules) -> Arc<Self> {
         let timeline = Timeline::new(rules);
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
@@ -84,9 +84,9 @@ impl Group {
         verdict
     }
 
-    /// Begin an epoch after all chunks under construction. They come out when each stream has had a control heap.
+    /// Begin an epoch after all chunks in windows. They come out when each stream has had a control heap.
     ///
-    /// False if nothing is under construction, so that there is no need for one.
+    /// False if no window has a chunk, so that there is no need for one.
     #[must_use]
     pub fn flush(&self) -> bool {
         let mut state = self.lock();
@@ -95,7 +95,7 @@ impl Group {
         control.is_some()
     }
 
-    /// Have control heaps push out all chunks under construction, for good: the epoch does not end.
+    /// Have control heaps push all chunks out of the windows, for good: the epoch does not end.
     pub fn finish(&self) {
         self.lock().is_finishing = true;
     }

@@ -1,4 +1,4 @@
-//! From a declaration to a layout that is proven: no heap can leave its chunk, no two heaps can share a slot.
+//! From a declaration to a layout that is proven: no heap can leave its chunk, no two heaps can share bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,6 +9,7 @@ use crate::check::{
     check, check_distinct, check_item, check_name, check_shift, check_user_data_name, non_zero, product,
 };
 use crate::error::LayoutError;
+use crate::reason;
 use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
 /// SPEAD ID of the heap length item.
@@ -17,7 +18,7 @@ pub const HEAP_LENGTH_ID: u64 = 2;
 pub const TIME_BITS: u32 = 48;
 /// Position of the first axis among the items.
 pub const FIRST_AXIS: usize = 2;
-/// Most item axes: `Plan` holds them in an array.
+/// Most item axes: the fast path holds them in an array.
 pub const MAX_ITEM_AXES: usize = 8;
 /// Sources: a few counters are kept for each.
 const MAX_SOURCES: u64 = 1 << 20;
@@ -76,38 +77,6 @@ pub struct Layout {
     pub(crate) source: Option<usize>,
 }
 
-/// Reasons that every layout has; those of its axes stand between `BAD_TIMESTAMP` and the last three.
-pub mod reason {
-    /// Names of the first.
-    pub(crate) const FIRST: [&str; 2] = ["metadata_heaps", "bad_timestamp_heaps"];
-    /// Names of the last.
-    pub(crate) const LAST: [&str; 3] =
-        ["implausible_timestamp_heaps", "backward_timestamp_heaps", "internal_error_heaps"];
-
-    /// Wrong length, or an item is absent.
-    pub const METADATA: usize = 0;
-    /// Beyond 48 bits, or not a multiple of the step.
-    pub const BAD_TIMESTAMP: usize = 1;
-
-    /// The timeline finds the time implausible.
-    #[must_use]
-    pub const fn implausible(n_reasons: usize) -> usize {
-        n_reasons - 3
-    }
-
-    /// Time has begun anew at an earlier time, which it must not.
-    #[must_use]
-    pub const fn backward(n_reasons: usize) -> usize {
-        n_reasons - 2
-    }
-
-    /// The callback panicked.
-    #[must_use]
-    pub const fn internal_error(n_reasons: usize) -> usize {
-        n_reasons - 1
-    }
-}
-
 impl Layout {
     /// Check a declaration and prepare it for placement.
     ///
@@ -117,71 +86,18 @@ impl Layout {
     pub fn new(spec: LayoutSpec) -> Result<Self, LayoutError> {
         non_zero("heap_bytes", spec.heap_bytes)?;
         let chunk_step = check_time(&spec.time)?;
-        let mut names = vec![spec.time.name.clone()];
-        names.extend(spec.axes.iter().map(|axis| axis.name.clone()));
-        check_name("time.name", &spec.time.name)?;
-        for (i, axis) in spec.axes.iter().enumerate() {
-            check_name(&format!("axes[{i}].name"), &axis.name)?;
-        }
-        check_distinct("axes", &names)?;
-
-        let mut reasons: Vec<String> = reason::FIRST.map(str::to_owned).into();
+        check_axis_names(&spec)?;
         let mut items = vec![spec.time.item, HEAP_LENGTH_ID];
-        let mut axes = Vec::new();
-        let mut sizes = BTreeMap::from([(spec.time.name.clone(), (spec.time.batches, IndexFrom::Time))]);
-        for (i, axis) in spec.axes.iter().enumerate() {
-            let field = format!("axes[{i}]");
-            let (size, from) = if let Some(name) = &axis.from_user_data {
-                check_user_axis(&field, axis, name)?
-            } else {
-                let (item, checked) = check_item_axis(&field, axis, &mut reasons)?;
-                items.push(item);
-                axes.push(checked);
-                (axes[axes.len() - 1].size, IndexFrom::Item(axes.len() - 1))
-            };
-            sizes.insert(axis.name.clone(), (size, from));
-        }
-        check(axes.len() <= MAX_ITEM_AXES, || {
-            LayoutError::field(
-                "axes",
-                axes.len(),
-                format!("axes take their index from an item; at most {MAX_ITEM_AXES} can"),
-            )
-        })?;
-        reasons.extend(reason::LAST.map(str::to_owned));
-
+        let CheckedAxes { declared, axes, reasons } = check_axes(&spec, &mut items)?;
         let side = check_side_items(&spec.side_items, &mut items)?;
-        for (i, &id) in spec.required_items.iter().enumerate() {
-            check_item(&format!("required_items[{i}]"), id)?;
-            items.push(id);
-        }
-        check_distinct("required_items", spec.required_items.iter().map(|id| Hex(*id)))?;
-
-        let dimensions = order_dimensions(&spec, &names, &sizes)?;
+        check_required_items(&spec.required_items, &mut items)?;
+        let dimensions = order_dimensions(&spec, &declared)?;
         let source = check_sources(&spec, &dimensions)?;
-        for (name, stride) in &spec.strides {
-            check(names.contains(name), || {
-                LayoutError::field("strides", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
-            })?;
-            if let Some(from) = stride.user_data() {
-                check_user_data_name(&format!("strides[{name:?}]"), from)?;
-            }
-        }
-        let mut fields = BTreeSet::new();
-        let indices = spec.axes.iter().filter_map(|axis| axis.from_user_data.as_ref());
-        for name in indices.chain(spec.strides.values().filter_map(Stride::user_data)) {
-            check(fields.insert(name), || {
-                LayoutError::field(
-                    "user_data",
-                    format!("{name:?}"),
-                    "is read by two of from_user_data and strides; each needs a field of its own",
-                )
-            })?;
-        }
+        check_strides(&spec, &declared)?;
+        check_user_data(&spec)?;
         let layout = Self { spec, items, chunk_step, axes, dimensions, side, reasons, source };
-        // With every user data field at rest: proves the strides that the declaration itself gives.
-        let at_rest = layout.required_user_data().map(|name| (name.to_owned(), 0)).collect();
-        layout.resolve(&at_rest)?;
+        // Proves the strides that the declaration itself gives.
+        layout.resolve(&layout.user_data_of_zeros())?;
         Ok(layout)
     }
 
@@ -243,9 +159,13 @@ impl Layout {
         if self.optional_user_data().next().is_some() {
             return None;
         }
-        let at_rest = self.required_user_data().map(|name| (name.to_owned(), 0)).collect();
         // The slowest axis may itself be padded: its last element has its full stride, as in a numpy array.
-        self.resolve(&at_rest).ok().map(|resolved| resolved.padded_bytes)
+        self.resolve(&self.user_data_of_zeros()).ok().map(|resolved| resolved.padded_bytes)
+    }
+
+    /// User data in which every constant index is 0, and every stride dense.
+    fn user_data_of_zeros(&self) -> BTreeMap<String, u64> {
+        self.required_user_data().map(|name| (name.to_owned(), 0)).collect()
     }
 
     /// Fix what depends on a stream's user data: strides and constant indices.
@@ -259,6 +179,25 @@ impl Layout {
     }
 
     fn resolve(&self, user_data: &BTreeMap<String, u64>) -> Result<Resolved, LayoutError> {
+        let (strides, padded) = self.resolve_strides(user_data)?;
+        let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
+        let mut base = Slot::default();
+        let mut source = 0;
+        for ((position, dimension), &stride) in self.dimensions.iter().enumerate().zip(&strides) {
+            if let IndexFrom::UserData(name) = &dimension.from {
+                let index = constant_index(dimension, name, user_data)?;
+                base.index += index * dimension.index_stride;
+                base.offset += index * stride;
+                if self.source == Some(position) {
+                    source = index;
+                }
+            }
+        }
+        Ok(Resolved { strides, span_bytes: span, padded_bytes: padded.max(span), base, source })
+    }
+
+    /// The byte stride of each axis, slowest first, and the bytes of the slowest axis with the padding after its last index.
+    fn resolve_strides(&self, user_data: &BTreeMap<String, u64>) -> Result<(Vec<u64>, u64), LayoutError> {
         let mut strides = vec![0; self.dimensions.len()];
         let (mut extent, mut padded) = (self.spec.heap_bytes, 0);
         for (dimension, stride) in self.dimensions.iter().zip(&mut strides).rev() {
@@ -272,35 +211,31 @@ impl Layout {
                 product("strides", &[*stride, dimension.size], i64::MAX as u64, "is the size of a chunk in bytes")?;
             extent = extent.max(padded);
         }
-        let span = prove_disjoint(self.spec.heap_bytes, &self.dimensions, &strides)?;
-        let mut base = Place::default();
-        let mut source = 0;
-        for ((position, dimension), &stride) in self.dimensions.iter().enumerate().zip(&strides) {
-            if let IndexFrom::UserData(name) = &dimension.from {
-                let index = *user_data.get(name).ok_or_else(|| {
-                    LayoutError::field("user_data", format!("{name:?}"), "is missing; the layout reads it")
-                })?;
-                check(index < dimension.size, || {
-                    LayoutError::field(
-                        format!("user_data[{name:?}]"),
-                        index,
-                        format!("is not on axis {:?}, whose size is {}", dimension.name, dimension.size),
-                    )
-                })?;
-                base.index += index * dimension.index_stride;
-                base.offset += index * stride;
-                if self.source == Some(position) {
-                    source = index;
-                }
-            }
-        }
-        Ok(Resolved { strides, span_bytes: span, padded_bytes: padded.max(span), base, source })
+        Ok((strides, padded))
     }
 }
 
-/// A position in a chunk, or the difference between two.
+/// The index that a stream's user data has for an axis.
+fn constant_index(dimension: &Dimension, name: &str, user_data: &BTreeMap<String, u64>) -> Result<u64, LayoutError> {
+    let index = *user_data
+        .get(name)
+        .ok_or_else(|| LayoutError::field("user_data", format!("{name:?}"), "is missing; the layout needs it"))?;
+    check(index < dimension.size, || {
+        LayoutError::field(
+            format!("user_data[{name:?}]"),
+            index,
+            format!(
+                "is not on axis {:?}; it must be less than {}, the size of the axis",
+                dimension.name, dimension.size
+            ),
+        )
+    })?;
+    Ok(index)
+}
+
+/// The place of one heap in a chunk; or how far it is from there to the next index on an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Slot {
     /// In heaps.
     pub index: u64,
     /// In bytes.
@@ -321,7 +256,7 @@ struct Resolved {
     span_bytes: u64,
     /// The same with the slowest axis's padding behind its last element.
     padded_bytes: u64,
-    base: Place,
+    base: Slot,
     source: u64,
 }
 
@@ -345,7 +280,7 @@ impl Geometry {
     }
 
     /// Contribution of the constant indices.
-    pub(crate) fn base(&self) -> Place {
+    pub(crate) fn base(&self) -> Slot {
         self.resolved.base
     }
 
@@ -370,7 +305,7 @@ fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
     non_zero("time.step", time.step)?;
     non_zero("time.batches", time.batches)?;
     check(time.align != Align::Mask || time.step.is_power_of_two(), || {
-        LayoutError::field("time.step", time.step, "must be a power of two where timestamps are masked (align)")
+        LayoutError::field("time.step", time.step, "must be a power of two where align is mask")
     })?;
     if let Some(rate) = time.tick_rate {
         check(rate.is_finite() && rate > 0.0, || {
@@ -385,12 +320,60 @@ fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
     )
 }
 
-fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, IndexFrom), LayoutError> {
+fn check_axis_names(spec: &LayoutSpec) -> Result<(), LayoutError> {
+    check_name("time.name", &spec.time.name)?;
+    for (i, axis) in spec.axes.iter().enumerate() {
+        check_name(&format!("axes[{i}].name"), &axis.name)?;
+    }
+    check_distinct("axes", std::iter::once(&spec.time.name).chain(spec.axes.iter().map(|axis| &axis.name)))
+}
+
+/// The axes of a declaration, each of which is good by itself.
+struct CheckedAxes {
+    /// All of them, time first; their index strides are not known yet.
+    declared: Vec<Dimension>,
+    /// Those that take their index from an item.
+    axes: Vec<ItemAxis>,
+    /// Names of all reject reasons.
+    reasons: Vec<String>,
+}
+
+/// Check all axes, and add the items that they take their indices from.
+fn check_axes(spec: &LayoutSpec, items: &mut Vec<u64>) -> Result<CheckedAxes, LayoutError> {
+    let dimension = |name: &str, size, from| Dimension { name: name.to_owned(), size, from, index_stride: 0 };
+    let mut declared = vec![dimension(&spec.time.name, spec.time.batches, IndexFrom::Time)];
+    let mut axes = Vec::new();
+    let mut reasons: Vec<String> = reason::FIRST.map(str::to_owned).into();
+    for (i, axis) in spec.axes.iter().enumerate() {
+        let field = format!("axes[{i}]");
+        if let Some(name) = &axis.from_user_data {
+            let size = check_user_axis(&field, axis, name)?;
+            declared.push(dimension(&axis.name, size, IndexFrom::UserData(name.clone())));
+        } else {
+            let (item, checked) = check_item_axis(&field, axis, &mut reasons)?;
+            declared.push(dimension(&axis.name, checked.size, IndexFrom::Item(axes.len())));
+            items.push(item);
+            axes.push(checked);
+        }
+    }
+    check(axes.len() <= MAX_ITEM_AXES, || {
+        LayoutError::field(
+            "axes",
+            axes.len(),
+            format!("axes take their index from an item; there can be at most {MAX_ITEM_AXES}"),
+        )
+    })?;
+    reasons.extend(reason::LAST.map(str::to_owned));
+    Ok(CheckedAxes { declared, axes, reasons })
+}
+
+/// Check an axis whose index is field `name` of a stream's user data, and return its size.
+fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<u64, LayoutError> {
     check(axis.item.is_none(), || {
         LayoutError::field(
             format!("{field}.item"),
             axis.item.unwrap_or(0),
-            "stands beside from_user_data; give one of them",
+            "cannot be given together with from_user_data; give one of them",
         )
     })?;
     check_user_data_name(&format!("{field}.from_user_data"), name)?;
@@ -399,18 +382,13 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<(u64, Ind
         LayoutError::field(
             format!("{field}.from_user_data"),
             format!("{name:?}"),
-            "takes no shift, mask, step, values or reject_name; it holds the index itself",
+            "cannot be given together with shift, mask, step, values or reject_name; the field holds the index itself",
         )
     })?;
     let size = axis.size.ok_or_else(|| {
-        LayoutError::field(
-            format!("{field}.size"),
-            "is absent;",
-            "it must say how many indices from_user_data can have",
-        )
+        LayoutError::field(format!("{field}.size"), "is absent;", "say how many indices from_user_data can have")
     })?;
-    non_zero(&format!("{field}.size"), size)?;
-    Ok((size, IndexFrom::UserData(name.to_owned())))
+    Ok(non_zero(&format!("{field}.size"), size)?.get())
 }
 
 fn check_side_items(specs: &[SideSpec], items: &mut Vec<u64>) -> Result<Vec<SideField>, LayoutError> {
@@ -427,23 +405,37 @@ fn check_side_items(specs: &[SideSpec], items: &mut Vec<u64>) -> Result<Vec<Side
     Ok(side)
 }
 
-fn order_dimensions(
-    spec: &LayoutSpec,
-    names: &[String],
-    sizes: &BTreeMap<String, (u64, IndexFrom)>,
-) -> Result<Vec<Dimension>, LayoutError> {
-    let order = spec.order.as_deref().unwrap_or(names);
-    check_distinct("order", order)?;
-    let mut dimensions = Vec::new();
-    for name in order {
-        let (size, from) = sizes.get(name).ok_or_else(|| {
-            LayoutError::field("order", format!("{name:?}"), format!("is no axis; the axes are {names:?}"))
-        })?;
-        dimensions.push(Dimension { name: name.clone(), size: *size, from: from.clone(), index_stride: 0 });
+fn check_required_items(required: &[u64], items: &mut Vec<u64>) -> Result<(), LayoutError> {
+    for (i, &id) in required.iter().enumerate() {
+        check_item(&format!("required_items[{i}]"), id)?;
+        items.push(id);
     }
-    for name in names {
+    check_distinct("required_items", required.iter().map(|id| Hex(*id)))
+}
+
+fn names(dimensions: &[Dimension]) -> Vec<&String> {
+    dimensions.iter().map(|dimension| &dimension.name).collect()
+}
+
+/// The axes in the order of the chunk's arrays.
+fn order_dimensions(spec: &LayoutSpec, declared: &[Dimension]) -> Result<Vec<Dimension>, LayoutError> {
+    let names = names(declared);
+    let order = spec.order.as_ref().map_or(names.clone(), |order| order.iter().collect());
+    check_distinct("order", &order)?;
+    let mut dimensions = Vec::new();
+    for name in &order {
+        let dimension = declared.iter().find(|dimension| dimension.name == **name).ok_or_else(|| {
+            LayoutError::field("order", format!("{name:?}"), format!("is not an axis; the axes are {names:?}"))
+        })?;
+        dimensions.push(dimension.clone());
+    }
+    for name in &names {
         check(order.contains(name), || {
-            LayoutError::field("order", format!("{order:?}"), format!("lacks axis {name:?}; it must name every axis"))
+            LayoutError::field(
+                "order",
+                format!("{order:?}"),
+                format!("does not name axis {name:?}; it must name every axis"),
+            )
         })?;
     }
     let all: Vec<u64> = dimensions.iter().map(|dimension| dimension.size).collect();
@@ -455,6 +447,35 @@ fn order_dimensions(
         index_stride *= dimension.size;
     }
     Ok(dimensions)
+}
+
+fn check_strides(spec: &LayoutSpec, declared: &[Dimension]) -> Result<(), LayoutError> {
+    let names = names(declared);
+    for (name, stride) in &spec.strides {
+        check(names.contains(&name), || {
+            LayoutError::field("strides", format!("{name:?}"), format!("is not an axis; the axes are {names:?}"))
+        })?;
+        if let Some(from) = stride.user_data() {
+            check_user_data_name(&format!("strides[{name:?}]"), from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Check that no field of the user data is read twice.
+fn check_user_data(spec: &LayoutSpec) -> Result<(), LayoutError> {
+    let mut fields = BTreeSet::new();
+    let indices = spec.axes.iter().filter_map(|axis| axis.from_user_data.as_ref());
+    for name in indices.chain(spec.strides.values().filter_map(Stride::user_data)) {
+        check(fields.insert(name), || {
+            LayoutError::field(
+                "user_data",
+                format!("{name:?}"),
+                "is read by two of from_user_data and strides; each needs a field of its own",
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<usize>, LayoutError> {
@@ -480,11 +501,15 @@ fn check_sources(spec: &LayoutSpec, dimensions: &[Dimension]) -> Result<Option<u
     };
     let n_sources = source.map_or(1, |axis| dimensions[axis].size);
     check(n_sources <= MAX_SOURCES, || {
-        LayoutError::field("sources", n_sources, format!("are too many; at most {MAX_SOURCES} are possible"))
+        LayoutError::field("sources", n_sources, format!("are too many; there can be at most {MAX_SOURCES}"))
     })?;
     if let Some(labels) = &spec.source_labels {
         check(labels.len() as u64 == n_sources, || {
-            LayoutError::field("source_labels", labels.len(), format!("labels, but there are {n_sources} sources"))
+            LayoutError::field(
+                "source_labels",
+                labels.len(),
+                format!("labels, but there are {n_sources} sources; give one for each"),
+            )
         })?;
         check_distinct("source_labels", labels)?;
     }
@@ -506,13 +531,15 @@ fn prove_disjoint(heap_bytes: u64, dimensions: &[Dimension], strides: &[u64]) ->
     for (dimension, &stride) in by_stride {
         let field = || format!("strides[{:?}]", dimension.name);
         check(stride >= extent, || {
-            LayoutError::field(field(), stride, format!("makes heaps overlap; what lies within takes {extent} bytes"))
+            LayoutError::field(field(), stride, format!("makes heaps overlap; it must be at least {extent} bytes"))
         })?;
         extent = (dimension.size - 1)
             .checked_mul(stride)
             .and_then(|bytes| bytes.checked_add(extent))
             .filter(|&bytes| i64::try_from(bytes).is_ok())
-            .ok_or_else(|| LayoutError::field(field(), stride, "makes the chunk larger than the address space"))?;
+            .ok_or_else(|| {
+                LayoutError::field(field(), stride, "makes the chunk larger than memory can be; give a smaller stride")
+            })?;
     }
     Ok(extent)
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::epochs::Epochs;
-use crate::layout::{Layout, Place};
+use crate::layout::{Layout, Slot};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What changes with every placed heap of a source: small, so that a thousand sources fit a first-level cache.
@@ -58,9 +58,9 @@ const LATE_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
 /// A window has less than 2^31 batches: no heap gets into the buckets beyond.
 const USED_LATE_BATCHES: usize = 33;
 
-/// A bit for each slot of each chunk of the window: set once a heap was placed there.
+/// Which slots of the chunks of the window are filled: a bit for each, set once a heap was placed there.
 #[derive(Clone, Debug)]
-pub struct Slots {
+pub struct Filled {
     /// The newest batch placed, counted from chunk 0.
     newest_batch: u64,
     /// The newest chunk, counted from the start of the window.
@@ -106,7 +106,7 @@ fn get<T>(slice: &[T], index: u64) -> Option<&T> {
 }
 
 impl Ledger {
-    /// An empty ledger, for a stream that has `window` chunks under construction.
+    /// An empty ledger, for a stream whose window has `window` chunks.
     #[must_use]
     pub fn new(layout: &Layout, window: u64, epochs: &Arc<Epochs>) -> Self {
         let source = |_| Source { placed: AtomicU64::new(0), newest: AtomicU64::new(NONE) };
@@ -146,35 +146,35 @@ impl Ledger {
     ///
     /// In a chunk outside the window no slots are marked, so no duplicates are found there.
     #[inline(always)]
-    pub fn count(&self, slots: &mut Slots, source: u64, batch: u64, chunk: u64, at: Place) {
+    pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: Slot) {
         let Some(counters) = get(&self.sources, source) else { return };
         increment(&counters.placed);
         let newest_batch = (counters.newest.load(Relaxed) as i64).max(batch as i64);
         counters.newest.store(newest_batch as u64, Relaxed);
-        if chunk != slots.newest {
-            return self.count_late(slots, source, chunk, at.index);
+        if chunk != filled.newest {
+            return self.count_late(filled, source, chunk, slot.index);
         }
         let LateBatches { near, far } = &*self.late_batches;
-        let behind = slots.newest_batch.wrapping_sub(batch);
+        let behind = filled.newest_batch.wrapping_sub(batch);
         if let Some(counter) = get(near, behind) {
             increment(counter);
         } else if (behind as i64) < 0 {
             unlikely();
-            slots.newest_batch = batch;
+            filled.newest_batch = batch;
             let [on_time, ..] = near;
             increment(on_time);
         } else {
             unlikely();
             far.get(bits(behind)).into_iter().for_each(increment);
         }
-        let row = slots.newest_row;
-        self.mark(slots, source, row, at.index);
+        let row = filled.newest_row;
+        self.mark(filled, source, row, slot.index);
     }
 
     /// Note that a slot is filled: the one with this index, in the chunk that begins at `row`.
     #[inline(always)]
-    fn mark(&self, slots: &mut Slots, source: u64, row: u64, index: u64) {
-        let Some(word) = slots.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return };
+    fn mark(&self, filled: &mut Filled, source: u64, row: u64, index: u64) {
+        let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return };
         let bit = 1_u64.wrapping_shl(index as u32);
         if *word & bit != 0 {
             return self.duplicate(source);
@@ -185,12 +185,12 @@ impl Ledger {
     /// Count by lateness what is not in the newest chunk; what is newer than that in number lies before the window.
     #[cold]
     #[inline(never)]
-    fn count_late(&self, slots: &mut Slots, source: u64, chunk: u64, index: u64) {
-        let chunks = slots.newest.wrapping_sub(chunk);
+    fn count_late(&self, filled: &mut Filled, source: u64, chunk: u64, index: u64) {
+        let chunks = filled.newest.wrapping_sub(chunk);
         let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
         bucket.into_iter().for_each(increment);
-        if let Some(&row) = get(&slots.rows, chunk) {
-            self.mark(slots, source, row, index);
+        if let Some(&row) = get(&filled.rows, chunk) {
+            self.mark(filled, source, row, index);
         }
     }
 
@@ -302,7 +302,7 @@ fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>) -> u
 /// No batch yet: −1 as a signed number.
 const NONE: u64 = u64::MAX;
 
-impl Slots {
+impl Filled {
     /// No slot filled, in `window` chunks.
     #[must_use]
     pub fn new(layout: &Layout, window: u64) -> Self {

@@ -21,6 +21,8 @@ pub mod ledger;
 pub mod place;
 #[cfg(feature = "python")]
 mod python;
+pub mod reason;
+pub mod segment;
 pub mod spec;
 pub mod sync;
 pub mod timeline;

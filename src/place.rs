@@ -9,7 +9,8 @@ use crate::axis::{ItemAxis, Lookup};
 use crate::check::{check, product};
 use crate::divisor::{Divisor, SmallDivisor};
 use crate::error::LayoutError;
-use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Place, TIME_BITS, reason};
+use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Slot, TIME_BITS};
+use crate::reason;
 use crate::spec::Align;
 use crate::window::Window;
 
@@ -32,75 +33,72 @@ pub struct Items<'a> {
     pub required: &'a [i64],
 }
 
-/// Where a heap belongs. [`Plan::place`] counts from the start of the window, [`Heap::slot`] from chunk 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
+/// Where a heap goes: its chunk, batch, slot and source.
+///
+/// [`Placer::place`] counts chunks and batches from the start of the window, [`Heap::placed`] from chunk 0. Where only the
+/// other axes are known yet, both are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
     /// The chunk.
     pub chunk: u64,
     /// Steps of the time axis.
     pub batch: u64,
-    /// Heap index and byte offset in the chunk.
-    pub at: Place,
+    /// The slot in the chunk.
+    pub slot: Slot,
     /// Index of the source.
     pub source: u64,
 }
 
-/// Where a heap belongs on the axes other than time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct OnAxes {
-    at: Place,
-    source: u64,
-}
-
 /// One item axis, ready for the fast path.
 #[derive(Clone, Debug)]
-struct AxisPlan {
+struct FastAxis {
     /// Divides by the step, or, with a step of 1, just rotates by the shift: the same operations either way.
     divisor: Divisor,
     /// Bits to keep after that.
     mask: u64,
     size: u64,
-    stride: Place,
+    stride: Slot,
     /// All ones on the axis whose index is the source, else 0.
-    source: u64,
+    source_mask: u64,
     /// More than divisor and mask can say, which is left to [`Layout::axes`].
     uncommon: bool,
 }
 
 const UNIT: Divisor = Divisor::new(NonZeroU64::MIN);
 
-impl AxisPlan {
+impl FastAxis {
     const UNUSED: Self =
-        Self { divisor: UNIT, mask: 0, size: 0, stride: Place { index: 0, offset: 0 }, source: 0, uncommon: false };
+        Self { divisor: UNIT, mask: 0, size: 0, stride: Slot { index: 0, offset: 0 }, source_mask: 0, uncommon: false };
 
-    fn new(axis: &ItemAxis, stride: Place, is_source: bool) -> Self {
+    fn new(axis: &ItemAxis, stride: Slot, is_source: bool) -> Self {
         let reach = u64::MAX.wrapping_shr(axis.shift) & axis.mask;
         let (divisor, mask, uncommon) = match axis.lookup {
             Lookup::Step { step: 1, .. } => (Divisor::rotation(axis.shift), reach, false),
             Lookup::Step { divisor, .. } => (divisor, u64::MAX, reach != u64::MAX),
             Lookup::Values(_) => (UNIT, 0, true),
         };
-        Self { divisor, mask, size: axis.size, stride, source: if is_source { u64::MAX } else { 0 }, uncommon }
+        Self { divisor, mask, size: axis.size, stride, source_mask: if is_source { u64::MAX } else { 0 }, uncommon }
     }
 }
 
 /// A layout with the geometry of one stream, prepared so that a heap costs a few multiplications.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct Placer {
     heap_bytes: u64,
     time_mask: u64,
     step: Divisor,
     batches: u64,
     per_chunk: SmallDivisor,
-    time: Place,
-    base: OnAxes,
-    axes: [AxisPlan; MAX_ITEM_AXES],
+    time: Slot,
+    /// Where a heap goes whose time and items all stand for index 0.
+    base: Placed,
+    axes: [FastAxis; MAX_ITEM_AXES],
     dense: bool,
     kind: u8,
     layout: Arc<Layout>,
 }
 
-/// What the fast path is compiled for. A higher kind asks for more of the layout, and does less for a heap.
+/// Kinds of layouts that the fast path is compiled for. A higher kind asks for more of the layout, and does less for a heap.
 pub mod kind {
     /// Some axis has a list of values, or both a step and a shift or mask.
     pub const UNCOMMON: u8 = 0;
@@ -113,7 +111,7 @@ pub mod kind {
     pub const UNIT: u8 = 3;
 }
 
-impl Plan {
+impl Placer {
     /// Prepare placement into windows of `window` chunks.
     ///
     /// # Errors
@@ -123,7 +121,7 @@ impl Plan {
         let layout = geometry.layout();
         check_window(layout, window)?;
         let spec = layout.spec();
-        let mut plan = Self {
+        let mut placer = Self {
             heap_bytes: spec.heap_bytes,
             time_mask: match spec.time.align {
                 Align::Reject => u64::MAX,
@@ -132,27 +130,27 @@ impl Plan {
             step: NonZeroU64::new(spec.time.step).map_or(UNIT, Divisor::new),
             batches: spec.time.batches,
             per_chunk: SmallDivisor::new(NonZeroU64::new(spec.time.batches).unwrap_or(NonZeroU64::MIN)),
-            time: Place::default(),
-            base: OnAxes { at: geometry.base(), source: geometry.source() },
-            axes: [AxisPlan::UNUSED; MAX_ITEM_AXES],
+            time: Slot::default(),
+            base: Placed { slot: geometry.base(), source: geometry.source(), ..Placed::default() },
+            axes: [FastAxis::UNUSED; MAX_ITEM_AXES],
             dense: true,
             kind: kind::COMMON,
             layout: Arc::clone(layout),
         };
         for (position, (dimension, &offset)) in layout.dimensions.iter().zip(geometry.strides()).enumerate() {
-            let stride = Place { index: dimension.index_stride, offset };
-            plan.dense &= offset == dimension.index_stride.wrapping_mul(spec.heap_bytes);
+            let stride = Slot { index: dimension.index_stride, offset };
+            placer.dense &= offset == dimension.index_stride.wrapping_mul(spec.heap_bytes);
             match dimension.from {
-                IndexFrom::Time => plan.time = stride,
+                IndexFrom::Time => placer.time = stride,
                 IndexFrom::UserData(_) => {}
                 IndexFrom::Item(i) => {
-                    let (Some(place), Some(axis)) = (plan.axes.get_mut(i), layout.axes.get(i)) else { continue };
-                    *place = AxisPlan::new(axis, stride, layout.source == Some(position));
+                    let (Some(fast), Some(axis)) = (placer.axes.get_mut(i), layout.axes.get(i)) else { continue };
+                    *fast = FastAxis::new(axis, stride, layout.source == Some(position));
                 }
             }
         }
-        plan.kind = plan.find_kind();
-        Ok(plan)
+        placer.kind = placer.find_kind();
+        Ok(placer)
     }
 
     fn find_kind(&self) -> u8 {
@@ -161,7 +159,7 @@ impl Plan {
         }
         let [axis, ..] = &self.axes;
         let time = self.step.is_power_of_two() && self.time_mask == u64::MAX;
-        let sole = self.layout.axes.len() == 1 && axis.stride.index == 1 && axis.source != 0;
+        let sole = self.layout.axes.len() == 1 && axis.stride.index == 1 && axis.source_mask != 0;
         if !time || !sole || axis.mask != u64::MAX || !axis.divisor.is_power_of_two() {
             kind::COMMON
         } else if axis.divisor.is_one() {
@@ -192,11 +190,11 @@ impl Plan {
     /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
     ///
     /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be
-    /// true only if [`Plan::is_dense`], and `KIND` must not be above [`Plan::kind`]. With slices of constant length the
+    /// true only if [`Placer::is_dense`], and `KIND` must not be above [`Placer::kind`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
     #[must_use]
-    pub fn place<const DENSE: bool, const KIND: u8>(&self, window: &Window, items: &Items<'_>) -> Option<Slot> {
+    pub fn place<const DENSE: bool, const KIND: u8>(&self, window: &Window, items: &Items<'_>) -> Option<Placed> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
         // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
         let time = items.time as u64;
@@ -210,8 +208,8 @@ impl Plan {
         let mut absent = items.required.iter().fold(0, |all, item| all | item);
         let chunk = self.per_chunk.quotient(batch);
         let in_chunk = batch.wrapping_sub(chunk.wrapping_mul(self.batches));
-        let mut on = self.base;
-        on.step(self.time, in_chunk, 0, DENSE);
+        let mut placed = Placed { chunk, batch, ..self.base };
+        placed.step(self.time, in_chunk, 0, DENSE);
         for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
             // Without shift and mask no value of the axis is negative, so none that is divides to an index.
             if KIND <= kind::COMMON {
@@ -228,39 +226,39 @@ impl Plan {
             };
             good &= index < axis.size;
             if KIND <= kind::COMMON {
-                on.step(axis.stride, index, axis.source, DENSE);
+                placed.step(axis.stride, index, axis.source_mask, DENSE);
             } else {
-                on.step(Place { index: 1, ..axis.stride }, index, 0, DENSE);
-                on.source = index;
+                placed.step(Slot { index: 1, ..axis.stride }, index, 0, DENSE);
+                placed.source = index;
             }
         }
         if DENSE {
-            on.at.offset = on.at.index.wrapping_mul(self.heap_bytes);
+            placed.slot.offset = placed.slot.index.wrapping_mul(self.heap_bytes);
         }
-        (good && absent >= 0).then_some(Slot { chunk, batch, at: on.at, source: on.source })
+        (good && absent >= 0).then_some(placed)
+    }
+
+    /// The source of a heap, good or bad, if it can be known.
+    #[must_use]
+    pub fn source(&self, items: &[i64]) -> Option<u64> {
+        let layout = &self.layout;
+        let of_axis = layout.source.and_then(|axis| layout.dimensions.get(axis)).map(|axis| &axis.from);
+        let Some(&IndexFrom::Item(i)) = of_axis else { return Some(self.base.source) };
+        let item = items.get(FIRST_AXIS.wrapping_add(i)).filter(|&&item| item >= 0)?;
+        layout.axes.get(i)?.index(*item as u64)
     }
 }
 
-impl OnAxes {
+impl Placed {
     /// Go to `index` on an axis.
     #[inline(always)]
-    fn step(&mut self, stride: Place, index: u64, source: u64, dense: bool) {
-        self.at.index = self.at.index.wrapping_add(index.wrapping_mul(stride.index));
+    fn step(&mut self, stride: Slot, index: u64, source_mask: u64, dense: bool) {
+        self.slot.index = self.slot.index.wrapping_add(index.wrapping_mul(stride.index));
         if !dense {
-            self.at.offset = self.at.offset.wrapping_add(index.wrapping_mul(stride.offset));
+            self.slot.offset = self.slot.offset.wrapping_add(index.wrapping_mul(stride.offset));
         }
-        self.source |= index & source;
+        self.source |= index & source_mask;
     }
-}
-
-/// The source of a heap, good or bad, if it can be known.
-#[must_use]
-pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
-    let layout = &plan.layout;
-    let of_axis = layout.source.and_then(|axis| layout.dimensions.get(axis)).map(|axis| &axis.from);
-    let Some(&IndexFrom::Item(i)) = of_axis else { return Some(plan.base.source) };
-    let item = items.get(FIRST_AXIS.wrapping_add(i)).filter(|&&item| item >= 0)?;
-    layout.axes.get(i)?.index(*item as u64)
 }
 
 /// A heap on the slow path, of which all but the time is known.
@@ -268,8 +266,8 @@ pub fn source(plan: &Plan, items: &[i64]) -> Option<u64> {
 pub struct Heap {
     /// Timestamp (48 bits), masked if the layout says so.
     pub stamp: u64,
-    /// Where it belongs on the other axes, or the reason of the first that it is not on.
-    on: Result<OnAxes, usize>,
+    /// Where it goes on the other axes, or the reason of the first that it is not on.
+    on_axes: Result<Placed, usize>,
 }
 
 impl Heap {
@@ -281,26 +279,26 @@ impl Heap {
     /// # Errors
     ///
     /// The index in [`Layout::reasons`] of the first check that fails.
-    pub fn new(plan: &Plan, items: &[i64]) -> Result<Self, usize> {
-        let layout = &plan.layout;
+    pub fn new(placer: &Placer, items: &[i64]) -> Result<Self, usize> {
+        let layout = &placer.layout;
         let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
         let (axes, rest) = rest.split_at_checked(layout.axes.len()).ok_or(reason::METADATA)?;
         let required = rest.get(layout.side.len()..).unwrap_or_default();
         let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
-        if absent || heap_length as u64 != plan.heap_bytes {
+        if absent || heap_length as u64 != placer.heap_bytes {
             return Err(reason::METADATA);
         }
         let stamp = time as u64;
         if stamp.wrapping_shr(TIME_BITS) != 0 {
             return Err(reason::BAD_TIMESTAMP);
         }
-        let mut on = plan.base;
-        let found = plan.axes.iter().zip(&layout.axes).zip(axes).try_for_each(|((axis, known), &item)| {
+        let mut placed = placer.base;
+        let found = placer.axes.iter().zip(&layout.axes).zip(axes).try_for_each(|((axis, known), &item)| {
             let index = known.index(item as u64).ok_or(known.reason)?;
-            on.step(axis.stride, index, axis.source, false);
+            placed.step(axis.stride, index, axis.source_mask, false);
             Ok(())
         });
-        Ok(Self { stamp: stamp & plan.time_mask, on: found.map(|()| on) })
+        Ok(Self { stamp: stamp & placer.time_mask, on_axes: found.map(|()| placed) })
     }
 
     /// The source of the heap, if it is on all axes.
@@ -309,34 +307,35 @@ impl Heap {
     ///
     /// The index in [`Layout::reasons`] for the first axis that it is not on.
     pub fn source(&self) -> Result<u64, usize> {
-        self.on.map(|on| on.source)
+        self.on_axes.map(|placed| placed.source)
     }
 
-    /// The slot of the heap, in a chunk and a batch of that chunk.
+    /// Where the heap goes, given its chunk, and its batch in that chunk.
     ///
     /// # Errors
     ///
     /// As for [`Self::source`].
-    pub fn slot(&self, plan: &Plan, chunk: u64, batch: u64) -> Result<Slot, usize> {
-        let mut on = self.on?;
-        on.step(plan.time, batch, 0, false);
-        let batch = chunk.wrapping_mul(plan.batches).wrapping_add(batch);
-        Ok(Slot { chunk, batch, at: on.at, source: on.source })
+    pub fn placed(&self, placer: &Placer, chunk: u64, batch: u64) -> Result<Placed, usize> {
+        let mut placed = self.on_axes?;
+        placed.step(placer.time, batch, 0, false);
+        let batch = chunk.wrapping_mul(placer.batches).wrapping_add(batch);
+        Ok(Placed { chunk, batch, ..placed })
     }
 }
 
-/// Check that a stream can have so many chunks of a layout under construction.
-fn check_window(layout: &Layout, chunks: u64) -> Result<(), LayoutError> {
+/// Check that a stream can have a window of so many chunks of a layout.
+fn check_window(layout: &Layout, window: u64) -> Result<(), LayoutError> {
+    // What Python and spead2 call the window.
     let field = "max_active_chunks";
-    check((1..=MAX_WINDOW_CHUNKS).contains(&chunks), || {
-        LayoutError::field(field, chunks, format!("must be from 1 to {MAX_WINDOW_CHUNKS}"))
+    check((1..=MAX_WINDOW_CHUNKS).contains(&window), || {
+        LayoutError::field(field, window, format!("must be from 1 to {MAX_WINDOW_CHUNKS}"))
     })?;
     for (factor, of_chunk, limit, what) in [
         ("ticks of a chunk", layout.chunk_step, MAX_WINDOW_TICKS, "is the window in ticks"),
         ("time.batches", layout.spec().time.batches, SmallDivisor::MAX, "is the window in batches"),
         ("heaps of a chunk", layout.chunk_heaps(), MAX_WINDOW_HEAPS, "is the window in heaps"),
     ] {
-        product(&format!("{field} x {factor}"), &[chunks, of_chunk], limit, what)?;
+        product(&format!("{field} x {factor}"), &[window, of_chunk], limit, what)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Time: what 48-bit timestamps stand for, which of them are plausible, and when time begins anew.
+//! Time: which timestamps are plausible, and when time begins anew.
 //!
 //! A state machine without threads or clocks of its own: what it must know of the world it asks a [`Witness`].
 
@@ -11,6 +11,7 @@ use crate::check::{non_zero, product};
 use crate::epochs::{Cause, Epoch, Epochs};
 use crate::error::LayoutError;
 use crate::layout::{Layout, TIME_BITS};
+use crate::segment::{Grid, LocateError, Located, Moment, Segment, difference, signed, unwrap};
 
 /// Half the range of timestamps: how far unwrapping reaches.
 const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
@@ -29,10 +30,10 @@ const OUTAGE_TOLERANCE_CHUNKS: f64 = 0.5;
 
 /// What the timeline goes by.
 #[derive(Clone, Debug)]
-pub struct Rules {
-    /// Chunks that each stream has under construction.
+pub struct TimeRules {
+    /// Chunks in the window of each stream.
     window: u64,
-    /// How far ahead of the newest chunk a chunk must be for all chunks under construction to come out.
+    /// How far ahead of the newest chunk a chunk must be to push all chunks out of all windows.
     reach: u64,
     /// How many chunks a heap may be ahead of the newest.
     max_jump: u64,
@@ -43,13 +44,11 @@ pub struct Rules {
     n_sources: u64,
     /// Net votes that make a new epoch.
     quorum: u64,
-    step: u64,
-    batches: u64,
-    chunk_step: u64,
+    grid: Grid,
 }
 
-impl Rules {
-    /// The rules of streams of a layout that have `window` chunks under construction each, and `reach` all together.
+impl TimeRules {
+    /// The rules of streams of a layout whose windows have `window` chunks each, and `reach` chunks all together.
     ///
     /// `max_jump` is at least 1, and by default the window less one chunk.
     ///
@@ -82,9 +81,7 @@ impl Rules {
             tick_rate: layout.spec().time.tick_rate.map(|rate| rate / 1e9),
             n_sources,
             quorum: n_sources.max(MIN_QUORUM),
-            step: layout.spec().time.step,
-            batches: layout.spec().time.batches,
-            chunk_step: layout.chunk_step,
+            grid: Grid::new(layout),
         })
     }
 }
@@ -116,8 +113,8 @@ pub trait Witness {
 /// What becomes of a heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is placed. If its chunk is no longer under construction, spead2 finds it too old.
-    Place(Position),
+    /// It is placed. If its chunk is no longer in the window, spead2 finds it too old.
+    Place(Moment),
     /// Its timestamp is not a multiple of the step, after unwrapping.
     Misaligned,
     /// Its time is too far from what is known.
@@ -126,38 +123,13 @@ pub enum Verdict {
     Backward,
 }
 
-/// Where on the time axis a heap belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// ID of the chunk.
-    pub chunk: u64,
-    /// Batch in the chunk.
-    pub batch: u64,
-    /// ID of the first chunk of its epoch.
-    pub epoch_first: u64,
-    /// By how much the chunk IDs of its epoch exceed the number of chunks from time 0.
-    pub epoch_offset: i64,
-}
-
-/// A run of chunks in which chunk IDs count time from the same point, and how far it has come.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    first: u64,
-    offset: i64,
-    /// The newest chunk accepted.
-    newest: u64,
-}
-
-/// A time in a segment.
-#[derive(Clone, Copy, Debug)]
-struct Located {
-    /// Timestamp, unwrapped.
-    time: i64,
-    /// What the ID of its chunk would be, if it is one.
-    chunk: i64,
-    batch: u64,
-    /// Chunks ahead of the newest, or behind it.
-    ahead: i64,
+impl From<LocateError> for Verdict {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Misaligned => Self::Misaligned,
+            LocateError::OutOfRange => Self::Implausible,
+        }
+    }
 }
 
 /// A time that heaps agree on that are outside of what is plausible.
@@ -172,7 +144,7 @@ struct Candidate {
     refused: bool,
 }
 
-/// A moment on the clock, and the time that the stream had then.
+/// A reading of the clock, and the time that the stream had then.
 #[derive(Clone, Copy, Debug)]
 struct Anchor {
     clock: u64,
@@ -182,7 +154,7 @@ struct Anchor {
 /// The state machine: see [`Timeline::observe`].
 #[derive(Debug)]
 pub struct Timeline {
-    rules: Rules,
+    rules: TimeRules,
     epochs: Arc<Epochs>,
     current: Option<Segment>,
     /// What was before the last restart or flush, for heaps that come from there.
@@ -206,73 +178,10 @@ pub struct Timeline {
     refusals: u64,
 }
 
-/// The difference of two 48-bit timestamps, sign-extended.
-fn difference(stamp: u64, from: u64) -> i64 {
-    const SPARE: u32 = u64::BITS.wrapping_sub(TIME_BITS);
-    (stamp.wrapping_sub(from).wrapping_shl(SPARE) as i64).wrapping_shr(SPARE)
-}
-
-/// The time nearest to another one that agrees with a timestamp in its low 48 bits.
-///
-/// It may be before 0. None if it is beyond 2^63, where time ends.
-fn unwrap(stamp: u64, near: i64) -> Option<i64> {
-    near.checked_add(difference(stamp, near as u64))
-}
-
-fn signed(chunks: u64) -> i64 {
-    i64::try_from(chunks).unwrap_or(i64::MAX)
-}
-
-impl Rules {
-    /// Chunks from time 0, rounded down.
-    fn chunk_of(&self, time: i64) -> i64 {
-        time.checked_div_euclid(signed(self.chunk_step)).unwrap_or(0)
-    }
-
-    fn is_aligned(&self, time: i64) -> bool {
-        time.checked_rem_euclid(signed(self.step)) == Some(0)
-    }
-
-    /// Start of a chunk.
-    fn start(&self, true_chunk: i64) -> i64 {
-        true_chunk.saturating_mul(signed(self.chunk_step))
-    }
-}
-
-impl Segment {
-    /// Start of the newest chunk.
-    fn newest_time(&self, rules: &Rules) -> i64 {
-        rules.start(signed(self.newest).wrapping_sub(self.offset))
-    }
-
-    fn locate(&self, rules: &Rules, stamp: u64) -> Result<Located, Verdict> {
-        let time = unwrap(stamp, self.newest_time(rules)).ok_or(Verdict::Implausible)?;
-        self.locate_time(rules, time)
-    }
-
-    fn locate_time(&self, rules: &Rules, time: i64) -> Result<Located, Verdict> {
-        if !rules.is_aligned(time) {
-            return Err(Verdict::Misaligned);
-        }
-        let true_chunk = rules.chunk_of(time);
-        // Beyond the end of time there are no chunk IDs either.
-        let chunk = true_chunk.checked_add(self.offset).filter(|&chunk| chunk <= rules.chunk_of(i64::MAX));
-        let chunk = chunk.ok_or(Verdict::Implausible)?;
-        let batch = time.wrapping_sub(rules.start(true_chunk)).checked_div(signed(rules.step)).unwrap_or(0);
-        Ok(Located { time, chunk, batch: batch as u64, ahead: chunk.saturating_sub(signed(self.newest)) })
-    }
-
-    /// The position of a time, if it has one: not before time 0 or the segment.
-    fn position(&self, at: &Located) -> Option<Position> {
-        let chunk = u64::try_from(at.chunk).ok().filter(|&chunk| chunk >= self.first && at.time >= 0)?;
-        Some(Position { chunk, batch: at.batch, epoch_first: self.first, epoch_offset: self.offset })
-    }
-}
-
 impl Timeline {
     /// A timeline on which nothing has come yet.
     #[must_use]
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(rules: TimeRules) -> Self {
         Self {
             rules,
             epochs: Arc::default(),
@@ -306,9 +215,9 @@ impl Timeline {
     #[must_use]
     pub fn is_aligned(&self, stamp: u64) -> bool {
         match &self.current {
-            None => self.rules.is_aligned(stamp as i64),
+            None => self.rules.grid.is_aligned(stamp as i64),
             Some(current) => {
-                let misaligned = matches!(current.locate(&self.rules, stamp), Err(Verdict::Misaligned));
+                let misaligned = matches!(current.locate(&self.rules.grid, stamp), Err(LocateError::Misaligned));
                 !misaligned || self.in_previous(stamp).is_some()
             }
         }
@@ -321,11 +230,11 @@ impl Timeline {
             self.asked = Some(witness.now());
         }
         let Some(current) = self.current else { return self.begin(stamp, witness) };
-        let here = current.locate(&self.rules, stamp);
+        let here = current.locate(&self.rules.grid, stamp);
         if let Ok(at) = &here {
             if at.ahead <= 0 && at.ahead > signed(self.rules.window).wrapping_neg() {
-                if let Some(position) = current.position(at) {
-                    return Verdict::Place(position);
+                if let Some(moment) = current.moment(at) {
+                    return Verdict::Place(moment);
                 }
             } else if at.ahead > 0
                 && at.ahead <= signed(self.rules.max_jump)
@@ -342,17 +251,17 @@ impl Timeline {
             return verdict;
         }
         let late = here.as_ref().ok().and_then(|at| self.late(&current, at));
-        if let Some(position) = late.or_else(|| self.lagging(&current, stamp, witness)) {
-            return Verdict::Place(position);
+        if let Some(moment) = late.or_else(|| self.lagging(&current, stamp, witness)) {
+            return Verdict::Place(moment);
         }
         // If time began anew there, the timestamp would have to make sense by itself, or as it does now.
-        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.is_aligned(stamp as i64);
+        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.grid.is_aligned(stamp as i64);
         if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
         }
         let is_refused = |candidate: Candidate| candidate.refused && self.agrees(stamp, candidate.stamp);
         match here {
-            Err(verdict @ Verdict::Misaligned) => verdict,
+            Err(LocateError::Misaligned) => Verdict::Misaligned,
             _ if self.candidate.is_some_and(is_refused) => Verdict::Backward,
             _ => Verdict::Implausible,
         }
@@ -361,15 +270,15 @@ impl Timeline {
     /// Take the first heap at its word.
     fn begin(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
         let time = stamp as i64;
-        if !self.rules.is_aligned(time) {
+        if !self.rules.grid.is_aligned(time) {
             return Verdict::Misaligned;
         }
-        let segment = Segment { first: 0, offset: 0, newest: self.rules.chunk_of(time) as u64 };
+        let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64 };
         self.begin_anew(witness);
         self.switch(segment, Cause::Start);
-        match segment.locate_time(&self.rules, time) {
+        match segment.locate_time(&self.rules.grid, time) {
             Ok(at) => self.advance(at, witness),
-            Err(verdict) => verdict,
+            Err(error) => error.into(),
         }
     }
 
@@ -392,10 +301,10 @@ impl Timeline {
     /// Accept a time of the current segment as the newest.
     fn advance(&mut self, at: Located, witness: &impl Witness) -> Verdict {
         let Some(current) = &mut self.current else { return Verdict::Implausible };
-        let Some(position) = current.position(&at) else { return Verdict::Implausible };
-        current.newest = position.chunk.max(current.newest);
+        let Some(moment) = current.moment(&at) else { return Verdict::Implausible };
+        current.newest = moment.chunk.max(current.newest);
         // A clock that runs ahead alone must not be what others are measured by.
-        let rate = self.rules.tick_rate.filter(|_| self.others_have_reached(position.chunk.saturating_sub(1), witness));
+        let rate = self.rules.tick_rate.filter(|_| self.others_have_reached(moment.chunk.saturating_sub(1), witness));
         if let Some(rate) = rate {
             let now = Anchor { clock: witness.now(), time: at.time };
             let expected = |then: Anchor| then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT));
@@ -403,7 +312,7 @@ impl Timeline {
                 self.promptest = Some(now);
             }
         }
-        Verdict::Place(position)
+        Verdict::Place(moment)
     }
 
     /// Whether the window may end with a chunk: not if it then leaves behind the newest times of nearly all other sources.
@@ -426,7 +335,7 @@ impl Timeline {
         if self.rules.n_sources <= 1 || chunk <= since {
             return true;
         }
-        let batches = self.rules.batches;
+        let batches = self.rules.grid.batches;
         let (alive, reached) = witness.others(since.saturating_mul(batches), chunk.saturating_mul(batches));
         // One source against one cannot be judged.
         alive <= 1 || reached >= (alive >> ENOUGH_SHIFT).max(1)
@@ -445,11 +354,11 @@ impl Timeline {
     fn outage(&mut self, current: &Segment, stamp: u64, asked: Option<u64>, witness: &impl Witness) -> Option<Located> {
         let (rate, clock, asked) = (self.rules.tick_rate?, self.asked?, asked?);
         let ticks = |nanoseconds: u64| nanoseconds as f64 * rate;
-        let chunk_step = self.rules.chunk_step as f64;
-        let newest = current.newest_time(&self.rules);
+        let chunk_step = self.rules.grid.chunk_step as f64;
+        let newest = current.newest_time(&self.rules.grid);
         let expected = self.promptest?.predict(clock, rate);
         let time = unwrap(stamp, expected)?;
-        let at = current.locate_time(&self.rules, time).ok()?;
+        let at = current.locate_time(&self.rules.grid, time).ok()?;
         let passed = expected.saturating_sub(newest).max(0) as f64;
         let tolerance = passed * OUTAGE_TOLERANCE + OUTAGE_TOLERANCE_CHUNKS * chunk_step;
         if at.ahead <= signed(self.rules.max_jump) || time.abs_diff(expected) as f64 > tolerance {
@@ -470,14 +379,14 @@ impl Timeline {
     /// Senders do not restart in the same instant: such heaps never vote.
     fn in_previous(&self, stamp: u64) -> Option<Verdict> {
         let previous = self.previous.as_ref()?;
-        let at = previous.locate(&self.rules, stamp).ok()?;
+        let at = previous.locate(&self.rules.grid, stamp).ok()?;
         if at.ahead > signed(self.rules.window) || at.ahead <= self.oldest() {
             return None;
         }
         if at.ahead > 0 {
             return Some(Verdict::Implausible);
         }
-        previous.position(&at).map(Verdict::Place)
+        previous.moment(&at).map(Verdict::Place)
     }
 
     /// Chunks behind the newest from which on a heap is not just late.
@@ -488,15 +397,15 @@ impl Timeline {
     /// A late heap, which spead2 is to find too old.
     ///
     /// It does not vote: even if it comes from a restart, time will be back where it was after as many chunks.
-    fn late(&self, current: &Segment, at: &Located) -> Option<Position> {
-        current.position(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
+    fn late(&self, current: &Segment, at: &Located) -> Option<Moment> {
+        current.moment(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
     }
 
     /// A heap of a stream that is behind the window with all that it has, and that goes on there: it is the stream that is
     /// late.
     ///
     /// This is no sign of a restart, however many such heaps come when the stream catches up.
-    fn lagging(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Position> {
+    fn lagging(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Moment> {
         let oldest = current.newest.saturating_sub(self.rules.window.wrapping_sub(1));
         if witness.newest_of_stream()? >= oldest {
             return None;
@@ -505,16 +414,16 @@ impl Timeline {
         // What it has may have been flushed.
         let segments = [Some(*current), self.previous.filter(|_| self.is_flushed)];
         segments.into_iter().flatten().find_map(|segment| {
-            let at = segment.locate(&self.rules, stamp).ok().filter(|at| at.ahead <= 0)?;
-            let position = segment.position(&at)?;
-            let is_of_segment = newest >= segment.first.saturating_mul(self.rules.batches);
-            let batch = position.chunk.saturating_mul(self.rules.batches).saturating_add(position.batch);
-            (is_of_segment && batch > newest).then_some(position)
+            let at = segment.locate(&self.rules.grid, stamp).ok().filter(|at| at.ahead <= 0)?;
+            let moment = segment.moment(&at)?;
+            let is_of_segment = newest >= segment.first.saturating_mul(self.rules.grid.batches);
+            let batch = moment.chunk.saturating_mul(self.rules.grid.batches).saturating_add(moment.batch);
+            (is_of_segment && batch > newest).then_some(moment)
         })
     }
 
     fn agrees(&self, stamp: u64, other: u64) -> bool {
-        let ticks = self.rules.max_jump.saturating_mul(self.rules.chunk_step);
+        let ticks = self.rules.max_jump.saturating_mul(self.rules.grid.chunk_step);
         difference(stamp, other).unsigned_abs() <= ticks
     }
 
@@ -560,18 +469,11 @@ impl Timeline {
     /// Go to the time of the candidate, if that is allowed.
     fn win(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
         let (Some(current), Some(candidate)) = (self.current, self.candidate) else { return Verdict::Implausible };
-        let there = current.locate(&self.rules, candidate.stamp).ok().filter(|at| at.ahead > 0);
-        let newest = current.newest_time(&self.rules);
-        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap.
-        let wraps = there.is_some_and(|at| at.time as u64 >> TIME_BITS != newest as u64 >> TIME_BITS);
-        // Time so far may have been that of a single wrong heap.
-        let is_proven = witness.placed().saturating_sub(self.placed_before) >= self.rules.quorum;
+        let there = current.locate(&self.rules.grid, candidate.stamp).ok().filter(|at| at.ahead > 0);
         match there {
             // Sources fell silent that were in the majority, or the heaps in between were lost.
             Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(at, current),
-            Some(at) if is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync) => {
-                self.jump(at, current);
-            }
+            Some(at) if self.has_gone_on(&current, &at, witness) => self.jump(at, current),
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
                 self.begin_anew(witness);
@@ -579,21 +481,7 @@ impl Timeline {
                 self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
                 self.jump(at, current);
             }
-            _ if self.rules.resync => {
-                // As at the start, the timestamp stands for itself. Whatever the first heap is that a stream places there,
-                // no chunk from before is under construction any more.
-                let stamp = candidate.stamp as i64;
-                // Unless it makes sense only as time was unwrapped so far.
-                let time = current.locate(&self.rules, candidate.stamp).ok().filter(|_| !self.rules.is_aligned(stamp));
-                let chunk = self.rules.chunk_of(time.map_or(stamp, |at| at.time));
-                let first = current.newest.saturating_add(self.rules.reach);
-                let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
-                let offset = signed(newest).saturating_sub(chunk);
-                // Before time 0 there are no chunks.
-                let first = u64::try_from(offset).unwrap_or(0).max(first);
-                self.begin_anew(witness);
-                self.switch(Segment { first, offset, newest }, Cause::Restart);
-            }
+            _ if self.rules.resync => self.restart(&current, candidate.stamp, witness),
             _ => {
                 self.refusals = self.refusals.saturating_add(1);
                 self.candidate = Some(Candidate { refused: true, ..candidate });
@@ -601,12 +489,38 @@ impl Timeline {
             }
         }
         let Some(current) = self.current else { return Verdict::Implausible };
-        match current.locate(&self.rules, stamp) {
+        match current.locate(&self.rules.grid, stamp) {
             // The heap itself need not be the newest of those that agree.
             Ok(at) if at.ahead <= 0 => self.advance(at, witness),
             Ok(_) => Verdict::Implausible,
-            Err(verdict) => verdict,
+            Err(error) => error.into(),
         }
+    }
+
+    /// Whether a time ahead is that of the same senders, after a gap that nothing was received of.
+    fn has_gone_on(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
+        let newest = current.newest_time(&self.rules.grid);
+        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap.
+        let wraps = at.time as u64 >> TIME_BITS != newest as u64 >> TIME_BITS;
+        // Time so far may have been that of a single wrong heap.
+        let is_proven = witness.placed().saturating_sub(self.placed_before) >= self.rules.quorum;
+        is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync)
+    }
+
+    /// Begin time anew where a timestamp says.
+    fn restart(&mut self, current: &Segment, stamp: u64, witness: &impl Witness) {
+        // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
+        let itself = stamp as i64;
+        let time = current.locate(&self.rules.grid, stamp).ok().filter(|_| !self.rules.grid.is_aligned(itself));
+        let chunk = self.rules.grid.chunk_of(time.map_or(itself, |at| at.time));
+        // Whatever the first heap is that a stream places there, its window has no chunk from before any more.
+        let first = current.newest.saturating_add(self.rules.reach);
+        let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
+        let offset = signed(newest).saturating_sub(chunk);
+        // Before time 0 there are no chunks.
+        let first = u64::try_from(offset).unwrap_or(0).max(first);
+        self.begin_anew(witness);
+        self.switch(Segment { first, offset, newest }, Cause::Restart);
     }
 
     /// Go on in the current segment, further on.
@@ -617,9 +531,9 @@ impl Timeline {
         self.forget_absent(at.chunk);
     }
 
-    /// Begin an epoch after all chunks under construction, which come out when the control heap has been placed.
+    /// Begin an epoch after all chunks in windows, which come out when the control heap has been placed.
     ///
-    /// Returns the chunk of the control heap; None if nothing is under construction.
+    /// Returns the chunk of the control heap; None if no window has a chunk.
     pub fn flush(&mut self) -> Option<u64> {
         let current = self.current.filter(|current| current.newest >= current.first)?;
         let control = self.control()?;
@@ -630,13 +544,13 @@ impl Timeline {
         Some(control)
     }
 
-    /// A chunk so far ahead that none is under construction any more once a heap was placed there.
+    /// A chunk so far ahead that a heap placed there pushes all others out of the windows.
     #[must_use]
     pub fn control(&self) -> Option<u64> {
         self.current?
             .newest
             .checked_add(self.rules.reach)
-            .filter(|&chunk| signed(chunk) < self.rules.chunk_of(i64::MAX))
+            .filter(|&chunk| signed(chunk) < self.rules.grid.chunk_of(i64::MAX))
     }
 }
 

@@ -1,10 +1,11 @@
-//! The chunks that one stream has under construction, and what the fast path needs to know of their times.
+//! The window of a stream, and what the fast path needs to know of the times of its chunks.
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
 use crate::layout::{Layout, TIME_BITS};
 
-/// The chunks that a stream has under construction: as many as spead2 keeps, up to the newest, all of one epoch.
+/// The chunks that heaps of a stream are placed in: as many as spead2 keeps at a time, up to the newest, all of one
+/// epoch.
 ///
 /// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
 /// before the base is never within the limit.

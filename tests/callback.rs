@@ -9,7 +9,7 @@ use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -21,7 +21,7 @@ side_items = [{ name = "status", item = 0x3102, dtype = "u16" }]
 
 fn contexts<const N: usize>() -> [Context; N] {
     let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
-    let group = Group::new(Rules::new(&layout, 2, 3, None, false).unwrap());
+    let group = Group::new(TimeRules::new(&layout, 2, 3, None, false).unwrap());
     let geometry = layout.geometry(&BTreeMap::new()).unwrap();
     std::array::from_fn(|_| Context::new(&geometry, 2, None, Arc::clone(&group), None).unwrap())
 }

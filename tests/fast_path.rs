@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use speadrx::group::Group;
-use speadrx::layout::{Layout, Place};
-use speadrx::ledger::{Ledger, Slots};
-use speadrx::place::{Items, Plan, kind};
+use speadrx::layout::{Layout, Slot};
+use speadrx::ledger::{Filled, Ledger};
+use speadrx::place::{Items, Placer, kind};
 use speadrx::spec::LayoutSpec;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 use speadrx::window::Window;
 
 const WINDOW: u64 = 4;
@@ -19,9 +19,9 @@ fn layout(time: &str, axes: &str, more: &str) -> Arc<Layout> {
     Arc::new(Layout::new(LayoutSpec::from_toml(&toml).expect("toml")).expect("layout"))
 }
 
-fn plan(layout: &Arc<Layout>) -> Plan {
+fn placer(layout: &Arc<Layout>) -> Placer {
     let geometry = layout.geometry(&BTreeMap::new()).expect("geometry");
-    Plan::new(&geometry, WINDOW).expect("plan")
+    Placer::new(&geometry, WINDOW).expect("placer")
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn the_kind_is_the_most_special_one_that_fits() {
         ),
         (kind::UNCOMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, values = [5, 7] }"#, sources),
     ] {
-        assert_eq!(plan(&layout(time, axes, more)).kind(), expected, "{time}; {axes}; {more}");
+        assert_eq!(placer(&layout(time, axes, more)).kind(), expected, "{time}; {axes}; {more}");
     }
 }
 
@@ -75,7 +75,7 @@ proptest! {
         let step = if power { 64 } else { 1 };
         let axes = format!(r#"{{ name = "a", item = 0x4101, size = 5, step = {step} }}"#);
         let layout = layout("step = 4096, batches = 3", &axes, "sources = \"a\"");
-        let plan = plan(&layout);
+        let placer = placer(&layout);
         let mut window = Window::new(&layout, WINDOW);
         window.follow(6, 0, 0);
         let base = window.base as i64;
@@ -85,14 +85,14 @@ proptest! {
             axes: &[(index * step).wrapping_add(item_off)],
             required: &[required],
         };
-        let expected = plan.place::<false, { kind::UNCOMMON }>(&window, &items);
-        prop_assert_eq!(plan.place::<true, { kind::COMMON }>(&window, &items), expected);
+        let expected = placer.place::<false, { kind::UNCOMMON }>(&window, &items);
+        prop_assert_eq!(placer.place::<true, { kind::COMMON }>(&window, &items), expected);
         if power {
-            prop_assert_eq!(plan.place::<true, { kind::POWER }>(&window, &items), expected);
-            prop_assert_eq!(plan.place::<false, { kind::POWER }>(&window, &items), expected);
+            prop_assert_eq!(placer.place::<true, { kind::POWER }>(&window, &items), expected);
+            prop_assert_eq!(placer.place::<false, { kind::POWER }>(&window, &items), expected);
         } else {
-            prop_assert_eq!(plan.place::<true, { kind::UNIT }>(&window, &items), expected);
-            prop_assert_eq!(plan.place::<false, { kind::UNIT }>(&window, &items), expected);
+            prop_assert_eq!(placer.place::<true, { kind::UNIT }>(&window, &items), expected);
+            prop_assert_eq!(placer.place::<false, { kind::UNIT }>(&window, &items), expected);
         }
     }
 }
@@ -100,14 +100,14 @@ proptest! {
 #[test]
 fn lateness_is_counted_by_its_bits_near_and_far() {
     let layout = layout("step = 1, batches = 300", "", "");
-    let group = Group::new(Rules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
+    let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
     let ledger = Ledger::new(&layout, WINDOW, group.epochs());
-    let mut slots = Slots::new(&layout, WINDOW);
-    slots.slide(0, 0);
+    let mut filled = Filled::new(&layout, WINDOW);
+    filled.slide(0, 0);
     let mut expected = ledger.snapshot().late_batches;
     for behind in 0..300_u64 {
         let batch = 299 - behind;
-        ledger.count(&mut slots, 0, batch, 0, Place { index: batch, offset: 0 });
+        ledger.count(&mut filled, 0, batch, 0, Slot { index: batch, offset: 0 });
         expected[if behind == 0 { 0 } else { behind.ilog2() as usize + 1 }] += 1;
     }
     let snapshot = ledger.snapshot();

@@ -51,12 +51,19 @@ impl Case {
                 user_data.insert(format!("stride{axis}"), stride);
             }
         }
+        let text = self.toml(&order, &strides);
+        let layout = Layout::new(LayoutSpec::from_toml(&text).unwrap()).unwrap();
+        Arc::new(layout).geometry(&user_data).unwrap()
+    }
+
+    /// The layout, with the axes in an order for its arrays, and strides as lines of TOML.
+    fn toml(&self, order: &[usize], strides: &[String]) -> String {
         let axes: Vec<_> = self.sizes[1..]
             .iter()
             .enumerate()
             .map(|(i, size)| format!("[[axes]]\nname = \"a{}\"\nitem = {}\nsize = {size}", i + 1, 0x4101 + i))
             .collect();
-        let text = format!(
+        format!(
             r#"
             heap_bytes = {}
             order = {:?}
@@ -75,9 +82,7 @@ impl Case {
             axes.join("\n"),
             self.sizes[0],
             strides.join("\n"),
-        );
-        let layout = Layout::new(LayoutSpec::from_toml(&text).unwrap()).unwrap();
-        Arc::new(layout).geometry(&user_data).unwrap()
+        )
     }
 
     /// Size of each axis in the order of the arrays.

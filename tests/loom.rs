@@ -11,7 +11,7 @@ use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -24,7 +24,7 @@ fn layout() -> std::sync::Arc<Layout> {
 
 /// A group in which chunks may jump ahead by 2.
 fn group() -> Arc<Group> {
-    Group::new(Rules::new(&layout(), 1, 2, Some(2), false).unwrap())
+    Group::new(TimeRules::new(&layout(), 1, 2, Some(2), false).unwrap())
 }
 
 fn context(group: &Arc<Group>) -> Context {

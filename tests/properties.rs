@@ -8,16 +8,17 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::{Context, Stats};
+use speadrx::error::LayoutError;
 use speadrx::group::Group;
-use speadrx::layout::Layout;
+use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
 use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 use speadrx::sync::Arc;
-use speadrx::timeline;
+use speadrx::timeline::TimeRules;
 
 mod model;
 
-use model::{Model, Rejected, Rules};
+use model::{Model, ModelRules, Rejected};
 
 const CASES: u32 = 2500;
 const HEAPS: usize = 64;
@@ -66,6 +67,52 @@ impl Reference<'_> {
         }
     }
 
+    /// The timestamp, or the name of the reason for which the heap is rejected before its axes are looked at.
+    fn stamp(&self, items: &HashMap<u64, i64>) -> Result<i128, &'static str> {
+        let spec = self.spec;
+        let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
+        let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
+        if i128::from(get(2)) != i128::from(spec.heap_bytes)
+            || get(spec.time.item) < 0
+            || needed.into_iter().any(|id| get(id) < 0)
+        {
+            return Err("metadata_heaps");
+        }
+        let stamp = i128::from(get(spec.time.item));
+        if stamp >= 1 << 48 {
+            return Err("bad_timestamp_heaps");
+        }
+        Ok(if spec.time.align == Align::Mask { stamp - stamp % i128::from(spec.time.step) } else { stamp })
+    }
+
+    /// Heap index and byte offset of indices on the axes.
+    fn place(&self, indices: &HashMap<String, i128>) -> (i128, i128) {
+        let (mut index, mut offset) = (0, 0);
+        let mut stride = i128::from(self.spec.heap_bytes);
+        let mut index_stride = 1;
+        for (name, size) in self.axes().iter().rev() {
+            stride = match self.spec.strides.get(name) {
+                Some(Stride::Bytes(bytes)) => i128::from(*bytes),
+                Some(Stride::UserData(field)) => self.user_data.get(field).map_or(stride, |&v| i128::from(v)),
+                None => stride,
+            };
+            index += indices[name] * index_stride;
+            offset += indices[name] * stride;
+            index_stride *= size;
+            stride *= size;
+        }
+        (index, offset)
+    }
+
+    fn extra(&self, items: &HashMap<u64, i64>) -> Vec<u8> {
+        let mut extra = Vec::new();
+        for side in &self.spec.side_items {
+            let value = items.get(&side.item).copied().unwrap_or(-1).max(0) as u64 >> side.shift;
+            extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
+        }
+        extra
+    }
+
     fn judge(&mut self, items: &HashMap<u64, i64>) -> Verdict {
         let spec = self.spec;
         let source = match spec.axes.iter().find(|axis| Some(&axis.name) == spec.sources.as_ref()) {
@@ -73,22 +120,10 @@ impl Reference<'_> {
             None => Some(0),
         };
         let reject = |name: &str| Verdict::Rejected(name.to_owned(), source);
-        let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
-        let step = i128::from(spec.time.step);
-        let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
-        if i128::from(get(2)) != i128::from(spec.heap_bytes)
-            || get(spec.time.item) < 0
-            || needed.into_iter().any(|id| get(id) < 0)
-        {
-            return reject("metadata_heaps");
-        }
-        let mut stamp = i128::from(get(spec.time.item));
-        if stamp >= 1 << 48 {
-            return reject("bad_timestamp_heaps");
-        }
-        if spec.time.align == Align::Mask {
-            stamp -= stamp % step;
-        }
+        let stamp = match self.stamp(items) {
+            Ok(stamp) => stamp,
+            Err(name) => return reject(name),
+        };
         let aligned = self.model.is_aligned(stamp);
         if !aligned && (source.is_none() || spec.axes.iter().any(|axis| self.index(axis, items).is_none())) {
             return reject("bad_timestamp_heaps");
@@ -101,45 +136,39 @@ impl Reference<'_> {
             };
             indices.insert(axis.name.clone(), index);
         }
-        let source_index = source.unwrap_or(0);
-        let (chunk, time) = match self.model.judge(stamp, source_index, 0, 0) {
-            Ok(found) => found,
-            Err(Rejected::Misaligned) => return reject("bad_timestamp_heaps"),
-            Err(Rejected::Implausible) => return reject("implausible_timestamp_heaps"),
-            Err(Rejected::Backward) => return reject("backward_timestamp_heaps"),
-        };
-        let in_chunk = (time / step).rem_euclid(i128::from(spec.time.batches));
+        let source = source.unwrap_or(0);
+        match self.model.judge(stamp, source, 0, 0) {
+            Ok((chunk, time)) => self.accept(items, indices, source, chunk, time),
+            Err(Rejected::Misaligned) => reject("bad_timestamp_heaps"),
+            Err(Rejected::Implausible) => reject("implausible_timestamp_heaps"),
+            Err(Rejected::Backward) => reject("backward_timestamp_heaps"),
+        }
+    }
+
+    /// Place a heap whose time is good, and note what it changes.
+    fn accept(
+        &mut self,
+        items: &HashMap<u64, i64>,
+        mut indices: HashMap<String, i128>,
+        source: usize,
+        chunk: i128,
+        time: i128,
+    ) -> Verdict {
+        let spec = self.spec;
+        let in_chunk = (time / i128::from(spec.time.step)).rem_euclid(i128::from(spec.time.batches));
         indices.insert(spec.time.name.clone(), in_chunk);
-        let (mut index, mut offset) = (0, 0);
-        let mut stride = i128::from(spec.heap_bytes);
-        let mut index_stride = 1;
-        for (name, size) in self.axes().iter().rev() {
-            stride = match spec.strides.get(name) {
-                Some(Stride::Bytes(bytes)) => i128::from(*bytes),
-                Some(Stride::UserData(field)) => self.user_data.get(field).map_or(stride, |&v| i128::from(v)),
-                None => stride,
-            };
-            index += indices[name] * index_stride;
-            offset += indices[name] * stride;
-            index_stride *= size;
-            stride *= size;
-        }
-        let mut extra = Vec::new();
-        for side in &spec.side_items {
-            let value = get(side.item).max(0) as u64 >> side.shift;
-            extra.extend_from_slice(&value.to_le_bytes()[..side.dtype.bytes()]);
-        }
+        let (index, offset) = self.place(&indices);
         self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
         let batch = chunk * i128::from(spec.time.batches) + in_chunk;
         self.newest_batch = self.newest_batch.max(batch);
         let late = self.newest.unwrap() - chunk >= self.window;
-        self.model.count(source_index, 0, chunk, time, late);
+        self.model.count(source, 0, chunk, time, late);
         let source = spec.sources.as_ref().map_or(0, |name| indices[name]);
         Verdict::Placed {
             chunk: i64::try_from(chunk).unwrap(),
             index: usize::try_from(index).unwrap(),
             offset: usize::try_from(offset).unwrap(),
-            extra,
+            extra: self.extra(items),
             source: usize::try_from(source).unwrap(),
             batch,
             time,
@@ -182,6 +211,41 @@ fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
     })
 }
 
+/// The names of all axes in some order.
+fn order_of(axes: &[AxisSpec], shuffle: &[Index]) -> Vec<String> {
+    let mut order: Vec<_> = std::iter::once("time".to_owned()).chain(axes.iter().map(|a| a.name.clone())).collect();
+    for (i, pick) in shuffle.iter().enumerate().take(order.len()) {
+        let other = pick.index(order.len());
+        order.swap(i, other);
+    }
+    order
+}
+
+fn side_item((i, (item, shift, dtype)): (usize, (u64, u64, Index))) -> SideSpec {
+    let types = [SideType::U8, SideType::U16, SideType::U32, SideType::U64];
+    SideSpec { name: format!("side{i}"), item: 0x3200 + item, shift: shift * 5, dtype: types[dtype.index(types.len())] }
+}
+
+/// Leave a gap behind what lies within one axis, unless `how` is 0: as bytes, or through user data.
+fn pad(spec: &mut LayoutSpec, user_data: &mut BTreeMap<String, u64>, (which, gap, how): (Index, u64, u8)) {
+    if how == 0 {
+        return;
+    }
+    let order = spec.order.clone().unwrap();
+    let at = which.index(order.len());
+    let size = |name: &String| match spec.axes.iter().find(|axis| axis.name == *name) {
+        Some(axis) => axis.size.unwrap_or_else(|| axis.values.as_ref().unwrap().len() as u64),
+        None => spec.time.batches,
+    };
+    let stride = order[at + 1..].iter().map(size).product::<u64>() * spec.heap_bytes + gap;
+    if how == 1 {
+        spec.strides.insert(order[at].clone(), Stride::Bytes(stride));
+    } else {
+        spec.strides.insert(order[at].clone(), Stride::UserData("stride".to_owned()));
+        user_data.insert("stride".to_owned(), stride);
+    }
+}
+
 fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
     let axes = (0_usize..=4).prop_flat_map(|n| (0..n).map(axis).collect::<Vec<_>>());
     // The largest makes chunks of 2^46 ticks, the longest that there can be.
@@ -206,24 +270,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                 tick_rate: None,
                 align: if mask { Align::Mask } else { Align::Reject },
             };
-            let mut order: Vec<_> =
-                std::iter::once("time".to_owned()).chain(axes.iter().map(|a| a.name.clone())).collect();
-            for (i, pick) in shuffle.iter().enumerate().take(order.len()) {
-                let other = pick.index(order.len());
-                order.swap(i, other);
-            }
             let sources = axes.first().map(|axis| axis.name.clone());
-            let types = [SideType::U8, SideType::U16, SideType::U32, SideType::U64];
-            let side_items = side
-                .iter()
-                .enumerate()
-                .map(|(i, (item, shift, dtype))| SideSpec {
-                    name: format!("side{i}"),
-                    item: 0x3200 + item,
-                    shift: shift * 5,
-                    dtype: types[dtype.index(types.len())],
-                })
-                .collect();
             let mut user_data: BTreeMap<_, _> = axes
                 .iter()
                 .zip(user)
@@ -233,7 +280,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
             let mut spec = LayoutSpec {
                 name: String::new(),
                 heap_bytes,
-                order: Some(order),
+                order: Some(order_of(&axes, &shuffle)),
                 sources,
                 source_labels: None,
                 required_items: required.into_iter().collect(),
@@ -243,24 +290,9 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                 strides: BTreeMap::new(),
                 time,
                 axes,
-                side_items,
+                side_items: side.into_iter().enumerate().map(side_item).collect(),
             };
-            let (which, gap, how) = padding;
-            if how != 0 {
-                let order = spec.order.clone().unwrap();
-                let at = which.index(order.len());
-                let size = |name: &String| match spec.axes.iter().find(|axis| axis.name == *name) {
-                    Some(axis) => axis.size.unwrap_or_else(|| axis.values.as_ref().unwrap().len() as u64),
-                    None => spec.time.batches,
-                };
-                let stride = order[at + 1..].iter().map(size).product::<u64>() * heap_bytes + gap;
-                if how == 1 {
-                    spec.strides.insert(order[at].clone(), Stride::Bytes(stride));
-                } else {
-                    spec.strides.insert(order[at].clone(), Stride::UserData("stride".to_owned()));
-                    user_data.insert("stride".to_owned(), stride);
-                }
-            }
+            pad(&mut spec, &mut user_data, padding);
             (spec, user_data, window)
         })
 }
@@ -328,6 +360,166 @@ fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
     items
 }
 
+/// One stream, the reference of it, and what its ledger should say.
+struct Comparison<'a> {
+    layout: &'a Layout,
+    geometry: &'a Geometry,
+    context: Context,
+    reference: Reference<'a>,
+    expected: Snapshot,
+    batch_stats: Vec<u64>,
+    /// Offset of each heap index.
+    offsets: BTreeMap<usize, usize>,
+    /// The newest time that was placed.
+    front: i128,
+    newest_chunk: i64,
+    /// Of each source.
+    newest_batch: Vec<i128>,
+}
+
+const CANARY: u8 = 0xa5;
+
+impl<'a> Comparison<'a> {
+    fn new(
+        geometry: &'a Geometry,
+        user_data: &'a BTreeMap<String, u64>,
+        window: u64,
+        resync: bool,
+    ) -> Result<Self, TestCaseError> {
+        let layout = geometry.layout();
+        let spec = layout.spec();
+        let stats = Stats { base: STATS_BASE, count: layout.reasons().len() };
+        // A window of so long chunks may be refused; then one chunk still fits.
+        let make = |window| {
+            let rules = TimeRules::new(layout, window, window, None, resync)?;
+            Context::new(geometry, window, Some(stats), Group::new(rules), None)
+        };
+        let (window, context) = match make(window) {
+            Ok(context) => (window, context),
+            Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
+        };
+        let n_sources = layout.n_sources() as usize;
+        let rules = ModelRules {
+            step: spec.time.step.into(),
+            batches: spec.time.batches.into(),
+            window: window.into(),
+            reach: window.into(),
+            max_jump: i128::from(window.saturating_sub(1).max(1)),
+            resync,
+            n_sources,
+            rate: None,
+        };
+        let reference = Reference {
+            spec,
+            user_data,
+            window: window.into(),
+            model: Model::new(rules, 1),
+            newest: None,
+            newest_batch: 0,
+            seen: BTreeSet::new(),
+        };
+        Ok(Self {
+            layout,
+            geometry,
+            expected: Snapshot {
+                placed: vec![0; n_sources],
+                duplicates: vec![0; n_sources],
+                newest: vec![-1; n_sources],
+                newest_epoch: vec![0; n_sources],
+                rejected: vec![vec![0; n_sources + 1]; layout.reasons().len()],
+                late_batches: vec![0; 33],
+                late_chunks: vec![0; window as usize + 1],
+            },
+            context,
+            reference,
+            batch_stats: vec![0; STATS_BASE + layout.reasons().len() + 1],
+            offsets: BTreeMap::new(),
+            front: 0,
+            newest_chunk: 0,
+            newest_batch: vec![-1; n_sources],
+        })
+    }
+
+    /// Give a heap to both, and compare what they say.
+    fn feed(&mut self, items: &HashMap<u64, i64>) -> Result<(), TestCaseError> {
+        let row: Vec<i64> = self.layout.items().iter().map(|id| items.get(id).copied().unwrap_or(-1)).collect();
+        let mut extra = vec![CANARY; self.layout.extra_bytes() + 1];
+        let mut data = ChunkPlaceData {
+            packet: std::ptr::null(),
+            packet_size: 0,
+            items: row.as_ptr(),
+            chunk_id: -1,
+            heap_index: 0,
+            heap_offset: 0,
+            batch_stats: self.batch_stats.as_mut_ptr(),
+            extra: extra.as_mut_ptr(),
+            extra_offset: 0,
+            extra_size: 0,
+        };
+        // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
+        unsafe {
+            let context = std::ptr::from_ref(&self.context).cast_mut().cast();
+            self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context);
+        }
+        let verdict = self.reference.judge(items);
+        match &verdict {
+            Verdict::Rejected(reason, source) => {
+                prop_assert_eq!(data.chunk_id, -1, "{:?}", verdict);
+                let reason = self.layout.reasons().iter().position(|name| name == reason).unwrap();
+                self.expected.rejected[reason][source.unwrap_or(self.layout.n_sources() as usize)] += 1;
+            }
+            Verdict::Placed { .. } => self.compare_placed(&data, &extra, &verdict)?,
+        }
+        prop_assert_eq!(extra.last(), Some(&CANARY));
+        self.expected.newest_epoch = self.context.ledger().snapshot().newest_epoch; // told by the timestamps
+        prop_assert_eq!(&self.context.ledger().snapshot(), &self.expected, "after {:?}", items);
+        Ok(())
+    }
+
+    fn compare_placed(&mut self, data: &ChunkPlaceData, extra: &[u8], verdict: &Verdict) -> Result<(), TestCaseError> {
+        let &Verdict::Placed { chunk, index, offset, extra: ref record, source, batch, time } = verdict else {
+            unreachable!("only called for placed heaps")
+        };
+        prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (chunk, index, offset));
+        if !record.is_empty() {
+            prop_assert_eq!((data.extra_offset, data.extra_size), (index * record.len(), record.len()));
+            prop_assert_eq!(&extra[..record.len()], &record[..]);
+        }
+        self.expected.placed[source] += 1;
+        let (chunks, batches) = self.reference.lateness(chunk, batch);
+        self.expected.late_chunks[chunks] += 1;
+        if chunks == 0 {
+            self.expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
+        }
+        self.expected.duplicates[source] += u64::from(self.reference.is_duplicate(chunk, index));
+        if batch > self.newest_batch[source] {
+            self.newest_batch[source] = batch;
+            self.expected.newest[source] = i64::try_from(time).unwrap();
+        }
+        if chunk >= self.newest_chunk {
+            self.newest_chunk = chunk;
+            self.front = time;
+        }
+        prop_assert!((index as u64) < self.layout.chunk_heaps());
+        prop_assert!(offset as u64 + self.layout.spec().heap_bytes <= self.geometry.span_bytes());
+        prop_assert_eq!(*self.offsets.entry(index).or_insert(offset), offset);
+        Ok(())
+    }
+
+    /// Check what no single heap shows.
+    fn finish(&self) -> Result<(), TestCaseError> {
+        let heap_bytes = self.layout.spec().heap_bytes as usize;
+        let mut offsets: Vec<_> = self.offsets.values().collect();
+        offsets.sort();
+        prop_assert!(offsets.windows(2).all(|pair| pair[0] + heap_bytes <= *pair[1]), "heaps overlap");
+        let rejected: Vec<u64> = self.expected.rejected.iter().map(|row| row.iter().sum()).collect();
+        prop_assert_eq!(&self.batch_stats[STATS_BASE..][..rejected.len()], &rejected[..]);
+        prop_assert!(self.batch_stats[..STATS_BASE].iter().all(|&count| count == 0));
+        prop_assert_eq!(self.batch_stats.last(), Some(&0));
+        Ok(())
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: CASES,
@@ -345,120 +537,20 @@ proptest! {
         (restart, restart_at) in (20_usize..HEAPS * 3, 0_i128..1 << 48),
         heaps in vec(heap(), HEAPS),
     ) {
-        let layout = Arc::new(Layout::new(spec.clone()).map_err(|error| TestCaseError::fail(error.to_string()))?);
-        let geometry = layout.geometry(&user_data).map_err(|error| TestCaseError::fail(error.to_string()))?;
-        let stats = Stats { base: STATS_BASE, count: layout.reasons().len() };
-        // A window of so long chunks may be refused; then one chunk still fits.
-        let make = |window| {
-            let rules = timeline::Rules::new(&layout, window, window, None, resync)?;
-            Context::new(&geometry, window, Some(stats), Group::new(rules), None)
-        };
-        let (window, context) = match make(window) {
-            Ok(context) => (window, context),
-            Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
-        };
-        let rules = Rules {
-            step: spec.time.step.into(),
-            batches: spec.time.batches.into(),
-            window: window.into(),
-            reach: window.into(),
-            max_jump: i128::from(window.saturating_sub(1).max(1)),
-            resync,
-            n_sources: layout.n_sources() as usize,
-            rate: None,
-        };
-        let mut reference = Reference {
-            spec: &spec,
-            user_data: &user_data,
-            window: window.into(),
-            model: Model::new(rules, 1),
-            newest: None,
-            newest_batch: 0,
-            seen: BTreeSet::new(),
-        };
-        let mut expected = Snapshot {
-            placed: vec![0; layout.n_sources() as usize],
-            duplicates: vec![0; layout.n_sources() as usize],
-            newest: vec![-1; layout.n_sources() as usize],
-            newest_epoch: vec![0; layout.n_sources() as usize],
-            rejected: vec![vec![0; layout.n_sources() as usize + 1]; layout.reasons().len()],
-            late_batches: vec![0; 33],
-            late_chunks: vec![0; window as usize + 1],
-        };
-        let mut batch_stats = vec![0_u64; STATS_BASE + layout.reasons().len() + 1];
-        let canary = 0xa5;
-        let mut offsets = BTreeMap::new();
+        let fail = |error: LayoutError| TestCaseError::fail(error.to_string());
         let step = i128::from(spec.time.step);
-        let mut front = start / step * step;
-        let (mut newest_chunk, mut newest_batch) = (0, vec![-1; layout.n_sources() as usize]);
+        let layout = Arc::new(Layout::new(spec).map_err(fail)?);
+        let geometry = layout.geometry(&user_data).map_err(fail)?;
+        let mut comparison = Comparison::new(&geometry, &user_data, window, resync)?;
+        comparison.front = start / step * step;
         for (i, seed) in heaps.iter().enumerate() {
             // Now and then the sender is restarted, and then stays there for long enough to be believed.
             if (restart..restart + 20).contains(&i) {
-                front = restart_at / step * step;
+                comparison.front = restart_at / step * step;
             }
-            let values = items(&spec, front, seed);
-            let row: Vec<i64> = layout.items().iter().map(|id| values.get(id).copied().unwrap_or(-1)).collect();
-            let mut extra = vec![canary; layout.extra_bytes() + 1];
-            let mut data = ChunkPlaceData {
-                packet: std::ptr::null(),
-                packet_size: 0,
-                items: row.as_ptr(),
-                chunk_id: -1,
-                heap_index: 0,
-                heap_offset: 0,
-                batch_stats: batch_stats.as_mut_ptr(),
-                extra: extra.as_mut_ptr(),
-                extra_offset: 0,
-                extra_size: 0,
-            };
-            // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
-            unsafe {
-                context.function()(&raw mut data, ChunkPlaceData::SIZE, std::ptr::from_ref(&context).cast_mut().cast());
-            }
-            let verdict = reference.judge(&values);
-            match &verdict {
-                Verdict::Rejected(reason, source) => {
-                    prop_assert_eq!(data.chunk_id, -1, "{:?}", verdict);
-                    let row = &mut expected.rejected[layout.reasons().iter().position(|name| name == reason).unwrap()];
-                    row[source.unwrap_or(layout.n_sources() as usize)] += 1;
-                }
-                Verdict::Placed { chunk, index, offset, extra: record, source, batch, time } => {
-                    prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (*chunk, *index, *offset));
-                    if !record.is_empty() {
-                        prop_assert_eq!((data.extra_offset, data.extra_size), (index * record.len(), record.len()));
-                        prop_assert_eq!(&extra[..record.len()], &record[..]);
-                    }
-                    expected.placed[*source] += 1;
-                    let (chunks, batches) = reference.lateness(*chunk, *batch);
-                    expected.late_chunks[chunks] += 1;
-                    if chunks == 0 {
-                        expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
-                    }
-                    expected.duplicates[*source] += u64::from(reference.is_duplicate(*chunk, *index));
-                    if *batch > newest_batch[*source] {
-                        newest_batch[*source] = *batch;
-                        expected.newest[*source] = i64::try_from(*time).unwrap();
-                    }
-                    if *chunk >= newest_chunk {
-                        newest_chunk = *chunk;
-                        front = *time;
-                    }
-                    prop_assert!((*index as u64) < layout.chunk_heaps());
-                    prop_assert!(*offset as u64 + spec.heap_bytes <= geometry.span_bytes());
-                    prop_assert_eq!(*offsets.entry(*index).or_insert(*offset), *offset);
-                }
-            }
-            prop_assert_eq!(extra.last(), Some(&canary));
-            expected.newest_epoch = context.ledger().snapshot().newest_epoch; // told by the timestamps above
-            prop_assert_eq!(&context.ledger().snapshot(), &expected, "after {:?}", values);
+            comparison.feed(&items(layout.spec(), comparison.front, seed))?;
         }
-        let mut slots: Vec<_> = offsets.values().collect();
-        slots.sort();
-        prop_assert!(slots.windows(2).all(|pair| pair[0] + spec.heap_bytes as usize <= *pair[1]), "slots overlap");
-        let rejected: Vec<u64> = expected.rejected.iter().map(|row| row.iter().sum()).collect();
-        prop_assert_eq!(&batch_stats[STATS_BASE..STATS_BASE + layout.reasons().len()], &rejected[..]);
-        prop_assert!(batch_stats[..STATS_BASE].iter().all(|&count| count == 0));
-        prop_assert_eq!(batch_stats.last(), Some(&0));
+        comparison.finish()?;
     }
 
     #[test]

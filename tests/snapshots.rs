@@ -11,7 +11,7 @@ use speadrx::layout::Layout;
 use speadrx::ledger::Snapshot;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -55,7 +55,7 @@ fn seen(snapshot: &Snapshot) -> u64 {
 #[test]
 fn a_million_snapshots_are_monotonic_and_never_above_what_was_sent() {
     let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
-    let group = Group::new(Rules::new(&layout, 2, 2, None, false).unwrap());
+    let group = Group::new(TimeRules::new(&layout, 2, 2, None, false).unwrap());
     let context = Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, group, None).unwrap();
     let (sent, done) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {

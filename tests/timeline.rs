@@ -12,7 +12,7 @@ use speadrx::timeline::{self, Timeline, Verdict, Witness};
 
 mod model;
 
-use model::{Model, Rejected, Rules};
+use model::{Model, ModelRules, Rejected};
 
 const RANGE: i128 = 1 << 48;
 const EVENTS: usize = 400;
@@ -32,7 +32,7 @@ fn layout(step: u64, batches: u64, sources: u64, tick_rate: Option<f64>) -> Layo
 
 /// Streams with a timeline and a model of it, which must agree on every heap.
 struct Receiver {
-    rules: Rules,
+    rules: ModelRules,
     timeline: Timeline,
     model: Model,
     /// The newest chunk that each stream has made.
@@ -82,7 +82,7 @@ impl Receiver {
     fn new(layout: &Layout, window: u64, streams: usize, max_jump: Option<u64>, resync: bool) -> Self {
         let reach = window + u64::from(streams > 1);
         let spec = layout.spec();
-        let rules = Rules {
+        let rules = ModelRules {
             step: spec.time.step.into(),
             batches: spec.time.batches.into(),
             window: window.into(),
@@ -93,7 +93,7 @@ impl Receiver {
             rate: spec.time.tick_rate.map(|rate| rate / 1e9),
         };
         Self {
-            timeline: Timeline::new(timeline::Rules::new(layout, window, reach, max_jump, resync).unwrap()),
+            timeline: Timeline::new(timeline::TimeRules::new(layout, window, reach, max_jump, resync).unwrap()),
             model: Model::new(rules.clone(), streams),
             rules,
             newest: vec![-1; streams],
@@ -112,13 +112,13 @@ impl Receiver {
         let verdict = self.timeline.observe(stamp.try_into().unwrap(), &world);
         let expected = self.model.judge(stamp, source, stream, self.now);
         match (verdict, expected) {
-            (Verdict::Place(position), Ok((chunk, time))) => {
-                assert_eq!(i128::from(position.chunk), chunk);
-                assert_eq!(i128::from(position.batch), (time / self.rules.step).rem_euclid(self.rules.batches));
+            (Verdict::Place(moment), Ok((chunk, time))) => {
+                assert_eq!(i128::from(moment.chunk), chunk);
+                assert_eq!(i128::from(moment.batch), (time / self.rules.step).rem_euclid(self.rules.batches));
                 // Readers find the same time for it, if its chunk can still come out.
-                let (_, epoch) = self.timeline.epochs().of_chunk(position.chunk).expect("its epoch has begun");
-                assert_eq!(i128::from(epoch.true_chunk(position.chunk)), time.div_euclid(self.chunk_step()));
-                assert!(position.epoch_first <= position.chunk && time >= 0);
+                let (_, epoch) = self.timeline.epochs().of_chunk(moment.chunk).expect("its epoch has begun");
+                assert_eq!(i128::from(epoch.true_chunk(moment.chunk)), time.div_euclid(self.chunk_step()));
+                assert!(moment.epoch_first <= moment.chunk && time >= 0);
                 let late = self.newest[stream] - chunk >= self.rules.window;
                 self.newest[stream] = self.newest[stream].max(chunk);
                 self.model.count(source, stream, chunk, time, late);

@@ -7,13 +7,13 @@ use speadrx::abi::{ChunkPlaceData, PlaceFn};
 use speadrx::callback::Context;
 use speadrx::group::Group;
 use speadrx::layout::Layout;
-use speadrx::place::{Heap, Items, Plan, kind};
+use speadrx::place::{Heap, Items, Placer, kind};
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 use speadrx::window::Window;
 
-/// Chunks that are under construction at a time.
+/// Chunks of a window.
 pub const WINDOW: u64 = 4;
 
 const DIGITISER: &str = r#"
@@ -48,7 +48,7 @@ axes = [{ name = "substream", item = 0x4103, step = 64, size = 64 }, { name = "p
 
 /// Placement without any accounting: what the ledger's cost is measured against.
 pub struct Alone {
-    plan: Plan,
+    placer: Placer,
     window: Window,
 }
 
@@ -71,12 +71,12 @@ unsafe extern "C" fn place_alone<const KIND: u8, const SIDE: usize, const REQUIR
     let (head, required) =
         unsafe { (&*data.items.cast::<[i64; 3]>(), &*data.items.add(3 + SIDE).cast::<[i64; REQUIRED]>()) };
     let items = Items { time: head[0], heap_length: head[1], axes: &head[2..], required };
-    let Some(slot) = alone.plan.place::<DENSE, KIND>(&alone.window, &items) else {
+    let Some(placed) = alone.placer.place::<DENSE, KIND>(&alone.window, &items) else {
         return leave_alone(data, alone, 3 + SIDE + REQUIRED);
     };
-    data.chunk_id = alone.window.first_chunk.wrapping_add(slot.chunk) as i64;
-    data.heap_index = slot.at.index as usize;
-    data.heap_offset = slot.at.offset as usize;
+    data.chunk_id = alone.window.first_chunk.wrapping_add(placed.chunk) as i64;
+    data.heap_index = placed.slot.index as usize;
+    data.heap_offset = placed.slot.offset as usize;
 }
 
 #[cold]
@@ -84,15 +84,15 @@ unsafe extern "C" fn place_alone<const KIND: u8, const SIDE: usize, const REQUIR
 extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items: usize) {
     // SAFETY: as in place_alone.
     let items = unsafe { std::slice::from_raw_parts(data.items, n_items) };
-    let Ok(heap) = Heap::new(&alone.plan, items) else { return };
+    let Ok(heap) = Heap::new(&alone.placer, items) else { return };
     // No benchmark runs for so long that timestamps wrap.
-    let layout = alone.plan.layout();
+    let layout = alone.placer.layout();
     let (chunk, ticks) = (heap.stamp / layout.chunk_step(), heap.stamp % layout.chunk_step());
-    if let Ok(slot) = heap.slot(&alone.plan, chunk, ticks / layout.spec().time.step) {
+    if let Ok(placed) = heap.placed(&alone.placer, chunk, ticks / layout.spec().time.step) {
         alone.window.follow(chunk, 0, 0);
-        data.chunk_id = slot.chunk as i64;
-        data.heap_index = slot.at.index as usize;
-        data.heap_offset = slot.at.offset as usize;
+        data.chunk_id = placed.chunk as i64;
+        data.heap_index = placed.slot.index as usize;
+        data.heap_offset = placed.slot.offset as usize;
     }
 }
 
@@ -127,7 +127,7 @@ impl Feed {
     fn new(toml: &str, user_data: &BTreeMap<String, u64>, shuffled: bool) -> Self {
         let layout = Arc::new(Layout::new(LayoutSpec::from_toml(toml).expect("toml")).expect("layout"));
         let geometry = layout.geometry(user_data).expect("geometry");
-        let group = Group::new(Rules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
+        let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
         let context = Context::new(&geometry, WINDOW, None, group, None).expect("context");
         let time = &layout.spec().time;
         let axis = &layout.spec().axes[0];
@@ -150,7 +150,8 @@ impl Feed {
                 rows.swap(i, (state >> 33) as usize % (i + 1));
             }
         }
-        let alone = Alone { plan: Plan::new(&geometry, WINDOW).expect("plan"), window: Window::new(&layout, WINDOW) };
+        let alone =
+            Alone { placer: Placer::new(&geometry, WINDOW).expect("placer"), window: Window::new(&layout, WINDOW) };
         Self {
             context,
             alone,
@@ -184,12 +185,12 @@ impl Feed {
     /// The same without any accounting.
     #[inline(never)]
     pub fn pass_alone(&mut self) -> usize {
-        let layout = self.alone.plan.layout();
+        let layout = self.alone.placer.layout();
         let function: PlaceFn = match (
             layout.spec().side_items.len(),
             self.n_items - 3 - layout.spec().side_items.len(),
-            self.alone.plan.is_dense(),
-            self.alone.plan.kind(),
+            self.alone.placer.is_dense(),
+            self.alone.placer.kind(),
         ) {
             (1, 0, false, kind::COMMON) => place_alone::<{ kind::COMMON }, 1, 0, false>,
             (0, 1, true, kind::POWER) => place_alone::<{ kind::POWER }, 0, 1, true>,

@@ -9,11 +9,12 @@ use libfuzzer_sys::fuzz_target;
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::{Context, Cookie, Stats};
 use speadrx::group::Group;
-use speadrx::layout::{Geometry, Layout, reason};
+use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
+use speadrx::reason;
 use speadrx::spec::{Align, AxisSpec, LayoutSpec};
 use speadrx::sync::Arc;
-use speadrx::timeline::Rules;
+use speadrx::timeline::TimeRules;
 use speadrx_fuzz::{Declared, Style, index, indices, number, sizes, slot};
 
 /// Index of our first statistic; those in front, and one behind, are not ours.
@@ -33,7 +34,7 @@ fn group(u: &mut Unstructured<'_>, geometry: &Geometry, stats: Stats) -> Result<
     let resync = bool::arbitrary(u)?;
     // So many chunks may span too long a time, and then there is no stream.
     let make = || {
-        let rules = Rules::new(geometry.layout(), window, window + 1, max_jump, resync).ok()?;
+        let rules = TimeRules::new(geometry.layout(), window, window + 1, max_jump, resync).ok()?;
         let group = Group::new(rules);
         let member = || Context::new(geometry, window, Some(stats), Arc::clone(&group), Some(COOKIE)).ok();
         let members = (0..N_STREAMS).map(|_| member()).collect::<Option<_>>()?;

@@ -103,29 +103,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         tick_rate: if u.ratio(1, 8)? { Some(*u.choose(&[1.0, 1e6, 1.712e9])?) } else { None },
         align: if step.is_power_of_two() && bool::arbitrary(u)? { Align::Mask } else { Align::Reject },
     };
-    let axes = several(u, 4, |u, i| {
-        let from_user_data = u.ratio(1, 8)?.then(|| format!("index{i}"));
-        let plain = from_user_data.is_some() || !u.ratio(1, 4)?;
-        let usual = from_user_data.is_none();
-        let size: u64 = u.int_in_range(1..=if i == 0 { 80 } else { 5 })?;
-        let step: u64 = if plain && usual { *u.choose(&[1, 1, 2, 3, 7, 64, 100])? } else { 1 };
-        let values = several(u, 5, |u, _| u.int_in_range(0..=1 << 20))?;
-        let values: Vec<u64> =
-            values.iter().enumerate().filter(|(at, v)| !values[..*at].contains(v)).map(|(_, v)| *v).collect();
-        let values = (!plain && !values.is_empty()).then_some(values);
-        let mask = (step * size).next_power_of_two() * 2 - 1;
-        Ok(AxisSpec {
-            name: AXIS_NAMES[i + 1].to_owned(),
-            item: usual.then_some(if u.ratio(1, 4)? { 0x1701 } else { 0x1610 + i as u64 }),
-            shift: if usual { u.int_in_range(0..=9)? } else { 0 },
-            mask: (usual && values.is_none() && u.ratio(1, 3)?).then_some(mask),
-            step,
-            size: values.is_none().then_some(size),
-            values,
-            from_user_data,
-            reject_name: (usual && u.ratio(1, 4)?).then(|| "bad_feng_id_heaps".to_owned()),
-        })
-    })?;
+    let axes = several(u, 4, sensible_axis)?;
     let mut order: Vec<_> = std::iter::once("time".to_owned()).chain(axes.iter().map(|a| a.name.clone())).collect();
     for i in 1..order.len() {
         order.swap(i, u.int_in_range(0..=i)?);
@@ -140,17 +118,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         })
     })?;
     let heap_bytes = u.int_in_range(1..=40)?;
-    let mut strides = BTreeMap::new();
-    if u.ratio(1, 3)? {
-        let at = u.choose_index(order.len())?;
-        let size = |name: &String| match axes.iter().find(|axis| axis.name == *name) {
-            Some(axis) => size(axis),
-            None => time.batches,
-        };
-        let dense = order[at + 1..].iter().map(size).product::<u64>() * heap_bytes;
-        let bytes = Stride::Bytes(dense + u.int_in_range(0..=50)?);
-        strides.insert(order[at].clone(), if bool::arbitrary(u)? { bytes } else { Stride::UserData("gap".to_owned()) });
-    }
+    let strides = sensible_strides(u, heap_bytes, &order, &time, &axes)?;
     Ok(LayoutSpec {
         name: String::new(),
         heap_bytes,
@@ -168,6 +136,51 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     })
 }
 
+fn sensible_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
+    let from_user_data = u.ratio(1, 8)?.then(|| format!("index{i}"));
+    let plain = from_user_data.is_some() || !u.ratio(1, 4)?;
+    let usual = from_user_data.is_none();
+    let size: u64 = u.int_in_range(1..=if i == 0 { 80 } else { 5 })?;
+    let step: u64 = if plain && usual { *u.choose(&[1, 1, 2, 3, 7, 64, 100])? } else { 1 };
+    let values = several(u, 5, |u, _| u.int_in_range(0..=1 << 20))?;
+    let values: Vec<u64> =
+        values.iter().enumerate().filter(|(at, v)| !values[..*at].contains(v)).map(|(_, v)| *v).collect();
+    let values = (!plain && !values.is_empty()).then_some(values);
+    let mask = (step * size).next_power_of_two() * 2 - 1;
+    Ok(AxisSpec {
+        name: AXIS_NAMES[i + 1].to_owned(),
+        item: usual.then_some(if u.ratio(1, 4)? { 0x1701 } else { 0x1610 + i as u64 }),
+        shift: if usual { u.int_in_range(0..=9)? } else { 0 },
+        mask: (usual && values.is_none() && u.ratio(1, 3)?).then_some(mask),
+        step,
+        size: values.is_none().then_some(size),
+        values,
+        from_user_data,
+        reject_name: (usual && u.ratio(1, 4)?).then(|| "bad_feng_id_heaps".to_owned()),
+    })
+}
+
+fn sensible_strides(
+    u: &mut Unstructured<'_>,
+    heap_bytes: u64,
+    order: &[String],
+    time: &TimeSpec,
+    axes: &[AxisSpec],
+) -> Result<BTreeMap<String, Stride>> {
+    let mut strides = BTreeMap::new();
+    if u.ratio(1, 3)? {
+        let at = u.choose_index(order.len())?;
+        let size = |name: &String| match axes.iter().find(|axis| axis.name == *name) {
+            Some(axis) => size(axis),
+            None => time.batches,
+        };
+        let dense = order[at + 1..].iter().map(size).product::<u64>() * heap_bytes;
+        let bytes = Stride::Bytes(dense + u.int_in_range(0..=50)?);
+        strides.insert(order[at].clone(), if bool::arbitrary(u)? { bytes } else { Stride::UserData("gap".to_owned()) });
+    }
+    Ok(strides)
+}
+
 fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     let style = Style::Hostile;
     let time = TimeSpec {
@@ -181,45 +194,11 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         })?,
         align: if u.ratio(1, 4)? { Align::Mask } else { Align::Reject },
     };
-    let axes = several(u, 10, |u, i| {
-        let values = if u.ratio(1, 4)? { Some(several(u, 6, |u, _| number(u))?) } else { None };
-        let from_user_data = if u.ratio(1, 4)? { Some(name(u, &FIELD_NAMES)?) } else { None };
-        Ok(AxisSpec {
-            name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { format!("a{i}") },
-            item: if from_user_data.is_some() && u.ratio(7, 8)? { None } else { Some(item(u, style)?) },
-            shift: if u.ratio(1, 3)? { number(u)? } else { 0 },
-            mask: if u.ratio(1, 4)? { Some(number(u)?) } else { None },
-            step: if u.ratio(1, 4)? { number(u)? } else { 1 },
-            size: if values.is_some() && u.ratio(7, 8)? { None } else { Some(number(u)?) },
-            values,
-            from_user_data,
-            reject_name: if u.ratio(1, 8)? {
-                Some(name(u, &["metadata_heaps", "internal_error_heaps", "bad_pol_heaps"])?)
-            } else {
-                None
-            },
-        })
-    })?;
+    let axes = several(u, 10, hostile_axis)?;
     let mut names = vec![time.name.clone()];
     names.extend(axes.iter().map(|axis| axis.name.clone()));
-    let any_axis = |u: &mut Unstructured<'_>| {
-        if u.ratio(1, 8)? { name(u, &AXIS_NAMES) } else { Ok(u.choose(&names)?.clone()) }
-    };
-    let order = if bool::arbitrary(u)? {
-        let mut order = names.clone();
-        for i in 1..order.len() {
-            order.swap(i, u.int_in_range(0..=i)?);
-        }
-        if u.ratio(1, 8)? {
-            order.push(any_axis(u)?);
-        }
-        if u.ratio(1, 8)? {
-            order.pop();
-        }
-        Some(order)
-    } else {
-        None
-    };
+    let any_axis = |u: &mut Unstructured<'_>| hostile_axis_name(u, &names);
+    let order = maybe_order(u, &names)?;
     let mut strides = BTreeMap::new();
     for _ in 0..u.int_in_range(0..=3)? {
         let stride =
@@ -248,6 +227,47 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
             })
         })?,
     })
+}
+
+fn hostile_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
+    let values = if u.ratio(1, 4)? { Some(several(u, 6, |u, _| number(u))?) } else { None };
+    let from_user_data = if u.ratio(1, 4)? { Some(name(u, &FIELD_NAMES)?) } else { None };
+    Ok(AxisSpec {
+        name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { format!("a{i}") },
+        item: if from_user_data.is_some() && u.ratio(7, 8)? { None } else { Some(item(u, Style::Hostile)?) },
+        shift: if u.ratio(1, 3)? { number(u)? } else { 0 },
+        mask: if u.ratio(1, 4)? { Some(number(u)?) } else { None },
+        step: if u.ratio(1, 4)? { number(u)? } else { 1 },
+        size: if values.is_some() && u.ratio(7, 8)? { None } else { Some(number(u)?) },
+        values,
+        from_user_data,
+        reject_name: if u.ratio(1, 8)? {
+            Some(name(u, &["metadata_heaps", "internal_error_heaps", "bad_pol_heaps"])?)
+        } else {
+            None
+        },
+    })
+}
+
+fn hostile_axis_name(u: &mut Unstructured<'_>, names: &[String]) -> Result<String> {
+    if u.ratio(1, 8)? { name(u, &AXIS_NAMES) } else { Ok(u.choose(names)?.clone()) }
+}
+
+fn maybe_order(u: &mut Unstructured<'_>, names: &[String]) -> Result<Option<Vec<String>>> {
+    if !bool::arbitrary(u)? {
+        return Ok(None);
+    }
+    let mut order = names.to_vec();
+    for i in 1..order.len() {
+        order.swap(i, u.int_in_range(0..=i)?);
+    }
+    if u.ratio(1, 8)? {
+        order.push(hostile_axis_name(u, names)?);
+    }
+    if u.ratio(1, 8)? {
+        order.pop();
+    }
+    Ok(Some(order))
 }
 
 /// Number of indices of an axis of an accepted layout.

@@ -9,7 +9,7 @@ use crate::epochs::Cause;
 use crate::group::Group as CoreGroup;
 use crate::layout::Layout;
 use crate::sync::Arc;
-use crate::timeline::Rules;
+use crate::timeline::TimeRules;
 
 /// What the streams of a group share.
 #[pyclass(frozen, module = "speadrx._core")]
@@ -23,7 +23,7 @@ impl Group {
         max_jump: Option<u64>,
         resync: bool,
     ) -> PyResult<Self> {
-        Ok(Self(CoreGroup::new(Rules::new(layout, window, reach, max_jump, resync)?)))
+        Ok(Self(CoreGroup::new(TimeRules::new(layout, window, reach, max_jump, resync)?)))
     }
 }
 
@@ -61,12 +61,12 @@ impl Group {
         self.0.refusals()
     }
 
-    /// Begin an epoch after all chunks under construction; False if there are none.
+    /// Begin an epoch after all chunks in windows; False if there are none.
     fn flush(&self) -> bool {
         self.0.flush()
     }
 
-    /// Let control heaps push out all chunks under construction, for good.
+    /// Let control heaps push all chunks out of the windows, for good.
     fn finish(&self) {
         self.0.finish();
     }

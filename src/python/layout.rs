@@ -102,7 +102,7 @@ impl Layout {
         Ok(Geometry(self.0.geometry(&user_data)?))
     }
 
-    /// What streams share that have `window` chunks under construction each, and `reach` all together.
+    /// What streams share whose windows have `window` chunks each, and `reach` chunks all together.
     #[pyo3(signature = (*, window, reach, max_jump=None, resync=false))]
     fn group(&self, window: u64, reach: u64, max_jump: Option<u64>, resync: bool) -> PyResult<Group> {
         Group::new(&self.0, window, reach, max_jump, resync)

@@ -199,7 +199,7 @@ def test_layout_needs_heap_bytes_and_keywords() -> None:
     ("user_data", "parts"),
     [
         ({}, ["user_data", "'pol'"]),
-        ({"pol": 2}, ["user_data", '"pol"', "2", "size is 2"]),
+        ({"pol": 2}, ["user_data", '"pol"', "2", "less than 2, the size"]),
         ({"pol": 2**63}, ["user_data", '"pol"', str(2**63)]),
         ({"pol": -1}, ["user_data", "pol", "-1"]),
         ({"pol": 0, "stride": 95}, ['strides["pol"]: 95', "overlap", "96 bytes"]),

@@ -15,7 +15,7 @@ pub enum Rejected {
 
 /// What a model goes by.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct ModelRules {
     pub step: i128,
     pub batches: i128,
     pub window: i128,
@@ -44,7 +44,7 @@ enum Voice {
 
 #[derive(Clone, Debug)]
 pub struct Model {
-    pub rules: Rules,
+    pub rules: ModelRules,
     pub spans: Vec<Span>,
     alive_since: i128,
     placed_before: i128,
@@ -70,7 +70,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(rules: Rules, streams: usize) -> Self {
+    pub fn new(rules: ModelRules, streams: usize) -> Self {
         let newest = vec![vec![-1; rules.n_sources]; streams];
         Self {
             rules,
@@ -404,7 +404,7 @@ impl Model {
         Ok(self.accept(chunk, time, source, now))
     }
 
-    /// Begin a span after all chunks under construction, unless there are none.
+    /// Begin a span after all chunks in windows, unless there are none.
     pub fn flush(&mut self) -> Option<i128> {
         let span = *self.spans.last()?;
         if span.newest < span.first {
