@@ -15,7 +15,7 @@ OUTPUT = Path(__file__).with_suffix(".json")
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 GRID_COLUMNS = 24
 
-#: What every query chooses series by. A stream that has no such label matches the pattern for all of them.
+#: How every query selects series. A stream without such a label matches the pattern for all of them.
 SELECTOR = 'instance=~"$instance",stream=~"$stream"'
 SOURCE_SELECTOR = SELECTOR + ',source=~"$source"'
 INTERVAL = "$__rate_interval"
@@ -23,7 +23,7 @@ INTERVAL = "$__rate_interval"
 
 @dataclass(frozen=True)
 class Query:
-    """A query and the legend of its series; `kind` is how Grafana asks for it."""
+    """A query and the legend of its series. `kind` is how Grafana asks for it."""
 
     expr: str
     legend: str
@@ -32,7 +32,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A panel; `unit` is Grafana's name of one."""
+    """A panel. `unit` is Grafana's name of a unit."""
 
     title: str
     description: str
@@ -90,7 +90,7 @@ SUMMARY = Row(
     (
         Panel(
             title="Heaps placed",
-            description="Heaps that have found a place in a chunk, duplicates and too old ones included.",
+            description="Heaps placed in a chunk, including duplicates and heaps that are too old.",
             queries=(Query(_by(STREAM, _rate(_all(m.HEAPS_PLACED))), STREAM_LEGEND),),
             unit="suffix: heaps/s",
             type="stat",
@@ -108,7 +108,7 @@ SUMMARY = Row(
         ),
         Panel(
             title="Silent sources",
-            description="Sources of which no heap has found a place lately.",
+            description="Sources of which no heap was placed recently.",
             queries=(Query(f"sum by ({STREAM}) ({_rate(_source(m.HEAPS_PLACED))} == bool 0)", STREAM_LEGEND),),
             unit="none",
             type="stat",
@@ -117,7 +117,7 @@ SUMMARY = Row(
         ),
         Panel(
             title="Consumer blocks",
-            description="Part of the time for which a stream had no free chunk, or nowhere to put a full one.",
+            description="Part of the time for which a stream had no free chunk, or no room for a finished one.",
             queries=(Query(f"max by ({STREAM}) ({_rate(_all(m.RING_BLOCKED_SECONDS))})", STREAM_LEGEND),),
             unit="percentunit",
             type="stat",
@@ -149,9 +149,9 @@ LOSS = Row(
         Panel(
             title="Loss by reason",
             description=(
-                "Missing heaps, and the reasons that the receiver knows of. What no reason explains never reached it:"
-                " the network lost it. Kernel drops are packets, of which a heap may have several; duplicates are not"
-                " lost."
+                "Missing heaps, and the reasons that the receiver knows. Heaps without a reason never reached it, so"
+                " the network lost them. Kernel drops are packets, and a heap may have several."
+                " Duplicates are not lost."
             ),
             queries=(
                 Query(_by("stream", _rate(_source(m.HEAPS_MISSING))), "{{stream}} missing"),
@@ -166,7 +166,7 @@ LOSS = Row(
         ),
         Panel(
             title="Worst sources",
-            description="The 20 sources that have lost most in the time shown.",
+            description="The 20 sources that have lost most heaps in the time shown.",
             queries=(
                 Query(
                     f"topk(20, sum by ({STREAM}, source) (increase({_source(m.HEAPS_MISSING)}[$__range])))",
@@ -180,7 +180,7 @@ LOSS = Row(
         Panel(
             title="Rejected by source",
             description=(
-                "Heaps that arrived but have no place. Without a source: the item that tells it is absent or wrong."
+                "Heaps that arrived but were not placed. Without a source: the item that tells it is absent or wrong."
             ),
             queries=(
                 Query(
@@ -200,20 +200,19 @@ TIME = Row(
             "Lateness in the newest chunk",
             "suffix: batches",
             m.HEAP_LATENESS_BATCHES,
-            "Heaps of the newest chunk, by how many batches behind the newest heap they arrive.",
+            "Heaps of the newest chunk, by how many batches behind the newest batch they were.",
         ),
         _lateness(
             "Lateness in chunks",
             "suffix: chunks",
             m.HEAP_LATENESS_CHUNKS,
-            "Heaps, by how many chunks behind the newest they arrive. Those beyond the window are too old.",
+            "Heaps, by how many chunks behind the newest chunk they were. Those older than the window are too old.",
         ),
         Panel(
             title="Newest timestamp, against the median",
             description=(
-                "In ticks, of heaps that have found a place. A source that falls behind for good is silent, or its"
-                " clock is so wrong that its heaps are rejected. Several that run ahead together take the window away"
-                " from the others."
+                "In ticks, of placed heaps. A source that keeps falling behind is silent, or its clock is so wrong that"
+                " its heaps are rejected. Several sources that run ahead together move the window away from the others."
             ),
             queries=(
                 Query(
@@ -235,8 +234,8 @@ TIME = Row(
         Panel(
             title="Epoch gap",
             description=(
-                "Heaps for the time by which it jumped ahead where it began again. They are not missing: nobody knows"
-                " whether they were sent."
+                "Heaps in the time that was jumped over when time began again. They do not count as missing, because"
+                " nobody knows whether they were sent."
             ),
             queries=(Query(_by(STREAM, f"increase({_all(m.EPOCH_GAP_HEAPS)}[{INTERVAL}])"), STREAM_LEGEND),),
             unit="suffix: heaps",
@@ -273,7 +272,7 @@ RINGS = Row(
         ),
         Panel(
             title="Chunks",
-            description="Chunks that the consumer has taken, and how often a stream had to wait for it.",
+            description="Chunks that the consumer has taken, and how often a stream had to wait for the consumer.",
             queries=(
                 Query(_by(STREAM, _rate(_all(m.CHUNKS))), "{{stream}} chunks"),
                 Query(_by(STREAM, _rate(_all(m.WORKER_BLOCKED))), "{{stream}} waits"),
@@ -294,7 +293,7 @@ KERNEL = Row(
         ),
         Panel(
             title="Receive queue",
-            description="Part of a socket's receive buffer that is in use at the moment of the scrape.",
+            description="Part of a socket's receive buffer that is in use when it is scraped.",
             queries=(
                 Query(
                     f"{_all(m.SOCKET_RECEIVE_QUEUE_BYTES)} / {_all(m.SOCKET_RECEIVE_BUFFER_BYTES)}",
@@ -311,7 +310,7 @@ RATES = Row(
     (
         Panel(
             title="Heaps placed by source",
-            description="Heaps that have found a place in a chunk, duplicates and too old ones included.",
+            description="Heaps placed in a chunk, including duplicates and heaps that are too old.",
             queries=(Query(_by(f"{STREAM}, source", _rate(_source(m.HEAPS_PLACED))), SOURCE_LEGEND),),
             unit="suffix: heaps/s",
         ),
@@ -331,7 +330,7 @@ VARIABLES = {"instance": m.HEAPS_PLACED, "stream": m.HEAPS_PLACED, "source": m.H
 
 
 def panels() -> list[Panel]:
-    """All panels, in the order in which they are shown."""
+    """Return all panels, in the order in which they are shown."""
     return [panel for row in ROWS for panel in row.panels]
 
 
@@ -384,7 +383,7 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
 
 
 def _layout() -> list[dict[str, Any]]:
-    """Place the panels of each row from left to right, and go on below when it is full."""
+    """Place the panels of each row from left to right, and go on below when there is no more room."""
     placed: list[dict[str, Any]] = []
     y = 0
     for row in ROWS:
@@ -420,7 +419,7 @@ def _variable(label: str, metric: str) -> dict[str, Any]:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": ".*",  # matches what has no such label, too
+        "allValue": ".*",  # also matches series without such a label
         "current": {"text": ["All"], "value": ["$__all"], "selected": True},
     }
 
@@ -430,7 +429,7 @@ def dashboard() -> dict[str, Any]:
     variables: list[dict[str, Any]] = [
         {"type": "datasource", "name": "datasource", "label": "Data source", "query": "prometheus", "refresh": 1},
         *(_variable(label, metric) for label, metric in VARIABLES.items()),
-        # For whatever other labels the user has given to the streams.
+        # For any other labels that the user has given to the streams.
         {"type": "adhoc", "name": "filters", "label": "Filters", "datasource": DATASOURCE, "filters": []},
     ]
     return {

@@ -371,7 +371,10 @@ async def test_goes_on_where_another_was(sender: Sender, receiver: Receiver) -> 
     ("arguments", "message"),
     [
         ({"prefixes": ["a.", "b."]}, "prefixes: given 2, but wanted one, or one for each of 3 sources"),
-        ({"prefixes": PREFIXES}, r"sensors: have no 'ant0\.rx\.timestamp', but wanted all those of make_sensors"),
+        (
+            {"prefixes": PREFIXES},
+            r"sensors: 'ant0\.rx\.timestamp' is absent, but wanted all sensors that make_sensors",
+        ),
         ({"tick_rate": None}, "tick_rate: given None, but wanted a positive number"),
         ({"tick_rate": 0}, "tick_rate: given 0, but wanted a positive number"),
         ({"sync_time": "now"}, "sync_time: given 'now', but wanted seconds of UNIX time"),

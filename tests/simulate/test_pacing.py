@@ -124,7 +124,7 @@ def test_rate_of_a_capture_file(tmp_path):
     ("pace", "message"),
     [
         ({"speed": 0}, "speed: 0 must be a positive number"),
-        ({"speed": 1, "rate": 1}, "speed: 1 cannot be kept beside the rate 1"),
+        ({"speed": 1, "rate": 1}, "speed: 1 cannot be combined with rate 1"),
     ],
 )
 def test_speed_errors(pace, message):
@@ -133,7 +133,7 @@ def test_speed_errors(pace, message):
 
 
 def test_speed_needs_a_tick_rate():
-    with pytest.raises(ValueError, match="speed: 1 needs the time's tick_rate"):
+    with pytest.raises(ValueError, match="speed: 1 needs a layout with a tick_rate"):
         Simulator(LAYOUT).send(CountingSink(FakeClock()), 1, speed=1)
 
 

@@ -406,7 +406,7 @@ def test_truth_can_be_written_as_json():
     [
         ({"loss": 1.5}, "loss: 1.5 is not a probability from 0 to 1"),
         ({"garbage": -0.1}, "garbage: -0.1"),
-        ({"reorder": -1}, "reorder: -1 must not be negative"),
+        ({"reorder": -1}, "reorder: -1 must be at least 0"),
         ({"garbage": 0.5, "garbage_kinds": ()}, "garbage_kinds: is empty, but garbage is 0.5"),
         ({"garbage_kinds": ("lenght",)}, "garbage_kinds: 'lenght' is not one of length, absent"),
     ],
@@ -453,7 +453,7 @@ MASKED = dataclasses.replace(LAYOUT, time=TimeAxis(item=0x1600, step=64, batches
         (OVERLAPPING, {}, "axis 'a': item 0x3101 .* must not overlap"),
         (TIME_SHARED, {}, "axis 'a': shares item 0x1600 with the time"),
         (USER_DATA, {}, "user_data: has no 'x', the index on axis 'a'"),
-        (USER_DATA, {"user_data": {"x": 4}}, "user_data: x is 4, not below 4"),
+        (USER_DATA, {"user_data": {"x": 4}}, "user_data: 'x' is 4, but must be from 0 to 3"),
         (
             MASKED,
             {"faults": Faults(garbage_kinds=("timestamp",))},
@@ -487,7 +487,7 @@ def test_no_side_items():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"endpoints": []}, "endpoints: at least one"),
+        ({"endpoints": []}, "endpoints: is empty: wanted at least one"),
         ({"endpoints": [("127.0.0.1", 1), ("::1", 1)]}, "endpoints: .* mix IPv4 and IPv6"),
         ({"endpoints": [("no.such.host.invalid", 1)]}, "endpoints: 'no.such.host.invalid' cannot be resolved"),
         ({"endpoints": [("x" * 64, 1)]}, "endpoints: 'x{64}' cannot be resolved"),

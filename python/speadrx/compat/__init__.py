@@ -1,1 +1,1 @@
-"""Modules that stand in for those of other packages, so that only an import line changes."""
+"""Modules that replace modules of other packages, so that only an import line has to change."""

@@ -1,11 +1,12 @@
-"""The names of ``katgpucbf.recv``, for code written for it: one import line to change.
+"""The names of ``katgpucbf.recv``. Code that was written for it only has to change one import line.
 
-Layouts derived from `BaseLayout` keep their numba ``_chunk_place``. `user_data_type` imports numba,
-`StatsCollector` prometheus_client, and `make_sensors` and `iter_chunks` aiokatcp (the extra ``katcp``), each at
-first use only.
+Layouts that are derived from `BaseLayout` keep their numba ``_chunk_place``. Other packages are imported when they are
+first needed: numba by `user_data_type`, prometheus_client by `StatsCollector`, and aiokatcp (the extra ``katcp``) by
+`make_sensors` and `iter_chunks`.
 
-A declarative layout, such as those of `speadrx.meerkat`, follows a jump of time by more chunks than are under
-construction only once most heaps agree (see ``max_jump`` of `make_stream`); a numba callback follows the first heap.
+There is a difference if time jumps by more chunks than the window has. A declarative layout, such as the layouts of
+`speadrx.meerkat`, follows only once most heaps agree (see ``max_jump`` of `make_stream`). A numba callback follows the
+first heap.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ __all__ = [
     "make_stream_group",
 ]
 
-#: What `add_reader` connects to a transport: a stream, or a member of a group.
+#: What `add_reader` takes: a stream, or a member of a group.
 AnyStream = spead2.recv.ChunkRingStream | spead2.recv.ChunkStreamGroupMember
 
 
 @functools.cache
 def _user_data_type() -> Any:
-    """A numba record with the one field that every callback needs, ``stats_base``."""
+    """Make a numba record with the one field that every callback needs, ``stats_base``."""
     from numba import types
 
     return types.Record.make_c_struct([("stats_base", types.uintp)])
@@ -82,37 +83,37 @@ def __getattr__(name: str) -> Any:
 
 
 class TimeConverter(Protocol):
-    """What `iter_chunks` needs to date chunks."""
+    """What `iter_chunks` needs to convert timestamps to UNIX time."""
 
     def adc_to_unix(self, samples: float) -> float:
-        """The UNIX time of a timestamp, in seconds."""
+        """Return the UNIX time of a timestamp, in seconds."""
 
 
 @dataclasses.dataclass
 class Counters:
     """The Prometheus counters that `iter_chunks` keeps.
 
-    All but `chunks` have a label for the polarisation, if `iter_chunks` is given polarisations.
+    If `iter_chunks` is given polarisations, all except `chunks` have a label for the polarisation.
     """
 
     #: Heaps present.
     heaps: Counter
-    #: Chunks with any heap in them.
+    #: Chunks with at least one heap.
     chunks: Counter
     #: Samples in the heaps present.
     samples: Counter
     #: Payload bytes of the heaps present.
     bytes: Counter
-    #: Heaps missing, those of whole missing chunks included.
+    #: Heaps missing, including those of whole missing chunks.
     missing_heaps: Counter
-    #: The sum of what the heaps present stored in ``extra``: with a digitiser, samples that saturated.
+    #: The sum of the values that present heaps stored in ``extra``: with a digitiser, the samples that saturated.
     clipped_samples: Counter | None = None
 
-    #: Counters that `labels` gives labels to.
+    #: Counters that get labels from `labels`.
     PER_POL_COUNTERS: ClassVar[tuple[str, ...]] = ("heaps", "samples", "bytes", "missing_heaps", "clipped_samples")
 
     def labels(self, *labelvalues: Any, **labelkwargs: Any) -> Self:
-        """The same, with the counters of a polarisation in place of those for all; see `prometheus_client.Counter`."""
+        """Return the same with the counters of one polarisation; see `prometheus_client.Counter`."""
         counters = {name: getattr(self, name) for name in self.PER_POL_COUNTERS}
         labelled = {name: c.labels(*labelvalues, **labelkwargs) for name, c in counters.items() if c is not None}
         return dataclasses.replace(self, **labelled)
@@ -127,45 +128,45 @@ async def iter_chunks(
     counters: Counters,
     stats_collector: StatsCollector,
 ) -> AsyncGenerator[Chunk, None]:
-    """Iterate over the chunks of a ring, and keep counters and sensors, which are up to date as a chunk is given out.
+    """Iterate over the chunks of a ring, and keep counters and sensors. These are updated before a chunk is given out.
 
-    It sets ``timestamp`` of each chunk, and ``extra`` to 0 where nothing is present. Chunks with nothing in them go
-    back to be filled. Heaps are missing from the beginning of the first chunk that has any; a number that was
-    counted as missing never falls. `speadrx.iter_chunks` is more exact, and accounts by source.
+    It sets the ``timestamp`` of each chunk, and sets ``extra`` to 0 for missing heaps. Chunks without heaps are
+    recycled. Missing heaps are counted from the beginning of the first chunk that has a heap. The number of missing
+    heaps never falls. `speadrx.iter_chunks` is more exact, and counts by source.
 
     Parameters
     ----------
     ringbuffer
         The data ring of a stream or group.
     layout
-        Its layout.
+        The layout of that stream or group.
     sensors
         Has at least the sensors that `make_sensors` makes, with a prefix for each of `pols`.
     time_converter
-        From timestamps to UNIX time.
+        Converts timestamps to UNIX time.
     pols
-        For each polarisation its label in the counters and the prefix of its sensors, without the dot. They are
-        the first axis of the chunks. None if sensors and counters are for all of a chunk.
+        For each polarisation, its label in the counters, and the prefix of its sensors without the dot. Polarisations
+        are the first axis of the chunks. None if sensors and counters are for all of a chunk.
     counters
         The counters to keep.
     stats_collector
-        Has the stream or group already. It takes the last statistics when the iteration ends.
+        A collector to which the stream or group was added. It is updated when the iteration ends.
 
     Yields
     ------
     Chunk
-        To be recycled, as at the end of ``with chunk:``.
+        Recycle it after use, for example with ``with chunk:``.
     """
     from speadrx.metrics.sensors import update_sensors
 
     prefixes = [""] if pols is None else [f"{prefix}." for _, prefix in pols]
-    account = _Account(layout, [counters] if pols is None else [counters.labels(label) for label, _ in pols])
+    counts = _PolarisationCounts(layout, [counters] if pols is None else [counters.labels(label) for label, _ in pols])
     try:
         async for chunk in ringbuffer:
             if not isinstance(chunk, Chunk):
                 raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
             try:
-                found_missing = account.add(chunk)
+                found_missing = counts.add(chunk)
                 if found_missing is not None:
                     missing = [prefixes[pol] for pol in found_missing]
                     unixtime = time_converter.adc_to_unix(chunk.timestamp)
@@ -181,7 +182,7 @@ async def iter_chunks(
         stats_collector.update()
 
 
-class _Account:
+class _PolarisationCounts:
     """What `iter_chunks` has counted, by polarisation."""
 
     def __init__(self, layout: BaseLayout, counters: Sequence[Counters]) -> None:
@@ -194,15 +195,18 @@ class _Account:
         self._last: tuple[int, int] | None = None  # number and epoch of a chunk
 
     def add(self, chunk: Chunk) -> list[int] | None:
-        """Date and count a chunk; return of which polarisations more is missing, or None if the chunk is empty."""
+        """Set the timestamp of a chunk, and count it.
+
+        Return the polarisations of which more heaps are missing than before, or None if the chunk is empty.
+        """
         sink = chunk.sink()
-        source = sink if isinstance(sink, (ChunkRingStream, ChunkStreamRingGroup)) else None
-        number, epoch, is_control = (chunk.chunk_id, 0, False) if source is None else source._locate(chunk.chunk_id)
+        stream = sink if isinstance(sink, (ChunkRingStream, ChunkStreamRingGroup)) else None
+        number, epoch, is_control = (chunk.chunk_id, 0, False) if stream is None else stream._locate(chunk.chunk_id)
         present = np.asarray(chunk.present)
         if is_control or not present.any():
             return None
         chunk.timestamp = number * self._layout.chunk_timestamp_step
-        if self._last is None or (source is not None and source._restarts(self._last[1], epoch)):
+        if self._last is None or (stream is not None and stream._restarts(self._last[1], epoch)):
             n_chunks = 1
         else:
             n_chunks = number - self._last[0]
@@ -210,13 +214,13 @@ class _Account:
         self._expected += n_chunks * self._chunk_heaps
         extra = None if chunk.extra is None else np.asarray(chunk.extra)
         if extra is not None:
-            # It holds what was there before.
+            # Missing heaps have stale values there.
             extra.reshape(present.size, -1)[present.reshape(-1) == 0] = 0
         self._counters[0].chunks.inc()
         return [pol for pol in range(len(self._counters)) if self._count(pol, present, extra)]
 
     def _count(self, pol: int, present: np.ndarray, extra: np.ndarray | None) -> bool:
-        """Count what a chunk has of a polarisation; return whether more is missing than before."""
+        """Count the heaps of a polarisation in a chunk. Return whether more are missing than before."""
         counters = self._counters[pol]
         n_pols = len(self._counters)
         heaps = int(np.count_nonzero(present.reshape(n_pols, -1)[pol]))
@@ -224,7 +228,7 @@ class _Account:
         counters.samples.inc(heaps * self._layout.heap_sample_count)
         counters.bytes.inc(heaps * self._layout.heap_bytes)
         if counters.clipped_samples is not None and extra is not None:
-            # Chunks of a ChunkPool have a record for each heap, of one side item.
+            # Chunks of a ChunkPool have a record for each heap, with one side item.
             values = extra if extra.dtype.names is None else extra[extra.dtype.names[0]]
             counters.clipped_samples.inc(int(values.reshape(n_pols, -1)[pol].sum(dtype=np.uint64)))
         self._present[pol] += heaps

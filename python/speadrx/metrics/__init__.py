@@ -1,3 +1,3 @@
-"""The accounts for Prometheus and katcp; the names of all metrics."""
+"""The accounts for Prometheus and katcp, and the names of all metrics."""
 
 from .names import *  # noqa: F403

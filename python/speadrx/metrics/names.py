@@ -1,8 +1,8 @@
-"""Names, labels and meanings of the metrics: what collectors, dashboard, alerts and ``speadrx top`` agree on."""
+"""Names, labels and meanings of the metrics, for collectors, dashboard, alerts and ``speadrx top``."""
 
 from __future__ import annotations
 
-#: Labels of the metrics, next to those that the user gives to a stream.
+#: Labels of the metrics, in addition to the labels that the user gives to a stream.
 SOURCE = "source"
 REASON = "reason"
 RING = "ring"
@@ -15,7 +15,7 @@ FREE_RING = "free"
 #: Value of the label `SOURCE` for heaps whose source is unknown.
 UNKNOWN_SOURCE = ""
 
-# Values of the label `REASON` for heaps that are good in all but their time.
+# Values of the label `REASON` for heaps that are good except for their time.
 IMPLAUSIBLE = "implausible_timestamp_heaps"
 BACKWARD = "backward_timestamp_heaps"
 
@@ -29,7 +29,7 @@ NEWEST_TIMESTAMP = "speadrx_newest_timestamp"
 HEAP_LATENESS_BATCHES = "speadrx_heap_lateness_batches"
 HEAP_LATENESS_CHUNKS = "speadrx_heap_lateness_chunks"
 
-# From the iterators over chunks; heaps by source.
+# From the iterators over chunks; heaps are by source.
 HEAPS_PRESENT = "speadrx_heaps_present_total"
 HEAPS_MISSING = "speadrx_heaps_missing_total"
 CHUNKS = "speadrx_chunks_total"
@@ -54,23 +54,23 @@ HEAPS_INCOMPLETE_FLUSHED = "speadrx_heaps_incomplete_flushed_total"
 PACKETS = "speadrx_packets_total"
 WORKER_BLOCKED = "speadrx_worker_blocked_total"
 
-#: What each metric says, by its name.
+#: The help text of each metric, by its name.
 HELP = {
-    HEAPS_PLACED: "Heaps given a place in a chunk; duplicates and heaps then found too old included",
+    HEAPS_PLACED: "Heaps placed in a chunk, including duplicates and heaps then found too old",
     HEAPS_DUPLICATE: "Placed heaps whose place was taken already",
-    HEAPS_REJECTED: "Heaps rejected, by reason; with an empty source where the heap does not tell it",
+    HEAPS_REJECTED: "Heaps rejected, by reason; the source is empty if the heap does not tell it",
     NEWEST_TIMESTAMP: "Timestamp of the newest heap placed, in ticks",
     HEAP_LATENESS_BATCHES: "Batches that a placed heap of the newest chunk was behind the newest batch",
-    HEAP_LATENESS_CHUNKS: "Chunks that a placed heap was behind the newest chunk; +Inf: behind all under construction",
+    HEAP_LATENESS_CHUNKS: "Chunks that a placed heap was behind the newest chunk; +Inf: older than the window",
     HEAPS_PRESENT: "Heaps present in the chunks handed to the consumer",
     HEAPS_MISSING: "Heaps missing from the chunks handed to the consumer, and from chunks that never came",
     CHUNKS: "Chunks handed to the consumer",
-    RESTARTS: "Times that time began again, because senders were restarted or the time so far was wrong",
-    EPOCH_GAP_HEAPS: "Heaps for the time by which it jumped ahead where it began again; not missing, nobody knows",
+    RESTARTS: "How often time began again, because senders were restarted or the time so far was wrong",
+    EPOCH_GAP_HEAPS: "Heaps in the time that was jumped over when time began again; they do not count as missing",
     RING_CHUNKS: "Chunks in the ring",
     RING_CAPACITY_CHUNKS: "Chunks that the ring can hold",
     RING_BLOCKED_SECONDS: "Seconds that the data ring was full or the free ring empty, sampled",
-    RING_CHUNK_SECONDS: "Chunks in the ring integrated over time, sampled; per chunk taken, the mean wait",
+    RING_CHUNK_SECONDS: "Chunks in the ring integrated over time, sampled; divided by chunks taken, the mean wait",
     SOCKET_DROPS: "Packets that the kernel dropped: the socket's receive buffer was full, or their checksum was wrong",
     SOCKET_RECEIVE_QUEUE_BYTES: "Bytes of its receive buffer that the socket uses",
     SOCKET_RECEIVE_BUFFER_BYTES: "Size of the socket's receive buffer",
@@ -78,8 +78,8 @@ HELP = {
     HEAPS_INCOMPLETE_EVICTED: "Heaps given up before all their packets came",
     HEAPS_INCOMPLETE_FLUSHED: "Heaps still incomplete when the stream ended",
     PACKETS: "Packets received",
-    WORKER_BLOCKED: "Times that the network thread waited for space in a ring or for a free chunk",
+    WORKER_BLOCKED: "How often a network thread waited for space in a ring or for a free chunk",
 }
 
-#: All of them; histograms have further suffixes.
+#: All names. Histograms add suffixes to theirs.
 NAMES = frozenset(HELP)

@@ -1,7 +1,7 @@
-"""katcp sensors that say what a receiver receives, and whether it is well: those that MeerKAT's engines have.
+"""katcp sensors that say what a receiver receives, and whether all is well. MeerKAT's engines have the same sensors.
 
 This needs the extra ``katcp``. The names and meanings of the sensors are those of the public module
-``katgpucbf.recv``, so that what watches MeerKAT's engines can watch any receiver.
+``katgpucbf.recv``, so that programs that watch MeerKAT's engines can watch any receiver.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from speadrx.receive.iterate import ChunkIterator
     from speadrx.receive.receiver import Receiver
 
-#: Least seconds between updates that a client gets of a sensor which changes with each chunk.
+#: A client gets an update of a sensor after at least so many seconds, though the sensor changes with each chunk.
 MIN_UPDATE_PERIOD = 1.0
 
 _Status = aiokatcp.Sensor.Status
 
 _TIMESTAMP, _UNIXTIME, _MISSING = "rx.timestamp", "rx.unixtime", "rx.missing-unixtime"
 
-#: Of the sensors of each prefix: name, type, value before the first chunk, status without updates, description.
+#: The sensors of each prefix: name, type, value before the first chunk, status without updates, description.
 _SENSORS: tuple[tuple[str, Any, Any, _Status, str], ...] = (
     (_TIMESTAMP, int, -1, _Status.ERROR, "Timestamp of the last chunk received, in ticks of the digitiser"),
     (
@@ -51,16 +51,16 @@ _SENSORS: tuple[tuple[str, Any, Any, _Status, str], ...] = (
         aiokatcp.core.Timestamp,
         aiokatcp.core.Timestamp(-1.0),
         _Status.NOMINAL,
-        "Time of the last chunk before which, or in which, heaps were missing, in UNIX time",
+        "Time of the last chunk in which, or before which, heaps were missing, in UNIX time",
     ),
 )
 
 
 class _Timeouts:
-    """Sets sensors to the status they have without updates, once there have been none for so long.
+    """Sets sensors to their status without updates, once they have had none for some time.
 
-    There is one timer for all, and what was updated at once times out at once, in the order of `statuses`: first
-    those that data have stopped for, so that the sensors never look well in between.
+    There is one timer for all sensors. Sensors that were updated together time out together, in the order of
+    `statuses`. Those that become errors come first, so that the sensors never look well in between.
     """
 
     def __init__(self, timeout: float, statuses: dict[aiokatcp.Sensor[Any], _Status]) -> None:
@@ -78,7 +78,7 @@ class _Timeouts:
             return
         loop = asyncio.get_running_loop()
         if self._now is None:
-            # What comes before the loop goes on has come at once.
+            # All updates until the loop goes on count as one moment.
             self._now = loop.time()
             loop.call_soon(self._go_on)
         self._due[sensor] = self._now + self._timeout
@@ -105,7 +105,7 @@ class DeviceStatusSensor(aiokatcp.AggregateSensor[aiokatcp.DeviceStatus]):
     Parameters
     ----------
     target
-        The sensors; those that sum up others are left out.
+        The sensors. Sensors that sum up others do not count.
     name, description
         As in `aiokatcp.Sensor`.
     """
@@ -125,7 +125,7 @@ class DeviceStatusSensor(aiokatcp.AggregateSensor[aiokatcp.DeviceStatus]):
         reading: aiokatcp.Reading[Any] | None,
         old_reading: aiokatcp.Reading[Any] | None,
     ) -> aiokatcp.Reading[aiokatcp.DeviceStatus] | None:
-        """Count the sensors that are not well; a new reading only if that changes the value."""
+        """Count the sensors that are not well. Return a new reading only if the value changes."""
         was_bad = self._bad > 0
         if updated_sensor is None:
             self._bad = sum(_is_bad(sensor.reading) for sensor in self.target.values() if self.filter_aggregate(sensor))
@@ -133,7 +133,7 @@ class DeviceStatusSensor(aiokatcp.AggregateSensor[aiokatcp.DeviceStatus]):
             self._bad += _is_bad(reading) - _is_bad(old_reading)
             if (self._bad > 0) == was_bad:
                 return None
-        # A sensor that comes or goes does so now; that of a reading, which is of the data, must not lead back in time.
+        # A sensor is added or removed now. The timestamp of a reading is that of the data, and must not go back.
         now = time.time() if reading is None or old_reading is None else reading.timestamp
         status, value = (
             (_Status.WARN, aiokatcp.DeviceStatus.DEGRADED) if self._bad else (_Status.NOMINAL, aiokatcp.DeviceStatus.OK)
@@ -141,7 +141,7 @@ class DeviceStatusSensor(aiokatcp.AggregateSensor[aiokatcp.DeviceStatus]):
         return aiokatcp.Reading(max(now, self.timestamp), status, value)
 
     def filter_aggregate(self, sensor: aiokatcp.Sensor[Any]) -> bool:
-        """Leave out sensors that sum up others, which are in the sum already."""
+        """Leave out sensors that sum up others, as those others are counted already."""
         return not isinstance(sensor, aiokatcp.AggregateSensor)
 
 
@@ -152,37 +152,39 @@ def _is_bad(reading: aiokatcp.Reading[Any] | None) -> bool:
 def make_sensors(sensor_timeout: float, prefixes: Sequence[str] = ("",)) -> aiokatcp.SensorSet:
     """Make the sensors of a receiver: three for each prefix, and one that sums them up.
 
-    - ``rx.timestamp`` (int): timestamp of the last chunk, in ticks of the digitiser;
-    - ``rx.unixtime`` (`aiokatcp.core.Timestamp`): its time. Both have the status error before the first chunk, and
-      again if no chunk comes for `sensor_timeout`;
-    - ``rx.missing-unixtime`` (`aiokatcp.core.Timestamp`): time of the last chunk for which heaps were missing: the
-      status is error then, and nominal again if none are missing for `sensor_timeout`;
-    - ``rx.device-status`` (`aiokatcp.DeviceStatus`), one for all prefixes: degraded (the status is warn) while any of
-      them has an error, else ok (nominal).
+    - ``rx.timestamp`` (int): timestamp of the last chunk, in ticks of the digitiser.
+    - ``rx.unixtime`` (`aiokatcp.core.Timestamp`): time of the last chunk. The status of both is error before the first
+      chunk, and again if no chunk comes for `sensor_timeout`.
+    - ``rx.missing-unixtime`` (`aiokatcp.core.Timestamp`): time of the last chunk for which heaps were missing. The
+      status is then error, and nominal again if none are missing for `sensor_timeout`.
+    - ``rx.device-status`` (`aiokatcp.DeviceStatus`), one for all prefixes: degraded (status warn) while any of the
+      other sensors has an error, otherwise ok (status nominal).
 
-    The timestamp of a reading is the time of the data. To a client that asks for the strategy ``auto``, the first three
-    send an update each second at most.
+    The timestamp of a reading is the time of the data. A client that asks for the strategy ``auto`` gets at most one
+    update each second from each of the first three.
 
     Parameters
     ----------
     sensor_timeout
-        Seconds; `default_timeout` works out what MeerKAT's engines have.
+        Seconds. `default_timeout` works out the value of MeerKAT's engines.
     prefixes
-        Prefixes of the names, with the dot at their end, such as ``("input0.", "input1.")``.
+        Prefixes of the names, each with a dot at its end, such as ``("input0.", "input1.")``.
 
     Returns
     -------
     aiokatcp.SensorSet
-        To be added to the sensors of a server. They may be updated only from its event loop, as it runs.
+        Add them to the sensors of a server. Update them only from its event loop, while it runs.
 
     Raises
     ------
     ValueError
-        If the timeout is not a positive number, or there is no prefix, or one twice.
+        If the timeout is not a positive number, or if there is no prefix, or the same prefix twice.
     """
     _check_number("sensor_timeout", sensor_timeout, "a positive number of seconds", above=0)
     if isinstance(prefixes, str) or not prefixes or len(set(prefixes)) < len(prefixes):
-        raise ValueError(f"prefixes: given {prefixes!r}, but wanted one or more, all different: ('',) for no prefix")
+        raise ValueError(
+            f"prefixes: given {prefixes!r}, but wanted one or more, all different (for no prefix, give ('',))"
+        )
     sensors = aiokatcp.SensorSet()
     statuses = {}
     for prefix in prefixes:
@@ -204,16 +206,16 @@ def make_sensors(sensor_timeout: float, prefixes: Sequence[str] = ("",)) -> aiok
 
 
 def default_timeout(layout: BaseLayout, tick_rate: float) -> float:
-    """Seconds without updates after which the sensors of MeerKAT's engines change their status.
+    """Return the seconds without updates after which the sensors of MeerKAT's engines change their status.
 
-    That is `RECV_SENSOR_TIMEOUT_CHUNKS` chunks of time, but at least `RECV_SENSOR_TIMEOUT_MIN` seconds.
+    They are `RECV_SENSOR_TIMEOUT_CHUNKS` chunks of time, but at least `RECV_SENSOR_TIMEOUT_MIN` seconds.
 
     Parameters
     ----------
     layout
         The layout of the stream.
     tick_rate
-        Ticks of its timestamps in a second, in Hz.
+        Ticks of its timestamps per second, in Hz.
 
     Returns
     -------
@@ -232,7 +234,7 @@ def default_timeout(layout: BaseLayout, tick_rate: float) -> float:
 def update_sensors(
     sensors: aiokatcp.SensorSet, timestamp: int, unixtime: float, *, received: Iterable[str], missing: Iterable[str]
 ) -> None:
-    """Bring the sensors up to date with a chunk.
+    """Update the sensors for a chunk.
 
     Parameters
     ----------
@@ -243,12 +245,12 @@ def update_sensors(
     unixtime
         Its time, in seconds of UNIX time.
     received
-        Prefixes of the sensors for what has come.
+        Prefixes of the sensors whose heaps have come.
     missing
-        Prefixes of the sensors for what was found to be missing.
+        Prefixes of the sensors whose heaps were found to be missing.
     """
     value = aiokatcp.core.Timestamp(unixtime)
-    # What is missing comes first: else all would look well for a moment, if heaps of the first chunk are missing.
+    # Missing heaps come first. Otherwise all would look well for a moment if heaps of the first chunk are missing.
     for prefix in missing:
         sensors[prefix + _MISSING].set_value(value, _Status.ERROR, unixtime)
     for prefix in received:
@@ -257,31 +259,32 @@ def update_sensors(
 
 
 class SensorUpdater:
-    """The chunks of a receiver, for ``async for``; sensors are brought up to date before each is given out.
+    """The chunks of a receiver, for ``async for``. The sensors are updated before each chunk is given out.
 
-    With a prefix for each source, the sensors tell of each source by itself: one that falls silent among others has
-    stale timestamps, and heaps missing. With a single prefix they tell of all together.
+    With a prefix for each source, there are sensors for each source. If one source falls silent, its timestamps are
+    stale, and its heaps are missing. With a single prefix, the sensors are for all sources together.
 
-    Where time begins again, because the senders have been restarted, the timestamps follow; nothing is missing for the
-    time in between. If the senders count from another moment then, set `sync_time` anew.
+    If time begins again, because the senders were restarted, the timestamps follow. Nothing is missing for the time in
+    between. If the senders then count from another moment, set `sync_time` to the new value.
 
     Parameters
     ----------
     chunks
         A `Receiver`, or what `iter_chunks` returns.
     sensors
-        Made by `make_sensors`, or a set that has these sensors, such as that of the server.
+        Made by `make_sensors`, or a set that includes these sensors, such as the set of the server.
     sync_time
         UNIX time of timestamp 0, in seconds.
     tick_rate
-        Ticks of the timestamps in a second, in Hz.
+        Ticks of the timestamps per second, in Hz.
     prefixes
-        Those of `make_sensors`: one for each source, in the order of ``chunks.accounting.source_labels``; or one.
+        The prefixes given to `make_sensors`: one for each source, in the order of ``chunks.accounting.source_labels``;
+        or a single one.
 
     Raises
     ------
     ValueError
-        If the number of prefixes is wrong, a sensor is not there, or a number is not what it should be.
+        If the number of prefixes is wrong, a sensor is absent, or a number is wrong.
 
     Examples
     --------
@@ -317,7 +320,7 @@ class SensorUpdater:
         tick_rate: float,
         prefixes: Sequence[str] = ("",),
     ) -> None:
-        self._source = chunks
+        self._iterable = chunks
         self._chunks: ChunkIterator | None = None
         self._accounting = chunks.accounting
         self._sensors = sensors
@@ -332,7 +335,7 @@ class SensorUpdater:
         names = [prefix + name for prefix in self._prefixes for name, *_ in _SENSORS]
         if absent := [name for name in names if name not in sensors]:
             raise ValueError(
-                f"sensors: have no {absent[0]!r}, but wanted all those of make_sensors, for these prefixes"
+                f"sensors: {absent[0]!r} is absent, but wanted all sensors that make_sensors makes for these prefixes"
             )
         self._seen = self._counts()
 
@@ -348,7 +351,7 @@ class SensorUpdater:
 
     async def __anext__(self) -> Chunk:
         if self._chunks is None:
-            self._chunks = aiter(self._source)  # starts a Receiver
+            self._chunks = aiter(self._iterable)  # starts a Receiver
         chunk = await anext(self._chunks)
         try:
             self._update(chunk)

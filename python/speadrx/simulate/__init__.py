@@ -1,8 +1,9 @@
 """Simulated senders of any layout, and the truth about what they sent."""
 
+from .faults import Faults, Truth
 from .garbage import GARBAGE_KINDS
 from .pacing import VirtualClock, WallClock
-from .simulator import DEFAULT_FLAVOUR, DEFAULT_PAYLOAD_ITEM, Faults, Simulator, Truth
+from .simulator import DEFAULT_FLAVOUR, DEFAULT_PAYLOAD_ITEM, Simulator
 from .sinks import InprocSink, Packet, PcapSink, Sink, UdpSink
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Turn good heaps into garbage: into what a receiver must reject for a known reason, or never sees."""
+"""Turn good heaps into garbage, which a receiver must reject for a known reason, or which it never sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
 
 from .packets import PacketEncoder, axis_index, axis_size
 
-#: The kinds of garbage that `Faults` knows, with what a receiver makes of each.
+#: The kinds of garbage for `Faults`, and what a receiver does with each.
 GARBAGE_KINDS = {
     "length": "a heap of the wrong length (metadata_heaps)",
     "absent": "a heap that lacks the time, an axis item or a required item (metadata_heaps)",
@@ -40,19 +40,19 @@ class GarbageMaker:
     encoder
         Makes the packets.
     rng
-        Decides what there is to choose.
+        Makes the random choices.
     kinds
-        Kinds that are wanted, keys of `GARBAGE_KINDS` (default: all that there are but ``"stop"``).
+        Kinds to make, keys of `GARBAGE_KINDS`. The default is all possible kinds except ``"stop"``.
 
     Attributes
     ----------
     kinds
-        Kinds that can be made.
+        Kinds that are made.
 
     Raises
     ------
     ValueError
-        If a kind that is wanted cannot be made.
+        If one of the given kinds is not possible.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class GarbageMaker:
             "timestamp": (self._time.align == "reject" and self._time.step > 1)
             or encoder.address_bits > TIMESTAMP_BITS,
             "axis": bool(self._bad_axis_items),
-            # Unwraps to just before 0 as long as the newest time is in the first half of the range.
+            # A receiver takes it for a time just before 0 while the newest time is in the first half of the range.
             "negative": first_timestamp < 2 ** (TIMESTAMP_BITS - 2) and encoder.address_bits >= TIMESTAMP_BITS,
         }
         if kinds is None:
@@ -87,7 +87,7 @@ class GarbageMaker:
                 raise ValueError(f"garbage_kinds: this layout, flavour and timestamp have no {kind!r} garbage")
 
     def _find_bad_axis_items(self) -> list[tuple[str, dict[int, int]]]:
-        """Find ways in which a heap can miss an axis: the reason that is counted, and the items of all axes."""
+        """Find ways for a heap to miss an axis: the reason that the receiver counts, and the items of all axes."""
         good = self._axis_items
         limit = 2**self._encoder.address_bits
         found = []
@@ -104,7 +104,7 @@ class GarbageMaker:
             for candidate in candidates:
                 value = good[axis.item] & ~field_bits | candidate << axis.shift
                 bad = good | {axis.item: value}
-                # The receiver counts the first axis, in the order of declaration, that the heap is not on.
+                # The receiver counts the first axis, in the order of declaration, that the heap misses.
                 missed = [a for a in self._axes if a.item is not None and axis_index(a, bad[a.item]) is None]
                 if value < limit and missed and missed[0] is axis:
                     found.append((axis.reject_name or f"bad_{axis.name}_heaps", bad))
@@ -125,7 +125,7 @@ class GarbageMaker:
         Returns
         -------
         reason : str or None
-            Why the receiver rejects it (None: it is never seen).
+            Why the receiver rejects it; None if the receiver never sees it.
         packets : list of bytes
             Its packets.
         """
@@ -149,7 +149,7 @@ class GarbageMaker:
             case "negative":
                 before_0 = {time_item: 2**TIMESTAMP_BITS - self._time.step}
                 return "implausible_timestamp_heaps", self._encoder.heap(items | before_0, payload)
-            case "noise":  # the first byte alone says that this is not SPEAD
+            case "noise":  # the first byte is enough to tell that this is not SPEAD
                 return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]
             case "unsized":
                 return None, self._encoder.heap(items, payload[:8], sized=False)

@@ -1,31 +1,31 @@
-"""Clocks that senders keep time by: the wall's, and one that only passes where somebody waits."""
+"""Clocks for senders: real time, and virtual time that only passes when a sender waits."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
 
-_MAX_DEBT = 0.01  # seconds of lateness that are made up for in a burst
+_MAX_DEBT = 0.01  # a sender catches up with so many seconds at most
 _MIN_SLEEP = 0.001  # seconds
 
 
 class Clock(Protocol):
-    """Where a sender reads the time, and waits."""
+    """What a sender reads the time from, and waits with."""
 
     def now(self) -> float:
-        """Read the time, in seconds since any moment."""
+        """Read the time, in seconds. It may start at any moment."""
 
     def wait_until(self, due: float) -> None:
-        """Return when the time is that late, or almost."""
+        """Return at that time, or slightly before."""
 
 
 class WallClock:
-    """Time as it passes, less what a sender has fallen behind: a longer burst would only overrun the receiver.
+    """Real time, without the time by which a sender has fallen behind. To catch up would overrun the receiver.
 
     Attributes
     ----------
     lost
-        Seconds that were given up so far.
+        Seconds by which the sender has fallen behind so far.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class WallClock:
         return time.perf_counter() - self.lost
 
     def wait_until(self, due: float) -> None:
-        """Sleep until then, if that is worth it. If it was long ago, the time in between counts as lost."""
+        """Sleep until that time, unless it is very near. If it has passed, the time since then counts as lost."""
         ahead = due - self.now()
         if ahead > _MIN_SLEEP:
             time.sleep(ahead)
@@ -45,7 +45,7 @@ class WallClock:
 
 
 class VirtualClock:
-    """Time that starts at 0 and is as late as the last wait: for files, which are written faster than they are sent."""
+    """Time that starts at 0, and passes only by waiting. It is for files, which need not be written in real time."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -55,5 +55,5 @@ class VirtualClock:
         return self._now
 
     def wait_until(self, due: float) -> None:
-        """Let it be that late."""
+        """Move the time on to that time."""
         self._now = max(self._now, due)

@@ -23,7 +23,7 @@ def axis_size(axis: Axis) -> int:
 
 
 def axis_index(axis: Axis, item: int) -> int | None:
-    """Index on an axis of a heap whose item has that value, or None."""
+    """Index on an axis of a heap whose item has this value; None if the heap misses the axis."""
     value = item >> axis.shift
     if axis.mask is not None:
         value &= axis.mask
@@ -34,12 +34,12 @@ def axis_index(axis: Axis, item: int) -> int | None:
 
 
 def axis_items(axes: Sequence[Axis], indices: Sequence[int]) -> dict[int, int]:
-    """Values of the items that place a heap on the axes; an item may carry several axes in its bits.
+    """Values of the items that place a heap on the axes. The bits of one item may hold several axes.
 
     Raises
     ------
     ValueError
-        If the bits of axes that share an item overlap, so that an index is not read back from it.
+        If the bits of axes that share an item overlap, so that reading the item gives another index.
     """
     items: dict[int, int] = {}
     for axis, index in zip(axes, indices, strict=True):
@@ -49,8 +49,8 @@ def axis_items(axes: Sequence[Axis], indices: Sequence[int]) -> dict[int, int]:
     for axis, index in zip(axes, indices, strict=True):
         if axis.item is not None and axis_index(axis, items[axis.item]) != index:
             raise ValueError(
-                f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, which is not "
-                "read back so; the bits of axes that share an item must not overlap"
+                f"axis {axis.name!r}: item {axis.item:#x} is {items[axis.item]:#x} for index {index}, but that value "
+                "stands for another index: the bits of axes that share an item must not overlap"
             )
     return items
 
@@ -65,7 +65,7 @@ class PacketEncoder:
     payload_item
         ID of the item that points to the payload.
     max_packet_size
-        Bytes of a packet at most, SPEAD header and items included.
+        Largest size of a packet in bytes, including SPEAD header and items.
 
     Raises
     ------
@@ -88,12 +88,12 @@ class PacketEncoder:
             )
 
     def heap(self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True) -> list[bytes]:
-        """Encode a heap, all its items in each of its packets.
+        """Encode a heap. Each of its packets has all its items.
 
         Parameters
         ----------
         items
-            Value of each item, by ID (those of the SPEAD protocol itself left out).
+            Value of each item, by ID, without the items of the SPEAD protocol itself.
         payload
             Payload.
         sized
@@ -102,7 +102,7 @@ class PacketEncoder:
         Raises
         ------
         ValueError
-            If an item does not fit the flavour or is the payload item, or the items leave no room in a packet.
+            If an item does not fit the flavour or is the payload item, or if the items leave no room in a packet.
         """
         address_bits = self.address_bits
         value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)

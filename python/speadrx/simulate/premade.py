@@ -1,4 +1,4 @@
-"""Packets that are made once and sent again and again, later each time: faster than making them anew."""
+"""Packets that are made once and sent many times, with later times each time. This is faster than making new ones."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _POINTER_BYTES = 8
 _VALUE_BITS = DEFAULT_FLAVOUR.heap_address_bits
 _VALUE_MASK = np.uint64(2**_VALUE_BITS - 1)
 _MIN_SLEEP = 1e-4  # seconds
-#: Option of UDP sockets: the kernel cuts what it is given into packets of that size (Linux 4.18, ``man 7 udp``).
+#: Option of UDP sockets: the kernel cuts data into packets of that size (Linux 4.18, ``man 7 udp``).
 _UDP_SEGMENT = 103
 _MAX_SEGMENTS, _MAX_BYTES = 64, 65507
 
-#: Neighbouring packets of one size, and the ancillary data that has them sent by one call.
+#: Neighbouring packets of one size, and the ancillary data that sends them with one call.
 _Burst = tuple[memoryview, list[tuple[int, int, bytes]]]
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What was sent, and when by the monotonic clock."""
+    """What was sent, and when, by the monotonic clock."""
 
     heaps: int
-    bytes: int  # of packets
+    bytes: int  # of all packets
     begin: float
     end: float
 
@@ -46,11 +46,11 @@ class Premade:
     layout
         Layout of the heaps.
     batches
-        How many batches.
+        Number of batches.
     user_data
         Index on each axis that the layout takes from ``user_data``, by field.
     max_packet_size
-        Bytes of a packet at most, SPEAD header and items included.
+        Largest size of a packet in bytes, including SPEAD header and items.
 
     Raises
     ------
@@ -58,9 +58,9 @@ class Premade:
         If the layout cannot be simulated.
     """
 
-    #: The packets, which change when time moves on.
+    #: The packets. `advance` changes them.
     packets: list[memoryview]
-    #: Heaps of these.
+    #: Heaps in the packets.
     heaps: int
 
     def __init__(
@@ -76,7 +76,7 @@ class Premade:
         self.packets = [view[begin:end] for begin, end in itertools.pairwise(bounds)]
         self._bursts = list(_bursts(view, bounds, _MAX_SEGMENTS if _can_segment() else 1))
         axis = layout.declaration.time
-        # What is to change, by how much each time, and where that is: packets of a stream all have the same items.
+        # Where the values are that change, and by how much they change each time. All packets have the same items.
         self._fields = [
             (bounds[:-1] + self._offset(packets[0], item), np.uint64(step))
             for item, step in ((spead2.HEAP_CNT_ID, self.heaps), (axis.item, batches * axis.step))
@@ -84,14 +84,14 @@ class Premade:
 
     @staticmethod
     def _offset(packet: bytes, item: int) -> int:
-        """Where in a packet the item stands."""
+        """Find the offset of an item in a packet."""
         (n_items,) = np.frombuffer(packet, ">u2", 1, _POINTER_BYTES - 2)
         pointers = np.frombuffer(packet, ">u8", n_items, _POINTER_BYTES)
         (place,) = np.flatnonzero(pointers >> np.uint64(_VALUE_BITS) == 1 << 63 - _VALUE_BITS | item)
         return _POINTER_BYTES * (1 + int(place))
 
     def advance(self) -> None:
-        """Move on: the next heaps are those of the batches after these."""
+        """Turn the heaps into those of the next batches."""
         for begins, step in self._fields:
             where = begins[:, np.newaxis] + np.arange(_POINTER_BYTES)
             pointers = self._bytes[where].view(">u8")
@@ -99,16 +99,16 @@ class Premade:
             self._bytes[where] = (pointers & ~_VALUE_MASK | values).astype(">u8").view(np.uint8)
 
     def send(self, sock: socket.socket, seconds: float, rate: float) -> Sent:
-        """Send for some time, again and again.
+        """Send the packets again and again, for some time.
 
         Parameters
         ----------
         sock
             UDP socket that is connected to the receiver.
         seconds
-            For how long, at least.
+            How long to send, at least.
         rate
-            Bytes of packets per second; fewer if that is too fast for this machine.
+            Bytes of packets per second. It may be less if this machine is not fast enough.
         """
         heaps = sent_bytes = 0
         begin = now = time.monotonic()
@@ -134,7 +134,7 @@ def _can_segment() -> bool:
 
 
 def _bursts(view: memoryview, bounds: np.ndarray, most: int) -> Iterator[_Burst]:
-    """Cut packets into bursts of at most so many of one size."""
+    """Cut packets into bursts of at most `most` packets of one size."""
     sizes = np.diff(bounds)
     first = 0
     while first < len(sizes):

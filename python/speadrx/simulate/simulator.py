@@ -1,4 +1,4 @@
-"""Simulate the senders of any declarative layout: heaps with seeded faults, and the truth about what was sent."""
+"""Simulate the senders of any declarative layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Axis
 from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
 
-from .garbage import GARBAGE_KINDS, GarbageMaker
+from .faults import Faults, Truth
+from .garbage import GarbageMaker
 from .pacing import Clock, WallClock
 from .packets import PacketEncoder, axis_items, axis_size
 from .sinks import Packet, Sink
@@ -26,166 +26,56 @@ from .sinks import Packet, Sink
 #: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
 DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
 
-#: Item that holds the payload, unless a simulator is told another.
+#: Item that holds the payload by default.
 DEFAULT_PAYLOAD_ITEM = 0x3300
 
-# Payloads are windows on one random pattern. The prime number of windows makes every 65521 successive
-# heaps differ, whatever the (coprime) multiplier that scatters them.
-_WINDOWS = 65521
+# A payload is a section of one random pattern, which begins at one of so many offsets. The number of offsets is prime,
+# and the multiplier that scatters them is coprime to it, so 65521 successive heaps are all different.
+_OFFSETS = 65521
 _SCATTER = 40503
 
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Faults:
-    """What goes wrong between the senders and the receiver.
-
-    Where heaps have several packets, a stream can only count all that happens to them if it is made with
-    ``allow_out_of_order=True`` and enough ``max_heaps`` for all heaps whose packets are mixed.
-
-    Parameters
-    ----------
-    loss
-        Probability that a heap is not sent at all.
-    packet_loss
-        Probability that a packet is not sent, for each packet on its own.
-    reorder
-        A heap is overtaken by up to that many later heaps.
-    packet_reorder
-        A packet is overtaken by up to that many later packets.
-    late, late_by
-        Probability that a heap is held back by that many heaps more (make it several chunks, and it is
-        too old when it comes).
-    duplicate
-        Probability that a heap is sent twice (the copy has a heap counter of its own, so that the
-        packets of both never mix).
-    garbage
-        Probability that a heap of garbage is sent before a heap. Garbage is never lost or duplicated.
-    garbage_kinds
-        Kinds to choose from, keys of `GARBAGE_KINDS` (default: all that the layout and flavour have,
-        but not ``"stop"``).
-
-    Raises
-    ------
-    ValueError
-        If a probability is not in 0..1, a number of heaps is negative, or a kind is unknown; or if there is
-        garbage, but of no kind.
-    """
-
-    loss: float = 0.0
-    packet_loss: float = 0.0
-    reorder: int = 0
-    packet_reorder: int = 0
-    late: float = 0.0
-    late_by: int = 0
-    duplicate: float = 0.0
-    garbage: float = 0.0
-    garbage_kinds: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("loss", "packet_loss", "late", "duplicate", "garbage"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a probability from 0 to 1")
-        for name in ("reorder", "packet_reorder", "late_by"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must not be negative")
-        if self.garbage_kinds is not None:
-            object.__setattr__(self, "garbage_kinds", tuple(self.garbage_kinds))
-            if self.garbage and not self.garbage_kinds:
-                raise ValueError(f"garbage_kinds: is empty, but garbage is {self.garbage}")
-            for kind in self.garbage_kinds:
-                if kind not in GARBAGE_KINDS:
-                    raise ValueError(f"garbage_kinds: {kind!r} is not one of {', '.join(GARBAGE_KINDS)}")
-
-
-@dataclass
-class Truth:
-    """What a simulator has sent, and what a receiver should make of it.
-
-    Attributes
-    ----------
-    sent
-        Copies of heaps sent, for each source (duplicates and incomplete ones included).
-    lost
-        Heaps of which nothing was sent, for each source.
-    duplicated
-        Copies sent beyond the first of each heap, for each source.
-    incomplete
-        Heaps of which no copy was sent with all its packets, for each source.
-    rejected
-        Heaps of garbage sent, for each reason that the receiver counts.
-    unseen
-        Heaps of garbage sent that never reach a placement callback, for each kind.
-    packets, bytes
-        All that was sent, garbage included (without UDP and lower headers).
-    """
-
-    sent: list[int]
-    lost: list[int]
-    duplicated: list[int]
-    incomplete: list[int]
-    rejected: dict[str, int] = field(default_factory=dict)
-    unseen: dict[str, int] = field(default_factory=dict)
-    packets: int = 0
-    bytes: int = 0
-
-    @property
-    def copies(self) -> int:
-        """All heaps sent: the *sent copies* that a receiver has to account for."""
-        return sum(self.sent) + sum(self.rejected.values()) + sum(self.unseen.values())
-
-    @property
-    def complete(self) -> list[int]:
-        """Distinct heaps of each source that a receiver gets whole if nothing else goes wrong."""
-        return [s - d - i for s, d, i in zip(self.sent, self.duplicated, self.incomplete, strict=True)]
-
-    @property
-    def decodable_packets(self) -> int:
-        """Packets that a receiver can decode: the ones that spead2 counts as ``packets``."""
-        return self.packets - self.unseen.get("noise", 0)
-
-
 class Simulator:
     """The senders of one stream.
 
-    Heaps are sent batch by batch, for all sources in turn. Each packet of a heap repeats all its items.
-    What is sent depends on the arguments only, never on the clock. A simulator goes on where it stopped
-    when it is told to send again.
+    Heaps are sent batch by batch, for all sources in turn. Each packet of a heap repeats all items of the heap. What
+    is sent depends only on the arguments, never on the clock. When a simulator sends again, it goes on where it
+    stopped.
 
     Parameters
     ----------
     layout
         Layout of the heaps.
     seed
-        Seed of the payload, and with `user_data` of the faults.
+        Seed of the payload and, together with `user_data`, of the faults.
     first_timestamp
-        Timestamp of the first batch, in ticks: a multiple of the layout's time step. Timestamps are sent
-        modulo 2**48.
+        Timestamp of the first batch, in ticks: a multiple of the layout's time step. Timestamps are sent modulo 2**48.
     faults
         What goes wrong.
     user_data
         Index on each axis that the layout takes from ``user_data``, by field.
     payload
-        Makes the payload of a heap from its batch (timestamp / step) and its index on each axis, in
-        the order of declaration (default: windows on a random pattern).
+        Makes the payload of a heap from its batch (timestamp / step) and its index on each axis, in the order of
+        declaration. By default, payloads are sections of a random pattern.
     side_values
-        Makes the value of each side item from batch and indices, by the item's name (default: scattered).
+        Makes the value of each side item from batch and indices, by the item's name. By default, values are scattered.
     items
-        Value of further items, by ID. Required items not given here are 0.
+        Values of more items, by ID. Required items that are not given here are 0.
     timestamp_jitter
-        Add up to that many ticks to each timestamp, for layouts that mask timestamps.
+        The largest number of ticks that is added to a timestamp, for layouts that mask timestamps.
     payload_item
         ID of the item that points to the payload.
     flavour
         SPEAD flavour.
     max_packet_size
-        Bytes of a packet at most, SPEAD header and items included, UDP header not.
+        Largest size of a packet in bytes, including SPEAD header and items, without the UDP header.
 
     Raises
     ------
     ValueError
-        If an argument does not fit the layout or flavour, or axes that share an item cannot be told apart.
+        If an argument does not fit the layout or flavour, or if axes that share an item cannot be told apart.
 
     Examples
     --------
@@ -228,7 +118,7 @@ class Simulator:
         self._check_arguments(first_timestamp)
 
         self._sizes = tuple(axis_size(axis) for axis in self._axes)
-        pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _WINDOWS - 1)
+        pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _OFFSETS - 1)
         self._pattern = np.frombuffer(pattern, np.uint8)
         self._pattern_view = memoryview(pattern)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
@@ -243,7 +133,7 @@ class Simulator:
         n_sources = 1 if self._source_axis is None else self._sizes[self._source_axis]
         #: What has been sent so far.
         self.truth = Truth([0] * n_sources, [0] * n_sources, [0] * n_sources, [0] * n_sources)
-        # Encoding any heap checks the items, so that a mistake is reported here and not by the first packet.
+        # Encoding any heap checks the items. So a mistake is reported now, and not when the first packet is sent.
         packets = self._encoder.heap(self.items(self._next_batch, self.indices[0]), bytes(layout.heap_bytes))
         self._heap_packets = len(packets)
         self._garbage_maker = GarbageMaker(
@@ -255,7 +145,7 @@ class Simulator:
             self.faults.garbage_kinds,
         )
         self._heaps_sent = 0
-        self._heaps_begun = 0  # lost ones included
+        self._heaps_begun = 0  # including lost heaps
 
     def _check_arguments(self, first_timestamp: int) -> None:
         if first_timestamp < 0 or first_timestamp % self._time.step:
@@ -274,16 +164,20 @@ class Simulator:
         known = sorted(set(self.layout.user_data_dtype.names or ()) - {"stats_base"})
         for name in self._user_data:
             if name not in known:
-                raise ValueError(f"user_data: the layout reads no {name!r} (it reads {known})")
+                raise ValueError(f"user_data: {name!r} is not a field that the layout reads (it reads {known})")
         for axis in self._axes:
             if axis.item == self._time.item:
-                raise ValueError(f"axis {axis.name!r}: shares item {axis.item:#x} with the time, cannot be simulated")
+                raise ValueError(
+                    f"axis {axis.name!r}: shares item {axis.item:#x} with the time, which cannot be simulated"
+                )
             if axis.from_user_data is not None:
                 index = self._user_data.get(axis.from_user_data)
                 if index is None:
                     raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
                 if not 0 <= index < axis_size(axis):
-                    raise ValueError(f"user_data: {axis.from_user_data} is {index}, not below {axis_size(axis)}")
+                    raise ValueError(
+                        f"user_data: {axis.from_user_data!r} is {index}, but must be from 0 to {axis_size(axis) - 1}"
+                    )
 
     def _axis_range(self, axis: Axis) -> Iterable[int]:
         return range(axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
@@ -291,7 +185,7 @@ class Simulator:
     # What heaps hold
 
     def _linear(self, batch: int, indices: tuple[int, ...]) -> int:
-        """Number all heaps ever."""
+        """Number the heap among all heaps."""
         for size, index in zip(self._sizes, indices, strict=True):
             batch = batch * size + index
         return batch
@@ -311,32 +205,32 @@ class Simulator:
             if len(payload) != self.layout.heap_bytes:
                 raise ValueError(f"payload: made {len(payload)} bytes, but heap_bytes is {self.layout.heap_bytes}")
             return payload
-        offset = self._linear(batch, indices) * _SCATTER % _WINDOWS
+        offset = self._linear(batch, indices) * _SCATTER % _OFFSETS
         return self._pattern_view[offset : offset + self.layout.heap_bytes]
 
     def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
-        """Value of every item of a heap, by ID (those of the SPEAD protocol itself left out)."""
+        """Value of every item of a heap, by ID, without the items of the SPEAD protocol itself."""
         linear = self._linear(batch, indices)
         timestamp = batch * self._time.step
         if self._jitter:
             timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
-        if fixed is None:  # a heap of another stream of the group
+        if fixed is None:  # the heap is from another stream of the group
             fixed = axis_items(self._axes, indices)
         items = {**self._items, self._time.item: timestamp % 2**TIMESTAMP_BITS, **fixed}
         for side in self._declaration.side_items:
             if side.item == self._time.item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
             make = self._side_values.get(side.name)
-            # An odd 64-bit multiplier reaches the high bits too.
+            # With an odd 64-bit multiplier, the high bits change too.
             value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
-            # A side item that is shifted by more bits than a value has is always 0.
+            # A side item is always 0 if it is shifted by more bits than a value has.
             room = max(min(int(side.dtype[1:]), self._encoder.address_bits - side.shift), 0)
             items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
         return items
 
     def chunk_data(self, timestamp: int) -> np.ndarray:
-        """Payloads of all heaps of a chunk, those of other streams of the group included.
+        """Payloads of all heaps of a chunk, including heaps of other streams of the group.
 
         Parameters
         ----------
@@ -356,12 +250,12 @@ class Simulator:
                 data[position] = np.frombuffer(self.payload(batch, indices), np.uint8)
             return data
         coordinates = dict(zip(self.layout.axis_names, np.indices(self.layout.present_shape, sparse=True), strict=True))
-        # Kept small, as the linear number of a late heap could overflow.
-        linear = first % _WINDOWS + coordinates[self._time.name]
+        # Modulo the number of offsets, since otherwise the number of a heap could overflow.
+        linear = first % _OFFSETS + coordinates[self._time.name]
         for axis, size in zip(self._axes, self._sizes, strict=True):
-            linear = linear * size % _WINDOWS + coordinates[axis.name]
-        windows = np.lib.stride_tricks.sliding_window_view(self._pattern, self.layout.heap_bytes)
-        return windows[linear * _SCATTER % _WINDOWS]
+            linear = linear * size % _OFFSETS + coordinates[axis.name]
+        sections = np.lib.stride_tricks.sliding_window_view(self._pattern, self.layout.heap_bytes)
+        return sections[linear * _SCATTER % _OFFSETS]
 
     def chunk_extra(self, timestamp: int) -> np.ndarray:
         """Side items of all heaps of a chunk.
@@ -399,10 +293,10 @@ class Simulator:
     # What is sent
 
     def _garbage(self, batch: int, indices: tuple[int, ...]) -> list[bytes]:
-        """Packets of a heap of garbage in place of a good one, counted as what a receiver makes of it."""
+        """Make the packets of a heap of garbage, and count it as the receiver should."""
         kind = self._random.choice(self._garbage_maker.kinds)
         if kind == "negative" and self._heaps_sent <= self.faults.reorder + self.faults.packet_reorder + 1:
-            kind = "length"  # nothing is before 0 until the receiver knows what time it is
+            kind = "length"  # until the receiver knows the time, no timestamp is before 0
         payload = bytes(self.payload(batch, indices))
         reason, packets = self._garbage_maker.make(kind, self.items(batch, indices), payload)
         counters, key = (self.truth.unseen, kind) if reason is None else (self.truth.rejected, reason)
@@ -410,7 +304,7 @@ class Simulator:
         return packets
 
     def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
-        """Flow and packets of each copy of a heap, in the order of time."""
+        """Make the flow and the packets of each copy of a heap, in the order of time."""
         faults, rand, truth = self.faults, self._random.random, self.truth
         for n in itertools.count() if batches is None else range(batches):
             batch = self._next_batch
@@ -437,16 +331,16 @@ class Simulator:
             self._next_batch += 1
 
     def packets(self, batches: int | None = None, *, stop: Callable[[], bool] | None = None) -> Iterator[Packet]:
-        """Make the packets of the next batches, counting them in `truth`.
+        """Make the packets of the next batches, and count them in `truth`.
 
-        The truth is exact once the iterator has ended: by then all that was delayed has come out.
+        The truth is exact once the iterator has ended, because then all delayed packets have come out.
 
         Parameters
         ----------
         batches
-            Number of batches (default: no end).
+            Number of batches. By default, the iterator does not end.
         stop
-            Asked before each chunk but the first; if it says True, no more heaps are made.
+            Called before each chunk except the first. If it returns True, no more heaps are made.
 
         Yields
         ------
@@ -490,18 +384,18 @@ class Simulator:
         Parameters
         ----------
         sink
-            Where to.
+            Where packets go.
         batches
-            Number of batches (default: no end).
+            Number of batches. By default, sending does not end.
         rate
-            Bytes per second, on average over a few milliseconds (default: as fast as possible).
+            Bytes per second, on average over a few milliseconds. The default is as fast as possible.
         speed
-            How many times faster than in real time, as timestamps and the layout's ``tick_rate`` say; heaps that
-            are lost take their time, too. Instead of `rate`.
+            How many times faster than real time, which follows from timestamps and the layout's ``tick_rate``. Lost
+            heaps take their time too. Give it instead of `rate`.
         stop
-            Asked before each chunk but the first; if it says True, sending ends with the chunk complete.
+            Called before each chunk except the first. If it returns True, sending ends there, after a whole chunk.
         clock
-            What `rate` and `speed` refer to (default: a `WallClock`).
+            The clock for `rate` and `speed`. The default is a `WallClock`.
 
         Returns
         -------
@@ -511,7 +405,8 @@ class Simulator:
         Raises
         ------
         ValueError
-            If `rate` or `speed` is not positive and finite, both are given, or the layout has no ``tick_rate``.
+            If `rate` or `speed` is not positive and finite, if both are given, or if the layout has no ``tick_rate``
+            for `speed`.
         """
         self._check_pace(rate, speed)
         clock = WallClock() if clock is None else clock
@@ -525,7 +420,7 @@ class Simulator:
         return self.truth
 
     def _at_rate(self, packets: Iterable[Packet], clock: Clock, rate: float) -> Iterator[Packet]:
-        """Let each packet take as long as it is, at so many bytes per second."""
+        """Give each packet the time that its bytes take at the rate."""
         start, n_bytes = clock.now(), 0
         for flow, packet in packets:
             clock.wait_until(start + n_bytes / rate)
@@ -534,8 +429,8 @@ class Simulator:
         clock.wait_until(start + n_bytes / rate)
 
     def _at_speed(self, packets: Iterable[Packet], clock: Clock, speed: float) -> Iterator[Packet]:
-        """Let each heap take its share of the time of a batch, and spread its packets over that."""
-        assert self._time.tick_rate is not None  # as check_pace has seen
+        """Give each heap its share of the time of a batch, and spread its packets over that time."""
+        assert self._time.tick_rate is not None  # _check_pace has checked it
         heap_seconds = self._time.step / self._time.tick_rate / len(self.indices) / speed
         start, before = clock.now(), self._heaps_begun
         begun, n_packets = 0, 0
@@ -552,16 +447,16 @@ class Simulator:
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: {value} must be a positive number{unit}")
         if speed is not None and rate is not None:
-            raise ValueError(f"speed: {speed} cannot be kept beside the rate {rate}: give one of them")
+            raise ValueError(f"speed: {speed} cannot be combined with rate {rate}: give either speed or rate, not both")
         if speed is not None and self._time.tick_rate is None:
-            raise ValueError(f"speed: {speed} needs the time's tick_rate, which the layout does not say")
+            raise ValueError(f"speed: {speed} needs a layout with a tick_rate, and this one has none: give rate")
 
 
 def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
-    """Let each thing be overtaken by as many later ones as `delay` says."""
+    """Let later things overtake each thing, as many as `delay` says."""
     waiting: list[tuple[int, int, _T]] = []
     for position, thing in enumerate(things):
-        # The position makes the order of equals that of sending, and things are never compared.
+        # The position keeps equals in the order of sending, so that things are never compared.
         heapq.heappush(waiting, (position + delay(), position, thing))
         while waiting and waiting[0][0] <= position:
             yield heapq.heappop(waiting)[2]

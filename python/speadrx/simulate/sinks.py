@@ -16,7 +16,7 @@ import spead2
 
 from .pacing import Clock
 
-#: What a sink takes: the flow that a packet belongs to (position of its heap in the batch), and its bytes.
+#: A packet to be sent: its flow (the position of its heap in the batch), and its bytes.
 Packet: TypeAlias = tuple[int, bytes]
 
 
@@ -53,13 +53,13 @@ def _endpoint(name: str, endpoint: Any) -> tuple[str, int]:
         raise ValueError(f"{name}: given {endpoint!r}, but wanted a pair of host and port") from None
     if not isinstance(host, str):
         raise ValueError(f"{name}: {host!r} is not a host: wanted a name or an address")
-    if not 1 <= port <= 65535:  # others may be taken modulo 65536
+    if not 1 <= port <= 65535:  # the system may take others modulo 65536
         raise ValueError(f"{name}: {port} is not a port: wanted 1 to 65535")
     return host, port
 
 
 class _ClosingSink:
-    """A sink that is a context manager, for what it has to close."""
+    """A sink that has to be closed. It is a context manager."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -74,18 +74,18 @@ class _ClosingSink:
 
 
 class UdpSink(_ClosingSink):
-    """Sends packets over UDP, unicast or multicast, one datagram each (no segmentation offload).
+    """Sends packets over UDP, unicast or multicast, each in one datagram (without segmentation offload).
 
-    A context manager that closes its socket.
+    It is a context manager that closes its socket.
 
     Parameters
     ----------
     endpoints
-        Host and port of each destination, all of IPv4 or all of IPv6. Flow *i* goes to endpoint *i* modulo
-        their number.
+        Host and port of each destination, either all IPv4 or all IPv6. Flow *i* goes to endpoint *i* modulo the number
+        of endpoints.
     interface
-        IPv4 address of the interface to send from; for IPv6, the name of the interface to send multicast
-        from (default: as the routes say).
+        IPv4 address of the interface to send from; for IPv6, the name of the interface to send multicast from. By
+        default, the system's routes decide.
     ttl
         Time to live of multicast packets.
 
@@ -97,7 +97,7 @@ class UdpSink(_ClosingSink):
 
     def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
         if not endpoints:
-            raise ValueError("endpoints: at least one is needed")
+            raise ValueError("endpoints: is empty: wanted at least one (host, port) pair")
         found = []
         for host, port in [_endpoint("endpoints", endpoint) for endpoint in endpoints]:
             try:
@@ -106,7 +106,7 @@ class UdpSink(_ClosingSink):
                 raise ValueError(f"endpoints: {host!r} cannot be resolved: {exc}") from exc
         (family, *others) = {family for family, *_ in found}
         if others:
-            raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6")
+            raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6: wanted only one of them")
         self._endpoints = [address for *_, address in found]
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -117,7 +117,7 @@ class UdpSink(_ClosingSink):
                     self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
             else:
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
-                if interface is not None:  # binding does not choose it for multicast
+                if interface is not None:  # for multicast, binding does not choose the interface
                     packed = ipaddress.IPv4Address(interface).packed
                     self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, packed)
                     self._socket.bind((interface, 0))
@@ -138,7 +138,7 @@ def _ipv4_address(name: str, host: str) -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(host)
     except ValueError:
-        raise ValueError(f"{name}: {host!r} must be an IPv4 address, as headers of captures have") from None
+        raise ValueError(f"{name}: {host!r} must be an IPv4 address, since it goes into the headers") from None
 
 
 class _Headers:
@@ -148,7 +148,7 @@ class _Headers:
         source_ip, ip = _ipv4_address("source", source[0]), _ipv4_address("endpoint", destination[0])
         self._addresses = source_ip.packed + ip.packed
         self._ports = (source[1], destination[1])
-        # RFC 1112: a group has its low 23 bits in its address.
+        # RFC 1112: the Ethernet address of a group has the low 23 bits of its IP address.
         group = b"\x01\x00\x5e" + (int(ip) & 0x7FFFFF).to_bytes(3, "big")
         mac = group if ip.is_multicast else b"\x02\x00" + ip.packed
         self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
@@ -158,10 +158,10 @@ class _Headers:
         udp_bytes = 8 + len(packet)
         ip_bytes = 20 + udp_bytes
         if ip_bytes > 0xFFFF:
-            raise ValueError(f"packet: {len(packet)} bytes do not fit in a UDP datagram")
+            raise ValueError(f"packet: its {len(packet)} bytes do not fit in a UDP datagram")
         udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
         pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
-        # A computed checksum of 0 is sent as all ones: 0 means none.
+        # A checksum of 0 is sent as all ones, because 0 means that there is no checksum.
         udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
         # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
         ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, number, 0x4000, 64, socket.IPPROTO_UDP, 0)
@@ -172,21 +172,21 @@ class _Headers:
 class PcapSink(_ClosingSink):
     """Writes packets to a capture file, as Ethernet frames with IPv4 and UDP headers and checksums.
 
-    A context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File
-    Format", IETF draft-ietf-opsawg-pcap); headers are those of RFC 791 and RFC 768, their checksums
-    that of RFC 1071. The time stamp of a packet is its number in microseconds, or what the clock says: with a
-    `VirtualClock`, too, the same packets make the same file.
+    It is a context manager that closes its file. The format is the classic one of libpcap ("PCAP Capture File Format",
+    IETF draft-ietf-opsawg-pcap). The headers follow RFC 791 and RFC 768, and their checksums RFC 1071. The time stamp
+    of a packet is its number in microseconds, or the time of the clock. The same packets make the same file, also with
+    a `VirtualClock`.
 
     Parameters
     ----------
     path
         File to write.
     endpoint
-        Destination address (IPv4) and port, or several: flow *i* goes to number *i* modulo their number.
+        Destination address (IPv4) and port, or several. Flow *i* goes to number *i* modulo the number of endpoints.
     source
         Source address (IPv4) and port.
     clock
-        Clock of the time stamps; the one that `Simulator.send` is told to go by.
+        Clock for the time stamps. Give `Simulator.send` the same clock.
 
     Raises
     ------
@@ -217,12 +217,12 @@ class PcapSink(_ClosingSink):
         Raises
         ------
         ValueError
-            If the packet does not fit in a UDP datagram, or its time not in the file.
+            If the packet does not fit in a UDP datagram, or its time does not fit in the file.
         """
         frame = self._flows[flow % len(self._flows)].frame(self._number % 0x10000, packet)
         microseconds = self._number if self._clock is None else round(self._clock.now() * 1e6)
         if microseconds >= 2**32 * 1_000_000:
-            raise ValueError(f"clock: its time, {microseconds / 1e6:g} s, is more than the 2^32 s of a capture")
+            raise ValueError(f"clock: its time, {microseconds / 1e6:g} s, must be less than 2^32 s in a capture file")
         self._file.write(struct.pack("<IIII", *divmod(microseconds, 1_000_000), len(frame), len(frame)))
         self._file.write(frame)
         self._number += 1
