@@ -6,9 +6,14 @@ use std::num::NonZeroU64;
 use crate::error::LayoutError;
 
 /// Largest item ID of SPEAD-64-40, the flavour with the widest IDs that is in use.
-const MAX_ITEM_ID: u64 = (1 << 23) - 1;
+pub(crate) const MAX_ITEM_ID: u64 = (1 << 23) - 1;
 /// IDs up to this one (stream control) steer the protocol itself.
-const LAST_CONTROL_ID: u64 = 6;
+pub(crate) const LAST_CONTROL_ID: u64 = 6;
+/// Largest shift: the sign bit marks an absent item, so that values have 63 bits at most.
+pub(crate) const MAX_SHIFT: u64 = 62;
+/// What [`check_name`] accepts, for the JSON Schema.
+#[cfg(test)]
+pub(crate) const NAME: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 
 pub(crate) fn check(condition: bool, error: impl FnOnce() -> LayoutError) -> Result<(), LayoutError> {
     if condition { Ok(()) } else { Err(error()) }
@@ -36,10 +41,9 @@ pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
 }
 
 pub(crate) fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {
-    // The sign bit marks an absent item, so that values have 63 bits at most.
     u32::try_from(shift)
         .ok()
-        .filter(|&shift| shift < u64::BITS - 1)
+        .filter(|_| shift <= MAX_SHIFT)
         .ok_or_else(|| LayoutError::field(field, shift, "must be below 63; a value has 63 bits"))
 }
 

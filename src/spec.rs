@@ -6,21 +6,25 @@ use std::fmt;
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, NAME};
 use crate::error::LayoutError;
 
 /// What to do with a timestamp that is not a multiple of the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Align {
-    /// Reject the heap.
+    /// Reject its heap.
     #[default]
     Reject,
-    /// Clear the low bits; the step must be a power of two.
+    /// Clear its low bits; `step` must then be a power of two.
     Mask,
 }
 
 /// Unsigned integer that a side item is stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SideType {
     /// 8 bits.
@@ -49,11 +53,12 @@ impl SideType {
 
 /// Byte stride of an axis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Stride {
     /// A number of bytes.
     Bytes(u64),
-    /// The name of the field of a stream's user data that holds it.
+    /// The name of the field of the stream's `user_data` that holds it (dense if there is no such field).
     UserData(String),
 }
 
@@ -162,117 +167,142 @@ fn is_time(value: &str) -> bool {
 
 /// The time axis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TimeSpec {
     /// Name of the axis.
+    #[cfg_attr(test, schemars(regex(pattern = NAME), extend("default" = "time")))]
     #[serde(default = "time", skip_serializing_if = "is_time")]
     pub name: String,
-    /// Item ID of the timestamp.
+    /// SPEAD item ID of the timestamp.
+    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
     #[serde(deserialize_with = "number")]
     pub item: u64,
-    /// Ticks between successive heaps of a source.
+    /// Increase in timestamp between successive heaps of a source, in ticks.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
     pub step: u64,
     /// Heaps per source per chunk.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
     pub batches: u64,
-    /// Ticks per second.
+    /// Ticks per second, in Hz. Needed to convert timestamps to seconds.
+    #[cfg_attr(test, schemars(extend("exclusiveMinimum" = 0)))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub tick_rate: Option<f64>,
-    /// What to do with misaligned timestamps.
+    /// What to do with a timestamp that is not a multiple of `step`.
+    #[cfg_attr(test, schemars(extend("default" = "reject")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub align: Align,
 }
 
 /// An axis other than time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AxisSpec {
     /// Name of the axis.
+    #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     pub name: String,
-    /// Item ID of the index.
+    /// SPEAD item ID that the index comes from.
+    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub item: Option<u64>,
-    /// Bits to shift the value right by.
+    /// Bits to shift the item's value right by.
+    #[cfg_attr(test, schemars(range(max = MAX_SHIFT), extend("default" = 0)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]
     pub shift: u64,
-    /// Bits to keep after the shift.
+    /// Bits to keep after shifting (default: all).
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub mask: Option<u64>,
     /// Difference between the values of neighbouring indices.
+    #[cfg_attr(test, schemars(range(min = 1), extend("default" = 1)))]
     #[serde(default = "one", skip_serializing_if = "is_one", deserialize_with = "number")]
     pub step: u64,
     /// Number of indices.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub size: Option<u64>,
-    /// The value of each index, instead of step and size.
+    /// The value of each index, instead of `step` and `size`.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub values: Option<Vec<u64>>,
-    /// Field of the stream's user data that holds the index, instead of an item.
+    /// Field of the stream's `user_data` that holds the index, instead of `item`; needs `size`.
+    #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub from_user_data: Option<String>,
-    /// Name of the counter of heaps that are not on the axis.
+    /// Name of the counter of heaps whose value is not on the axis (default: `bad_<name>_heaps`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub reject_name: Option<String>,
 }
 
 /// An item stored beside each heap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SideSpec {
     /// Field name in the record.
+    #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     pub name: String,
-    /// Item ID.
+    /// SPEAD item ID. A heap without this item is still placed, and 0 is stored.
+    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
     #[serde(deserialize_with = "number")]
     pub item: u64,
     /// Bits to shift the value right by.
+    #[cfg_attr(test, schemars(range(max = MAX_SHIFT), extend("default" = 0)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]
     pub shift: u64,
-    /// What it is stored as.
+    /// Unsigned integer type; the number is in bits. Higher bits of the shifted value are cut off.
+    #[cfg_attr(test, schemars(extend("default" = "u64")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: SideType,
 }
 
-/// A whole layout.
+/// A declared layout: one time axis and any number of others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(title = "speadrx layout"))]
 #[serde(deny_unknown_fields)]
 pub struct LayoutSpec {
     /// A name for messages and files.
+    #[cfg_attr(test, schemars(extend("default" = "")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub name: String,
-    /// Payload bytes of a heap.
+    /// Payload bytes of a heap; heaps of another length are rejected.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
     pub heap_bytes: u64,
-    /// Axis names, slowest to fastest.
+    /// Names of all axes, slowest to fastest (default: time, then `axes`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub order: Option<Vec<String>>,
-    /// Name of the axis whose index is the source.
+    /// Name of the axis whose index is the source: the accounts count heaps by source.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sources: Option<String>,
-    /// Label of each source.
+    /// Name of each source in the accounts (default: its index).
     #[serde(default, skip_serializing_if = "is_default")]
     pub source_labels: Option<Vec<String>>,
-    /// Further items without which a heap is rejected.
+    /// IDs of other items that a heap must have. Heaps without them are rejected.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
     pub required_items: Vec<u64>,
-    /// Numpy type of a heap's elements; of no concern to placement.
+    // The next three are for Python: placement does not use them.
+    /// Type of a heap's elements in the numpy view of a chunk.
+    #[cfg_attr(test, schemars(extend("default" = "uint8")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: Option<String>,
-    /// Numpy shape of a heap; of no concern to placement.
+    /// Shape of a heap in the numpy view of a chunk (default: as many elements as there are).
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub heap_shape: Option<Vec<u64>>,
-    /// Samples of a heap; of no concern to placement.
+    /// Samples in a heap, if this is not the product of `heap_shape`.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub samples_per_heap: Option<u64>,
-    /// Byte strides that override the dense ones.
+    /// Byte strides that override the dense ones, by axis name.
     #[serde(default, skip_serializing_if = "is_default")]
     pub strides: BTreeMap<String, Stride>,
     /// The time axis.
     pub time: TimeSpec,
-    /// The other axes.
+    /// The other axes, in the order in which they are checked.
     #[serde(default, skip_serializing_if = "is_default")]
     pub axes: Vec<AxisSpec>,
-    /// The side items.
+    /// Items stored beside each heap, in the chunk's `extra`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub side_items: Vec<SideSpec>,
 }
@@ -317,6 +347,11 @@ impl LayoutSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fs, path::Path};
+
+    use schemars::generate::SchemaSettings;
+    use schemars::transform::transform_subschemas;
+
     use super::*;
 
     const SMALL: &str = "heap_bytes = 8\n[time]\nitem = 5632\nstep = 1\nbatches = 4\n[strides]\ntime = 8\n";
@@ -340,5 +375,37 @@ mod tests {
         assert!(read(i64::MAX as u64).is_ok());
         let message = read(1 << 63).unwrap_err().to_string();
         assert!(message.contains("from 0 to 2^63 - 1"), "{message}");
+    }
+
+    /// Say what TOML can: it has no null, and no number beyond 2^63 - 1.
+    fn for_toml(schema: &mut schemars::Schema) {
+        transform_subschemas(&mut for_toml, schema);
+        let Some(fields) = schema.as_object_mut() else { return };
+        fields.remove("format");
+        fields.retain(|key, value| key != "default" || !value.is_null());
+        if let Some(types) = fields.get("type").and_then(|types| types.as_array()) {
+            let kind = types[0].clone();
+            fields.insert("type".to_owned(), kind);
+        }
+        if fields.get("type").is_some_and(|kind| kind == "integer") {
+            fields.entry("maximum").or_insert(i64::MAX.into());
+        }
+        if let Some(text) = fields.get("description").and_then(|text| text.as_str()) {
+            let text = text.replace('\n', " ");
+            fields.insert("description".to_owned(), text.into());
+        }
+    }
+
+    #[test]
+    fn schema_file_is_current() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/speadrx/layout/presets/layout.schema.json");
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        let schema = settings.with_transform(for_toml).into_generator().into_root_schema_for::<LayoutSpec>();
+        let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        if env::var_os("WRITE_SCHEMA").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        let hint = "WRITE_SCHEMA=1 cargo test schema_file writes it";
+        assert!(fs::read_to_string(&file).unwrap() == text, "{} is not current: {hint}", file.display());
     }
 }

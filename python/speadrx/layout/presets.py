@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -12,12 +13,30 @@ from speadrx._core import LayoutError
 
 from . import overrides as _overrides
 from .declaration import Layout, as_tuple, read_toml
-from .json_schema import schema
 
 __all__ = ["load", "names", "schema", "summary"]
 
 _SUFFIX = ".toml"
 _FILES = importlib.resources.files(__package__) / "presets"
+
+
+def schema() -> dict[str, Any]:
+    """Read the JSON Schema (draft 2020-12) of layouts, for editors and other programs.
+
+    What it refuses is not a layout. It checks each field by itself: it cannot see two fields that do not go together,
+    and does not tell 8.0 from 8.
+
+    Returns
+    -------
+    dict
+        The schema, as `json.dumps` takes it.
+
+    Examples
+    --------
+    >>> schema()["properties"]["time"]["required"]
+    ['item', 'step', 'batches']
+    """
+    return dict(json.loads((_FILES / "layout.schema.json").read_text("utf-8")))
 
 
 @functools.cache
