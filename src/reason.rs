@@ -1,4 +1,4 @@
-//! Reasons why heaps are rejected, as indices into [`Layout::reasons`](crate::layout::Layout::reasons).
+//! Reasons why heaps are rejected, as indices into `Layout::reasons`.
 //!
 //! These are those that every layout has. Those of its axes stand between [`BAD_TIMESTAMP`] and the last three.
 

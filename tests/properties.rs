@@ -379,6 +379,19 @@ struct Comparison<'a> {
 
 const CANARY: u8 = 0xa5;
 
+/// What a ledger holds before the first heap.
+fn nothing_yet(n_sources: usize, n_reasons: usize, window: u64) -> Snapshot {
+    Snapshot {
+        placed: vec![0; n_sources],
+        duplicates: vec![0; n_sources],
+        newest: vec![-1; n_sources],
+        newest_epoch: vec![0; n_sources],
+        rejected: vec![vec![0; n_sources + 1]; n_reasons],
+        late_batches: vec![0; 33],
+        late_chunks: vec![0; window as usize + 1],
+    }
+}
+
 impl<'a> Comparison<'a> {
     fn new(
         geometry: &'a Geometry,
@@ -421,15 +434,7 @@ impl<'a> Comparison<'a> {
         Ok(Self {
             layout,
             geometry,
-            expected: Snapshot {
-                placed: vec![0; n_sources],
-                duplicates: vec![0; n_sources],
-                newest: vec![-1; n_sources],
-                newest_epoch: vec![0; n_sources],
-                rejected: vec![vec![0; n_sources + 1]; layout.reasons().len()],
-                late_batches: vec![0; 33],
-                late_chunks: vec![0; window as usize + 1],
-            },
+            expected: nothing_yet(n_sources, layout.reasons().len(), window),
             context,
             reference,
             batch_stats: vec![0; STATS_BASE + layout.reasons().len() + 1],
