@@ -27,12 +27,13 @@ demo: ## Build, then receive from a simulated array on loopback and account for 
 build: ## Build the core, and install the package into .venv with all that tests need
 	$(RUN_TEST) python -c 'import speadrx'
 
-test: ## Run the tests of the core and of the package
+test: ## Run the tests of the core and of the package, but for the slow ones
 	cargo test
-	$(RUN_TEST) pytest --ignore tests/system $(ARGS)
+	$(RUN_TEST) pytest --ignore tests/system -m 'not slow' $(ARGS)
 
 test-all: test test-system ## Run `make test`, and all that it leaves out because it takes long
 	$(RUN_TEST) tools/test-variants
+	$(RUN_TEST) pytest --ignore tests/system -m slow $(ARGS)
 
 test-system: ## Run the tests that need programs of the system: Prometheus, ip and nft (as root)
 	$(RUN_TEST) pytest tests/system $(ARGS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import sys
 
 
 def main() -> None:
@@ -26,5 +28,8 @@ def main() -> None:
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
+        # Python would try to write the rest once more at its end, and complain.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
         click.echo(f"speadrx: {exc.strerror}", err=True)
         raise SystemExit(2) from None
