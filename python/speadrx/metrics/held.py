@@ -75,11 +75,16 @@ class HeldStreams(Generic[_Remains, _Total]):
 
     def read(self) -> tuple[_Total, list[_Remains]]:
         """Return the total of the streams that are gone, and what belongs to each of the others."""
+        state = self.forget_gone()
+        return state.gone, [held.remains for held in state.held]
+
+    def forget_gone(self) -> _State[_Remains, _Total]:
+        """Move streams that are gone to the total. Return the new state."""
         while True:
             state = self._state
             gone = {held for held in state.held if held.final and held.reference() is None}
             if not gone:
-                return state.gone, [held.remains for held in state.held]
+                return state
             total = self._fold(state.gone, [held.remains for held in state.held if held in gone])
             new = _State([held for held in state.held if held not in gone], total)
             if self._state is state:  # otherwise a signal handler has changed it

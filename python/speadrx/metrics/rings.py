@@ -54,7 +54,7 @@ class _LabelSet:
         self.sample()
 
     def sample(self) -> None:
-        self._streams.read()  # which forgets streams that are gone
+        self._streams.forget_gone()
         # By ring, since streams may share one: whether a stream that uses it is running.
         data: dict[Any, bool] = {}
         free: dict[Any, bool] = {}

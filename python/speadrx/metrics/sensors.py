@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from speadrx.receive.iterate import ChunkIterator
     from speadrx.receive.receiver import Receiver
 
-#: A client gets an update of a sensor after at least so many seconds, though the sensor changes with each chunk.
+#: The shortest time between two updates that a client gets of a sensor, in seconds. Sensors change with each chunk.
 MIN_UPDATE_PERIOD = 1.0
 
 _Status = aiokatcp.Sensor.Status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class _Member:
     """
 
     def __init__(self, owner: Any, index: int | None, stat_names: Iterable[str]) -> None:
+        self.owner = weakref.ref(owner)
         self.index = index
         config = self._stream(owner).config
         indices = []
@@ -71,14 +73,17 @@ class _LabelSet:
         self._stat_names = stat_names
         self.totals = [0] * len(stat_names)
         self._streams = HeldStreams[_Members, None](None, self._count_last)
+        #: The members of all owners, in one list, as going through them must be quick.
+        self._members: list[_Member] = []
 
     def add(self, owner: Any, indices: Iterable[int | None]) -> None:
         held = self._streams.find(owner)
-        members = _Members() if held is None else held.remains
-        known = {member.index for member in members.members}
+        owned = _Members() if held is None else held.remains
+        known = {member.index for member in owned.members}
         new = [_Member(owner, index, self._stat_names) for index in indices if index not in known]
-        members.members += new
-        self._streams.add(owner, members, members.keep_last)
+        owned.members += new
+        self._members += new
+        self._streams.add(owner, owned, owned.keep_last)
         for member in new:
             self._count(member, member.read(owner))
 
@@ -88,15 +93,19 @@ class _LabelSet:
                 self._count(member, taken)
 
     def update(self) -> None:
-        self._streams.read()  # which counts the last statistics of streams that are gone
-        for owner, held in self._streams:
+        self._streams.forget_gone()  # counts their last statistics
+        any_gone = False
+        for member in self._members:
+            owner = member.owner()
             if owner is None:
+                any_gone = True
                 continue
-            for member in held.remains.members:
-                # `member.read` without its calls: there may be hundreds of streams, and most have not changed.
-                taken = member.take(owner.stats if member.index is None else owner[member.index].stats)
-                if taken != member.taken:
-                    self._count(member, taken)
+            # `member.read` without its calls: there may be hundreds of streams, and most have not changed.
+            taken = member.take(owner.stats if member.index is None else owner[member.index].stats)
+            if taken != member.taken:
+                self._count(member, taken)
+        if any_gone:
+            self._members = [member for member in self._members if member.owner() is not None]
 
     def _count(self, member: _Member, taken: Any) -> None:
         # The last statistics may be older than what was counted since, so never step back.

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 _ADDRESS_BITS = 48
 _LAST_ITEM_ID = 0x7FFF
 
-#: A stream that does not answer for so many seconds, though it could, has ended.
+#: If a stream could answer, but does not for this number of seconds, it has ended.
 _PATIENCE = 5.0
 _LOOK_INTERVAL = 0.002
 
-#: A drain first lets a stream read what the kernel has received, for so many seconds at most.
+#: A drain first lets a stream read what the kernel has received, for this number of seconds at most.
 _KERNEL_SECONDS = 1.0
 
 

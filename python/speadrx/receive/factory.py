@@ -185,7 +185,7 @@ class _Timeline:
 class _Callbacks:
     """The placement callback of each stream, and what belongs to it."""
 
-    #: As spead2 takes them: a capsule, and what must live as long.
+    #: As spead2 takes them: a capsule, and an object that must live as long as the stream.
     places: list[Any]
     #: IDs of the items that the callbacks see.
     items: list[int]

@@ -32,7 +32,7 @@ EVICTION_MODE = spead2.recv.ChunkStreamGroupConfig.EvictionMode.LOSSY
 #: Chunks without data after which a sensor of received timestamps is out of date.
 RECV_SENSOR_TIMEOUT_CHUNKS = 10
 
-#: It is out of date after at least so many seconds.
+#: The shortest time after which it is out of date, in seconds.
 RECV_SENSOR_TIMEOUT_MIN = 1.0
 
 #: Seconds to wait for a thread that is in spead2 when the interpreter exits.

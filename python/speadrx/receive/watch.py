@@ -17,7 +17,7 @@ LOOK_INTERVAL = 1.0
 #: Seconds after which the log may say again that a stream is stuck.
 SILENT_SECONDS = 60.0
 
-#: A stream is looked at so many times before it is flushed for its silence.
+#: How often a silent stream is looked at before it is flushed.
 _LOOKS_PER_FLUSH = 4
 
 

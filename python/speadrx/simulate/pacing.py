@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-_MAX_DEBT = 0.01  # a sender catches up with so many seconds at most
+_MAX_DEBT = 0.01  # the longest delay, in seconds, that a sender makes up for
 _MIN_SLEEP = 0.001  # seconds
 
 

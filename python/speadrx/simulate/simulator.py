@@ -29,8 +29,8 @@ DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
 #: Item that holds the payload by default.
 DEFAULT_PAYLOAD_ITEM = 0x3300
 
-# A payload is a section of one random pattern, which begins at one of so many offsets. The number of offsets is prime,
-# and the multiplier that scatters them is coprime to it, so 65521 successive heaps are all different.
+# A payload is a section of one random pattern, from one of these offsets on. The number of offsets is prime, and the
+# multiplier that scatters them is coprime to it, so 65521 successive heaps are all different.
 _OFFSETS = 65521
 _SCATTER = 40503
 
