@@ -16,6 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from speadrx._words import counted
+
 from .history import History
 
 DOTS_PER_INCH = 100
@@ -116,23 +118,19 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.{digits}f} %"
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
 def summary(history: History) -> str:
     """Say in one line how many heaps are present and missing."""
     if not history.chunks:
         return "nothing was received"
     present, missing = int(history.present_by_source.sum()), int(history.missing_by_source.sum())
     parts = [
-        f"{percent(present, present + missing)} of {_count(present + missing, 'heap')} present",
+        f"{percent(present, present + missing)} of {counted(present + missing, 'heap')} present",
         f"{missing:,} missing",
     ]
     if duplicates := history.accounts.get("duplicates"):
-        parts.append(_count(duplicates, "duplicate"))
+        parts.append(counted(duplicates, "duplicate"))
     if restarts := history.restarts:
-        parts.append(_count(restarts, "restart"))
+        parts.append(counted(restarts, "restart"))
     return ", ".join(parts)
 
 
