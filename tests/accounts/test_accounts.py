@@ -28,7 +28,7 @@ LAYOUT = Layout(
 )
 CHUNK_HEAPS = LAYOUT.chunk_heaps  # 60
 WINDOW = 4
-SEEDS = range(3)
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 #: What a receiver sees and rejects.
 SEEN_GARBAGE = ("length", "absent", "descriptor", "stop", "timestamp", "axis", "negative")

@@ -230,6 +230,7 @@ def assert_report(report):
         assert min(spread["rounds"]) <= low <= spread["median"] <= high <= max(spread["rounds"])
 
 
+@pytest.mark.slow
 def test_report_has_all_layouts():
     report = json.loads(run_command("bench", "--seconds", "1", "--json"))
     assert_report(report)
@@ -246,7 +247,7 @@ def test_report_of_one_layout(tmp_path):
     assert "Placement, ns per heap" in text
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_report_fits_the_terminal(columns):
     terminal = Terminal("bench", "--seconds", "1", columns=columns, rows=40)
     try:
@@ -261,6 +262,7 @@ def test_report_fits_the_terminal(columns):
     assert any(line.startswith("What limits the rate: ") for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_reports_the_rounds_so_far(signum):
     with started("bench", "-l", "meerkat-digitiser", "--seconds", "3600", "--json") as process:

@@ -165,6 +165,7 @@ def test_interrupted_at_once(start):
     assert_accounts(head + output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
 def test_interrupted_twice(start, signum, code):
     """The second Ctrl-C means it; no process is left behind."""
@@ -195,6 +196,7 @@ def wait_until_gone(pid):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_stalled_receiver(start):
     """Heaps that the kernel drops are accounted for as well."""
     process = start("--seconds", "2", "--rate", "1")

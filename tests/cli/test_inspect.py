@@ -23,7 +23,7 @@ from loopback import is_free, wait_for
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, UdpSink
-from terminals import SPEADRX, Terminal, environment, piped, run
+from terminals import SPEADRX, Terminal, environment, piped, run, run_here
 
 LAYOUT = Layout(
     heap_bytes=1024,
@@ -48,6 +48,7 @@ def capture(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path):
     """Of a capture with all faults, a stream with the proposed layout gets exactly what was sent."""
     path, output = tmp_path / "sent.pcap", tmp_path / "layout.toml"
@@ -106,7 +107,7 @@ def test_screen(capture):
         assert re.search(pattern, output), pattern
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_terminal(capture, columns):
     terminal = Terminal("inspect", str(capture), columns=columns, rows=60)
     try:
@@ -208,7 +209,7 @@ def test_several_streams(tmp_path):
     ],
 )
 def test_wrong_usage(arguments, message):
-    assert message in " ".join(run("inspect", *arguments, code=2).split())
+    assert message in " ".join(run_here("inspect", *arguments, code=2).split())
 
 
 @pytest.mark.parametrize("content", [b"", b"just text", struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)[:4]])

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from speadrx import Layout, layouts
-from terminals import SPEADRX, Terminal, environment, run
+from terminals import SPEADRX, Terminal, environment, run, run_here
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "doc" / "layouts.md"
 BAD = """
@@ -158,7 +158,7 @@ def test_list_and_schema() -> None:
 def test_wrong_usage(args: list[str], parts: list[str], tmp_path: pathlib.Path) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text(BAD)
-    complaint = run("layout", *(arg.format(bad=bad) for arg in args), code=2)
+    complaint = run_here("layout", *(arg.format(bad=bad) for arg in args), code=2)
     for part in parts:
         assert part in complaint
 

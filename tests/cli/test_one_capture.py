@@ -13,6 +13,13 @@ from terminals import run
 #: What a plot and a receiver say alike.
 SHARED = ("present", "missing", "expected", "duplicates", "rejected", "late_batches", "late_chunks")
 ALL_FAULTS = "--loss 0.03 --duplicate 0.02 --reorder 30 --garbage 0.03"
+CASES = [
+    ("array.toml", f"{ALL_FAULTS} --packet-bytes 400 --packet-loss 0.002 --packet-reorder 10"),
+    ("array.toml", ALL_FAULTS),
+    ("array.toml", f"{ALL_FAULTS} --garbage-kind stop --garbage-kind length"),
+    ("meerkat-digitiser --set time.batches=16", f"{ALL_FAULTS} --packet-bytes 9000"),
+    ("meerkat-antenna-channelised-voltage --set axes.antenna.size=5", "--loss 0.1 --packet-bytes 9000"),
+]
 
 
 @pytest.fixture
@@ -56,16 +63,9 @@ def assert_agrees(said, truth):
 
 
 @pytest.mark.parametrize(
-    ("layout", "faults"),
-    [
-        ("array.toml", ALL_FAULTS),
-        ("array.toml", f"{ALL_FAULTS} --garbage-kind stop --garbage-kind length"),
-        ("array.toml", f"{ALL_FAULTS} --packet-bytes 400 --packet-loss 0.002 --packet-reorder 10"),
-        ("meerkat-digitiser --set time.batches=16", f"{ALL_FAULTS} --packet-bytes 9000"),
-        ("meerkat-antenna-channelised-voltage --set axes.antenna.size=5", "--loss 0.1 --packet-bytes 9000"),
-    ],
+    ("layout", "faults"), [CASES[0], *(pytest.param(*c, marks=pytest.mark.slow) for c in CASES[1:])]
 )
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_agreement(workplace, layout, faults, seed):
     batches = 2048 if layout == "array.toml" else 1024  # whole chunks, also of what is proposed
     options = f"-l {layout} --pcap capture.pcap --batches {batches} --truth truth.json --seed {seed} {faults}"

@@ -233,7 +233,7 @@ def test_without_matplotlib_it_says_what_to_install(capture, layout_file, tmp_pa
     assert numbers["chunks"] > 0
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_terminal_shows_progress_and_leaves_one_line(capture, layout_file, tmp_path, columns):
     output = tmp_path / "figure.png"
     terminal = Terminal("plot", str(capture), "-l", str(layout_file), "-o", str(output), columns=columns, rows=24)
@@ -246,7 +246,7 @@ def test_terminal_shows_progress_and_leaves_one_line(capture, layout_file, tmp_p
     assert png_size(output) == (1200, 800)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupt_draws_what_came_until_then(layout_file, tmp_path, signum):
     capture = tmp_path / "long.pcap"
     with PcapSink(capture) as sink:

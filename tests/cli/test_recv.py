@@ -14,7 +14,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 from simulated import FAULTS, assert_agrees, layout  # noqa: F401
-from terminals import PATIENCE, Terminal, piped, run, wait_for_line
+from terminals import PATIENCE, Terminal, piped, run, run_here, wait_for_line
 
 #: So few and so slow that no socket's buffer overflows.
 FEW = ["--chunks=4", "--rate=0.01"]
@@ -135,7 +135,7 @@ def test_quiet(layout, udp_port):  # noqa: F811
     assert output.endswith("Nothing was received.\n")
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_terminal(layout, udp_port, columns):  # noqa: F811
     """A live table on the screen as it is, gone at the end; then the account."""
 
@@ -163,6 +163,7 @@ def test_terminal(layout, udp_port, columns):  # noqa: F811
     assert max(len(line) for part in text.split("\n") for line in part.split("\r")) <= columns
 
 
+@pytest.mark.slow
 def test_many_sources_in_a_terminal(layout, udp_port):  # noqa: F811
     """Only as many as there is room for, unless all are asked for."""
     options = ["--set", "axes.antenna.size=64", "--set", "source_labels=[]", f"127.0.0.1:{udp_port}", "--seconds=1"]
@@ -233,7 +234,7 @@ def test_port_in_use(layout):  # noqa: F811
     ],
 )
 def test_usage_errors(layout, args, message):  # noqa: F811
-    assert message in " ".join(run("recv", *layout, *args, code=2).split())
+    assert message in " ".join(run_here("recv", *layout, *args, code=2).split())
 
 
 @pytest.mark.parametrize("command", ["recv", "replay"])

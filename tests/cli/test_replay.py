@@ -12,7 +12,7 @@ pytest.importorskip("rich")
 pytest.importorskip("dpkt")
 
 from simulated import FAULTS, assert_agrees, capture, layout  # noqa: F401
-from terminals import PATIENCE, Terminal, piped, run, wait_for_line
+from terminals import PATIENCE, Terminal, piped, run, run_here, wait_for_line
 
 WAYS = {"spead2": [], "paced": ["--pace=20"], "to": ["--to=239.1.2.3:7148"], "port": ["--to", ":7148"]}
 
@@ -236,4 +236,4 @@ def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F8
     (tmp_path / "text.txt").write_text("no capture", "utf-8")
     (tmp_path / "empty").touch()
     capture(tmp_path, layout, "--chunks=1")
-    assert message in " ".join(run("replay", *layout, *args, code=2).split())
+    assert message in " ".join(run_here("replay", *layout, *args, code=2).split())

@@ -24,6 +24,7 @@ def test_none_is_left_out():
     assert [name for name in NAMES if f"## speadrx {name}\n" not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.line.split()[:2]))
 def test_terminals_and_pipe(stage, command):
     heights = []
@@ -46,6 +47,7 @@ def test_terminals_and_pipe(stage, command):
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_json_documents(stage):
     """With --json, there is nothing but JSON on the standard output."""
     for command in COMMANDS:

@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 dpkt = pytest.importorskip("dpkt")
 
 from simulated import FAULTS, capture, layout  # noqa: E402, F401
-from terminals import PATIENCE, Terminal, piped, run  # noqa: E402
+from terminals import PATIENCE, Terminal, piped, run, run_here  # noqa: E402
 
 
 def payloads(path):
@@ -136,7 +136,7 @@ def test_signal_ends_it_with_the_chunk(layout, sink, signum):  # noqa: F811
     assert set(truth["sent"].values()) == {truth["sent"]["m003"]} != {0}
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
 def test_terminal(layout, sink, columns):  # noqa: F811
     """There is a progress bar while it sends, and nothing of it is left."""
     terminal = Terminal("send", *layout, endpoint(sink), "--rate=0.01", columns=columns, rows=24)
@@ -186,7 +186,7 @@ def test_terminal(layout, sink, columns):  # noqa: F811
 )
 def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    assert message in " ".join(run("send", *layout, *args, code=2).split())
+    assert message in " ".join(run_here("send", *layout, *args, code=2).split())
 
 
 def test_a_truth_that_cannot_be_kept_keeps_the_summary(tmp_path, layout):  # noqa: F811

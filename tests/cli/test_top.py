@@ -1,9 +1,9 @@
 """`speadrx top` as its users run it: against HTTP servers, in terminals, through pipes, for scripts."""
 
 import contextlib
+import functools
 import http.server
 import json
-import os
 import re
 import signal
 import socket
@@ -18,15 +18,11 @@ from speadrx.collectors import Exporter
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader, metrics
 from speadrx.simulate import Faults, Simulator, UdpSink
-from terminals import HEEDING, PATIENCE, SPEADRX, Terminal, checked, environment
+from terminals import HEEDING, PATIENCE, SPEADRX, Terminal, environment, run_here
 from terminals import run as run_command
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
-
-import click.testing
-
-import speadrx.cli.top
 
 
 def page(sources, *, streams=("wide",), **others):
@@ -115,11 +111,7 @@ def run(*args, **env):
     return run_command("top", *args, **env)
 
 
-def top(*args, code=0, **env):
-    """Do the same in this process, which takes less time."""
-    unset = dict.fromkeys(set(os.environ) - set(environment()))
-    result = click.testing.CliRunner(env=unset | environment(**env)).invoke(speadrx.cli.top.top, args)
-    return checked(result.exit_code, code, result.stdout, result.stderr)
+top = functools.partial(run_here, "top")
 
 
 def report(*args):

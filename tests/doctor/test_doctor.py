@@ -21,7 +21,7 @@ from speadrx.doctor.iptables import translate
 from speadrx.doctor.nftables import ExpectedPacket, Ruleset
 from speadrx.doctor.system import Unknown, parse_cpus, run
 from speadrx.receive.readers import add_reader
-from terminals import HEEDING, SPEADRX, environment
+from terminals import HEEDING, SPEADRX, environment, run_here
 from terminals import run as run_command
 
 pytest.importorskip("click")
@@ -393,7 +393,7 @@ def test_only_all_shows_what_is_well():
     ],
 )
 def test_wrong_usage(args, complaint):
-    assert complaint in " ".join(run_command("doctor", *args, code=2).split())
+    assert complaint in " ".join(run_here("doctor", *args, code=2).split())
 
 
 def test_help_says_what_exit_codes_mean():

@@ -29,6 +29,8 @@ START_SECONDS = 60
 NORMAL = {}
 #: As the interpreter's own developers would run it: with all its warnings, checks of memory and a traceback of a crash.
 CAREFUL = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "0"}
+#: The careful one finds more, and so is the one that is always run.
+ENVIRONMENTS = [pytest.param(NORMAL, id="normal", marks=pytest.mark.slow), pytest.param(CAREFUL, id="careful")]
 
 #: What begins at the margin in the traceback of an interrupt; asyncio makes a chain of it.
 TRACEBACK_LINES = {
@@ -126,7 +128,7 @@ def run(program, environment, signum=None, data=True):
         return process.end()
 
 
-@pytest.mark.parametrize("environment", [NORMAL, CAREFUL], ids=["normal", "careful"])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize(
     "program",
     [
@@ -216,15 +218,15 @@ def test_handled_signal(program, signum, wanted, data):
         assert int(re.search(r"^summary (\d+)$", output, re.MULTILINE)[1]) > 0
 
 
-@pytest.mark.parametrize("environment", [NORMAL, CAREFUL], ids=["normal", "careful"])
-@pytest.mark.parametrize("program", ["any_order_1", "any_order_2"])
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("program", ["any_order_1", pytest.param("any_order_2", marks=pytest.mark.slow)])
 def test_objects_go_in_any_order(program, environment):
     """All that a receiver consists of may be deleted, or left to the garbage collector, in any order."""
     code, _, errors = run(program, environment)
     assert (code, errors) == (0, "")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_demo(signum):
     """The demo ends early, and prints its tables."""
     for module in ("click", "rich"):

@@ -93,6 +93,7 @@ def assert_all_accounted_for(rx, simulator, fault_report, note):
     assert_data(rx, [simulator])
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8)
 def test_consumer_stalls_under_load(udp_port, fault_report):
     """Scrapes are answered all through the stall, and tell of it; afterwards everything goes on."""

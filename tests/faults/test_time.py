@@ -119,7 +119,14 @@ class Array:
         return sum(sum(simulator.truth.sent) for simulator in self.runs[run])
 
 
-@pytest.fixture(params=[(4, None), (80, None), (80, 2)], ids=["4 sources", "80 sources", "80 sources, a group"])
+@pytest.fixture(
+    params=[
+        pytest.param((4, None), id="4 sources"),
+        pytest.param((4, 2), id="4 sources, a group"),
+        pytest.param((80, None), id="80 sources", marks=pytest.mark.slow),
+        pytest.param((80, 2), id="80 sources, a group", marks=pytest.mark.slow),
+    ]
+)
 def shape(request):
     """Number of sources, and of streams of a group."""
     return request.param

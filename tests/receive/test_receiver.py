@@ -615,6 +615,7 @@ def test_stats_while_receiving():
     assert speadrx.ReceiverStats is type(now)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow():
     """What a chunk takes is given back: nothing is left of a hundred thousand of them."""
     chunks = 100_000

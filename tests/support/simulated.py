@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from terminals import run
+from terminals import run_here
 
 LAYOUT = """\
 name = "array"
@@ -40,7 +40,7 @@ def capture(tmp_path, layout, *args, name="a.pcap"):
     """Write a capture; return its path and the truth about it."""
     path = tmp_path / name
     truth = tmp_path / f"{name}.json"
-    run("send", *layout, "--pcap", str(path), "--truth", str(truth), *args)
+    run_here("send", *layout, "--pcap", str(path), "--truth", str(truth), *args)
     return path, json.loads(truth.read_text("utf-8"))
 
 
