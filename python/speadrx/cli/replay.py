@@ -162,9 +162,13 @@ def _open(
         with contextlib.suppress(UnusableError):
             return make_receiver(layout, path, **options), None
     queues = [spead2.InprocQueue() for _ in range(options["threads"])]
-    with usable():
-        feeder = _Feeder(read_datagrams(path), queues, endpoints, pace)
-    return make_receiver(layout, queues, **options), feeder
+    with contextlib.ExitStack() as stack:
+        with usable():
+            capture = stack.enter_context(contextlib.closing(read_datagrams(path)))
+            feeder = _Feeder(capture, queues, endpoints, pace)
+        receiver = make_receiver(layout, queues, **options)
+        stack.pop_all()  # the feeder closes it
+    return receiver, feeder
 
 
 def _position_of(path: str) -> int:
