@@ -53,7 +53,7 @@ def take_usual_ports() -> contextlib.ExitStack:
 
 @contextlib.contextmanager
 def last_timeout(config: pytest.Config) -> Iterator[None]:
-    """End the whole run if this takes too long.
+    """End this process if this takes too long; pytest-xdist names the test, and goes on in another process.
 
     spead2 holds the interpreter's lock while a stream stops. If it hangs then, no other timeout gets to run.
     """

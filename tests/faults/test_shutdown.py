@@ -151,18 +151,21 @@ def run(program, environment, signum=None, data=True):
 def test_exit(program, environment):
     """The interpreter exits while data flow."""
     code, _, errors = run(program, environment)
-    assert (code, errors) == (0, "")
+    assert code == 0, errors
+    assert errors == ""
 
 
 def test_exit_while_nothing_comes():
     code, _, errors = run("exit_thread_waits", CAREFUL, data=False)
-    assert (code, errors) == (0, "")
+    assert code == 0, errors
+    assert errors == ""
 
 
 @pytest.mark.parametrize("program", ["exit_from_loop", "exit_from_async_loop"])
 def test_exit_from_loop(program):
     code, _, errors = run(program, CAREFUL)
-    assert (code, errors) == (3, "")
+    assert code == 3, errors
+    assert errors == ""
 
 
 @pytest.mark.parametrize("program", ["raise_in_loop", "raise_in_async_loop"])
@@ -197,7 +200,8 @@ def test_interrupt(program, data):
 @pytest.mark.parametrize("program", ["loop", "async_loop"])
 def test_terminate(program):
     code, _, errors = run(program, NORMAL, signal.SIGTERM)
-    assert (code, errors) == (-signal.SIGTERM, "")
+    assert code == -signal.SIGTERM, errors
+    assert errors == ""
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,8 @@ def test_terminate(program):
 def test_handled_signal(program, signum, wanted, data):
     """A program that cares ends as it wants to."""
     code, output, errors = run(program, CAREFUL, signum, data)
-    assert (code, errors) == (wanted, "")
+    assert code == wanted, errors
+    assert errors == ""
     if wanted != 6:
         assert int(re.search(r"^summary (\d+)$", output, re.MULTILINE)[1]) > 0
 
@@ -223,7 +228,8 @@ def test_handled_signal(program, signum, wanted, data):
 def test_objects_go_in_any_order(program, environment):
     """All that a receiver consists of may be deleted, or left to the garbage collector, in any order."""
     code, _, errors = run(program, environment)
-    assert (code, errors) == (0, "")
+    assert code == 0, errors
+    assert errors == ""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -238,6 +244,7 @@ def test_demo(signum):
         time.sleep(1.0)  # in the midst of it; but any time will do
         os.kill(process.process.pid, signum)
         code, output, errors = process.end()
-    assert (code, errors) == (0, "")
+    assert code == 0, errors
+    assert errors == ""
     assert "Heaps by source" in output
     assert "Residual: 0 (every heap is accounted for)." in output

@@ -48,9 +48,14 @@ def run_here(*args, code=0, **env):
     return checked(result.exit_code, code, result.stdout, result.stderr)
 
 
+def end_of(text):
+    """What fits a screen of what a command has written: it is at the end that it says what went wrong."""
+    return text[-3000:].split("\x1b[H")[-1].strip()
+
+
 def checked(code, expected, output, errors):
     """Check how a command ended; return what it printed, or complained of."""
-    assert code == expected, output + errors
+    assert code == expected, end_of(output + errors)
     assert "Traceback" not in errors
     assert (output if code else errors) == ""
     return errors if code else output
@@ -83,13 +88,13 @@ class Terminal:
     def read_until(self, enough):
         deadline = time.monotonic() + PATIENCE
         while not enough():
-            assert time.monotonic() < deadline, self.output
+            assert time.monotonic() < deadline, end_of(self.output)
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
                     data = os.read(self.master, 1 << 16)
                 except OSError:
                     self.closed = True  # the other side is
-                    assert enough(), self.output
+                    assert enough(), end_of(self.output)
                     return
                 self.output += data.decode()
 
@@ -133,4 +138,4 @@ def wait_for_line(stream, text):
         lines.append(line)
         if text in line:
             return line
-    raise AssertionError(f"{text!r} is not in {''.join(lines)!r}")
+    raise AssertionError(f"{text!r} is not in what was written, which ends with:\n{end_of(''.join(lines))}")
