@@ -3,8 +3,10 @@
 import contextlib
 import faulthandler
 import itertools
+import pathlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Add the marks and the fixture of tests of faults, heed Ctrl-C, and take the ports that no test may rely on."""
     # A shell has what it starts in the background ignore SIGINT, and programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What helpers assert is explained as what tests assert is.
+    helpers = {path.stem for path in (pathlib.Path(__file__).parent / "support").glob("*.py")}
+    pytest.register_assert_rewrite(*(helpers - set(sys.modules)))
     config.addinivalue_line("markers", "fault(row, ...): a test of these rows of tests/support/fault_rows.py")
     config.addinivalue_line("markers", "slow: left out by `make test`, and run by `make test-all`")
     config.pluginmanager.register(fault_reports.FaultResults(config.getoption(fault_reports.OPTION)))

@@ -57,7 +57,8 @@ def checked(code, expected, output, errors):
     """Check how a command ended; return what it printed, or complained of."""
     assert code == expected, end_of(output + errors)
     assert "Traceback" not in errors
-    assert (output if code else errors) == ""
+    silent = output if code else errors
+    assert silent == "", end_of(silent)
     return errors if code else output
 
 
