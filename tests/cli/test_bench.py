@@ -17,7 +17,9 @@ import spead2
 
 from interruption import started
 from speadrx import Axis, Layout, Receiver, SideItem, TimeAxis, layouts
-from speadrx.cli.measure import REACHED, CallbackCost, Loopback, default_user_data, machine
+from speadrx.cli.bench import default_user_data, machine
+from speadrx.cli.callback_cost import CallbackCost
+from speadrx.cli.loopback import REACHED, Loopback
 from speadrx.simulate import Simulator
 from speadrx.simulate.premade import Premade, Sent
 from terminals import PATIENCE, Terminal
@@ -98,7 +100,7 @@ def test_sender_ends_quietly_when_nobody_receives():
         sock.bind(("127.0.0.1", 0))
         endpoint = sock.getsockname()
     tell = pickle.dumps((WRAPPING, {}, 9000)) + pickle.dumps((endpoint, PATIENCE, 1e7))
-    sender = [sys.executable, "-c", "from speadrx.cli.measure import _send; _send()"]
+    sender = [sys.executable, "-c", "from speadrx.cli.loopback import _send; _send()"]
     result = subprocess.run(sender, input=tell, capture_output=True, check=True, timeout=PATIENCE)
     assert (result.stdout, result.stderr) == (b"", b"")
 

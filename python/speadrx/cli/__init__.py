@@ -1,4 +1,4 @@
-"""The command `speadrx`, with one module for each of its sub-commands."""
+"""The command `speadrx`, with a module for each of its sub-commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def main() -> None:
     Raises
     ------
     SystemExit
-        When the command has ended, the packages that it needs are not installed, or its output has no space.
+        When the command has ended, packages that it needs are not installed, or there is no space for its output.
     """
     try:
         import click
-        import rich  # noqa: F401 (if it is missing, it shall be said here)
+        import rich  # noqa: F401 (imported here so that the message is the same if it is missing)
     except ModuleNotFoundError as exc:
         raise SystemExit(f"speadrx: {exc.name} is not installed; do: pip install 'speadrx[cli]'") from None
 

@@ -1,4 +1,4 @@
-"""What a receiver has seen, as people read it: a live view, a line, the full account; and as JSON."""
+"""Show what a receiver has seen: as a live view, a line, the full account, or JSON."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from speadrx._words import counted
 from speadrx.accounts.report import ReceiverStats, SourceStats
 from speadrx.layout.base import DeclarativeLayout
 
-from .tables import Format, Rows, exact, percentage, printable, table_of
+from .tables import Format, Rows, exact, fraction, loss_style, percentage, printable, table_of, tally
 
-#: Lines of the full account beside the table of sources, so that all of it fits the terminal.
+#: Lines of the full account besides the table of sources, so that all of it fits in the terminal.
 _OTHER_LINES = 12
 _LEAST_ROWS = 4
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast heaps were placed, and chunks came out."""
+    """How fast heaps were placed and chunks were completed."""
 
     gigabits_per_second: float
     heaps_per_second: float
@@ -34,17 +35,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a receiver has seen by now, and at an earlier time (None: nothing then)."""
+    """What a receiver has seen now, and at an earlier time (None: at its start)."""
 
     layout: DeclarativeLayout
     stats: ReceiverStats
     before: ReceiverStats | None
-    seconds: float  # in between
-    #: If it was ended while heaps came: the loss in the chunks before, of which none was cut short.
+    seconds: float  # from the earlier time to now
+    #: If it was ended while heaps still came: the loss until then. The end cuts the last chunks short.
     loss_when_ended: float | None = None
 
     def rates(self) -> Rates:
-        """Rates in between; gigabits are those of payload."""
+        """Rates since the earlier time. Gigabits are of payload."""
 
         def rate(name: str) -> float:
             rise = getattr(self.stats, name) - (0 if self.before is None else getattr(self.before, name))
@@ -60,7 +61,7 @@ class Moment:
         rows = [
             SourceRow(
                 now,
-                _loss(now.missing - (old.missing if old else 0), now.present - (old.present if old else 0)),
+                fraction(now.missing - (old.missing if old else 0), now.present - (old.present if old else 0)),
                 (now.placed - (old.placed if old else 0)) / self.seconds if self.seconds > 0 else 0.0,
             )
             for now, old in zip(self.stats.sources, before, strict=True)
@@ -70,24 +71,20 @@ class Moment:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A source, and its loss and rate in between."""
+    """A source, with its loss and its rate since the earlier time."""
 
     stats: SourceStats
     loss: float | None
     heaps_per_second: float
 
 
-def _loss(missing: int, present: int) -> float | None:
-    return missing / (missing + present) if missing + present else None
-
-
 def loss(stats: ReceiverStats) -> float | None:
-    """Missing heaps as a fraction of those expected, if any were."""
-    return _loss(stats.missing, stats.present)
+    """Missing heaps as a fraction of those expected; None if none were expected."""
+    return fraction(stats.missing, stats.present)
 
 
 def residual(stats: ReceiverStats) -> int:
-    """Placed heaps for which there is no account: 0, unless something is wrong."""
+    """Placed heaps that the account does not explain: 0, unless something is wrong."""
     return stats.placed - stats.present - stats.duplicates - stats.too_old - stats.unfinished
 
 
@@ -105,20 +102,13 @@ def document(moment: Moment, **about: Any) -> dict[str, Any]:
     }
 
 
-def _rejected(stats: ReceiverStats) -> Iterator[Text]:
-    found = sorted(((count, reason) for reason, count in stats.rejected.items() if count), reverse=True)
-    if found:
-        text = ", ".join(f"{exact(count)} {reason}" for count, reason in found)
-        yield Text("Rejected: ").append_text(printable(text))
-
-
 def _rings(stats: ReceiverStats) -> str:
     data, free = stats.data_ring, stats.free_ring
     return f"data ring {data.chunks}/{data.capacity}, free {free.chunks}/{free.capacity}"
 
 
 def line(moment: Moment) -> str:
-    """Sum it up in a line, for logs."""
+    """Summarise it in a line, for logs."""
     stats, rates = moment.stats, moment.rates()
     return (
         f"{time.strftime('%H:%M:%S')}  {rates.gigabits_per_second:.3g} Gb/s  {exact(rates.heaps_per_second)} heaps/s  "
@@ -128,7 +118,7 @@ def line(moment: Moment) -> str:
 
 
 class LiveView:
-    """What there is to see while a receiver is at work, as far as the terminal has room for it."""
+    """Shows what a receiver has seen while it runs, as far as it fits in the terminal."""
 
     def __init__(self, moment: Moment, where: str) -> None:
         self._moment = moment
@@ -138,7 +128,7 @@ class LiveView:
         moment, stats, rates = self._moment, self._moment.stats, self._moment.rates()
         before = moment.before
         since = (0, 0) if before is None else (before.missing, before.present)
-        newly = percentage(_loss(stats.missing - since[0], stats.present - since[1]))
+        newly = percentage(fraction(stats.missing - since[0], stats.present - since[1]))
         above = Group(
             printable(f"{time.strftime('%H:%M:%S')}  {self._where}, {stats.seconds:.0f} s"),
             Text(
@@ -149,7 +139,7 @@ class LiveView:
                 f"{_rings(stats)}, kernel drops {exact(stats.kernel_drops)}, too old {exact(stats.too_old)}, "
                 f"incomplete {exact(stats.incomplete)}"
             ),
-            *_rejected(stats),
+            *tally("Rejected", stats.rejected),
             Text(),
         )
         yield above
@@ -165,27 +155,23 @@ class LiveView:
             table.add_row(
                 printable(stats.label),
                 percentage(row.loss),
-                percentage(_loss(stats.missing, stats.present)),
+                percentage(fraction(stats.missing, stats.present)),
                 number(row.heaps_per_second),
                 *map(number, counts),
-                style=_style(row.loss),
+                style=loss_style(row.loss),
             )
         return table
 
 
-def _style(loss: float | None) -> str:
-    return "red" if (loss or 0) >= 0.01 else "yellow" if loss else ""
-
-
 class Account:
-    """The full account of a receiver that has ended.
+    """Shows the full account of a receiver that has ended.
 
     Parameters
     ----------
     moment
-        All that it has seen, and in how many seconds.
+        What it has seen from start to end.
     all_sources
-        Show all sources, also if they do not fit the terminal.
+        Show all sources, even if they do not fit in the terminal.
     """
 
     def __init__(self, moment: Moment, *, all_sources: bool) -> None:
@@ -197,7 +183,7 @@ class Account:
         room = None if self._all_sources else max(console.height - _OTHER_LINES, _LEAST_ROWS)
         yield Rows(self._moment.sources(), "sources", self._table, room=room)
         yield Text()
-        yield from _rejected(stats)
+        yield from tally("Rejected", stats.rejected)
         yield from map(Text, self._sums())
 
     def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:
@@ -221,20 +207,18 @@ class Account:
             f"Rates: {rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
             f"{exact(rates.packets_per_second)} packets/s in {self._moment.seconds:.2f} s."
         )
-        drops, incomplete = exact(stats.kernel_drops), exact(stats.incomplete)
-        yield f"Lost on the way: {drops} packets dropped by the kernel, {incomplete} heaps incomplete."
+        drops, incomplete = counted(stats.kernel_drops, "packet"), counted(stats.incomplete, "heap")
+        yield f"Lost on the way: {drops} dropped by the kernel, {incomplete} incomplete."
         if stats.restarts:
-            yield (
-                f"Time began anew {exact(stats.restarts)} times; {exact(stats.epoch_gap_heaps)} heaps of the time in "
-                "between are not expected."
-            )
+            gap = f"{counted(stats.epoch_gap_heaps, 'heap')} between the old and the new time"
+            yield f"Time restarted {counted(stats.restarts, 'time')}: {gap} are not expected."
         present, missing = f"{exact(stats.present)} present", f"{exact(stats.missing)} missing"
-        yield f"Expected: {exact(stats.expected)} heaps = {present} + {missing} ({percentage(loss(stats))})."
+        yield f"Expected: {counted(stats.expected, 'heap')} = {present} + {missing} ({percentage(loss(stats))})."
         before = self._moment.loss_when_ended
         if before is not None and before != loss(stats):
-            yield f"Without the chunks that were cut short when it was ended, {percentage(before)} were missing."
-        others = f"{exact(stats.duplicates)} duplicates + {exact(stats.too_old)} too old"
-        yield f"Placed: {exact(stats.placed)} heaps = {present} + {others} + {exact(stats.unfinished)} unfinished."
+            yield f"Until it was ended, {percentage(before)} were missing: the end cut the last chunks short."
+        others = f"{counted(stats.duplicates, 'duplicate')} + {exact(stats.too_old)} too old"
+        yield f"Placed: {counted(stats.placed, 'heap')} = {present} + {others} + {exact(stats.unfinished)} unfinished."
         left = residual(stats)
         if left:
             yield f"Residual: {exact(left)} (SOME HEAPS ARE NOT ACCOUNTED FOR)."

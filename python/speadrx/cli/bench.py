@@ -1,10 +1,12 @@
-"""`speadrx bench`: what a heap costs on this machine, and the rate over its loopback interface."""
+"""`speadrx bench`: measure what a heap costs on this machine, and the rate over its loopback interface."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,30 +14,60 @@ from typing import Any
 
 import click
 import numpy as np
+import spead2
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from speadrx._core import __version__
+from speadrx._words import counted
 from speadrx.layout import presets
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Layout
 
+from .callback_cost import CallbackCost
 from .interrupt import interruptible
-from .measure import CallbackCost, Loopback, Rate, default_user_data, machine
+from .loopback import Loopback, Rate
 from .options import load_layout, set_option
 from .parameters import read_finite
 from .progress import Bar
 
-#: For the loopback interface, if no layout is given.
+#: Layout for the loopback interface, if none is given.
 DEFAULT_LAYOUT = "meerkat-digitiser"
-#: Seconds that the placement of a layout is timed for in a round.
+#: Seconds to time the placement of a layout for, in each round.
 PLACEMENT_SECONDS = 0.2
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, as plain values."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), model)
+    largest_buffer = None
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/net/core/rmem_max", encoding="ascii") as file:
+        largest_buffer = int(file.read())
+    return {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "rmem_max": largest_buffer,
+        "python": platform.python_version(),
+        "spead2": spead2.__version__,
+        "numpy": np.__version__,
+        "speadrx": __version__,
+    }
+
+
+def default_user_data(layout: DeclarativeLayout) -> dict[str, int]:
+    """Return index 0 for each axis that a layout takes from ``user_data``."""
+    return {axis.from_user_data: 0 for axis in layout.declaration.axes if axis.from_user_data is not None}
 
 
 @dataclass
 class Results:
     """What was measured, round by round."""
 
-    #: ns per heap, by layout.
+    #: Nanoseconds per heap, by layout.
     placement: dict[str, list[float]] = field(default_factory=dict)
     loopback: list[Rate] = field(default_factory=list)
 
@@ -43,7 +75,7 @@ class Results:
 def _measure(
     costs: dict[str, CallbackCost], loopback: Loopback, seconds: float, stop: Callable[[], bool]
 ) -> Iterator[Results]:
-    """Measure round by round until the time is up; each round is whole, and the first always ends unless stopped."""
+    """Measure round by round until the time is up. The first round is always finished, unless it is stopped."""
     results = Results({name: [] for name in costs})
     end = time.monotonic() + seconds
     while not stop() and (not results.loopback or time.monotonic() < end):
@@ -63,7 +95,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _report(results: Results, layout: Layout, chosen: str, max_packet_size: int) -> dict[str, Any]:
-    """All that was measured, as JSON can say it."""
+    """All that was measured, as plain values."""
     limits = [rate.limit for rate in results.loopback]
     return {
         "machine": machine(),
@@ -80,7 +112,7 @@ def _report(results: Results, layout: Layout, chosen: str, max_packet_size: int)
 
 
 _LIMITS = {
-    "sender": "the sender can do no more",
+    "sender": "the sender cannot send faster",
     "receiver": "the receiver falls behind",
     "loss": "heaps are lost",
 }
@@ -105,16 +137,18 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         f"{about['processor']}, {about['cores']} cores, {about['kernel']}; "
         f"Python {about['python']}, spead2 {about['spead2']}, speadrx {about['speadrx']}\n"
     )
-    placement = _table("Placement, ns per heap")
+    placement = _table("Placement of a heap, in ns")
     for name, spread in report["placement_ns_per_heap"].items():
         _add(placement, name, spread, 1)
     console.print(placement)
-    rates = _table(f"\nLoopback without loss, {loopback['layout']}")
+    rates = _table(f"\nHighest loopback rate without loss, {loopback['layout']}")
     _add(rates, "heaps/s", loopback["heaps_per_second"], 0)
     _add(rates, "Gb/s of payload", loopback["gigabits_per_second"], 2)
     console.print(rates)
     rounds = len(loopback["heaps_per_second"]["rounds"])
-    limits = "; ".join(f"{_LIMITS[limit]} ({n} of {rounds} rounds)" for limit, n in loopback["limits"].items() if n)
+    limits = "; ".join(
+        f"{_LIMITS[limit]} (in {n} of {counted(rounds, 'round')})" for limit, n in loopback["limits"].items() if n
+    )
     console.print(
         f"\nHeaps have {loopback['heap_bytes']:,} bytes, packets at most {loopback['max_packet_bytes']:,}.\n"
         f"What limits the rate: {limits}."
@@ -126,7 +160,7 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
         user_data = default_user_data(layout)
         return CallbackCost(layout, user_data), Loopback(layout, user_data, max_packet_size=max_packet_size)
     except ValueError as exc:
-        raise click.UsageError(f"{name}: heaps of this layout cannot be made: {exc}") from None
+        raise click.UsageError(f"{name}: heaps of this layout cannot be simulated: {exc}") from None
 
 
 @click.command()
@@ -135,8 +169,8 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
     "--layout",
     "name",
     metavar="FILE|PRESET",
-    help=f"Layout to measure: a TOML file, or one that comes with speadrx.  [default: the placement of all that "
-    f"come with it, and {DEFAULT_LAYOUT} for the loopback interface]",
+    help=f"Layout to measure: a TOML file, or one that comes with speadrx.  [default: all that come with speadrx for "
+    f"the placement, {DEFAULT_LAYOUT} for the loopback interface]",
 )
 @set_option
 @click.option(
@@ -145,14 +179,14 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
     callback=read_finite,
     default=20.0,
     show_default=True,
-    help="Time after which no further round begins; a round takes some seconds.",
+    help="Begin no more rounds after so many seconds. A round takes a few seconds.",
 )
 @click.option(
     "--packet-bytes",
     type=click.IntRange(256, 65507),
     default=9000,
     show_default=True,
-    help="Bytes of a packet at most, SPEAD header included, UDP header not.",
+    help="Most bytes in a packet, including the SPEAD header but not the UDP header.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with the figures of each round.")
 @click.pass_context
@@ -166,21 +200,28 @@ def bench(
 ) -> None:
     """Measure what a heap costs on this machine.
 
-    Placement: what a call of the placement callback takes in the network thread, above a call of nothing,
-    in ns per heap. Loopback: the highest rate at which a process sends heaps over UDP to a receiver on
-    127.0.0.1 without losing any, both on this machine; a network card and its driver are not in it. These are
-    measured in turn, in rounds; the report has medians and quartiles of the rounds. Ctrl-C ends it early, with the
-    rounds so far.
+    Placement: the time that the network thread needs to place a heap, in nanoseconds. It is measured as a call of
+    the placement callback, less a call of a function that does nothing.
+
+    Loopback: the highest rate at which one process can send heaps over UDP to a receiver on 127.0.0.1 without
+    loss. Both are on this machine, so a network card and its driver play no part.
+
+    Both are measured in several rounds. The report has the median and the quartiles of the rounds. Ctrl-C ends it
+    early, with the rounds so far.
 
     \b
     Example:
       speadrx bench --seconds 60
       speadrx bench -l array.toml --json
 
-    Exit codes: 0, measured; 1, no round was finished, or heaps were lost at any rate; 2, wrong usage.
-    """  # noqa: D301
+    \b
+    Exit codes:
+      0  it was measured
+      1  no round was finished, or heaps were lost at all rates
+      2  wrong usage
+    """  # noqa: D301 (click needs the backslash)
     if name is None and overrides:
-        raise click.UsageError("--set changes the layout given by -l/--layout, but there is none")
+        raise click.UsageError("--set changes a layout: give one with -l/--layout")
     chosen = name or DEFAULT_LAYOUT
     layout = load_layout(chosen, overrides, "-l/--layout")
     cost, loopback = _check_layout(layout, chosen, packet_bytes)
@@ -194,7 +235,7 @@ def bench(
     except (RuntimeError, MemoryError, OSError, ValueError) as exc:
         raise click.ClickException(str(exc)) from None
     if not results.loopback:
-        raise click.ClickException("interrupted before a round was finished: nothing was measured")
+        raise click.ClickException("interrupted before the first round was finished: nothing was measured")
     report = _report(results, layout, chosen, packet_bytes)
     if as_json:
         click.echo(json.dumps(report))
@@ -204,7 +245,7 @@ def bench(
 
 
 def _run(costs: dict[str, CallbackCost], loopback: Loopback, seconds: float) -> Results:
-    # What a receiver has to complain of near its limit is what is measured.
+    # Near its limit, a receiver logs warnings; but this limit is what is measured.
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     results = Results()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

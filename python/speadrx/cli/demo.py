@@ -1,4 +1,4 @@
-"""`speadrx demo`: receive a simulated digitiser array with known faults, and account for every heap."""
+"""`speadrx demo`: receive from a simulated digitiser array with known faults, and account for every heap."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from speadrx.accounts.accounting import Accounting
 from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.metrics.stats import StatsCollector
@@ -40,7 +41,7 @@ from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
 from .interrupt import interruptible
 from .parameters import read_finite
 
-#: Four digitisers of two polarisations: 4096 samples of 10 bits a heap, a heap a packet.
+#: Four digitisers with two polarisations. A heap has 4096 samples of 10 bits, and is sent in one packet.
 LAYOUT = Layout(
     name="demo",
     heap_bytes=5120,
@@ -57,20 +58,20 @@ LAYOUT = Layout(
 WINDOW_CHUNKS = 4
 POOL_CHUNKS = 24
 FIRST_TIMESTAMP = 2**20 * LAYOUT.chunk_timestamp_step
-MAX_PACKET_BYTES = 9000  # so that a heap is one packet
+MAX_PACKET_BYTES = 9000  # so that a heap fits in one packet
 
 FAULTS = Faults(
     loss=0.01,
     reorder=200,
-    # Later than the window, so too old when they come.
+    # Later than the window, so that they are too old when they come.
     late=0.0005,
     late_by=(WINDOW_CHUNKS + 2) * LAYOUT.chunk_heaps,
     duplicate=0.005,
     garbage=0.005,
     garbage_kinds=tuple(kind for kind in GARBAGE_KINDS if kind != "noise"),
 )
-# Packets that do not decode are counted by nobody. They are sent before all else, when no buffer can be
-# full: so none of them is among the kernel's drops, and both numbers are exact.
+# Nobody counts packets that do not decode. They are sent before everything else, when no buffer can be full. So the
+# kernel drops none of them, and both numbers are exact.
 NOISE = Faults(loss=1, garbage=1, garbage_kinds=("noise",))
 NOISE_BATCHES = 2
 
@@ -80,11 +81,11 @@ GIVE_UP_SECONDS = 5.0
 
 
 @dataclass
-class Sent:
-    """What the sender reports when it has finished."""
+class SenderReport:
+    """What the sender knows at the end."""
 
     truth: Truth
-    noise: int  # heaps, each of one packet
+    noise: int  # heaps of one packet each, which do not decode
     seconds: float
 
     @property
@@ -94,8 +95,8 @@ class Sent:
 
 
 @dataclass
-class Received:
-    """What the receiver knows in the end."""
+class ReceiverReport:
+    """What the receiver knows at the end."""
 
     labels: tuple[str, ...]
     present: np.ndarray
@@ -115,7 +116,7 @@ def _simulator(seed: int, faults: Faults = FAULTS) -> Simulator:
 
 
 def _send(port: int, seconds: float, rate: float, seed: int) -> None:
-    """Send until the time is over or something, be it its end, comes in on stdin; then report on stdout."""
+    """Send until the time is up, or standard input has something or ends. Then report on standard output."""
     started = time.monotonic()
 
     def stop() -> bool:
@@ -125,7 +126,7 @@ def _send(port: int, seconds: float, rate: float, seed: int) -> None:
         noise = _simulator(seed, NOISE).send(sink, NOISE_BATCHES)
         truth = _simulator(seed).send(sink, rate=rate, stop=stop)
     report = json.dumps([dataclasses.asdict(truth), noise.copies, time.monotonic() - started])
-    with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
+    with contextlib.suppress(BrokenPipeError):  # the receiver has ended
         os.write(sys.stdout.fileno(), report.encode())
 
 
@@ -145,7 +146,7 @@ def _sender(port: int, seconds: float, rate: float, seed: int) -> Iterator[subpr
         yield process
 
 
-def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> Sent:
+def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> SenderReport:
     """Wait for the sender's report, and tell it to stop when interrupted."""
     assert sender.stdin is not None
     assert sender.stdout is not None
@@ -156,7 +157,7 @@ def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> Sent
         truth, noise, seconds = json.load(sender.stdout)
     except json.JSONDecodeError:
         raise click.ClickException("the sender died before it had finished; no accounts can be made") from None
-    return Sent(Truth(**truth), noise, seconds)
+    return SenderReport(Truth(**truth), noise, seconds)
 
 
 def _free_port() -> int:
@@ -184,7 +185,7 @@ def _drain(stream: ChunkRingStream, decodable_packets: int) -> None:
 
 
 def _consume(chunks: Any, simulator: Simulator) -> int:
-    """Take all chunks; return how many heaps do not hold what was sent."""
+    """Take all chunks; return how many heaps differ from what was sent."""
     wrong = 0
     for chunk in chunks:
         with chunk:
@@ -206,7 +207,7 @@ def _scrape(port: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _metrics(stream: ChunkRingStream) -> Iterator[int]:
-    """Serve the statistics of the stream; gives the port."""
+    """Serve the statistics of the stream; yields the port."""
     registry = CollectorRegistry()
     collector = StatsCollector(
         {name: (name.removeprefix(STAT_PREFIX), f"Heaps counted as {name}") for name in STATS},
@@ -223,15 +224,15 @@ def _metrics(stream: ChunkRingStream) -> Iterator[int]:
         thread.join()
 
 
-def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], None]) -> tuple[Sent, Received]:
-    """Send and receive; return what both know of it."""
-    data_ring = spead2.recv.ChunkRingbuffer(POOL_CHUNKS)
-    free_ring = spead2.recv.ChunkRingbuffer(POOL_CHUNKS)
+def _run(
+    seconds: float, rate: float, seed: int, announce: Callable[[int, int], None]
+) -> tuple[SenderReport, ReceiverReport]:
+    """Send and receive; return what both sides know."""
     stream = make_stream(
         layout=LAYOUT,
         max_active_chunks=WINDOW_CHUNKS,
-        data_ringbuffer=data_ring,
-        free_ringbuffer=free_ring,
+        data_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
+        free_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
         stop_on_stop_item=False,
     )
     with contextlib.ExitStack() as stack:
@@ -240,8 +241,8 @@ def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], 
         ChunkPool(stream, POOL_CHUNKS)
         port = _free_port()
         add_reader(stream, src=[("127.0.0.1", port)])
-        # Stopping a queue that the stream reads ends the stream as if its data had ended: the chunks under
-        # construction come out. stream.stop() would throw them away.
+        # When a queue that the stream reads is stopped, the stream ends as if its data had ended, and completes the
+        # chunks in its window. stream.stop() would throw them away.
         end = spead2.InprocQueue()
         stream.add_inproc_reader(end)
         chunks = iter_chunks(stream)
@@ -255,28 +256,31 @@ def _run(seconds: float, rate: float, seed: int, announce: Callable[[int, int], 
         _drain(stream, sent.truth.decodable_packets)
         end.stop()
         wrong = wrong_heaps.result()
-        assert stream.ledger is not None  # as the layout is declarative
-        ledger = stream.ledger.snapshot()
-        received = Received(
-            labels=ledger.source_labels,
-            present=chunks.accounting.present_by_source,
-            missing=chunks.accounting.missing_by_source,
-            duplicates=ledger.duplicates_by_source,
-            scraped=_scrape(metrics_port),
-            seen=ledger.seen,
-            packets=stream.stats["packets"],
-            kernel_drops=stream.kernel_drops(),
-            wrong_heaps=wrong,
-        )
-    return sent, received
+        return sent, _received(stream, chunks.accounting, _scrape(metrics_port), wrong)
 
 
-def _accounts(sent: Sent, received: Received) -> dict[str, int]:
-    """What became of the heaps sent, for all reasons that are known.
+def _received(stream: ChunkRingStream, accounting: Accounting, scraped: dict[str, int], wrong: int) -> ReceiverReport:
+    assert stream.ledger is not None  # the layout is declarative
+    ledger = stream.ledger.snapshot()
+    return ReceiverReport(
+        labels=ledger.source_labels,
+        present=accounting.present_by_source,
+        missing=accounting.missing_by_source,
+        duplicates=ledger.duplicates_by_source,
+        scraped=scraped,
+        seen=ledger.seen,
+        packets=stream.stats["packets"],
+        kernel_drops=stream.kernel_drops(),
+        wrong_heaps=wrong,
+    )
 
-    All heaps here are of one packet, so that none stays unfinished.
+
+def _accounts(sent: SenderReport, received: ReceiverReport) -> dict[str, int]:
+    """Say what became of the heaps that were sent.
+
+    Each heap here has one packet, so none stays unfinished.
     """
-    # spead2 counts the packets of heaps sized at 0 or not at all, and nothing more. Those that the kernel
+    # Of heaps without a length, or with length 0, spead2 counts the packets, and nothing more. Those that the kernel
     # dropped are among its drops.
     unsized = min(received.packets - received.seen, sum(sent.truth.unseen.values()))
     too_old = received.scraped["too_old_heaps"]
@@ -290,52 +294,52 @@ def _accounts(sent: Sent, received: Received) -> dict[str, int]:
     }
 
 
-def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, int], residual: int) -> None:
-    sources = Table(title="Heaps by source", title_justify="left")
-    sources.add_column("antenna")
+def _sources_table(sent: SenderReport, received: ReceiverReport) -> Table:
+    table = Table(title="Heaps by source", title_justify="left")
+    table.add_column("antenna")
     for name in ("withheld", "sent", "present", "missing", "duplicates"):
-        sources.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     columns = (sent.truth.lost, sent.truth.sent, received.present, received.missing, received.duplicates)
     for label, *numbers in zip(received.labels, *columns, strict=True):
-        sources.add_row(label, *(f"{number:,}" for number in numbers))
-    sources.add_section()
-    sources.add_row("all", *(f"{sum(map(int, column)):,}" for column in columns))
-    console.print(sources)
+        table.add_row(label, *(f"{number:,}" for number in numbers))
+    table.add_section()
+    table.add_row("all", *(f"{sum(map(int, column)):,}" for column in columns))
+    return table
 
-    others = Table(title="The other heaps, by reason", title_justify="left")
-    others.add_column("reason")
-    others.add_column("sent", justify="right")
-    others.add_column("counted", justify="right")
-    others.add_column("by")
+
+def _others_table(sent: SenderReport, received: ReceiverReport) -> Table:
+    table = Table(title="Other heaps by reason", title_justify="left")
+    table.add_column("reason")
+    table.add_column("sent", justify="right")
+    table.add_column("counted", justify="right")
+    table.add_column("by")
     for name in LAYOUT.stream_stats:
         reason = name.removeprefix(STAT_PREFIX)
-        others.add_row(
-            f"rejected: {reason}",
-            f"{sent.truth.rejected.get(reason, 0):,}",
-            f"{received.scraped[name]:,}",
-            "/metrics",
-        )
-    others.add_row("too old", "", f"{received.scraped['too_old_heaps']:,}", "/metrics")
+        garbage = sent.truth.rejected.get(reason, 0)
+        table.add_row(f"rejected: {reason}", f"{garbage:,}", f"{received.scraped[name]:,}", "/metrics")
+    table.add_row("too old", "", f"{received.scraped['too_old_heaps']:,}", "/metrics")
     unsized = sum(sent.truth.unseen.values())
-    others.add_row("unseen: no length", f"{unsized:,}", f"{received.packets - received.seen:,}", "spead2")
-    others.add_row("unseen: not SPEAD", f"{sent.noise:,}", "", "nobody")
-    others.add_row("kernel drops", "", f"{received.kernel_drops:,}", "the socket")
-    console.print(others)
+    table.add_row("unseen: no length", f"{unsized:,}", f"{received.packets - received.seen:,}", "spead2")
+    table.add_row("unseen: not SPEAD", f"{sent.noise:,}", "", "nobody")
+    table.add_row("kernel drops", "", f"{received.kernel_drops:,}", "the socket")
+    return table
 
+
+def _summary(sent: SenderReport, received: ReceiverReport, accounts: dict[str, int], residual: int) -> Iterator[str]:
     rate = sent.truth.copies / sent.seconds
     gigabits = sent.truth.bytes * 8e-9 / sent.seconds
-    console.print(f"Rates: {rate:,.0f} heaps/s, {gigabits:.2f} Gb/s for {sent.seconds:.1f} s.")
+    yield f"Rate: {rate:,.0f} heaps/s, {gigabits:.2f} Gb/s for {sent.seconds:.1f} s."
     if received.wrong_heaps:
-        console.print(f"WRONG DATA in {received.wrong_heaps:,} of {accounts['present']:,} heaps present.")
+        yield f"WRONG DATA in {received.wrong_heaps:,} of the {accounts['present']:,} heaps that are present."
     else:
-        console.print(f"Data: every byte of the {accounts['present']:,} heaps present is what was sent.")
+        yield f"Data: all bytes of the {accounts['present']:,} heaps that are present are as sent."
     sums = " + ".join(f"{number:,} {name}" for name, number in accounts.items())
-    console.print(f"Accounts: {sent.copies:,} sent = {sums}.")
+    yield f"Account: {sent.copies:,} sent = {sums}."
     verdict = "every heap is accounted for" if residual == 0 else "SOME HEAPS ARE NOT ACCOUNTED FOR"
-    console.print(f"Residual: {residual:,} ({verdict}).")
-    console.print(
-        "\nWhere to look next: README.md has a receiver of five lines, ARCHITECTURE.md says\n"
-        "how it works, and speadrx.simulate sends heaps of a layout of your own."
+    yield f"Residual: {residual:,} ({verdict})."
+    yield (
+        "\nNext: README.md has a receiver of five lines, ARCHITECTURE.md says how it works,\n"
+        "and 'speadrx send' and speadrx.simulate send heaps of your own layout."
     )
 
 
@@ -346,7 +350,7 @@ def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, 
     callback=read_finite,
     default=4.0,
     show_default=True,
-    help="Time to send for.",
+    help="How long to send, in seconds.",
 )
 @click.option(
     "--rate",
@@ -354,17 +358,17 @@ def _show(console: Console, sent: Sent, received: Received, accounts: dict[str, 
     callback=read_finite,
     default=0.8,
     show_default=True,
-    help="Rate to send at in Gb/s. Too much for this machine shows as kernel drops.",
+    help="Rate to send at, in Gb/s. If it is too high for this machine, the kernel drops packets.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the data and the faults.")
 @click.pass_context
 def demo(context: click.Context, seconds: float, rate: float, seed: int) -> None:
-    """Receive a simulated array, and account for every heap.
+    """Receive from a simulated array, and account for every heap.
 
-    Four simulated digitisers with two polarisations each send heaps over UDP to this machine. Some
-    heaps are lost, reordered, duplicated, far too late or garbage, and it is known how many. The
-    receiver must find what became of each; the exit code is 1 if the residual is not 0. Ctrl-C ends it
-    early, with the accounts of what was sent until then.
+    Four simulated digitisers, each with two polarisations, send heaps over UDP to this machine. Some heaps
+    are lost, reordered, duplicated, much too late or garbage, and the sender knows how many. The receiver
+    must find out what became of every heap. The exit code is 1 if some heaps are not accounted for (the
+    residual is not 0). Ctrl-C ends the demo early, with an account of what was sent until then.
     """
     console = Console(highlight=False)
 
@@ -378,5 +382,8 @@ def demo(context: click.Context, seconds: float, rate: float, seed: int) -> None
     sent, received = _run(seconds, rate * 1e9 / 8, seed, announce)
     accounts = _accounts(sent, received)
     residual = sent.copies - sum(accounts.values())
-    _show(console, sent, received, accounts, residual)
+    console.print(_sources_table(sent, received))
+    console.print(_others_table(sent, received))
+    for text in _summary(sent, received, accounts, residual):
+        console.print(text)
     context.exit(1 if residual or received.wrong_heaps else 0)

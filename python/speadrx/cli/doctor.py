@@ -1,4 +1,4 @@
-"""`speadrx doctor`: why nothing arrives, or not everything, and the command that mends it."""
+"""`speadrx doctor`: find out why nothing arrives, or not everything, and print the commands that fix it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STYLES = {"problem": "bold red", "warning": "yellow", "unknown": "cyan", "ok": 
 
 def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
     try:
-        # Packets of link-local senders are told apart by where they come in.
+        # A link-local sender needs no interface here: packets show where they come in.
         return tuple(str(ipaddress.ip_address(text)).partition("%")[0] for text in texts)
     except ValueError:
         raise click.BadParameter(f"{', '.join(texts)}: wanted IP addresses, such as 10.0.0.7") from None
@@ -36,7 +36,7 @@ def _affinity(context: click.Context, parameter: click.Parameter, text: str | No
     if text is None:
         return ()
     try:
-        # Each part on its own, as a processor that is there twice is another matter.
+        # Part by part, so that a processor that is given twice stays twice.
         found = [sorted(parse_cpus(part.strip())) for part in text.split(",")]
         if not all(found):
             raise ValueError("a part is empty")
@@ -53,36 +53,45 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
         if finding.why:
             console.print(Text(finding.why), style="dim")
         for command in finding.mend:
-            # On a line of its own, however long it is, so that it can be copied.
+            # In one line, however long it is, so that it can be copied.
             console.print(Text(f"    {command}"), style="bold", soft_wrap=True)
         console.print()
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in _STYLES}
     console.print(
-        f"Problems: {counts['problem']}, warnings: {counts['warning']}, not known: {counts['unknown']}, "
-        f"well: {counts['ok']}."
+        f"Problems: {counts['problem']}, warnings: {counts['warning']}, unknown: {counts['unknown']}, "
+        f"fine: {counts['ok']}."
     )
 
 
 @click.command()
 @click.argument("endpoints", nargs=-1, callback=read_endpoints)
-@click.option("--interface", metavar="ADDRESS", help="Interface that the receiver is given: its address, or its name.")
-@click.option("--sender", "senders", metavar="ADDRESS", multiple=True, callback=_senders, help="A sender. Repeatable.")
+@click.option("--interface", metavar="ADDRESS", help="Interface that the receiver uses: its address or its name.")
+@click.option(
+    "--sender",
+    "senders",
+    metavar="ADDRESS",
+    multiple=True,
+    callback=_senders,
+    help="Address of a sender. May be repeated.",
+)
 @click.option(
     "--buffer",
     type=click.IntRange(0),
     default=DEFAULT_BUFFER,
     show_default=True,
-    help="Socket buffer that the receiver asks for, in bytes, split among the endpoints.",
+    help="Bytes of socket buffer that the receiver asks for, shared by the endpoints.",
 )
 @click.option(
     "--packet-size",
     type=click.IntRange(1, 65507),
-    help="UDP payload of the senders' largest packets, in bytes (their max_packet_size).  [default: not known]",
+    help="Bytes of UDP payload in the senders' largest packets (their max_packet_size).  [default: not known]",
 )
-@click.option("-l", "--layout", "name_or_path", metavar="FILE|PRESET", help="Layout of the heaps: for memory, and MTU.")
+@click.option(
+    "-l", "--layout", "name_or_path", metavar="FILE|PRESET", help="Layout of the heaps, to check memory and MTU."
+)
 @set_option
 @click.option(
-    "--affinity", metavar="CPUS", callback=_affinity, help="Processors of the receiver's threads: 2,4 or 2-5."
+    "--affinity", metavar="CPUS", callback=_affinity, help="Processors for the receiver's threads: 2,4 or 2-5."
 )
 @click.option(
     "--listen",
@@ -90,10 +99,10 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
     callback=read_finite,
     default=2.0,
     show_default=True,
-    help="Time to listen to the endpoints, in seconds; 0 not to.",
+    help="Listen to the endpoints for so many seconds; 0 means not at all.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option("--all", "everything", is_flag=True, help="Print what is well, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
+@click.option("--all", "everything", is_flag=True, help="Also print what is fine.")
 @click.pass_context
 def doctor(
     context: click.Context,
@@ -109,12 +118,12 @@ def doctor(
     as_json: bool,
     everything: bool,
 ) -> None:
-    """Find out why nothing arrives at ENDPOINTS, or not everything, and what mends it.
+    """Find out why nothing arrives at ENDPOINTS, or not everything, and how to fix it.
 
-    It binds and joins as the receiver would, and sees how far packets get; then it checks the
-    interface, routes, reverse path filter, MTU, firewall, buffers, processors and memory. What is
-    wrong comes first, with the command that mends it. Nothing is changed. Run it with the options
-    of the receiver, as root to see more (what comes to the interfaces, firewall, other processes).
+    It binds and joins ENDPOINTS as the receiver would, and finds out how far packets get. Then it checks
+    the interface, routes, reverse path filter, MTU, firewall, buffers, processors and memory. Problems
+    come first, with the commands that fix them. The doctor itself changes nothing. Give it the options of
+    the receiver. Run it as root to see more: packets at the interfaces, the firewall, other processes.
 
     \b
     Example:
@@ -125,9 +134,9 @@ def doctor(
         0  no problems (there may be warnings)
         1  problems
         2  wrong usage
-    """  # noqa: D301 (click wants the character)
+    """  # noqa: D301 (click needs the backslash)
     if overrides and name_or_path is None:
-        raise click.UsageError("--set changes a layout: give one with --layout")
+        raise click.UsageError("--set changes a layout: give one with -l/--layout")
     layout: Layout | None = None
     if name_or_path is not None:
         layout = load_layout(name_or_path, overrides, "-l/--layout")

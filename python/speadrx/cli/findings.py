@@ -1,4 +1,4 @@
-"""What `speadrx inspect` has found: as text, as TOML and as JSON."""
+"""Show what `speadrx inspect` has found: as text, TOML or JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from speadrx._words import counted, listed
 from speadrx.layout.declaration import Layout
 from speadrx.layout.items import item_name
 from speadrx.layout.picture import escaped
@@ -23,7 +24,7 @@ from speadrx.survey.kinds import Address, Stream
 from speadrx.survey.propose import Proposal, propose
 from speadrx.survey.values import Profile, profile
 
-#: Streams, addresses and lengths that are shown; all are in the JSON.
+#: Most streams, addresses and lengths to show. JSON has all of them.
 MOST_SHOWN = 10
 _TOML_COLUMNS = 100
 
@@ -39,7 +40,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A stream, and what there is to say of it."""
+    """A stream, with its items and the layout proposed for it."""
 
     stream: Stream
     items: list[Item]
@@ -48,21 +49,21 @@ class Found:
 
 
 @dataclasses.dataclass
-class Source:
-    """Where packets came from, and which of them did not get here."""
+class Origin:
+    """A capture or endpoints: what was inspected, and what could not be read of it."""
 
     name: str
     live: bool
     interface: str | None = None
     capture: Capture | None = None
-    #: Why a file was not read to its end.
+    #: Why the rest of a file was not read.
     damage: str | None = None
     kernel_drops: int = 0
     interrupted: bool = False
 
 
 def look(survey: Survey) -> list[Found]:
-    """Look at each stream of a survey."""
+    """Describe each stream of a survey."""
     described = survey.described()
 
     def name(item: int) -> str | None:
@@ -80,14 +81,14 @@ def look(survey: Survey) -> list[Found]:
 
 
 def _hexadecimal(layout: Layout) -> str:
-    """A layout as TOML, with item IDs as they are known."""
+    """Write a layout as TOML, with hexadecimal item IDs."""
     return re.sub(r"^item = (\d+)$", lambda match: f"item = {int(match[1]):#x}", layout.to_toml(), flags=re.MULTILINE)
 
 
-def toml_text(found: Found, source: str) -> str:
-    """The proposed layout, with what speaks for it and against it."""
+def toml_text(found: Found, origin: str) -> str:
+    """Write the proposed layout, with comments that say why it is so, and what is uncertain."""
     assert found.proposal.layout is not None
-    said = [f"Proposed by speadrx inspect for {escaped(source)}."]
+    said = [f"Proposed by speadrx inspect for {escaped(origin)}."]
     said += found.proposal.reasons
     said += [f"Uncertain: {text}" for text in found.proposal.uncertain]
     comments = "\n".join(
@@ -96,7 +97,7 @@ def toml_text(found: Found, source: str) -> str:
     return f"{comments}\n\n{_hexadecimal(found.proposal.layout)}"
 
 
-def json_document(source: Source, survey: Survey, streams: list[Found]) -> dict[str, Any]:
+def json_document(origin: Origin, survey: Survey, streams: list[Found]) -> dict[str, Any]:
     """All that was found, as plain values."""
 
     def addresses(of: dict[Address, Traffic]) -> list[dict[str, Any]]:
@@ -104,21 +105,21 @@ def json_document(source: Source, survey: Survey, streams: list[Found]) -> dict[
             {"address": format_endpoint(*address), **dataclasses.asdict(traffic)} for address, traffic in of.items()
         ]
 
-    capture = source.capture
+    capture = origin.capture
     return {
-        "source": source.name,
-        "live": source.live,
-        "interrupted": source.interrupted,
+        "source": origin.name,
+        "live": origin.live,
+        "interrupted": origin.interrupted,
         "seconds": survey.seconds,
         "packets": survey.packets,
         "bytes": survey.bytes,
         "packets_per_second": survey.packets / survey.seconds if survey.seconds else None,
         "bits_per_second": survey.bytes * 8 / survey.seconds if survey.seconds else None,
-        "kernel_drops": source.kernel_drops if source.live else None,
+        "kernel_drops": origin.kernel_drops if origin.live else None,
         "skipped": {} if capture is None else dict(capture.skipped),
         "cut_short": 0 if capture is None else capture.cut_short,
         "truncated": capture is not None and capture.truncated,
-        "damage": source.damage,
+        "damage": origin.damage,
         "undecodable": dict(survey.undecodable),
         **{name: getattr(survey, name) for name in _COUNTS},
         "packets_per_heap": {str(n): heaps for n, heaps in sorted(survey.packets_per_heap.items())},
@@ -130,18 +131,18 @@ def json_document(source: Source, survey: Survey, streams: list[Found]) -> dict[
     }
 
 
-#: Counts of a survey, with what they are called where they are shown.
+#: Counts of a survey: what each counts, and what these have in common.
 _COUNTS = {
-    "heaps": "heaps",
-    "incomplete": "incomplete",
-    "unsized": "without a length",
-    "empty": "of length 0",
-    "stops": "stop heaps",
-    "descriptors": "with descriptors only",
-    "duplicate_packets": "packets that came twice",
-    "not_repeated": "packets that do not repeat the items of their heap",
-    "trailing": "packets with bytes behind their payload",
-    "unkept": "heaps beyond what is looked at",
+    "heaps": ("heap", ""),
+    "incomplete": ("heap", "incomplete"),
+    "unsized": ("heap", "without a length"),
+    "empty": ("heap", "of length 0"),
+    "stops": ("heap", "with a stop item"),
+    "descriptors": ("heap", "with only descriptors"),
+    "duplicate_packets": ("packet", "more than once"),
+    "not_repeated": ("packet", "without all items of the heap"),
+    "trailing": ("packet", "with bytes after the payload"),
+    "unkept": ("heap", "too many to inspect"),
 }
 
 
@@ -169,7 +170,7 @@ def _stream_json(found: Found) -> dict[str, Any]:
 
 
 def _fitted(console: Console, columns: list[tuple[str, bool, list[str]]]) -> Table:
-    """A table of as many columns, from the left, as there is room for: numbers are never cut."""
+    """A table with as many columns, from the left, as fit. Numbers are never cut."""
     while True:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         for title, number, _ in columns:
@@ -183,7 +184,7 @@ def _fitted(console: Console, columns: list[tuple[str, bool, list[str]]]) -> Tab
 
 
 def _si(number: float, unit: str) -> str:
-    """Three digits and a prefix."""
+    """Write three digits and a unit with a prefix."""
     for prefix in ("", "k", "M", "G"):
         if number < 999.5 or prefix == "G":
             return f"{number:.3g} {prefix}{unit}"
@@ -191,49 +192,53 @@ def _si(number: float, unit: str) -> str:
     raise AssertionError
 
 
-def show_totals(console: Console, source: Source, survey: Survey) -> None:
-    """Print what holds for all packets together."""
+def _capture_notes(capture: Capture, damage: str | None) -> Iterator[str]:
+    """Say what was not used of a capture."""
+    for reason, n in capture.skipped.items():
+        yield f"{counted(n, 'packet')} of the file not used: {reason}"
+    if capture.cut_short:
+        yield (
+            f"{counted(capture.cut_short, 'packet')} cut short by the capture: their headers were inspected, but a "
+            "receiver cannot use such packets."
+        )
+    if capture.truncated:
+        yield "The last packet of the file is incomplete, and was left out."
+    if damage is not None:
+        yield f"{escaped(damage)}. The rest was not read."
+
+
+def _notes(origin: Origin, survey: Survey) -> Iterator[str]:
+    """Describe all packets together, line by line."""
     rates = ""
     if survey.seconds:
         packet_rate = _si(survey.packets / survey.seconds, "packets/s")
         rates = f": {packet_rate}, {_si(survey.bytes * 8 / survey.seconds, 'b/s')}"
-    said = [
-        f"{escaped(source.name)}: {survey.packets:,} packets, {survey.bytes:,} bytes in {survey.seconds:.6g} s{rates}"
-    ]
-    if source.interrupted:
-        said.append("Interrupted: this is what came until then.")
-    if source.kernel_drops:
-        said.append(f"{source.kernel_drops:,} packets more were dropped by the kernel: this is a sample.")
-    if source.capture is not None:
-        said += [f"{n:,} packets of the file not used: {reason}" for reason, n in source.capture.skipped.items()]
-        if source.capture.cut_short:
-            said.append(
-                f"{source.capture.cut_short:,} packets were cut short by the capture: what is here was learned from "
-                "their headers, but a receiver takes none of them."
-            )
-        if source.capture.truncated:
-            said.append("The file ends in the midst of a packet, which was left out.")
-        if source.damage is not None:
-            said.append(f"{escaped(source.damage)}. What follows was not read.")
-    said += [f"{n:,} packets do not decode: {reason}" for reason, n in survey.undecodable.most_common(MOST_SHOWN)]
-    counts = [f"{getattr(survey, name):,} {text}" for name, text in _COUNTS.items() if getattr(survey, name)]
-    said.append("; ".join(counts) or "No heaps.")
+    amount = f"{counted(survey.packets, 'packet')}, {counted(survey.bytes, 'byte')}"
+    yield f"{escaped(origin.name)}: {amount} in {survey.seconds:.6g} s{rates}"
+    if origin.interrupted:
+        yield "Interrupted: this is what came until then."
+    if origin.kernel_drops:
+        yield f"The kernel dropped another {counted(origin.kernel_drops, 'packet')}: this is a sample."
+    if origin.capture is not None:
+        yield from _capture_notes(origin.capture, origin.damage)
+    for reason, n in survey.undecodable.most_common(MOST_SHOWN):
+        yield f"{counted(n, 'packet')} not decoded: {reason}"
+    counts = {name: getattr(survey, name) for name in _COUNTS}
+    texts = [f"{counted(n, _COUNTS[name][0])} {_COUNTS[name][1]}".strip() for name, n in counts.items() if n]
+    yield "; ".join(texts) or "No heaps."
     if survey.heaps:
-        sizes = survey.heap_bytes().most_common()
-        said.append("Heap bytes: " + listed(f"{size:,} ({n:,})" for size, n in sizes))
-        said.append("Packets per heap: " + listed(f"{n:,} ({c:,})" for n, c in survey.packets_per_heap.most_common()))
-    for text in said:
+        lengths, packets = survey.heap_bytes().most_common(), survey.packets_per_heap.most_common()
+        yield "Heap lengths (number of heaps): " + listed((f"{length:,} ({n:,})" for length, n in lengths), MOST_SHOWN)
+        yield "Packets per heap (number of heaps): " + listed((f"{p:,} ({n:,})" for p, n in packets), MOST_SHOWN)
+
+
+def show_totals(console: Console, origin: Origin, survey: Survey) -> None:
+    """Print what holds for all packets together."""
+    for text in _notes(origin, survey):
         console.print(Text(text))
     for title, of in (("sender", survey.senders), ("destination", survey.destinations)) if survey.packets else ():
         console.print()
         _show_traffic(console, title, of)
-
-
-def listed(texts: Iterable[str], separator: str = ", ") -> str:
-    """Join texts, the first of them if there are many."""
-    texts = list(texts)
-    more = [f"and {len(texts) - MOST_SHOWN} more"] if len(texts) > MOST_SHOWN else []
-    return separator.join(texts[:MOST_SHOWN] + more)
 
 
 def _show_traffic(console: Console, title: str, of: dict[Address, Traffic]) -> None:
@@ -248,16 +253,23 @@ def _show_traffic(console: Console, title: str, of: dict[Address, Traffic]) -> N
         console.print(f"... and {len(of) - len(busiest)} more {title}s")
 
 
+def describe_stream(number: int, stream: Stream) -> str:
+    """Say how many heaps of which length a stream has."""
+    return f"{number}: {counted(stream.heaps, 'heap')} of {counted(stream.heap_bytes, 'byte')}"
+
+
 def show_stream(console: Console, number: int, found: Found) -> None:
     """Print the items of a stream, and the layout proposed for it."""
     stream = found.stream
-    console.print(
-        Text(
-            f"Stream {number}: {stream.heaps:,} heaps of {stream.heap_bytes:,} bytes, SPEAD-{stream.flavour}, to "
-            + listed(itertools.starmap(format_endpoint, stream.destinations)),
-            style="bold",
-        )
-    )
+    destinations = listed(itertools.starmap(format_endpoint, stream.destinations), MOST_SHOWN)
+    title = f"Stream {describe_stream(number, stream)}, SPEAD-{stream.flavour}, to {destinations}"
+    console.print(Text(title, style="bold"))
+    console.print(_items_table(console, found))
+    console.print()
+    _show_proposal(console, found.proposal)
+
+
+def _items_table(console: Console, found: Found) -> Table:
     rows = [(item.id, item.name, item.profile) for item in found.items]
     payload = [(item, name, None) for item, name in found.payload]
     everything: list[tuple[int, str | None, Profile | None]] = [*rows, *payload]
@@ -265,24 +277,23 @@ def show_stream(console: Console, number: int, found: Found) -> None:
     def cells(get: Callable[[Profile], Any]) -> list[str]:
         return ["" if p is None or get(p) is None else str(get(p)) for _, _, p in everything]
 
-    console.print(
-        _fitted(
-            console,
-            [
-                ("item", False, [f"{item:#06x}" for item, _, _ in everything]),
-                ("name", False, [(name or "-")[:24] for _, name, _ in everything]),
-                ("values", False, ["payload" if p is None else p.kind for _, _, p in everything]),
-                ("distinct", True, cells(lambda p: p.distinct)),
-                ("step", True, cells(lambda p: p.step)),
-                ("least", True, cells(lambda p: p.minimum)),
-                ("greatest", True, cells(lambda p: p.maximum)),
-                ("heaps", True, cells(lambda p: p.heaps)),
-                ("first", False, cells(lambda p: ", ".join(map(str, p.first)))),
-            ],
-        )
+    return _fitted(
+        console,
+        [
+            ("item", False, [f"{item:#06x}" for item, _, _ in everything]),
+            ("name", False, [(name or "-")[:24] for _, name, _ in everything]),
+            ("values", False, ["payload" if p is None else p.kind for _, _, p in everything]),
+            ("distinct", True, cells(lambda p: p.distinct)),
+            ("step", True, cells(lambda p: p.step)),
+            ("least", True, cells(lambda p: p.minimum)),
+            ("greatest", True, cells(lambda p: p.maximum)),
+            ("heaps", True, cells(lambda p: p.heaps)),
+            ("first", False, cells(lambda p: ", ".join(map(str, p.first)))),
+        ],
     )
-    console.print()
-    proposal = found.proposal
+
+
+def _show_proposal(console: Console, proposal: Proposal) -> None:
     if proposal.layout is None:
         console.print(Text(f"No layout can be proposed: {proposal.obstacle}."))
     else:

@@ -1,4 +1,4 @@
-"""The group of all sub-commands, each imported when it is asked for."""
+"""The group of all sub-commands. Each is imported when it is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from speadrx._core import __version__
 
-#: The sub-commands: each is the function of that name in the module of that name.
+#: The sub-commands. Each is a function in the module of the same name.
 COMMANDS = ("demo", "recv", "send", "replay", "inspect", "plot", "doctor", "layout", "bench", "top")
 
 

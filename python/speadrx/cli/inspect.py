@@ -1,4 +1,4 @@
-"""`speadrx inspect`: what the packets of a capture or on the network carry, and a layout that fits them."""
+"""`speadrx inspect`: see what packets in a capture or on the network carry, and propose a layout."""
 
 from __future__ import annotations
 
@@ -16,27 +16,38 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
+from speadrx._words import counted, listed
 from speadrx.receive.endpoints import parse_endpoints
 from speadrx.survey.capture import read_datagrams
 from speadrx.survey.heaps import Survey
 from speadrx.survey.live import Listener
 
-from .findings import MOST_SHOWN, Found, Source, json_document, listed, look, show_stream, show_totals, toml_text
+from .findings import (
+    MOST_SHOWN,
+    Found,
+    Origin,
+    describe_stream,
+    json_document,
+    look,
+    show_stream,
+    show_totals,
+    toml_text,
+)
 from .interrupt import interruptible
 from .parameters import UnusableError, naming_options, read_finite
 from .progress import Bar
 
 _POLL_SECONDS = 0.1
-#: Progress is shown after so many packets of a file.
+#: Packets of a file between updates of the progress bar.
 _PROGRESS_PACKETS = 4096
 
 
 def _reason(exc: OSError | ValueError) -> str:
     text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-    return text.removeprefix("src: ")  # which is an argument, and no option
+    return text.removeprefix("src: ")  # an argument of the library, not an option
 
 
-def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Source:
+def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
     damage: str | None = None
     try:
         capture = read_datagrams(path, cut=True)
@@ -54,7 +65,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
             damage = _reason(exc)
             if not capture.frames:
                 raise UnusableError(damage) from None
-    return Source(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
+    return Origin(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
 
 
 def _listen(
@@ -64,7 +75,7 @@ def _listen(
     seconds: float,
     most: float,
     interrupted: threading.Event,
-) -> Source:
+) -> Origin:
     try:
         with naming_options():
             listener = Listener(_endpoints(source), interface)
@@ -75,7 +86,7 @@ def _listen(
         done = False
         while not done:
             left = end - time.monotonic()
-            # What has come by then is taken all the same.
+            # At the end, take what has come already.
             done = left <= 0 or interrupted.is_set()
             for datagram in listener.receive(0 if done else min(left, _POLL_SECONDS)):
                 survey.add(*datagram)
@@ -83,13 +94,8 @@ def _listen(
                     done = True
                     break
             advance(survey.bytes)
-        return Source(
-            source,
-            live=True,
-            interface=interface,
-            kernel_drops=listener.drops(),
-            interrupted=interrupted.is_set(),
-        )
+        drops = listener.drops()
+    return Origin(source, live=True, interface=interface, kernel_drops=drops, interrupted=interrupted.is_set())
 
 
 @contextlib.contextmanager
@@ -104,13 +110,7 @@ def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
 def _chosen(streams: list[Found], number: int | None) -> Found:
     """The stream whose layout is wanted."""
     if number is None and len(streams) > 1:
-        kinds = listed(
-            (
-                f"{n}: {found.stream.heaps:,} heaps of {found.stream.heap_bytes:,} bytes"
-                for n, found in enumerate(streams, 1)
-            ),
-            "; ",
-        )
+        kinds = listed((describe_stream(n, found.stream) for n, found in enumerate(streams, 1)), MOST_SHOWN, "; ")
         raise click.UsageError(f"there are {len(streams)} streams ({kinds}); choose one with --stream")
     return streams[(number or 1) - 1]
 
@@ -120,7 +120,8 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
         return list(dict.fromkeys(parse_endpoints(text)))
     except ValueError as exc:
         raise click.BadParameter(
-            f"{text!r} is neither a file nor endpoints such as 239.1.2.3+7:7148 ({exc})", param_hint="SOURCE"
+            f"{text!r} is neither a file nor a list of endpoints, such as 239.1.2.3+7:7148 ({exc})",
+            param_hint="SOURCE",
         ) from None
 
 
@@ -129,7 +130,7 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 @click.option(
     "--interface",
     metavar="ADDRESS",
-    help="Join multicast groups on the interface of this IPv4 address (IPv6: of this name; default: the system's).",
+    help="Interface to join groups on: its IPv4 address, or its name for IPv6.  [default: as the routes say]",
 )
 @click.option(
     "--seconds",
@@ -137,18 +138,23 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     callback=read_finite,
     default=5.0,
     show_default=True,
-    help="Listen for so many seconds; files are read whole.",
+    help="Listen for so many seconds. A file is always read to its end.",
 )
 @click.option(
-    "--packets", type=click.IntRange(min=1), metavar="N", help="Look at the first N packets only (default: all)."
+    "--packets", type=click.IntRange(min=1), metavar="N", help="Inspect only the first N packets.  [default: all]"
 )
-@click.option("--stream", "number", type=click.IntRange(min=1), metavar="N", help="Show and propose for stream N only.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Write the proposed layout there."
+    "--stream", "number", type=click.IntRange(min=1), metavar="N", help="Show only stream N, and propose its layout."
 )
-@click.option("--force", is_flag=True, help="Let --output overwrite a file.")
-@click.option("--toml", "as_toml", is_flag=True, help="Print the proposed layout, and nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="Print all that was found as a JSON document.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="Write the proposed layout to this file.",
+)
+@click.option("--force", is_flag=True, help="Allow --output to overwrite a file.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print only the proposed layout.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
 @click.pass_context
 def inspect(
     context: click.Context,
@@ -164,12 +170,12 @@ def inspect(
 ) -> None:
     """See what SPEAD packets carry, and propose a layout.
 
-    SOURCE is a capture (pcap or pcapng, such as tcpdump and Wireshark write; - is standard input), or endpoints
-    to listen on, as host:port or group+n:port, separated by commas. No layout is needed: items, lengths, senders
-    and rates are read from the packets themselves. A layout is proposed from which items tell heaps apart, with
-    the reasons and what is uncertain; what no packet says, such as a dtype, is yours to add.
+    SOURCE is a capture file in the format pcap or pcapng, as tcpdump and Wireshark write it (- is standard
+    input), or endpoints to listen to: host:port or group+n:port, separated by commas.
 
-    Ctrl-C ends it early, with what was found until then.
+    No layout is needed: items, lengths, senders and rates come from the packets themselves. The items that tell
+    heaps apart become the axes of the proposed layout. The command says why, and what is uncertain. You have to
+    add what no packet says, such as the dtype. Ctrl-C ends it early, with what was found until then.
 
     \b
     Example:
@@ -180,12 +186,12 @@ def inspect(
     Exit codes:
         0  a layout is proposed
         1  nothing came, or no layout can be proposed
-        2  the usage is wrong, or the source cannot be read
-    """  # noqa: D301 (click wants the character)
+        2  wrong usage, or SOURCE cannot be read
+    """  # noqa: D301 (click needs the backslash)
     if as_toml and as_json:
-        raise click.UsageError("--toml and --json exclude each other")
+        raise click.UsageError("give either --toml or --json, not both")
     if output is not None and output.exists() and not force:
-        raise click.BadParameter(f"{output} exists; --force overwrites it", param_hint="--output")
+        raise click.BadParameter(f"{output} exists: use --force to overwrite it", param_hint="--output")
     if source == "-":
         source = "/dev/stdin"
     survey = Survey()
@@ -194,29 +200,29 @@ def inspect(
         if os.path.exists(source):
             if interface is not None:
                 raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
-            found = _read_capture(source, survey, most, interrupted)
+            origin = _read_capture(source, survey, most, interrupted)
         else:
-            found = _listen(source, interface, survey, seconds, most, interrupted)
+            origin = _listen(source, interface, survey, seconds, most, interrupted)
     streams = look(survey)
     if number is not None and streams and number > len(streams):
-        raise click.BadParameter(f"{number} is none of the {len(streams)} that there are", param_hint="--stream")
+        raise click.BadParameter(f"{number}: there are only streams 1 to {len(streams)}", param_hint="--stream")
     console = Console(highlight=False)
     if as_json:
-        click.echo(json.dumps(json_document(found, survey, streams), allow_nan=False))
+        click.echo(json.dumps(json_document(origin, survey, streams), allow_nan=False))
     elif not as_toml:
-        show_totals(console, found, survey)
+        show_totals(console, origin, survey)
         first, last = (1, MOST_SHOWN) if number is None else (number, number)
         for n, stream in enumerate(streams[first - 1 : last], first):
             console.print()
             show_stream(console, n, stream)
         if number is None and len(streams) > MOST_SHOWN:
             console.print(f"\n... and {len(streams) - MOST_SHOWN:,} more streams (--stream N shows one)")
-    _finish(context, found, survey, streams, number, output, force, as_toml)
+    _finish(context, origin, survey, streams, number, output, force, as_toml)
 
 
 def _finish(
     context: click.Context,
-    source: Source,
+    origin: Origin,
     survey: Survey,
     streams: list[Found],
     number: int | None,
@@ -224,16 +230,16 @@ def _finish(
     force: bool,
     as_toml: bool,
 ) -> None:
-    """Write the layout where it is wanted, say why there is none, and end with the exit code for it."""
+    """Write the layout, or say why there is none, and end with the right exit code."""
     if not streams:
-        raise click.ClickException(_why_nothing(source, survey))
+        raise click.ClickException(_why_nothing(origin, survey))
     shown = streams if number is None else [streams[number - 1]]
     if output is None and not as_toml:
         context.exit(0 if all(found.proposal.layout is not None for found in shown) else 1)
     chosen = _chosen(streams, number)
     if chosen.proposal.layout is None:
         raise click.ClickException(f"no layout can be proposed: {chosen.proposal.obstacle}")
-    toml = toml_text(chosen, source.name)
+    toml = toml_text(chosen, origin.name)
     if as_toml:
         click.echo(toml, nl=False)
     if output is not None:
@@ -245,15 +251,15 @@ def _finish(
         click.echo(f"Wrote {output}", err=True)
 
 
-def _why_nothing(source: Source, survey: Survey) -> str:
+def _why_nothing(origin: Origin, survey: Survey) -> str:
     if survey.packets:
-        return f"{source.name}: {survey.packets:,} packets came, but no heaps that a layout could place"
-    if source.live:
-        command = ["speadrx", "doctor", source.name]
-        command += [] if source.interface is None else ["--interface", source.interface]
+        return f"{origin.name}: {counted(survey.packets, 'packet')}, but no heaps that a layout could place"
+    if origin.live:
+        command = ["speadrx", "doctor", origin.name]
+        command += [] if origin.interface is None else ["--interface", origin.interface]
         return (
-            f"{source.name}: nothing came. Is it sent to this machine and port? This looks for what is in the way:\n"
+            f"{origin.name}: nothing came. Does anyone send to this address and port? To find out what is wrong:\n"
             f"    {shlex.join(command)}"
         )
-    frames = 0 if source.capture is None else source.capture.frames
-    return f"{source.name}: no UDP datagrams among its {frames:,} packets"
+    frames = 0 if origin.capture is None else origin.capture.frames
+    return f"{origin.name}: no UDP datagrams in {counted(frames, 'packet')}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an end that is noted, so that a command can finish what it is at and sum it up."""
+"""Note Ctrl-C and SIGTERM, so that a command can finish its work and print a summary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; the second acts as ever."""
+    """Note the first SIGINT or SIGTERM, which does not end the program; the second does."""
     interrupted = threading.Event()
     old: dict[int, Any] = {}
 

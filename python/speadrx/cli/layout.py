@@ -1,4 +1,4 @@
-"""`speadrx layout`: check a layout, and show what it makes of a chunk."""
+"""`speadrx layout`: check a layout, and show how its heaps lie in a chunk."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from speadrx.simulate.packets import axis_size
 
 from .options import load_layout, set_option
 
-# Narrower terminals wrap lines; the picture would have no room for two indices of any axis.
+# Narrower terminals wrap lines: the picture would have no room for two indices of an axis.
 _LEAST_WIDTH = 70
-#: Labels of sources that are shown; of more, the first and the last.
+#: Up to so many labels of sources are shown. If there are more, only the first ones and the last.
 _LABELS = 6
 
 
 def describe(layout: Layout) -> dict[str, Any]:
-    """What a layout makes of a chunk, as plain values that JSON has, too.
+    """What follows from a layout, as plain values for JSON.
 
-    None stands for what is not known, such as seconds without a tick rate.
+    None means that something is not known, such as seconds without a tick rate.
     """
     rate, step = layout.time.tick_rate, layout.time.step
     gaps = {level.name: level.gap for level in nesting(layout)}
@@ -80,7 +80,7 @@ def _declared(layout: Layout) -> dict[str, TimeAxis | Axis]:
 
 
 def _items(layout: Layout) -> list[dict[str, Any]]:
-    """The items that are looked at, each with what it is for."""
+    """The items that are used, and what each is for."""
     uses: dict[int, list[str]] = {}
     time = layout.time
     uses.setdefault(time.item, []).append(f"axis {time.name}")
@@ -98,7 +98,7 @@ def _items(layout: Layout) -> list[dict[str, Any]]:
 
 
 def _index(axis: TimeAxis | Axis) -> str:
-    """How the index on an axis comes about, as a formula."""
+    """The index on an axis, as a formula."""
     if isinstance(axis, TimeAxis):
         return f"{axis.item:#x} / {axis.step:,}" + (", rounded down" if axis.align == "mask" else "")
     if axis.item is None:
@@ -133,19 +133,19 @@ def _show(console: Console, layout: Layout) -> None:
         seconds = f"{facts['chunk_seconds']:.6g} s at {facts['bytes_per_second'] * 8e-9:.4g} Gb/s"
     line("", f"{facts['chunk_ticks']:,} ticks, {seconds}")
     labels = [escaped(label) for label in layout.source_labels]
-    sources = "all heaps are of one"
+    sources = "one, for all heaps"
     if layout.sources is not None:
         shown = ", ".join(labels) if len(labels) <= _LABELS else f"{', '.join(labels[:3])}, ..., {labels[-1]}"
         sources = f"{len(labels):,}, by {layout.sources}: {shown}"
     line("Sources", sources)
     line("Rejects", ", ".join(facts["rejected"]))
-    line("Proven", "no heap can leave its chunk, no two heaps can share a slot")
+    line("Proven", "no heap can be outside its chunk, and no two heaps can share a slot")
     where = address(layout)
     line("Address", where.replace("×", "x") if ascii_only else where)
     click.echo()
-    click.echo("Axes, slowest to fastest")
+    click.echo("Axes, from slowest to fastest")
     console.print(_axes_table(layout, facts["axes"]))
-    click.echo("Items that are looked at")
+    click.echo("Items that are used")
     console.print(_items_table(facts["items"]))
     click.echo()
     click.echo(text_picture(layout, width, ascii_only=ascii_only))
@@ -168,7 +168,7 @@ def _axes_table(layout: Layout, axes: list[dict[str, Any]]) -> Table:
 
 def _items_table(items: list[dict[str, Any]]) -> Table:
     table = Table()
-    for name in ("item", "name", "for"):
+    for name in ("item", "name", "used for"):
         table.add_column(name)
     for item in items:
         table.add_row(f"{item['id']:#x}", item["name"] or "", Text("\n".join(item["uses"])))
@@ -195,9 +195,9 @@ def _list() -> str:
     "--svg",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
-    help="Write the picture, to scale, to this file, too.",
+    help="Also write the picture, drawn to scale, to this file.",
 )
-@click.option("--toml", is_flag=True, help="Print the layout as TOML, with what --set has changed.")
+@click.option("--toml", is_flag=True, help="Print the layout as TOML, with the changes of --set.")
 @click.option("--json", "as_json", is_flag=True, help="Print what follows from the layout as JSON.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of layouts, for editors.")
 @click.option("--list", "list_all", is_flag=True, help="List the layouts that come with speadrx.")
@@ -212,25 +212,27 @@ def layout(
 ) -> None:
     """Check a layout, and show how its heaps lie in a chunk.
 
-    FILE is a layout in TOML, PRESET the name of one that comes with speadrx.
+    FILE is a layout in TOML. PRESET is the name of a layout that comes with speadrx.
 
     \b
     Example:
       speadrx layout meerkat-digitiser --set time.batches=64
       speadrx layout array.toml --svg array.svg
 
-    The exit code is 0 if the layout is good, and 2 if it is not or cannot be read: then the message says where it
-    is wrong, and what would be right.
-    """  # noqa: D301 (click wants the character, not the backslash)
+    The exit code is 0 if the layout is valid. It is 2 if the layout is invalid or cannot be read: then the message
+    says what is wrong, and what would be right.
+    """  # noqa: D301 (click needs the backslash)
     if toml + as_json + schema + list_all > 1:
-        raise click.UsageError("give one of --toml, --json, --schema and --list")
+        raise click.UsageError("give only one of --toml, --json, --schema and --list")
     if schema or list_all:
         if name_or_path is not None or overrides or svg is not None:
-            raise click.UsageError("--schema and --list are not about one layout: give neither that nor --set or --svg")
+            raise click.UsageError(
+                "--schema and --list are not about one layout: leave out the layout, --set and --svg"
+            )
         click.echo(json.dumps(presets.schema(), indent=2) if schema else _list())
         return
     if name_or_path is None:
-        raise click.UsageError("which layout? Give a FILE, or a PRESET of those that --list shows")
+        raise click.UsageError("which layout? Give a FILE, or a PRESET: --list shows all")
     loaded = load_layout(name_or_path, overrides, "FILE|PRESET")
     if svg is not None:
         try:
@@ -243,5 +245,5 @@ def layout(
         click.echo(json.dumps(describe(loaded), allow_nan=False))
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # names may have what the terminal has not
+            sys.stdout.reconfigure(errors="replace")  # names may have characters that the terminal cannot show
         _show(Console(highlight=False), loaded)

@@ -1,4 +1,4 @@
-"""Options that several sub-commands have."""
+"""Options that several sub-commands share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) 
     Raises
     ------
     click.BadParameter
-        If that is not possible.
+        If it cannot be loaded.
     """
     try:
         return presets.load(name_or_path, overrides)
@@ -35,7 +35,7 @@ def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) 
 
 
 def set_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Add ``--set``, which the command gets as the tuple `overrides`."""
+    """Add ``--set``. The command gets it as the tuple `overrides`."""
     return click.option(
         "--set",
         "overrides",
@@ -45,8 +45,15 @@ def set_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
     )(command)
 
 
+def all_sources_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add ``--all-sources``."""
+    return click.option(
+        "--all-sources", is_flag=True, help="Show all sources, even if they do not fit in the terminal."
+    )(command)
+
+
 def layout_options(command: Callable[..., _R]) -> Callable[..., _R]:
-    """Add ``--layout`` and ``--set``, of which the command gets `layout`, a `Layout`; `keep_files` of it."""
+    """Add ``--layout`` and ``--set``. The command gets the `Layout` that they make as `layout`."""
 
     @click.option(
         "-l",

@@ -1,8 +1,9 @@
-"""What several commands take: endpoints, sizes, tolerances, user data and files, checked as a command starts."""
+"""Read and check the parameters of commands: endpoints, sizes, tolerances, user data and files."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import click
 
+from speadrx._words import counted, listed
 from speadrx.receive.endpoints import format_endpoint, parse_endpoints
 
 _BYTES = {"B": 1} | {
@@ -22,7 +24,7 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
 
 
-#: What the library calls an option, where that is not its own name.
+#: Names that the library uses for an option, if they differ from that of the option.
 _LIBRARY_NAMES = {
     "chunks": "pool",
     "endpoint": "endpoints",
@@ -34,7 +36,7 @@ _LIBRARY_NAMES = {
 
 
 class UnusableError(click.ClickException):
-    """What a command was given cannot be used."""
+    """A command cannot use what it was given."""
 
     exit_code = 2
 
@@ -48,7 +50,7 @@ class Tolerance:
 
 
 def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Read endpoints as text, several in each argument; each counts once."""
+    """Read endpoints, which may be several in each argument; repeated ones count once."""
     try:
         return list(dict.fromkeys(endpoint for text in texts for endpoint in parse_endpoints(text)))
     except ValueError as exc:
@@ -60,7 +62,7 @@ def read_size(context: click.Context, parameter: click.Parameter, text: str | No
     match = text and _QUANTITY.fullmatch(text)
     if text is None or (match and (match[2] or "B") in _BYTES):
         return round(float(match[1]) * _BYTES[match[2] or "B"]) if match else None
-    raise click.BadParameter(f"{text!r} is no size: wanted bytes, or a number and one of {', '.join(_BYTES)}")
+    raise click.BadParameter(f"{text!r} is not a size: wanted bytes, or a number and one of {', '.join(_BYTES)}")
 
 
 def read_tolerance(context: click.Context, parameter: click.Parameter, text: str | None) -> Tolerance:
@@ -78,7 +80,7 @@ def read_tolerance(context: click.Context, parameter: click.Parameter, text: str
 def read_assignments(
     context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
 ) -> list[tuple[str, int]]:
-    """Read integers with names, such as ``pol=1``."""
+    """Read named integers, such as ``pol=1``."""
     found = []
     for text in texts:
         name, _, number = text.partition("=")
@@ -90,15 +92,15 @@ def read_assignments(
 
 
 def read_integers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    """Read integers with commas between them."""
+    """Read integers that are separated by commas."""
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} are not integers with commas between them, such as 2,3") from None
+        raise click.BadParameter(f"{text!r} is not a list of integers, such as 2,3") from None
 
 
 def read_finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Refuse what is no number, or without end; `click.FloatRange` does not."""
+    """Refuse infinity and what is not a number: `click.FloatRange` accepts both."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number")
     return value
@@ -113,12 +115,12 @@ def read_number(context: click.Context, parameter: click.Parameter, text: str | 
 
 
 def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) -> list[dict[str, int]] | None:
-    """Deal user data out to threads: a name that is given once is for all of them, else there is one for each.
+    """Deal user data out to threads. A name is given once for all threads, or once for each thread.
 
     Raises
     ------
     click.BadParameter
-        If a name is given neither once nor once for each thread.
+        If a name is given any other number of times.
     """
     values: dict[str, list[int]] = {}
     for name, value in assignments:
@@ -126,7 +128,7 @@ def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) ->
     for name, given in values.items():
         if len(given) not in (1, threads):
             raise click.BadParameter(
-                f"{name} is given {len(given)} times: wanted once, or once for each of the {threads} thread(s)",
+                f"{name} is given {len(given)} times: wanted once, or once for each of {counted(threads, 'thread')}",
                 param_hint="--user-data",
             )
     return [{name: given[i % len(given)] for name, given in values.items()} for i in range(threads)] if values else None
@@ -134,12 +136,12 @@ def user_data_by_thread(assignments: Iterable[tuple[str, int]], threads: int) ->
 
 @contextlib.contextmanager
 def usable_file(path: str, option: str) -> Iterator[None]:
-    """Turn what the operating system says of a file into an error of the command.
+    """Turn errors of the operating system about a file into an error of the command.
 
     Raises
     ------
     UnusableError
-        It names the option and the file.
+        The message names the option and the file.
     """
     try:
         yield
@@ -148,17 +150,17 @@ def usable_file(path: str, option: str) -> Iterator[None]:
 
 
 def keep_files(*read: str | None) -> None:
-    """Refuse to write over a file that the command reads, or writes too.
+    """Refuse to overwrite a file that the command also reads, or writes twice.
 
     Parameters
     ----------
     read
-        Files that it reads (None: none), beside those of its parameters that are paths.
+        Files that it reads besides its parameters that are paths. None is skipped.
 
     Raises
     ------
     click.BadParameter
-        For the option that names a file once more.
+        For the option that would overwrite the file.
     """
     context = click.get_current_context()
     seen = [path for path in read if path is not None]
@@ -167,31 +169,30 @@ def keep_files(*read: str | None) -> None:
         if not isinstance(parameter.type, click.Path) or path is None:
             continue
         for other in seen:
-            if not parameter.type.exists and _is_same_file(other, path):  # one that need not exist is written
-                raise click.BadParameter(f"{str(path)!r} would be written over {str(other)!r}", param=parameter)
+            if not parameter.type.exists and _is_same_file(other, path):  # files that need not exist are written
+                raise click.BadParameter(f"{str(path)!r} would overwrite {str(other)!r}", param=parameter)
         seen.append(path)
 
 
 def _is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    with contextlib.suppress(OSError):  # one of them is not there yet
+    with contextlib.suppress(OSError):  # one of them does not exist yet
         return os.path.samefile(one, other)
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def describe(endpoints: list[tuple[str, int]]) -> str:
-    """Name endpoints in a line: the first, and how many more."""
-    first = format_endpoint(*endpoints[0])
-    return first if len(endpoints) == 1 else f"{first} and {len(endpoints) - 1} more"
+    """Name endpoints in a line: the first, and how many more there are."""
+    return listed(itertools.starmap(format_endpoint, endpoints), most=1)
 
 
 @contextlib.contextmanager
 def naming_options() -> Iterator[None]:
-    """Turn errors of the library into those of the command, for the option whose name the message starts with.
+    """Turn errors of the library into errors of the command, for the option that the message begins with.
 
     Raises
     ------
     click.BadParameter, UnusableError
-        With exit code 2 both.
+        Both end the command with exit code 2.
     """
     try:
         yield

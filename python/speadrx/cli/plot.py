@@ -1,4 +1,4 @@
-"""`speadrx plot`: what is missing by time and source, how late heaps were, and why heaps were lost, as a figure."""
+"""`speadrx plot`: draw what a run has received, and what it has lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .progress import Bar
 
 SUFFIXES = (".png", ".svg")
 DEFAULT_SIZE = "1200x800"
-#: With less, labels overlap.
+#: In smaller figures, labels overlap.
 MIN_SIZE, MAX_SIZE = (800, 500), (10000, 10000)
 
 
@@ -41,14 +41,14 @@ def _check_size(context: click.Context, parameter: click.Parameter, text: str) -
 def _check_output(context: click.Context, parameter: click.Parameter, path: pathlib.Path | None) -> pathlib.Path | None:
     if path is not None:
         if path.suffix.lower() not in SUFFIXES:
-            raise click.BadParameter(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}, which says what is written")
+            raise click.BadParameter(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}: the end chooses the format")
         if not path.parent.is_dir():
             raise click.BadParameter(f"{str(path)!r}: there is no directory {str(path.parent)!r}")
     return path
 
 
 def _figures() -> Any:
-    """Import what draws."""
+    """Import the module that draws."""
     try:
         from speadrx.accounts import figures
     except ModuleNotFoundError as exc:
@@ -59,14 +59,14 @@ def _figures() -> Any:
 
 
 def _is_history(path: pathlib.Path) -> bool:
-    """Whether a file begins like a history; captures begin with bytes that are no text."""
+    """Whether a file begins like a history. Captures do not begin with text."""
     with open(path, "rb") as file:
         return file.read(64).lstrip()[:1] == b"{"
 
 
 def _receive(path: pathlib.Path, layout: Layout) -> History:
-    """Receive a capture, or what there is of it until Ctrl-C."""
-    # That there is no free chunk for a while is no matter of concern: a capture waits.
+    """Receive a capture to its end, or until Ctrl-C."""
+    # A receiver warns if there are no free chunks for a while. Here that does no harm: a capture waits.
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     history = History(layout)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -86,10 +86,10 @@ def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) ->
     try:
         if _is_history(path):
             if layout is not None or overrides:
-                raise click.UsageError(f"{path} is a history, which needs neither --layout nor --set")
+                raise click.UsageError(f"{path} is a history: leave out --layout and --set")
             return History.read(path)
         if layout is None:
-            raise click.UsageError(f"{path} is no history; if it is a capture, its heaps need a layout: -l/--layout")
+            raise click.UsageError(f"{path} is not a history; if it is a capture, give its layout with -l/--layout")
         return _receive(path, load_layout(layout, overrides, "-l/--layout"))
     except FieldError as exc:
         raise UnusableError(str(exc)) from None
@@ -98,7 +98,7 @@ def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) ->
 
 
 def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
-    """What is drawn, under the names of `ReceiverStats`."""
+    """The numbers that are drawn, with the names of `ReceiverStats`."""
     document = history.to_json()
     present, missing = history.present_by_source.tolist(), history.missing_by_source.tolist()
     expected = history.expected_by_source.tolist()
@@ -142,7 +142,7 @@ def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
     "--output",
     type=click.Path(dir_okay=False, writable=True, path_type=pathlib.Path),
     callback=_check_output,
-    help="Figure to write, as .png or .svg.  [default: the name of SOURCE with .png, here]",
+    help="Figure to write, as .png or .svg.  [default: the name of SOURCE with .png, in this directory]",
 )
 @click.option(
     "--size",
@@ -152,7 +152,7 @@ def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
     show_default=True,
     help="Size of the figure in pixels.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers of the figure; draw it only with --output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON; draw them only with --output.")
 @click.pass_context
 def plot(
     context: click.Context,
@@ -165,18 +165,21 @@ def plot(
 ) -> None:
     """Draw what a run has received, and what it has lost.
 
-    SOURCE is a history, as 'speadrx recv' and 'speadrx replay' write with --history, or a capture (pcap),
-    which is received here. The figure shows which part of the heaps is missing by time and source, where
-    time began anew, how late heaps were, and for what reasons heaps were lost. Ctrl-C ends a long
-    capture early, with what was received until then.
+    SOURCE is a history from 'speadrx recv' or 'speadrx replay' with --history, or a capture (pcap), which is
+    received first. The figure shows which heaps are missing by time and source, when time restarted, how late
+    heaps were, and why heaps were lost. Ctrl-C ends a long capture early, with what was received until then.
 
     \b
     Example:
       speadrx plot run.json -o run.svg
       speadrx plot capture.pcap -l meerkat-digitiser --json
 
-    Exit codes: 0, drawn or printed; 1, nothing was received; 2, wrong usage, or SOURCE cannot be used.
-    """  # noqa: D301
+    \b
+    Exit codes:
+      0  the figure was drawn, or the numbers printed
+      1  nothing was received
+      2  wrong usage, or SOURCE cannot be used
+    """  # noqa: D301 (click needs the backslash)
     keep_files(layout)
     figures = None if as_json and output is None else _figures()
     history = _load(source, layout, overrides)

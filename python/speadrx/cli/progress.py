@@ -1,4 +1,4 @@
-"""Progress bars, on standard error and in a terminal only."""
+"""Progress bars, on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import (
 
 
 class Bar(Progress):
-    """A progress bar of some columns, which is gone at the end."""
+    """A progress bar that disappears at the end."""
 
     def __init__(self, *columns: ProgressColumn) -> None:
         console = Console(stderr=True, highlight=False)
@@ -25,20 +25,20 @@ class Bar(Progress):
 
 
 class PolledProgress(Bar):
-    """A progress bar for work that is in progress elsewhere: it asks how far that is whenever it is drawn.
+    """A progress bar that asks how far the work is whenever it is drawn.
 
     Parameters
     ----------
     total
-        How far the work goes (None: nobody knows).
+        The amount of work; None if it is not known.
     poll
-        Says how far it is, and something about it.
+        Returns how much is done, and a text about it.
     """
 
     def __init__(self, total: float | None, poll: Callable[[], tuple[float, str]]) -> None:
         known = (TaskProgressColumn(), TimeRemainingColumn()) if total else ()
         columns = (BarColumn(), *known, TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-        self._poll: Callable[[], tuple[float, str]] | None = None  # as long as there is no task
+        self._poll: Callable[[], tuple[float, str]] | None = None  # until there is a task
         super().__init__(*columns)
         self._work = self.add_task("", total=total)
         self._poll = poll

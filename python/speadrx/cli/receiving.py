@@ -1,4 +1,4 @@
-"""The options that recv and replay share, and the receiver that is made of them."""
+"""Options of a receiver, for recv and replay."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
+from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 
+from .options import all_sources_option
 from .parameters import (
     Tolerance,
     naming_options,
@@ -24,61 +26,64 @@ from .parameters import (
 
 _R = TypeVar("_R")
 
-_OPTIONS = [
+_OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--threads",
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Streams, each in a thread of its own; what there is to receive is dealt out to them in order.",
+        help="Number of streams, each with a thread of its own. Endpoints are dealt out to them in order.",
     ),
     click.option(
         "--window",
         type=click.IntRange(min=1),
         metavar="CHUNKS",
-        help="Chunks under construction.  [default: those of 64 MiB, from 2 to 16]",
+        help="Chunks that are filled at the same time: the window.  [default: 64 MiB of chunks, but 2 to 16]",
     ),
     click.option(
         "--tolerance",
         callback=read_tolerance,
         metavar="TIME|SIZE",
-        help="How late heaps may be, such as 0.5s or 64MiB; instead of --window.",
+        help="How late heaps may be, such as 0.5s or 64MiB: another way to give --window.",
     ),
     click.option(
         "--pool",
         type=click.IntRange(min=1),
         metavar="CHUNKS",
-        help="Chunks to allocate.  [default: twice those under construction, and a few]",
+        help="Chunks to allocate.  [default: twice the window, and a few]",
     ),
-    click.option("--resync/--no-resync", default=True, show_default=True, help="Follow senders that go back in time."),
+    click.option("--resync/--no-resync", default=True, show_default=True, help="Follow senders that restart time."),
     click.option(
         "--max-jump",
         type=click.IntRange(min=0),
         metavar="CHUNKS",
-        help="How far one heap may be ahead of the newest.  [default: the window less one]",
+        help="How far a heap may be ahead of the newest one.  [default: one chunk less than the window]",
     ),
     click.option(
         "--user-data",
         callback=read_assignments,
         multiple=True,
         metavar="NAME=VALUE",
-        help="Index or stride that is not told by the heaps: once, or once for each thread, in order.",
+        help="Index or stride that the heaps do not say. Give it once, or once for each thread, in order.",
     ),
     click.option(
-        "--fill", callback=read_number, metavar="VALUE", help="Overwrite missing heaps with it.  [default: leave them]"
+        "--fill",
+        callback=read_number,
+        metavar="VALUE",
+        help="Fill missing heaps with this value.  [default: they keep stale data]",
     ),
     click.option(
-        "--history", type=click.Path(dir_okay=False), metavar="FILE", help="Record the run for 'speadrx plot'."
+        "--history", type=click.Path(dir_okay=False), metavar="FILE", help="Record the run in FILE for 'speadrx plot'."
     ),
     click.option(
         "--max-loss",
         type=click.FloatRange(0, 100),
         callback=read_finite,
         metavar="PERCENT",
-        help="Exit with 1 if more heaps are missing, chunks that are cut short at the end left out.  [default: 100]",
+        help="Exit with 1 if more heaps are missing. Chunks that the end cuts short do not count.  [default: 100]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the account as JSON."),
-    click.option("--all-sources", is_flag=True, help="Show all sources, also if they do not fit the terminal."),
+    all_sources_option,
 ]
 
 
@@ -105,9 +110,9 @@ def make_receiver(
     Raises
     ------
     click.BadParameter, UnusableError
-        If that is not possible.
+        If the arguments cannot be used.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)  # receivers have warnings
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)  # receivers log warnings
     if fill is not None:
         options["fill"] = fill
     with usable():
@@ -127,7 +132,7 @@ def make_receiver(
 
 @contextlib.contextmanager
 def usable() -> Iterator[None]:
-    """End the command with exit code 2, and a message, if what it was given cannot be used."""
+    """End the command with a message and exit code 2 if it cannot use what it was given."""
     with naming_options():
         try:
             yield
@@ -137,7 +142,7 @@ def usable() -> Iterator[None]:
 
 
 def describe_receiver(receiver: Receiver, where: str) -> str:
-    """Say what is received, and with how much memory."""
+    """Say what is received, and how much memory it takes."""
     name, size = receiver.layout.declaration.name or "heaps", receiver.layout.chunk_bytes / 2**20
-    chunks = f"chunks of {size:.3g} MiB, {receiver.window} at a time, {len(receiver.pool)} in all"
-    return f"Receiving {name} from {where}: {chunks}."
+    window = counted(receiver.window, "chunk")
+    return f"Receiving {name} from {where}: {len(receiver.pool)} chunks of {size:.3g} MiB, a window of {window}."

@@ -1,4 +1,4 @@
-"""`speadrx recv`: receive by a layout, watch it live, and account for every heap."""
+"""`speadrx recv`: receive heaps of a layout from the network, and account for every heap."""
 
 from __future__ import annotations
 
@@ -25,35 +25,39 @@ from .tables import printable
 )
 @click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
 @layout_options
-@click.option("--interface", metavar="ADDRESS", help="Interface to join groups on.  [default: the system chooses]")
-@click.option("--affinity", callback=read_integers, metavar="N,...", help="Processor of each thread.  [default: any]")
+@click.option("--interface", metavar="ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
+@click.option("--affinity", callback=read_integers, metavar="N,...", help="Processor for each thread.  [default: any]")
 @click.option("--buffer", callback=read_size, metavar="SIZE", help="Socket buffer of each thread.  [default: 64MiB]")
 @click.option(
     "--flush-after",
     type=click.FloatRange(min=0, min_open=True),
     callback=read_finite,
     metavar="SECONDS",
-    help="Silence after which the chunks under construction are handed over.  [default: none is too long]",
+    help="Complete the chunks in the window after a silence of so many seconds.  [default: never]",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     callback=read_finite,
-    help="End after so long.  [default: never]",
+    help="End after so many seconds.  [default: never]",
 )
 @click.option(
-    "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks have come out.  [default: never]"
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks are complete.  [default: never]"
 )
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve metrics there; 0: any.  [default: none]")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Serve metrics for Prometheus on this port; 0 means any free port.  [default: do not]",
+)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     callback=read_finite,
     default=1.0,
     show_default=True,
-    help="Seconds between lines, where there is no terminal for a live view.",
+    help="Seconds between lines, if the output is not a terminal.",
 )
-@click.option("--quiet", is_flag=True, help="Show nothing before the end.")
+@click.option("--quiet", is_flag=True, help="Show nothing until the end.")
 @receiver_options
 def recv(
     *,
@@ -71,13 +75,19 @@ def recv(
 ) -> None:
     """Receive from UDP ENDPOINTS, and account for every heap.
 
-    ENDPOINTS are addresses of this machine or multicast groups, such as 239.1.2.3+7:7148 or :7148. In a terminal
-    there is a live view, worst source first; else a line after each --interval. Nothing is kept of the data.
+    ENDPOINTS are addresses of this machine, or multicast groups, such as :7148 or 239.1.2.3+7:7148, which stands for
+    8 groups. A terminal shows a live view, with the worst source first. Otherwise a line is printed after each
+    --interval. The data is not kept.
 
-    Ctrl-C, SIGTERM, --seconds and --chunks end it: chunks under construction are taken too, so a few more than --chunks
-    come out, and then comes the full account. The exit code is 0 if any heap was received; 1 if none was, more
-    were missing than --max-loss, or the account does not add up; 2 if the options or the network make it impossible.
-    """
+    Ctrl-C, SIGTERM, --seconds and --chunks end it. The chunks in the window are then completed too, so there may be a
+    few more than --chunks. At the end, the full account is printed.
+
+    \b
+    Exit codes:
+      0  heaps were received
+      1  no heap was received, more were missing than --max-loss, or the account does not add up
+      2  wrong usage, or the network cannot be used
+    """  # noqa: D301 (click needs the backslash)
     console = Console(highlight=False, stderr=as_json)
     where = describe(endpoints)
     with interruptible() as interrupted:

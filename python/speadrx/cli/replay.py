@@ -1,4 +1,4 @@
-"""`speadrx replay`: receive what is in a capture file, as fast as possible or at the pace at which it was recorded."""
+"""`speadrx replay`: receive the heaps in a capture file, as fast as possible or at the recorded pace."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 import spead2
 from rich.console import Console
 
+from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 from speadrx.receive.settings import deal
@@ -27,24 +28,24 @@ from .parameters import UnusableError, read_endpoints, read_finite
 from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, receiver_options, usable
 from .session import Session, conclude
-from .tables import exact, printable
+from .tables import printable, tally
 
-#: Packets in the queues that the receiver has not taken yet, at most.
+#: Most packets in the queues that the receiver has not taken yet.
 _MOST_WAITING = 4096
 _LOOK_EVERY = 256  # packets
 _PAUSE = 0.001  # seconds
-#: Seconds after which packets that the receiver could have taken, but has not, are known to be none of SPEAD's.
+#: Packets that the receiver has not taken after so many seconds, although it could, are not SPEAD packets.
 _PATIENCE = 0.1
-#: Seconds after which a long wait for the next packet looks whether it shall end.
+#: A long wait for the next packet checks after so many seconds whether to end.
 _NAP = 0.1
 
 
 def _address(host: str) -> str:
-    """Write an address as captures are read with it."""
+    """Write an address in the form that captures have."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
-        raise ValueError(f"endpoints: {host!r} is not an IP address, as packets of a capture have") from None
+        raise ValueError(f"endpoints: {host!r} is not an IP address; a capture has no host names") from None
 
 
 class _Feeder:
@@ -57,14 +58,15 @@ class _Feeder:
     queues
         One for each thread of the receiver.
     endpoints
-        Where datagrams must have been sent to, dealt out to the queues in order (none: anywhere).
+        Only datagrams to these endpoints are put into the queues, to which the endpoints are dealt out in order. If
+        there are none, all datagrams go to the one queue.
     pace
         How many times faster than recorded (None: as fast as possible).
 
     Raises
     ------
     ValueError
-        If there are fewer endpoints than queues, although there are several, or an endpoint is not an IP address.
+        If there are several queues, but not so many endpoints; or if an endpoint is not an IP address.
     """
 
     def __init__(
@@ -75,9 +77,9 @@ class _Feeder:
         pace: float | None,
     ) -> None:
         self.capture = capture
-        #: Datagrams put into the queues, and those that were sent elsewhere.
+        #: Datagrams that were put into the queues, and those to other endpoints.
         self.taken = self.elsewhere = 0
-        #: Why the capture cannot be read on.
+        #: Why the rest of the capture cannot be read.
         self.error: str | None = None
         self.clock = WallClock()
         self._queues = queues
@@ -94,7 +96,7 @@ class _Feeder:
         return self._queue_of.get(destination) or self._queue_of.get(("0.0.0.0", destination[1]))
 
     def run(self, receiver: Receiver, ending: threading.Event) -> None:
-        """Feed the receiver to the end of the capture, or until somebody ends it; then stop the queues."""
+        """Feed the receiver until the capture or the command ends; then stop the queues."""
         try:
             self._run(receiver, ending)
         except (ValueError, OSError) as exc:
@@ -113,7 +115,7 @@ class _Feeder:
             else:
                 if self._pace is not None:
                     first = datagram.time if first is None else first
-                    due = max(due, (datagram.time - first) / self._pace)  # some captures are not in order
+                    due = max(due, (datagram.time - first) / self._pace)  # some captures are not in order of time
                     while start + due - self.clock.now() > _NAP and not ending.wait(_NAP):
                         pass
                 if ending.is_set():
@@ -126,7 +128,7 @@ class _Feeder:
                     self._wait_for_room(receiver, ending)
 
     def _wait_for_room(self, receiver: Receiver, ending: threading.Event) -> None:
-        """Wait while the receiver is slower than this, so that the queues stay short."""
+        """Wait until the receiver has caught up, so that the queues stay short."""
         packets, since = -1, time.monotonic()
         while not ending.is_set():
             stats = receiver.stats()
@@ -141,7 +143,7 @@ class _Feeder:
             time.sleep(_PAUSE)
 
     def report(self) -> dict[str, Any]:
-        """Say what there was in the capture."""
+        """Report what was in the capture, as plain values."""
         capture = self.capture
         return {
             "datagrams": self.taken,
@@ -156,9 +158,9 @@ class _Feeder:
 def _open(
     layout: DeclarativeLayout, path: str, endpoints: list[tuple[str, int]], pace: float | None, **options: Any
 ) -> tuple[Receiver, _Feeder | None]:
-    """Make the receiver, and what feeds it unless spead2 reads the file itself, which is faster."""
+    """Make the receiver, and a feeder for it unless spead2 can read the file itself, which is faster."""
     if pace is None and not endpoints:
-        # Of files that spead2 cannot read (damaged, of other link layers, pipes) something may be read all the same.
+        # spead2 cannot read some files: damaged ones, those of other link layers, and pipes. A feeder may.
         with contextlib.suppress(UnusableError):
             return make_receiver(layout, path, **options), None
     queues = [spead2.InprocQueue() for _ in range(options["threads"])]
@@ -172,9 +174,9 @@ def _open(
 
 
 def _position_of(path: str) -> int:
-    """How far this process has read a file."""
+    """How far this process has read a file, in bytes."""
     for link in pathlib.Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+        with contextlib.suppress(OSError, ValueError):  # it was closed meanwhile
             if os.path.samefile(link, path):
                 fields = pathlib.Path("/proc/self/fdinfo", link.name).read_text().split()
                 return int(fields[1])
@@ -184,14 +186,13 @@ def _position_of(path: str) -> int:
 def _show_capture(console: Console, feeder: _Feeder, pace: float | None) -> None:
     capture = feeder.capture
     if feeder.elsewhere:
-        console.print(f"Not replayed: {exact(feeder.elsewhere)} datagrams that were sent elsewhere.")
-    if capture.skipped:
-        reasons = ", ".join(f"{exact(count)} {reason}" for reason, count in capture.skipped.most_common())
-        console.print(printable(f"Not replayed: {reasons}."))
+        console.print(f"Not replayed: {counted(feeder.elsewhere, 'datagram')} to other endpoints.")
+    for line in tally("Not replayed", capture.skipped):
+        console.print(line)
     if capture.truncated:
-        console.print("The file ends in the midst of a packet, which was left out.")
+        console.print("The last packet of the file is incomplete, and was left out.")
     if pace is not None and feeder.clock.lost > 0.01:
-        console.print(f"Pace: it was not kept up for {feeder.clock.lost:.2f} s.")
+        console.print(f"Pace: the replay fell behind by {feeder.clock.lost:.2f} s.")
 
 
 @click.command(epilog="\b\nExample:\n  speadrx replay capture.pcap -l meerkat-digitiser --to 239.1.2.3+7:7148 --json")
@@ -210,7 +211,8 @@ def _show_capture(console: Console, feeder: _Feeder, pace: float | None) -> None
     callback=read_endpoints,
     multiple=True,
     metavar="ENDPOINTS",
-    help="Only what was sent there; :7148 is that port of any address. Dealt out to --threads.  [default: all]",
+    help="Replay only packets to these endpoints; :7148 is port 7148 of any address. They are dealt out to --threads.  "
+    "[default: all packets]",
 )
 @receiver_options
 def replay(
@@ -226,19 +228,23 @@ def replay(
     all_sources: bool,
     **options: Any,
 ) -> None:
-    """Receive what is in a capture FILE, and account for every heap.
+    """Receive the heaps in a capture FILE, and account for every heap.
 
-    The file is pcap or pcapng; of other link layers than Ethernet, too.
+    FILE is in the format pcap or pcapng. Its link layer need not be Ethernet.
 
-    As fast as possible no heap is lost here: reading waits for the receiver. With --pace, packets come at the times at
-    which they were recorded.
+    Without --pace, the file is read as fast as possible and no heap is lost, because reading waits for the receiver.
+    With --pace, packets come as they were recorded. Ctrl-C and SIGTERM end it with the account so far.
 
-    Ctrl-C and SIGTERM end it with the account so far. The exit code is 0 if any heap was received; 1 if none was, more
-    were missing than --max-loss, or the account does not add up; 2 if the options or the file cannot be used, also
-    if it turns out to be damaged in the midst (then after the account of what is before).
-    """
+    \b
+    Exit codes:
+      0  heaps were received
+      1  no heap was received, more were missing than --max-loss, or the account does not add up
+      2  wrong usage, or FILE cannot be used; if it is damaged, what comes before the damage is still received
+    """  # noqa: D301 (click needs the backslash)
     if threads > 1 and len(endpoints) < threads:
-        raise click.UsageError(f"--threads {threads} need as many endpoints of --to, by which packets are dealt out")
+        raise click.UsageError(
+            f"--threads {threads} needs at least {threads} endpoints in --to, to deal out to threads"
+        )
     console = Console(highlight=False, quiet=as_json)
     with interruptible() as interrupted:
         receiver, feeder = _open(layout, path, endpoints, pace, threads=threads, **options)
@@ -266,7 +272,7 @@ def _run(session: Session, interrupted: threading.Event, feeder: _Feeder | None,
 
     def poll() -> tuple[float, str]:
         position = _position_of(path) if feeder is None else feeder.capture.position
-        return position, f"{exact(receiver.ledger.snapshot().placed)} heaps"
+        return position, counted(receiver.ledger.snapshot().placed, "heap")
 
     with PolledProgress(size, poll):
         session.run(interrupted, feed=feed)

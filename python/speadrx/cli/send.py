@@ -1,4 +1,4 @@
-"""`speadrx send`: the simulated senders of any layout, at an exact rate, with known faults and the truth about them."""
+"""`speadrx send`: simulate the senders of any layout, at an exact rate and with known faults."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import spead2.send
 from rich.console import Console
 from rich.table import Table
 
+from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.simulate import (
     GARBAGE_KINDS,
@@ -29,7 +30,7 @@ from speadrx.simulate import (
 from speadrx.simulate.pacing import Clock
 
 from .interrupt import interruptible
-from .options import layout_options
+from .options import all_sources_option, layout_options
 from .parameters import (
     UnusableError,
     describe,
@@ -40,11 +41,11 @@ from .parameters import (
     usable_file,
 )
 from .progress import PolledProgress
-from .tables import Format, Rows, exact, printable, table_of
+from .tables import Format, Rows, printable, table_of, tally
 
-#: How far a rate may be off before it is worth a warning.
+#: A rate that is off by more than this fraction gives a warning.
 RATE_TOLERANCE = 0.01
-#: Chunks by which late heaps come too late, if it is not said: more than the window has by default.
+#: Late heaps are late by so many chunks if nothing else is given. The default window has less.
 LATE_CHUNKS = 20
 _ADDRESS_BITS = (40, 48, 56)
 _PROBABILITY = click.FloatRange(0, 1)
@@ -52,21 +53,21 @@ _COUNT = click.IntRange(min=0)
 
 
 @dataclass
-class Sent:
+class SendResult:
     """What was sent, and how fast."""
 
     truth: Truth
     seconds: float
-    late: float  # seconds that the sender has fallen behind
+    late: float  # seconds by which the sender fell behind
 
     @property
     def gigabits_per_second(self) -> float | None:
-        """Rate of the packets, SPEAD headers included, those of UDP and below not."""
+        """Rate of the packets, including SPEAD headers, but not the headers of UDP and below."""
         return self.truth.bytes * 8e-9 / self.seconds if self.seconds else None
 
 
 def truth_report(truth: Truth, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Write the truth as plain values, what is counted by source by its label."""
+    """The truth as plain values. Counts by source are by label."""
     by_source = {
         name: dict(zip(labels, getattr(truth, name), strict=True))
         for name in ("sent", "lost", "duplicated", "incomplete", "complete")
@@ -75,8 +76,8 @@ def truth_report(truth: Truth, labels: tuple[str, ...]) -> dict[str, Any]:
     return by_source | {name: getattr(truth, name) for name in others}
 
 
-def _summary(sent: Sent, layout: DeclarativeLayout, settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the document that `--json` prints."""
+def _summary(sent: SendResult, layout: DeclarativeLayout, settings: dict[str, Any]) -> dict[str, Any]:
+    """The document that `--json` prints."""
     seconds = sent.seconds
     return {
         "layout": layout.declaration.name,
@@ -90,7 +91,9 @@ def _summary(sent: Sent, layout: DeclarativeLayout, settings: dict[str, Any]) ->
     }
 
 
-def _show(console: Console, sent: Sent, layout: DeclarativeLayout, where: str, pace: str, *, all_sources: bool) -> None:
+def _show(
+    console: Console, sent: SendResult, layout: DeclarativeLayout, where: str, pace: str, *, all_sources: bool
+) -> None:
     truth = sent.truth
 
     def make(rows: Any, number: Format) -> Table:
@@ -102,11 +105,13 @@ def _show(console: Console, sent: Sent, layout: DeclarativeLayout, where: str, p
     columns = (truth.sent, truth.lost, truth.duplicated, truth.incomplete)
     rows = sorted(zip(layout.source_labels, *columns, strict=True), key=lambda row: row[2] + row[4], reverse=True)
     console.print(Rows(rows, "sources", make, room=None if all_sources else max(console.height - 6, 4)))
-    for name, counts in (("rejected", truth.rejected), ("unseen", truth.unseen)):
-        if counts:
-            console.print(f"Garbage, to be {name}: " + ", ".join(f"{key} {exact(n)}" for key, n in counts.items()))
+    for text in (
+        *tally("Garbage that receivers reject", truth.rejected),
+        *tally("Garbage that receivers never see", truth.unseen),
+    ):
+        console.print(text)
     rate = sent.gigabits_per_second
-    amount = f"{exact(truth.copies)} heaps in {exact(truth.packets)} packets, {truth.bytes / 1e6:,.1f} MB"
+    amount = f"{counted(truth.copies, 'heap')} in {counted(truth.packets, 'packet')}, {truth.bytes / 1e6:,.1f} MB"
     console.print(printable(f"Sent to {where}: {amount}."))
     console.print(f"Rate: {'-' if rate is None else f'{rate:.4g}'} Gb/s{pace}, for {sent.seconds:.2f} s.")
 
@@ -118,8 +123,8 @@ def _run(
     batches: int | None,
     seconds: float | None,
     pace: dict[str, float | None],
-) -> Sent:
-    """Send until enough is sent, or somebody ends it."""
+) -> SendResult:
+    """Send until enough is sent, or the command is interrupted."""
     now = clock.now if isinstance(clock, VirtualClock) else time.perf_counter
     truth = simulator.truth
     start = now()
@@ -131,13 +136,13 @@ def _run(
         def poll() -> tuple[float, str]:
             spent = now() - start
             made = sum(truth.sent) - sum(truth.duplicated) + sum(truth.lost)
-            text = f"{exact(truth.copies)} heaps, {truth.bytes * 8e-9 / max(spent, 1e-9):.3g} Gb/s"
+            text = f"{counted(truth.copies, 'heap')}, {truth.bytes * 8e-9 / max(spent, 1e-9):.3g} Gb/s"
             return (spent if seconds is not None else made), text
 
         total = batches * len(simulator.indices) if seconds is None and batches is not None else seconds
         with PolledProgress(total, poll):
             simulator.send(sink, batches, stop=stop, clock=clock, **pace)
-    return Sent(truth, now() - start, clock.lost if isinstance(clock, WallClock) else 0.0)
+    return SendResult(truth, now() - start, clock.lost if isinstance(clock, WallClock) else 0.0)
 
 
 def _open_sink(
@@ -156,6 +161,17 @@ def _open_truth(path: str | None) -> contextlib.AbstractContextManager[IO[str] |
         return click.open_file(path, "w")
 
 
+def _write_truth(
+    truth_file: contextlib.AbstractContextManager[IO[str] | None],
+    path: str | None,
+    sent: SendResult,
+    layout: DeclarativeLayout,
+) -> None:
+    with usable_file(path or "", "--truth"), truth_file as file:
+        if file is not None:
+            file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
+
+
 def _check(
     layout: DeclarativeLayout,
     endpoints: list[tuple[str, int]],
@@ -164,20 +180,20 @@ def _check(
     rate: float | None,
     real_time: bool,
 ) -> None:
-    """Refuse options that contradict each other, and those that would never end."""
+    """Refuse options that contradict each other, and files without an end."""
     if not endpoints and pcap is None:
-        raise click.UsageError("where to? Wanted DEST, such as 239.1.2.3+3:7148, or --pcap FILE")
+        raise click.UsageError("where to send? Wanted DEST, such as 239.1.2.3+3:7148, or --pcap FILE")
     given = [name for name, value in amounts.items() if value is not None]
     if len(given) > 1:
-        raise click.UsageError(f"{given[0]} and {given[1]} both say how much: give one of them")
+        raise click.UsageError(f"{given[0]} and {given[1]} both say how much to send: give only one of them")
     if pcap is not None and not given:
-        raise click.UsageError("--pcap needs --batches, --chunks or --seconds: how long shall the file be?")
+        raise click.UsageError("--pcap needs --batches, --chunks or --seconds, which say how much to write")
     if rate is not None and real_time:
-        raise click.UsageError("--rate and --real-time both say how fast: give one of them")
+        raise click.UsageError("--rate and --real-time both say how fast to send: give only one of them")
     if real_time and layout.declaration.time.tick_rate is None:
         raise click.UsageError("--real-time needs the layout's time.tick_rate: give it with --set time.tick_rate=HZ")
     if pcap is not None and amounts["--seconds"] is not None and rate is None and not real_time:
-        raise click.UsageError("--seconds of a file need --rate or --real-time, which say what a second holds")
+        raise click.UsageError("--seconds with --pcap needs --rate or --real-time, which say what a second holds")
 
 
 def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,19 +201,24 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
     options: list[tuple[str, Any, Any, str]] = [
         ("--loss", _PROBABILITY, 0.0, "Probability that a heap is not sent at all."),
         ("--packet-loss", _PROBABILITY, 0.0, "Probability that a packet is not sent."),
-        ("--reorder", _COUNT, 0, "A heap is overtaken by up to that many later heaps."),
-        ("--packet-reorder", _COUNT, 0, "A packet is overtaken by up to that many later packets."),
-        ("--late", _PROBABILITY, 0.0, "Probability that a heap is held back by --late-by more heaps."),
-        ("--late-by", _COUNT, None, f"How many heaps that is.  [default: those of {LATE_CHUNKS} chunks: too late]"),
+        ("--reorder", _COUNT, 0, "Up to so many later heaps may overtake a heap."),
+        ("--packet-reorder", _COUNT, 0, "Up to so many later packets may overtake a packet."),
+        ("--late", _PROBABILITY, 0.0, "Probability that a heap is sent later than the others, by --late-by heaps."),
+        (
+            "--late-by",
+            _COUNT,
+            None,
+            f"How many heaps later.  [default: the heaps of {LATE_CHUNKS} chunks, which is too late]",
+        ),
         ("--duplicate", _PROBABILITY, 0.0, "Probability that a heap is sent twice."),
-        ("--garbage", _PROBABILITY, 0.0, "Probability that a heap of garbage is sent before a heap."),
+        ("--garbage", _PROBABILITY, 0.0, "Probability that a garbage heap is sent before a heap."),
     ]
     kinds = click.option(
         "--garbage-kind",
         "garbage_kinds",
         type=click.Choice(list(GARBAGE_KINDS)),
         multiple=True,
-        help="Kind of garbage. May be repeated.  [default: all that the layout has, but not 'stop']",
+        help="Kind of garbage. May be repeated.  [default: all kinds that the layout can have, except 'stop']",
     )
     command = kinds(command)
     for name, kind, default, text in reversed(options):
@@ -211,62 +232,76 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.argument("endpoints", nargs=-1, callback=read_endpoints, metavar="[DEST]...")
 @layout_options
-@click.option("--pcap", type=click.Path(dir_okay=False), metavar="FILE", help="Write a capture file; do not send.")
+@click.option(
+    "--pcap", type=click.Path(dir_okay=False), metavar="FILE", help="Write a capture file instead of sending."
+)
 @click.option("--interface", metavar="ADDRESS", help="Interface to send from.  [default: as the routes say]")
-@click.option("--ttl", type=click.IntRange(0, 255), default=1, show_default=True, help="Hops of multicast packets.")
-@click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Send N batches.  [default: no end]")
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Send N chunks.  [default: no end]")
+@click.option(
+    "--ttl", type=click.IntRange(0, 255), default=1, show_default=True, help="Most hops of multicast packets."
+)
+@click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Send N batches.  [default: without end]")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Send N chunks.  [default: without end]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     callback=read_finite,
-    help="Send for so long, and then to the end of the chunk.  [default: no end]",
+    help="Send for so many seconds, and then to the end of the chunk.  [default: without end]",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     callback=read_finite,
-    help="Rate in Gb/s of UDP payload, SPEAD headers included.  [default: as fast as possible]",
+    help="Rate in Gb/s of UDP payload, including SPEAD headers.  [default: as fast as possible]",
 )
-@click.option("--real-time", is_flag=True, help="As fast as the timestamps say; needs the layout's tick_rate.")
+@click.option("--real-time", is_flag=True, help="Send as fast as the timestamps say; needs the layout's tick_rate.")
 @_faults
 @click.option("--seed", type=_COUNT, default=0, show_default=True, help="Seed of the data and the faults.")
 @click.option(
-    "--first-timestamp", type=_COUNT, default=0, show_default=True, metavar="TICKS", help="Time of the first batch."
+    "--first-timestamp",
+    type=_COUNT,
+    default=0,
+    show_default=True,
+    metavar="TICKS",
+    help="Timestamp of the first batch.",
 )
 @click.option(
-    "--jitter", type=_COUNT, default=0, show_default=True, metavar="TICKS", help="Added to timestamps, at most."
+    "--jitter",
+    type=_COUNT,
+    default=0,
+    show_default=True,
+    metavar="TICKS",
+    help="Add a random number to each timestamp, at most this.",
 )
 @click.option(
     "--user-data",
     callback=read_assignments,
     multiple=True,
     metavar="NAME=VALUE",
-    help="Index on an axis from user data.",
+    help="Index on an axis that is not in the heaps. May be repeated.",
 )
 @click.option(
     "--packet-bytes",
-    type=click.IntRange(1, 65507),  # as IPv4 has room for
+    type=click.IntRange(1, 65507),  # the limit of IPv4
     default=spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
     show_default=True,
-    help="Bytes of a UDP payload, at most.",
+    help="Most bytes in a packet, including the SPEAD header but not the UDP header.",
 )
 @click.option(
     "--address-bits",
     type=click.Choice([str(bits) for bits in _ADDRESS_BITS]),
     default="48",
     show_default=True,
-    help="Bits of immediate items in the SPEAD flavour.",
+    help="Bits of an immediate value in the SPEAD flavour.",
 )
 @click.option(
     "--truth",
     "truth_path",
     type=click.Path(dir_okay=False, allow_dash=True),
     metavar="FILE",
-    help="Write what was sent as JSON; - is standard output.",
+    help="Write what was sent to FILE as JSON; - is standard output.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary and the truth as JSON.")
-@click.option("--all-sources", is_flag=True, help="Show all sources, also if they do not fit the terminal.")
+@all_sources_option
 def send(
     *,
     layout: DeclarativeLayout,
@@ -294,17 +329,19 @@ def send(
 ) -> None:
     """Send simulated heaps of a layout to DEST.
 
-    DEST are UDP endpoints, unicast or multicast, such as 239.1.2.3+3:7148; the heaps of a batch are dealt out to them.
-    What is sent depends on the options only. Faults are known: --truth has them, as a receiver should count them.
+    DEST are UDP endpoints, unicast or multicast, such as 239.1.2.3+3:7148. The heaps of a batch are dealt out to them.
+    The same options always send the same heaps. The faults are known: --truth has them, as a receiver should count
+    them. Ctrl-C and SIGTERM end it at the end of the chunk, with the summary.
 
-    Ctrl-C and SIGTERM end it with the chunk complete, and the summary. The exit code is 0 when all was sent, also if it
-    took longer than it should have (a warning says so), and 2 if the options or the network make it impossible.
-    """
-    pace = {"rate": None if rate is None else rate * 1e9 / 8, "speed": 1.0 if real_time else None}
+    \b
+    Exit codes:
+      0  everything was sent; a warning says if it took longer than it should have
+      2  wrong usage, or the network cannot be used
+    """  # noqa: D301 (click needs the backslash)
     amounts = {"--batches": batches, "--chunks": chunks, "--seconds": seconds}
     _check(layout, endpoints, pcap, amounts, rate, real_time)
     if as_json and truth_path == "-":
-        raise click.UsageError("--truth - and --json both print to standard output; the latter has the truth in it")
+        raise click.UsageError("--truth - and --json both print to standard output: leave out --truth, JSON has it too")
     faults["late_by"] = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
     with naming_options():
         simulator = Simulator(
@@ -317,33 +354,27 @@ def send(
             flavour=spead2.Flavour(4, 64, int(address_bits), 0),
             max_packet_size=packet_bytes,
         )
-    clock: WallClock | VirtualClock | None = None
-    if rate is not None or real_time:
-        clock = WallClock() if pcap is None else VirtualClock()
-    console = Console(highlight=False, stderr=truth_path == "-", quiet=as_json)
     where = pcap or describe(endpoints)
     if chunks is not None:
         batches = chunks * layout.chunk_batches
-    # Opened now, not when all is sent.
-    truth_file = _open_truth(truth_path)
+    truth_file = _open_truth(truth_path)  # before sending: an error is better now than at the end
+    clock = None if rate is None and not real_time else WallClock() if pcap is None else VirtualClock()
+    pace = {"rate": None if rate is None else rate * 1e9 / 8, "speed": 1.0 if real_time else None}
     try:
         with naming_options(), _open_sink(endpoints, pcap, clock, interface, ttl) as sink:
             sent = _run(simulator, sink, clock, batches, seconds, pace)
     except OSError as exc:
         raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}") from None
-    asked = f" ({rate:g} wanted)" if rate is not None else " (real time)" if real_time else ""
-    settings = {"destination": where, "rate_gigabits_per_second": rate, "real_time": real_time}
     try:
-        with usable_file(truth_path or "", "--truth"), truth_file as file:
-            if file is not None:
-                file.write(json.dumps(truth_report(sent.truth, layout.source_labels)) + "\n")
-    finally:
+        _write_truth(truth_file, truth_path, sent, layout)
+    finally:  # the summary is printed even if the disk is full
         if as_json:
+            settings = {"destination": where, "rate_gigabits_per_second": rate, "real_time": real_time}
             click.echo(json.dumps(_summary(sent, layout, settings)))
         else:
+            console = Console(highlight=False, stderr=truth_path == "-")
+            asked = f" ({rate:g} wanted)" if rate is not None else " (real time)" if real_time else ""
             _show(console, sent, layout, where, asked, all_sources=all_sources)
     if sent.late > RATE_TOLERANCE * sent.seconds:
-        click.echo(
-            f"Warning: this machine cannot send so fast: {sent.late:.2f} of {sent.seconds:.2f} s were lost.",
-            err=True,
-        )
+        behind = f"it fell behind by {sent.late:.2f} of {sent.seconds:.2f} s"
+        click.echo(f"Warning: this machine cannot send so fast: {behind}.", err=True)

@@ -1,4 +1,4 @@
-"""A receiver at work in a command: a thread takes its chunks, and this one waits for a reason to end it."""
+"""Run a receiver in a command: one thread takes the chunks, and another waits for a reason to end."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from speadrx.receive.receiver import Receiver
 from .account import Account, LiveView, Moment, document, line, loss, residual
 from .parameters import usable_file
 
-#: Seconds between looks at whether there is a reason to end.
+#: Seconds between checks for a reason to end.
 _LOOK = 0.1
-#: Seconds that momentary rates are of, at least, once there are so many.
+#: Current rates are means over at least so many seconds, after that time.
 _RATE_SECONDS = 2.0
 _REFRESHES_PER_SECOND = 2
-#: Seconds without a heap after which senders are silent.
+#: Senders are silent after so many seconds without a heap.
 _SILENCE = 0.5
 
 
 class Session:
-    """A receiver and what is done with its chunks.
+    """A receiver, and what a command does with its chunks.
 
     Parameters
     ----------
     receiver
         The receiver.
     history
-        File for a `History` of the chunks.
+        File to write a `History` of the chunks to.
 
     Raises
     ------
     UnusableError
-        If that file cannot be written.
+        If the file cannot be written.
     """
 
     def __init__(self, receiver: Receiver, history: str | None) -> None:
         self.receiver = receiver
-        #: Why it was ended, or that nobody has done so: ``"end"`` (of what there was to receive).
+        #: Why it ended; ``"end"`` if there was nothing more to receive.
         self.ended_by = "end"
-        #: Set as soon as it shall end: for who feeds the receiver.
+        #: Set when it must end: for the thread that feeds the receiver.
         self.ending = threading.Event()
         self._history_path = history
         self._history = None if history is None else History(receiver.layout)
         if history is not None:
             with usable_file(history, "--history"):
-                open(history, "ab").close()  # better now than after hours
-        # Between these times, in seconds since the start, heaps came.
+                open(history, "ab").close()  # an error is better now than after hours
+        # Heaps came between these times, in seconds since the start.
         self._last_without = self._last_growth = 0.0
         self._placed = 0
         self._loss_when_ended: float | None = None
@@ -73,18 +73,18 @@ class Session:
         feed: Callable[[], None] | None = None,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Receive until there is a reason to end, and hand over the chunks under construction then.
+        """Receive until there is a reason to end, and then take the chunks in the window too.
 
         Parameters
         ----------
         interrupted
             End when this is set.
         seconds, chunks
-            End after so long, or when so many chunks have come out.
+            End after so many seconds, or when so many chunks are complete.
         feed
-            Feeds the receiver, in a thread of its own, and ends that when `ending` is set.
+            Feeds the receiver in a thread of its own; it must return when `ending` is set.
         look
-            Called now and then.
+            Called about every 0.1 seconds.
         """
         end = None if seconds is None else time.monotonic() + seconds
         with concurrent.futures.ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ class Session:
                     self.ended_by = next(reason for reason, holds in reasons.items() if holds)
                     self.ending.set()
                     self._note_loss()
-                    if feed is None:  # else it ends by itself
+                    if feed is None:  # otherwise the receiver ends when it is no longer fed
                         self.receiver.drain()
                 if consumer.done():
                     self.ending.set()
@@ -134,13 +134,13 @@ class Session:
             self._placed, self._last_growth = stats.placed, stats.seconds
 
     def _note_loss(self) -> None:
-        """Remember the loss up to now, if the senders go on: then all chunks under construction will lack heaps."""
+        """Remember the loss until now if heaps still come: the end will cut all chunks in the window short."""
         stats = self.receiver.stats()
         if stats.seconds - self._last_growth < _SILENCE:
             self._loss_when_ended = loss(stats)
 
     def moment(self) -> Moment:
-        """See what has happened in the last seconds."""
+        """What has happened in the last seconds."""
         now, stats = time.monotonic(), self.receiver.stats()
         while len(self._seen) > 1 and now - self._seen[1][0] >= _RATE_SECONDS:
             self._seen.popleft()
@@ -149,14 +149,14 @@ class Session:
         return Moment(self.receiver.layout, stats, before, earlier)
 
     def total(self) -> Moment:
-        """See what has happened altogether, in the time that heaps came."""
+        """What has happened from the first heap to the last."""
         seconds = self._last_growth - self._last_without
         return Moment(self.receiver.layout, self.receiver.stats(), None, seconds, self._loss_when_ended)
 
 
 @contextlib.contextmanager
 def live(console: Console, session: Session, where: str) -> Iterator[None]:
-    """Show what happens, on the terminal as it is; at the end, that is gone again."""
+    """Show a live view below what the terminal shows; it disappears at the end."""
     with Live(
         get_renderable=lambda: LiveView(session.moment(), where),
         console=console,
@@ -167,7 +167,7 @@ def live(console: Console, session: Session, where: str) -> Iterator[None]:
 
 
 def lines(session: Session, interval: float) -> Callable[[], None]:
-    """Make a function that prints a line whenever so many seconds have passed."""
+    """Make a function that prints a line if so many seconds have passed since the last one."""
     due = time.monotonic() + interval
 
     def look() -> None:
@@ -182,17 +182,17 @@ def lines(session: Session, interval: float) -> Callable[[], None]:
 def conclude(
     session: Session, console: Console, *, as_json: bool, all_sources: bool, max_loss: float | None, **about: Any
 ) -> int:
-    """Keep the history, print the account, and say what the exit code is.
+    """Write the history, print the account, and return the exit code.
 
     Raises
     ------
     UnusableError
-        If the history cannot be written after all; the account is printed all the same.
+        If the history cannot be written. The account is still printed.
     """
     total = session.total()
     try:
         session.keep_history(total.stats)
-    finally:  # a full disk costs the history, but not the account
+    finally:  # the account is printed even if the disk is full
         if as_json:
             click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
         else:

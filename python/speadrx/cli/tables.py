@@ -1,8 +1,8 @@
-"""Tables of numbers that fit the terminal: names are cut and rows left out, but no number is ever cut."""
+"""Numbers in tables that fit the terminal: names are cut and rows left out, but a number is never cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -10,25 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 UNLIMITED = 1 << 16  # columns
-NAME_COLUMNS = 8  # that a name has at least
+NAME_COLUMNS = 8  # least width of a name
 
 Format = Callable[[float | None], str]
 
 
 def exact(number: float | None) -> str:
-    """All digits, for where there is room."""
+    """Write all digits."""
     return "-" if number is None else f"{number:,.0f}"
 
 
 def short(number: float | None) -> str:
-    """Three digits that count, in five characters at most."""
+    """Write the first three digits, in at most five characters."""
     if number is None:
         return "-"
     if number < 9999.5:
         return f"{number:.0f}"
     for unit in "kMGTPE":
         number /= 1000
-        # The bounds are those of rounding: 999,950 is 1.00M and not 1000k.
+        # The bounds allow for rounding: 999,950 becomes 1.00M, not 1000k.
         for bound, digits in ((9.995, 2), (99.95, 1), (999.5, 0)):
             if number < bound:
                 return f"{number:.{digits}f}{unit}"
@@ -36,16 +36,36 @@ def short(number: float | None) -> str:
 
 
 def percentage(fraction: float | None) -> str:
-    """Hundredths, to two digits."""
+    """Write a fraction in percent, with two digits."""
     if fraction is None:
         return "-"
-    # What is lost is never rounded to nothing.
+    # A small loss must not be shown as none.
     return "<0.01%" if 0 < fraction < 0.0001 else f"{fraction:.2%}"
 
 
+def fraction(part: float | None, rest: float | None) -> float | None:
+    """Divide a part by the whole; None if either is not known, or there is nothing."""
+    return None if part is None or rest is None or part + rest == 0 else part / (part + rest)
+
+
+def loss_style(loss: float | None, *, silent: bool = False) -> str:
+    """Choose the colour of a row by its loss."""
+    if silent or (loss or 0) >= 0.01:
+        return "red"
+    return "yellow" if loss else ""
+
+
 def printable(text: str) -> Text:
-    """Text from elsewhere, as nothing but text."""
+    """Show text from outside without control characters or markup."""
     return Text("".join(char if char.isprintable() else "?" for char in text))
+
+
+def tally(title: str, counts: Mapping[str, float]) -> Iterator[Text]:
+    """Make a line of counts by reason, the largest first; no line if there are none."""
+    found = sorted(((count, reason) for reason, count in counts.items() if count), reverse=True)
+    if found:
+        text = ", ".join(f"{exact(count)} {reason}" for count, reason in found)
+        yield Text(f"{title}: ").append_text(printable(text))
 
 
 def table_of(names: Iterable[str], numbers: Iterable[str]) -> Table:
@@ -59,12 +79,12 @@ def table_of(names: Iterable[str], numbers: Iterable[str]) -> Table:
 
 
 def _excess(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Say by how many columns a table is wider than the terminal."""
+    """By how many columns a table is wider than the terminal."""
     return console.measure(table, options=options.update(max_width=UNLIMITED)).maximum - options.max_width
 
 
 def _fit(table: Table, console: Console, options: ConsoleOptions) -> None:
-    """Cut names, and then leave out columns from the right: never cut numbers, which would make other numbers."""
+    """Cut names, then leave out columns from the right. Numbers are never cut: that would make other numbers."""
     for column in table.columns:
         excess = _excess(table, console, options)
         if column.justify == "left" and excess > 0:
@@ -75,18 +95,18 @@ def _fit(table: Table, console: Console, options: ConsoleOptions) -> None:
 
 
 class Rows:
-    """A table of things, as far as there is room for it.
+    """A table with as many rows as there is room for.
 
     Parameters
     ----------
     things
         One for each row, the most important first.
     what
-        What they are called, for "... and 5 more ...".
+        What the things are called, for "... and 5 more WHAT".
     make
-        Makes the table of things; its numbers are written by the function given.
+        Makes the table from things, and from a function that writes numbers.
     room
-        Lines for rows, the last of which may say how many more there are (default: no limit).
+        Lines for rows; the last line may say how many more there are (default: no limit).
     """
 
     def __init__(
