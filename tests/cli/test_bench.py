@@ -246,7 +246,7 @@ def test_report_of_one_layout(tmp_path):
     text = run_command("bench", "-l", str(file), "--set", "heap_bytes=512", "--seconds", "1", "--packet-bytes", "300")
     assert "\x1b" not in text
     assert "Heaps have 512 bytes, packets at most 300." in text
-    assert "Placement, ns per heap" in text
+    assert "Placement of a heap, in ns" in text
 
 
 @pytest.mark.parametrize("columns", [80, pytest.param(200, marks=pytest.mark.slow)])
@@ -276,7 +276,7 @@ def test_interrupt_reports_the_rounds_so_far(signum):
         assert not errors
     else:  # no round had ended by then
         assert (process.returncode, output) == (1, "")
-        assert "interrupted before a round was finished" in errors
+        assert "interrupted before the first round was finished" in errors
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_interrupt_reports_the_rounds_so_far(signum):
         (["--seconds", "soon"], "--seconds"),
         (["--seconds", "nan"], "nan is not a finite number"),
         (["--packet-bytes", "100"], "--packet-bytes"),
-        (["--set", "heap_bytes=8"], "--set changes the layout given by -l/--layout, but there is none"),
+        (["--set", "heap_bytes=8"], "--set changes a layout: give one with -l/--layout"),
         (["-l", "nowhere.toml"], "nowhere.toml"),
         (["-l", "meerkat-digitiser", "--set", "time.batches=0"], "batches"),
     ],
@@ -305,7 +305,7 @@ def test_layout_whose_heaps_cannot_be_made_is_named(tmp_path):
     file.write_text(shared.to_toml())
     result = click.testing.CliRunner().invoke(speadrx.cli.bench.bench, ["-l", str(file)])
     assert result.exit_code == 2
-    assert "heaps of this layout cannot be made: axis 'a': shares item" in " ".join(result.output.split())
+    assert "heaps of this layout cannot be simulated: axis 'a': shares item" in " ".join(result.output.split())
 
 
 def test_no_jit_is_needed():

@@ -56,7 +56,7 @@ def assert_accounts(output):
     assert present > 0
     assert (present, duplicates) == (causes["present"], causes["duplicates"])
 
-    others = table(output, "The other heaps, by reason")
+    others = table(output, "Other heaps by reason")
     assert others.pop("reason") == ["sent", "counted", "by"]
     rejected = {reason: row for reason, row in others.items() if reason.startswith("rejected: ")}
     assert sum(number(row[1]) for row in rejected.values()) == causes["rejected"]
@@ -129,7 +129,7 @@ def test_pipe(start):
     # This seed has such faults in the first chunk already, so that there is something to account for.
     assert min(causes[cause] for cause in ("duplicates", "rejected", "unseen")) > 0
     assert "every byte of the" in output
-    assert "Where to look next" in output
+    assert "Next: README.md has" in output
     assert senders_of(process.pid) == []
 
 

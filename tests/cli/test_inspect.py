@@ -88,12 +88,12 @@ def test_screen(capture):
     assert max(map(len, output.splitlines()[1:])) <= 80
     for pattern in (
         r"sent\.pcap: [\d,]+ packets, [\d,]+ bytes in 0\.\d+ s: \S+ Mpackets/s, \S+ Gb/s",
-        r"packets do not decode: not SPEAD",
-        r"heaps; \d+ without a length; \d+ of length 0; \d+ stop heaps; \d+ with descriptors only",
+        r"packets not decoded: not SPEAD",
+        r"heaps; \d+ without a length; \d+ of length 0; \d+ with a stop item; \d+ with only descriptors",
     ):
         assert re.search(pattern, " ".join(output.split())), pattern
     for pattern in (
-        r"Heap bytes: 1,024 \([\d,]+\)",
+        r"Heap lengths \(number of heaps\): 1,024 \([\d,]+\)",
         r"10\.1\.2\.3:7148 +[\d,]+",
         r"239\.1\.2\.3:7148 +[\d,]+",
         r"Stream 1: [\d,]+ heaps of 1,024 bytes, SPEAD-64-48, to 239\.1\.2\.3:7148",
@@ -168,7 +168,7 @@ def test_toml_alone(capture, tmp_path):
 def test_output_is_kept(capture, tmp_path):
     path = tmp_path / "layout.toml"
     path.write_text("precious", "utf-8")
-    assert f"{path} exists; --force overwrites it" in run("inspect", str(capture), "-o", str(path), code=2)
+    assert f"{path} exists: use --force to overwrite it" in run("inspect", str(capture), "-o", str(path), code=2)
     assert path.read_text("utf-8") == "precious"
     result = subprocess.run([*SPEADRX, "inspect", str(capture), "-o", str(path), "--force"], env=environment())
     assert result.returncode == 0
@@ -191,21 +191,21 @@ def test_several_streams(tmp_path):
     assert re.search(r"there are 2 streams \(1: \d+ heaps of 1,024 bytes; 2: 100 heaps of 512 bytes\)", error)
     assert "item = 0x50\nstep = 7" in run("inspect", str(both), "--toml", "--stream", "2")
     assert "Stream 1" not in run("inspect", str(both), "--stream", "2")
-    assert "3 is none of the 2 that there are" in " ".join(run("inspect", str(both), "--stream", "3", code=2).split())
+    assert "3: there are only streams 1 to 2" in " ".join(run("inspect", str(both), "--stream", "3", code=2).split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["/"], "Error: / cannot be read: Is a directory"),
-        (["nonsense"], "'nonsense' is neither a file nor endpoints such as"),
+        (["nonsense"], "'nonsense' is neither a file nor a list of endpoints, such as"),
         (["127.0.0.1:0"], "has port 0"),
         (["239.1.2.3:7148", "--interface", "here"], "'here' is not the IPv4 address of an interface"),
         (["192.0.2.1:7148"], "Error: cannot receive on 192.0.2.1:7148: Cannot assign requested address"),
         (["127.0.0.1:7148", "--seconds", "0"], "--seconds"),
         (["127.0.0.1:7148", "--seconds", "nan"], "--seconds"),
         (["127.0.0.1:7148", "--packets", "0"], "--packets"),
-        (["127.0.0.1:7148", "--toml", "--json"], "exclude each other"),
+        (["127.0.0.1:7148", "--toml", "--json"], "give either --toml or --json"),
     ],
 )
 def test_wrong_usage(arguments, message):
@@ -235,7 +235,7 @@ def test_many_streams(tmp_path, rng):
     assert re.findall(r"^Stream (\d+)", result.stdout, re.MULTILINE) == [str(n) for n in range(1, 11)]
     assert result.stdout.endswith("... and 20 more streams (--stream N shows one)\n")
     error = " ".join(run("inspect", str(path), "--toml", code=2).split())
-    assert "10: 1 heaps of 8 bytes; and 20 more); choose one" in error
+    assert "10: 1 heap of 8 bytes and 20 more); choose one" in error
 
 
 def test_standard_input(capture):
@@ -277,8 +277,8 @@ def test_garbage_alone(tmp_path, rng):
             sink.send(0, b"S\x04\x02\x06\0\0" + rng.bytes(rng.integers(2, 200)))
     result = subprocess.run([*SPEADRX, "inspect", str(path)], capture_output=True, text=True, env=environment())
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
-    assert "400 packets came, but no heaps that a layout could place" in result.stderr
-    assert "packets do not decode: not SPEAD" in result.stdout
+    assert "400 packets, but no heaps that a layout could place" in result.stderr
+    assert "packets not decoded: not SPEAD" in result.stdout
 
 
 def test_no_proposal(tmp_path):
@@ -308,7 +308,7 @@ def test_cut_short(capture, tmp_path):
     path = tmp_path / "short.pcap"
     path.write_bytes(short)
     output = run("inspect", str(path))
-    assert "packets were cut short by the capture" in output
+    assert "packets cut short by the capture" in output
     assert 'name = "antenna"' in output
 
 

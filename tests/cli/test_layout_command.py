@@ -79,7 +79,7 @@ def test_ascii() -> None:
 def test_without_tick_rate_or_sources() -> None:
     output = run("layout", "meerkat-digitiser", "--set", "time.tick_rate=", "--set", "sources=", "--set", "name=")
     assert "seconds unknown without time.tick_rate" in output
-    assert "all heaps are of one" in output
+    assert "one, for all heaps" in output
     assert "Layout " not in output
 
 

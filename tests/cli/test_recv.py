@@ -219,9 +219,9 @@ def test_port_in_use(layout):  # noqa: F811
         (["7148"], "'7148' has no host: write host:7148, or :7148 for all interfaces"),
         (["127.0.0.1:0"], "port 0, but wanted 1 to 65535"),
         (["127.0.0.1:1", "--threads=2"], "--threads': 2 have only 1 sources"),
-        (["127.0.0.1:1", "--affinity=a"], "'a' are not integers"),
+        (["127.0.0.1:1", "--affinity=a"], "'a' is not a list of integers"),
         (["127.0.0.1:1", "--affinity=0,1"], "1 thread(s) want one processor each"),
-        (["127.0.0.1:1", "--buffer=1 furlong"], "'1 furlong' is no size"),
+        (["127.0.0.1:1", "--buffer=1 furlong"], "'1 furlong' is not a size"),
         (["127.0.0.1:1", "--tolerance=soon"], "'soon' is neither a time"),
         (["127.0.0.1:1", "--window=2", "--tolerance=64MiB"], "cannot be combined with window 2"),
         (["127.0.0.1:1", "--flush-after=0"], "0.0 is not in the range x>0"),
@@ -240,7 +240,7 @@ def test_usage_errors(layout, args, message):  # noqa: F811
 @pytest.mark.parametrize("command", ["recv", "replay"])
 def test_help_says_what_exit_codes_mean(command):
     text = " ".join(run(command, "--help").split())
-    assert "The exit code is 0" in text
+    assert "Exit codes: 0 " in text
     assert "Example:" in text
 
 

@@ -217,7 +217,7 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["empty"], "empty is empty"),
         (["a.pcap", "--pace=0"], "0.0 is not in the range x>0"),
         (["a.pcap", "--pace=inf"], "'--pace': inf is not a finite number"),
-        (["a.pcap", "--threads=2"], "--threads 2 need as many endpoints of --to"),
+        (["a.pcap", "--threads=2"], "--threads 2 needs at least 2 endpoints in --to"),
         (["a.pcap", "--to=localhost:7148"], "'--to': 'localhost' is not an IP address"),
         (["a.pcap", "--to=nowhere"], "'nowhere' has no port: write nowhere:7148"),
         (["a.pcap", "--window=2", "--tolerance=1s"], "cannot be combined with window 2"),
@@ -227,8 +227,8 @@ def test_terminal(tmp_path, layout, columns):  # noqa: F811
         (["a.pcap", "--user-data=a=1", "--user-data=a=2"], "a is given 2 times: wanted once"),
         (["a.pcap", "--fill=x"], "'x' is not a number"),
         (["a.pcap", "--history=/nowhere/run.json"], "/nowhere/run.json: No such file"),
-        (["a.pcap", "--history=./a.pcap"], "'--history': './a.pcap' would be written over 'a.pcap'"),
-        (["a.pcap", "--history=array.toml"], "'array.toml' would be written over"),
+        (["a.pcap", "--history=./a.pcap"], "'--history': './a.pcap' would overwrite 'a.pcap'"),
+        (["a.pcap", "--history=array.toml"], "'array.toml' would overwrite"),
     ],
 )
 def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F811

@@ -114,7 +114,7 @@ def test_summary(layout, sink):  # noqa: F811
     lost = [int(count) for count in re.findall(r"^m00\d +\d+ +(\d+)", output, re.MULTILINE)]
     assert lost == sorted(lost, reverse=True)
     assert len(lost) == 4
-    assert "Garbage, to be rejected: " in output
+    assert "Garbage that receivers reject: " in output
 
 
 def test_truth_on_standard_output(tmp_path, layout):  # noqa: F811
@@ -155,11 +155,11 @@ def test_terminal(layout, sink, columns):  # noqa: F811
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "where to? Wanted DEST"),
+        ([], "where to send? Wanted DEST"),
         (["nowhere"], "'nowhere' has no port: write nowhere:7148"),
-        (["127.0.0.1:1", "--rate=1", "--real-time"], "--rate and --real-time both say how fast"),
+        (["127.0.0.1:1", "--rate=1", "--real-time"], "--rate and --real-time both say how fast to send"),
         (["127.0.0.1:1", "--real-time", "--set", "time.tick_rate=0"], "tick_rate"),
-        (["127.0.0.1:1", "--chunks=1", "--seconds=1"], "--chunks and --seconds both say how much"),
+        (["127.0.0.1:1", "--chunks=1", "--seconds=1"], "--chunks and --seconds both say how much to send"),
         (["127.0.0.1:1", "--rate=nan"], "'--rate': nan is not a finite number"),
         (["127.0.0.1:1", "--loss=2"], "2.0 is not in the range 0<=x<=1"),
         (["127.0.0.1:1", "--first-timestamp=5"], "--first-timestamp': 5 must be a multiple"),
@@ -173,12 +173,12 @@ def test_terminal(layout, sink, columns):  # noqa: F811
         (["127.0.0.1:1", "--rate=1e300"], "'--rate': inf must be a positive number"),
         (["--pcap=a.pcap", "--rate=1e-13", "--chunks=1"], "must be less than 2^32 s in a capture file"),
         (["--pcap=/dev/full", "--chunks=1"], "cannot send to /dev/full: No space left"),
-        (["--pcap=a.pcap", "--chunks=1", "--truth=a.pcap"], "'--truth': 'a.pcap' would be written over 'a.pcap'"),
-        (["--pcap=array.toml", "--chunks=1"], "array.toml' would be written over"),
+        (["--pcap=a.pcap", "--chunks=1", "--truth=a.pcap"], "'--truth': 'a.pcap' would overwrite 'a.pcap'"),
+        (["--pcap=array.toml", "--chunks=1"], "array.toml' would overwrite"),
         (["127.0.0.1:1", "--user-data=pol=1"], "'--user-data': 'pol' is not a field that the layout reads"),
         (["127.0.0.1:1", "--json", "--truth=-"], "--truth - and --json both print"),
         (["--pcap=a.pcap"], "--pcap needs --batches"),
-        (["--pcap=a.pcap", "--seconds=1"], "--seconds of a file need --rate"),
+        (["--pcap=a.pcap", "--seconds=1"], "--seconds with --pcap needs --rate"),
         (["--pcap=/nowhere/a.pcap", "--chunks=1"], "/nowhere/a.pcap: No such file"),
         (["[::1]:1", "--pcap=a.pcap", "--chunks=1"], "'[DEST]...': '::1' must be an IPv4 address"),
         (["127.0.0.1:1", "--truth=/nowhere/t.json"], "No such file or directory"),
@@ -207,5 +207,5 @@ def test_user_data_is_needed(tmp_path):
 
 def test_help_says_what_exit_codes_mean():
     text = " ".join(run("send", "--help").split())
-    assert "The exit code is 0" in text
+    assert "Exit codes: 0 " in text
     assert "Example:" in text

@@ -292,7 +292,7 @@ def test_table(server):
     }
     (stream,) = (line.split() for line in output.splitlines() if line.startswith("wide"))
     assert stream[3:] == ["8", "7", "12", "3/8", "2.5", "5/8", "0.0"]
-    assert "rejected: bad_timestamp_heaps 5, metadata_heaps 3\n" in output
+    assert "Rejected: 5 bad_timestamp_heaps, 3 metadata_heaps\n" in output
 
 
 @pytest.mark.parametrize("columns", [80, 200])
@@ -337,13 +337,16 @@ def test_unreachable():
     [
         (404, "{url} answers 404 Not Found"),
         (None, "cannot reach {url}: Remote end closed connection without response"),
-        ("<html><body class='x'>Hello {</body></html>", "{url} serves no metrics in Prometheus' text format"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "{url} serves no metrics in Prometheus' text format"),
-        ('{HELP=, ="_total', "{url} serves no metrics in Prometheus' text format"),
-        ("", "{url} serves no metrics of speadrx (none that is called speadrx_heaps_placed_total, ...)"),
+        (
+            "<html><body class='x'>Hello {</body></html>",
+            "{url} does not serve metrics in the text format of Prometheus",
+        ),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "{url} does not serve metrics in the text format of Prometheus"),
+        ('{HELP=, ="_total', "{url} does not serve metrics in the text format of Prometheus"),
+        ("", "{url} does not serve metrics of speadrx (such as speadrx_heaps_placed_total)"),
         (
             "# TYPE up gauge\nup 1\nspeadrx_something_else 3\n",
-            "{url} serves no metrics of speadrx (none that is called speadrx_heaps_placed_total, ...)",
+            "{url} does not serve metrics of speadrx (such as speadrx_heaps_placed_total)",
         ),
     ],
 )
@@ -365,7 +368,7 @@ def test_second_scrape_fails(server):
         (["localhost:http"], "is not an http:// or https:// URL"),
         (["http://"], "is not an http:// or https:// URL"),
         (["http://[::1"], "is not an http:// or https:// URL"),
-        (["localhost:1", "--interval", "0"], "--interval: 0 is no time between scrapes (0 is for --once)"),
+        (["localhost:1", "--interval", "0"], "--interval: 0 is only possible with --once"),
         (["localhost:1", "--interval", "nan"], "nan is not a finite number"),
         (["localhost:1", "--sort", "colour"], "colour"),
         (["localhost:1", "--sources", "0"], "--sources"),

@@ -328,13 +328,13 @@ def _others_table(sent: SenderReport, received: ReceiverReport) -> Table:
 def _summary(sent: SenderReport, received: ReceiverReport, accounts: dict[str, int], residual: int) -> Iterator[str]:
     rate = sent.truth.copies / sent.seconds
     gigabits = sent.truth.bytes * 8e-9 / sent.seconds
-    yield f"Rate: {rate:,.0f} heaps/s, {gigabits:.2f} Gb/s for {sent.seconds:.1f} s."
+    yield f"Rates: {rate:,.0f} heaps/s, {gigabits:.2f} Gb/s for {sent.seconds:.1f} s."
     if received.wrong_heaps:
-        yield f"WRONG DATA in {received.wrong_heaps:,} of the {accounts['present']:,} heaps that are present."
+        yield f"WRONG DATA in {received.wrong_heaps:,} of the {accounts['present']:,} heaps present."
     else:
-        yield f"Data: all bytes of the {accounts['present']:,} heaps that are present are as sent."
+        yield f"Data: every byte of the {accounts['present']:,} heaps present is as sent."
     sums = " + ".join(f"{number:,} {name}" for name, number in accounts.items())
-    yield f"Account: {sent.copies:,} sent = {sums}."
+    yield f"Accounts: {sent.copies:,} sent = {sums}."
     verdict = "every heap is accounted for" if residual == 0 else "SOME HEAPS ARE NOT ACCOUNTED FOR"
     yield f"Residual: {residual:,} ({verdict})."
     yield (

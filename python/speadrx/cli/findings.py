@@ -131,18 +131,18 @@ def json_document(origin: Origin, survey: Survey, streams: list[Found]) -> dict[
     }
 
 
-#: Counts of a survey: what each counts, and what these have in common.
+#: Counts of a survey: what each counts (heaps, if it does not say), and what these have in common.
 _COUNTS = {
     "heaps": ("heap", ""),
-    "incomplete": ("heap", "incomplete"),
-    "unsized": ("heap", "without a length"),
-    "empty": ("heap", "of length 0"),
-    "stops": ("heap", "with a stop item"),
-    "descriptors": ("heap", "with only descriptors"),
-    "duplicate_packets": ("packet", "more than once"),
-    "not_repeated": ("packet", "without all items of the heap"),
-    "trailing": ("packet", "with bytes after the payload"),
-    "unkept": ("heap", "too many to inspect"),
+    "incomplete": ("", "incomplete"),
+    "unsized": ("", "without a length"),
+    "empty": ("", "of length 0"),
+    "stops": ("", "with a stop item"),
+    "descriptors": ("", "with only descriptors"),
+    "duplicate_packets": ("packet", " that came twice"),
+    "not_repeated": ("packet", " without all items of the heap"),
+    "trailing": ("packet", " with bytes after the payload"),
+    "unkept": ("heap", " too many to inspect"),
 }
 
 
@@ -223,8 +223,8 @@ def _notes(origin: Origin, survey: Survey) -> Iterator[str]:
         yield from _capture_notes(origin.capture, origin.damage)
     for reason, n in survey.undecodable.most_common(MOST_SHOWN):
         yield f"{counted(n, 'packet')} not decoded: {reason}"
-    counts = {name: getattr(survey, name) for name in _COUNTS}
-    texts = [f"{counted(n, _COUNTS[name][0])} {_COUNTS[name][1]}".strip() for name, n in counts.items() if n]
+    counts = [(getattr(survey, name), noun, text) for name, (noun, text) in _COUNTS.items()]
+    texts = [(counted(n, noun) if noun else f"{n:,} ") + text for n, noun, text in counts if n]
     yield "; ".join(texts) or "No heaps."
     if survey.heaps:
         lengths, packets = survey.heap_bytes().most_common(), survey.packets_per_heap.most_common()

@@ -138,7 +138,7 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     callback=read_finite,
     default=5.0,
     show_default=True,
-    help="Listen for so many seconds. A file is always read to its end.",
+    help="How long to listen to endpoints, in seconds.",
 )
 @click.option(
     "--packets", type=click.IntRange(min=1), metavar="N", help="Inspect only the first N packets.  [default: all]"

@@ -85,7 +85,8 @@ def recv(
     \b
     Exit codes:
       0  heaps were received
-      1  no heap was received, more were missing than --max-loss, or the account does not add up
+      1  no heap was received, more were missing than --max-loss,
+         or the account does not add up
       2  wrong usage, or the network cannot be used
     """  # noqa: D301 (click needs the backslash)
     console = Console(highlight=False, stderr=as_json)

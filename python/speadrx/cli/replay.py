@@ -238,8 +238,9 @@ def replay(
     \b
     Exit codes:
       0  heaps were received
-      1  no heap was received, more were missing than --max-loss, or the account does not add up
-      2  wrong usage, or FILE cannot be used; if it is damaged, what comes before the damage is still received
+      1  no heap was received, more were missing than --max-loss,
+         or the account does not add up
+      2  wrong usage, or FILE cannot be used (what comes before damage is received)
     """  # noqa: D301 (click needs the backslash)
     if threads > 1 and len(endpoints) < threads:
         raise click.UsageError(

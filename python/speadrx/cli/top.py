@@ -210,7 +210,7 @@ def _until_interrupted() -> Iterator[None]:
     type=click.Choice(list(SORTS)),
     default="loss",
     show_default=True,
-    help="Show the worst sources first: those with most of this (for rate, placed and present: with least). "
+    help="Show the sources with the highest value first; for rate, placed and present those with the lowest. "
     "source: in the order of the layout.",
 )
 @click.option("--sources", "limit", type=click.IntRange(min=1), metavar="N", help="Show only the first N sources.")
