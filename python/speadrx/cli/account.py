@@ -163,7 +163,7 @@ class LiveView:
         return table
 
 
-class Account:
+class AccountView:
     """Shows the full account of a receiver that has ended.
 
     Parameters

@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from speadrx.accounts.accounting import Accounting
+from speadrx.accounts.account import Account
 from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
 from speadrx.metrics.stats import StatsCollector
@@ -259,13 +259,13 @@ def _run(
         return sent, _received(stream, chunks.accounting, _scrape(metrics_port), wrong)
 
 
-def _received(stream: ChunkRingStream, accounting: Accounting, scraped: dict[str, int], wrong: int) -> ReceiverReport:
+def _received(stream: ChunkRingStream, account: Account, scraped: dict[str, int], wrong: int) -> ReceiverReport:
     assert stream.ledger is not None  # the layout is declarative
     ledger = stream.ledger.snapshot()
     return ReceiverReport(
         labels=ledger.source_labels,
-        present=accounting.present_by_source,
-        missing=accounting.missing_by_source,
+        present=account.present_by_source,
+        missing=account.missing_by_source,
         duplicates=ledger.duplicates_by_source,
         scraped=scraped,
         seen=ledger.seen,

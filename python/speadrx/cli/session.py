@@ -19,7 +19,7 @@ from speadrx.accounts.history import History
 from speadrx.accounts.report import ReceiverStats
 from speadrx.receive.receiver import Receiver
 
-from .account import Account, LiveView, Moment, document, line, loss, residual
+from .account import AccountView, LiveView, Moment, document, line, loss, residual
 from .parameters import usable_file
 
 #: Seconds between checks for a reason to end.
@@ -196,7 +196,7 @@ def conclude(
         if as_json:
             click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
         else:
-            console.print(Account(total, all_sources=all_sources))
+            console.print(AccountView(total, all_sources=all_sources))
     lost = 100 * (loss(total.stats) or 0 if total.loss_when_ended is None else total.loss_when_ended)
     if max_loss is not None and lost > max_loss:
         click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
