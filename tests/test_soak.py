@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
+from complaints import complaints
+
 SOAK = pathlib.Path(__file__).parents[1] / "benches" / "soak.py"
 
 
@@ -20,7 +22,8 @@ def test_every_heap_is_accounted_for_and_a_signal_ends_it(fault_report: Callable
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            assert process.stderr.readline().startswith("holding")
+            complaint = next(line for line in process.stderr if complaints(line))
+            assert complaint.startswith("holding")
             process.send_signal(signal.SIGTERM)
             output, errors = process.communicate(timeout=60)
         finally:

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from complaints import complaints
 from handmade import SMALL, encode, small_heap
 
 pytestmark = pytest.mark.fault(17)
@@ -111,7 +112,7 @@ class Process:
             os.kill(self.process.pid, signal.SIGABRT)
             output, errors = self.process.communicate(timeout=deadline)
             pytest.fail(f"has not ended within {deadline:.1f} s: {errors.decode()}")
-        return self.process.returncode, (self.output + output).decode(), errors.decode()
+        return self.process.returncode, (self.output + output).decode(), complaints(errors.decode())
 
 
 def run(program, environment, signum=None, data=True):
