@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from speadrx.receive.readers import add_reader
 from speadrx.receive.stream import ChunkRingStream
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
 
-from .interrupt import interruptible
+from .interrupt import interruptible, start_python
 from .parameters import read_finite
 
 #: Four digitisers with two polarisations. A heap has 4096 samples of 10 bits, and is sent in one packet.
@@ -130,24 +129,13 @@ def _send(port: int, seconds: float, rate: float, seed: int) -> None:
         os.write(sys.stdout.fileno(), report.encode())
 
 
-@contextlib.contextmanager
-def _sender(port: int, seconds: float, rate: float, seed: int) -> Iterator[subprocess.Popen[str]]:
-    """Run `_send` in a process of its own: it shares no interpreter lock with the receiver."""
-    code = f"from {__name__} import _send; _send({port}, {seconds}, {rate}, {seed})"
-    # Ctrl-C in a terminal goes to both processes. The sender inherits that it is blocked, and is told to stop.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    with process:  # closes its stdin, which stops it, and waits
-        yield process
+def _start_sender(port: int, seconds: float, rate: float, seed: int) -> subprocess.Popen[bytes]:
+    """Run `_send` in another process, so that it does not share the interpreter's lock with the receiver."""
+    return start_python(f"from {__name__} import _send; _send({port}, {seconds}, {rate}, {seed})")
 
 
-def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> SenderReport:
-    """Wait for the sender's report, and tell it to stop when interrupted."""
+def _report(sender: subprocess.Popen[bytes], interrupted: threading.Event) -> SenderReport:
+    """Wait for the report of the sender. If the demo is interrupted, stop the sender."""
     assert sender.stdin is not None
     assert sender.stdout is not None
     while not select.select([sender.stdout], [], [], 0.05)[0]:
@@ -156,7 +144,7 @@ def _report(sender: subprocess.Popen[str], interrupted: threading.Event) -> Send
     try:
         truth, noise, seconds = json.load(sender.stdout)
     except json.JSONDecodeError:
-        raise click.ClickException("the sender died before it had finished; no accounts can be made") from None
+        raise click.ClickException("the sender died before it had finished, so there is no account") from None
     return SenderReport(Truth(**truth), noise, seconds)
 
 
@@ -167,14 +155,14 @@ def _free_port() -> int:
 
 
 def _drain(stream: ChunkRingStream, decodable_packets: int) -> None:
-    """Wait until the stream has read all that was sent, or nothing more comes."""
+    """Wait until the stream has read everything that was sent, or nothing more comes."""
 
     def progress() -> tuple[int, int]:
         return stream.stats["packets"], stream.kernel_drops()
 
     before = progress()
     quiet_since = time.monotonic()
-    # With drops, how much is still to come is not known; without, quiet alone is no reason to give up early.
+    # If packets were dropped, nobody knows how many are still to come, so silence must be enough. Without drops, wait.
     while before[0] < decodable_packets and time.monotonic() - quiet_since < (
         QUIET_SECONDS if before[1] else GIVE_UP_SECONDS
     ):
@@ -250,7 +238,7 @@ def _run(
         wrong_heaps = consumer.submit(_consume, chunks, _simulator(seed))
         stack.callback(end.stop)
         metrics_port = stack.enter_context(_metrics(stream))
-        with _sender(port, seconds, rate, seed) as sender:
+        with _start_sender(port, seconds, rate, seed) as sender:  # at the end, closes its input and waits for it
             announce(port, metrics_port)
             sent = _report(sender, interrupted)
         _drain(stream, sent.truth.decodable_packets)

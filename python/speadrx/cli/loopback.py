@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import pickle
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +17,8 @@ from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 from speadrx.simulate import Simulator
 from speadrx.simulate.premade import Premade, Sent
+
+from .interrupt import start_python
 
 #: About so many packets are made before sending, and sent again and again.
 PREMADE_PACKETS = 1024
@@ -79,15 +79,7 @@ class Loopback:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        code = f"from {__name__} import _send; _send()"
-        # Ctrl-C in a terminal goes to both processes. The sender inherits the blocked signals, and ends with its input.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._sender = self._stack.enter_context(
-                subprocess.Popen([sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._sender = self._stack.enter_context(start_python(f"from {__name__} import _send; _send()"))
         self._tell((self._layout, self._user_data, self._max_packet_size))
         return self
 
