@@ -157,8 +157,9 @@ def test_exit(program, environment):
     assert errors == ""
 
 
-def test_exit_while_nothing_comes():
-    code, _, errors = run("exit_thread_waits", CAREFUL, data=False)
+@pytest.mark.parametrize("program", ["exit_thread_waits", "exit_thread_lets_go"])
+def test_exit_while_nothing_comes(program):
+    code, _, errors = run(program, CAREFUL, data=False)
     assert code == 0, errors
     assert errors == ""
 

@@ -201,6 +201,25 @@ def exit_thread_waits() -> None:
 
 
 @program
+def exit_thread_lets_go() -> None:
+    """Nothing comes; a thread drops its streams, one after the other, while the interpreter exits."""
+    receive(make())
+    streams = [make() for _ in range(60)]
+    kept.clear()
+    exiting = threading.Event()
+
+    def let_go() -> None:
+        exiting.wait()
+        while streams:
+            streams.pop()
+            time.sleep(0)
+
+    in_thread(let_go)
+    atexit.register(exiting.set)
+    ready()
+
+
+@program
 def exit_thread_in_group_loop() -> None:
     consumer = Consumer(receive(make(members=2)))
     in_thread(consumer.take)

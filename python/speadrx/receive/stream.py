@@ -66,15 +66,20 @@ class StreamParts:
 
 #: All streams and groups.
 _all: weakref.WeakSet[_Receiving] = weakref.WeakSet()
+#: Those that were there when the interpreter began to exit.
+_last: list[_Receiving] = []
 
 
 @atexit.register
 def _stop_all() -> None:
     """Stop all streams when the interpreter exits, so that no thread is left waiting in spead2.
 
-    Such a thread would want the interpreter back after it is gone, and the process would abort.
+    Such a thread would want the interpreter back after it is gone, and the process would abort. From now on no other
+    thread can let go of the last reference to a stream either: the exit handler of spead2 goes through all streams that
+    there are, without keeping them, and crashes if one goes away meanwhile.
     """
-    for stream in list(_all):
+    _last.extend(_all)
+    for stream in _last:
         with contextlib.suppress(Exception):  # the other streams must stop all the same
             stream.stop()
         stream._accounts.wait_for_iterators(_EXIT_PATIENCE)
