@@ -129,6 +129,7 @@ def test_port_in_use(stream, udp_port):
     assert "in use" in arrival.summary
 
 
+@needs_ip
 def test_process_that_is_too_slow(traffic):
     """A socket that nobody reads: it is named, and no setting is proposed that is less than what is set."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as slow:

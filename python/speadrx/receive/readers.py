@@ -139,7 +139,10 @@ def _add_udp(stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int,
                 sockets.add(sock, str(endpoint))
         return
     with contextlib.ExitStack() as stack:
-        made = [make_socket(endpoint, buffer, stack) for endpoint in endpoints]
+        made = []
+        for endpoint in endpoints:
+            # No comprehension: if one is interrupted, Python 3.13 leaves the block without closing the stack.
+            made.append(make_socket(endpoint, buffer, stack))  # noqa: PERF401
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
         for sock, endpoint in zip(made, endpoints, strict=True):
