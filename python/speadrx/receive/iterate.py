@@ -97,6 +97,8 @@ class ChunkIterator:
         hand = self._hand
         while hand.chunk is None:
             with self._lock:  # so that threads that share the iterator count chunks in the order of the ring
+                if self._stream._exiting:
+                    raise StopIteration
                 try:
                     # The C++ method, since the method of an asyncio ring is a coroutine.
                     self._take(hand, spead2.recv.ChunkRingbuffer.get)
@@ -120,6 +122,8 @@ class ChunkIterator:
         hand = self._hand
         while hand.chunk is None:
             with self._lock:  # held for a moment only, unless a thread waits in __next__
+                if self._stream._exiting:
+                    raise StopAsyncIteration
                 try:
                     self._take(hand, spead2.recv.ChunkRingbuffer.get_nowait)
                     self._complete(hand)

@@ -74,11 +74,14 @@ _last: list[_Receiving] = []
 def _stop_all() -> None:
     """Stop all streams when the interpreter exits, so that no thread is left waiting in spead2.
 
-    Such a thread would want the interpreter back after it is gone, and the process would abort. From now on no other
-    thread can let go of the last reference to a stream either: the exit handler of spead2 goes through all streams that
-    there are, without keeping them, and crashes if one goes away meanwhile.
+    Such a thread would want the interpreter back after it is gone, and the process would abort. So from now on no daemon
+    thread enters spead2 any more, to take a chunk or to give one back. Nor can it let go of the last reference to a
+    stream: the exit handler of spead2 goes through all streams that there are, without keeping them, and crashes if one
+    goes away meanwhile.
     """
     _last.extend(_all)
+    for stream in _last:
+        stream._exiting = True
     for stream in _last:
         with contextlib.suppress(Exception):  # the other streams must stop all the same
             stream.stop()
@@ -115,6 +118,7 @@ class _Receiving(_RingPair):
         labels = parts.layout.source_labels if isinstance(parts.layout, DeclarativeLayout) else ("0",)
         self._accounts = StreamAccounts(labels)
         self._stopped = False
+        self._exiting = False
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
         # is reentrant, because a signal handler or the garbage collector may stop the stream too.
         self._stop_lock = threading.RLock()
@@ -202,7 +206,8 @@ class _Receiving(_RingPair):
             If the ring is full.
         """
         self._buffers.check(chunk.data, chunk.present, chunk.extra)
-        super().add_free_chunk(chunk)
+        if not self._exiting:
+            super().add_free_chunk(chunk)
 
     def kernel_drops(self) -> int:
         """Packets that the kernel dropped because the buffer of a socket was full.
