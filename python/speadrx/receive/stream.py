@@ -74,10 +74,10 @@ _last: list[_Receiving] = []
 def _stop_all() -> None:
     """Stop all streams when the interpreter exits, so that no thread is left waiting in spead2.
 
-    Such a thread would want the interpreter back after it is gone, and the process would abort. So from now on no daemon
-    thread enters spead2 any more, to take a chunk or to give one back. Nor can it let go of the last reference to a
-    stream: the exit handler of spead2 goes through all streams that there are, without keeping them, and crashes if one
-    goes away meanwhile.
+    Such a thread would want the interpreter back after it is gone, and the process would abort. So from now on no
+    daemon thread enters spead2 any more to take a chunk or to give one back. Nor can it let go of the last reference to
+    a stream: the exit handler of spead2 goes through all streams without keeping them, and crashes if one goes away
+    meanwhile.
     """
     _last.extend(_all)
     for stream in _last:
