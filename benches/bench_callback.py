@@ -226,7 +226,7 @@ class Callback:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, with a callback that has seen nothing."""
+        """Begin again, with a callback that has seen nothing."""
         self.function, self.context, self.keep = self._make()
         self.items = self.heaps.items.copy()
 

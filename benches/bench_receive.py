@@ -1,6 +1,6 @@
 """Heaps per second from a memory buffer into chunks through spead2, against callbacks that check and count nothing.
 
-All streams are made by `make_stream`, read the same packets, and take turns, in an order drawn anew for each round:
+All streams are made by `make_stream`, read the same packets, and take turns, in an order drawn again for each round:
 with speadrx's callback (everything on: guard of time, ledger, duplicates), with a numba callback for the same format,
 and with two floors. "fixed" puts every heap into the same slot of the same chunk: the least that a callback can do, but
 then no chunk is ever finished, and all is copied to one place, which is no merit of the callback (small chunks and

@@ -14,7 +14,7 @@ use crate::sync::atomic::{
 pub enum Cause {
     /// The first heap came.
     Start,
-    /// Time began anew: a sender was restarted, or the time so far was wrong. How long the gap is cannot be known.
+    /// Time began again: a sender was restarted, or the time so far was wrong. How long the gap is cannot be known.
     Restart,
     /// Chunks were flushed: time goes on, only chunk IDs have been skipped. The ID before the first is that of the
     /// control heap, whose chunk holds nothing.

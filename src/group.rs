@@ -62,7 +62,7 @@ impl Group {
         &self.epochs
     }
 
-    /// How often time would have begun anew at an earlier time, but must not.
+    /// How often time would have begun again at an earlier time, but must not.
     #[must_use]
     pub fn refusals(&self) -> u64 {
         self.refusals.load(Relaxed)

@@ -18,7 +18,7 @@ pub const fn implausible(n_reasons: usize) -> usize {
     n_reasons - 3
 }
 
-/// Time has begun anew at an earlier time, which it must not.
+/// Time has begun again at an earlier time, which it must not.
 #[must_use]
 pub const fn backward(n_reasons: usize) -> usize {
     n_reasons - 2

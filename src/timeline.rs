@@ -1,4 +1,4 @@
-//! Time: which timestamps are plausible, and when time begins anew.
+//! Time: which timestamps are plausible, and when time begins again.
 //!
 //! A state machine without threads or clocks of its own: what it must know of the world it asks a [`Witness`].
 
@@ -15,7 +15,7 @@ use crate::segment::{Grid, LocateError, Located, Moment, Segment, difference, si
 
 /// Half the range of timestamps: how far unwrapping reaches.
 const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
-/// Fewest heaps that must agree before time begins anew. Where there are more sources, as many as those.
+/// Fewest heaps that must agree before time begins again. Where there are more sources, as many as those.
 const MIN_QUORUM: u64 = 16;
 /// One in 2^3 sources is enough to show that time has gone on, for of any of them many heaps may be lost.
 const ENOUGH_SHIFT: u32 = 3;
@@ -37,7 +37,7 @@ pub struct TimeRules {
     reach: u64,
     /// How many chunks a heap may be ahead of the newest.
     max_jump: u64,
-    /// Whether time may begin anew at an earlier time.
+    /// Whether time may begin again at an earlier time.
     resync: bool,
     /// Ticks in a nanosecond, if that is known.
     tick_rate: Option<f64>,
@@ -119,7 +119,7 @@ pub enum Verdict {
     Misaligned,
     /// Its time is too far from what is known.
     Implausible,
-    /// It would be good if time began anew at an earlier time, which it may not.
+    /// It would be good if time began again at an earlier time, which it may not.
     Backward,
 }
 
@@ -140,7 +140,7 @@ struct Candidate {
     votes: u64,
     /// What [`Witness::placed`] said at the last vote.
     placed: u64,
-    /// It has won already, but time must not begin anew.
+    /// It has won already, but time must not begin again.
     refused: bool,
 }
 
@@ -164,7 +164,7 @@ pub struct Timeline {
     candidate: Option<Candidate>,
     /// Votes since a heap was last placed.
     barren: u64,
-    /// What [`Witness::placed`] said when time last began anew.
+    /// What [`Witness::placed`] said when time last began again.
     placed_before: u64,
     /// Sources with nothing from this chunk on are no measure for others.
     alive_since: u64,
@@ -174,7 +174,7 @@ pub struct Timeline {
     sighting: Option<(u64, u64)>,
     /// The moment at which the stream was the least behind its senders.
     promptest: Option<Anchor>,
-    /// How often time would have begun anew, but must not.
+    /// How often time would have begun again, but must not.
     refusals: u64,
 }
 
@@ -205,7 +205,7 @@ impl Timeline {
         &self.epochs
     }
 
-    /// How often time would have begun anew at an earlier time, but must not.
+    /// How often time would have begun again at an earlier time, but must not.
     #[must_use]
     pub fn refusals(&self) -> u64 {
         self.refusals
@@ -254,7 +254,7 @@ impl Timeline {
         if let Some(moment) = late.or_else(|| self.lagging(&current, stamp, witness)) {
             return Verdict::Place(moment);
         }
-        // If time began anew there, the timestamp would have to make sense by itself, or as it does now.
+        // If time began again there, the timestamp would have to make sense by itself, or as it does now.
         let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.grid.is_aligned(stamp as i64);
         if may_vote && self.vote(stamp, witness) {
             return self.win(stamp, witness);
@@ -274,7 +274,7 @@ impl Timeline {
             return Verdict::Misaligned;
         }
         let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64 };
-        self.begin_anew(witness);
+        self.begin_again(witness);
         self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules.grid, time) {
             Ok(at) => self.advance(at, witness),
@@ -283,7 +283,7 @@ impl Timeline {
     }
 
     /// Forget what was known of the time so far.
-    fn begin_anew(&mut self, witness: &impl Witness) {
+    fn begin_again(&mut self, witness: &impl Witness) {
         self.placed_before = witness.placed();
         self.candidate = None;
         self.barren = 0;
@@ -476,7 +476,7 @@ impl Timeline {
             Some(at) if self.has_gone_on(&current, &at, witness) => self.jump(at, current),
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
-                self.begin_anew(witness);
+                self.begin_again(witness);
                 let first = current.newest.saturating_add(1);
                 self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
                 self.jump(at, current);
@@ -507,7 +507,7 @@ impl Timeline {
         is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync)
     }
 
-    /// Begin time anew where a timestamp says.
+    /// Begin time again where a timestamp says.
     fn restart(&mut self, current: &Segment, stamp: u64, witness: &impl Witness) {
         // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
         let itself = stamp as i64;
@@ -519,7 +519,7 @@ impl Timeline {
         let offset = signed(newest).saturating_sub(chunk);
         // Before time 0 there are no chunks.
         let first = u64::try_from(offset).unwrap_or(0).max(first);
-        self.begin_anew(witness);
+        self.begin_again(witness);
         self.switch(Segment { first, offset, newest }, Cause::Restart);
     }
 

@@ -55,7 +55,7 @@ impl Group {
         Ok((epoch.first, epoch.true_chunk(epoch.first), cause))
     }
 
-    /// How often time would have begun anew at an earlier time, but must not.
+    /// How often time would have begun again at an earlier time, but must not.
     #[getter]
     fn refusals(&self) -> u64 {
         self.0.refusals()

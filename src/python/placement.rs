@@ -93,8 +93,9 @@ impl Placement {
 /// The caller keeps alive what both addresses point to.
 #[pyfunction]
 pub fn foreign_capsule(py: Python<'_>, address: usize, user_data_address: usize) -> PyResult<Bound<'_, PyCapsule>> {
-    let function = NonNull::new(address as *mut c_void)
-        .ok_or_else(|| PyValueError::new_err("address: 0 is no function; expected the address of a callback"))?;
+    let function = NonNull::new(address as *mut c_void).ok_or_else(|| {
+        PyValueError::new_err("address: 0 is not the address of a function; expected that of a callback")
+    })?;
     // SAFETY: the pointer is only handed on; what it points to is the caller's to vouch for, as with any C callback.
     let capsule = unsafe { PyCapsule::new_with_pointer(py, function, CAPSULE_NAME) }?;
     set_context(&capsule, user_data_address as *mut c_void)?;

@@ -42,7 +42,7 @@ LAYOUT = Layout(
     required_items=(0x4104,),
     sources="antenna",
 )
-#: Timestamps begin anew after 32 batches.
+#: Timestamps begin again after 32 batches.
 WRAPPING = Layout(
     heap_bytes=64, time=TimeAxis(item=0x1600, step=2**43, batches=2), axes=(Axis(name="a", item=0x4101, size=5),)
 )

@@ -52,7 +52,7 @@ def layout_file(tmp_path):
 
 @pytest.fixture
 def capture(tmp_path):
-    """A capture with losses, and with senders that begin anew."""
+    """A capture with losses, and with senders that begin again."""
     file = tmp_path / "run.pcap"
     with PcapSink(file) as sink:
         Simulator(LAYOUT, faults=FAULTS, first_timestamp=4096 * 10**6).send(sink, batches=600)

@@ -396,7 +396,7 @@ def test_clock_that_goes_wrong_and_comes_right(fault_report):
 
 
 def test_time_that_jumps_while_the_window_is_partly_filled(array):
-    """Chunks under construction when time begins anew come out with what they have, once."""
+    """Chunks under construction when time begins again come out with what they have, once."""
     array = array()
     array.send(START, 13)
     array.send(0, 100)

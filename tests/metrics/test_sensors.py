@@ -300,7 +300,7 @@ async def test_one_set_for_all_sources(sender: Sender, receiver: Receiver) -> No
 
 @pytest.mark.parametrize("again", [0, 5000 * CHUNK], ids=["from 0", "ahead"])
 async def test_restarted_senders(again: int) -> None:
-    """Timestamps follow to another time; nothing is missing for it, and `sync_time` may be set anew."""
+    """Timestamps follow to another time; nothing is missing for it, and `sync_time` may be set again."""
     first = 1000 * CHUNK
     layout = dataclasses.replace(LAYOUT, time=dataclasses.replace(LAYOUT.time, tick_rate=TICK_RATE))
     queue = spead2.InprocQueue()

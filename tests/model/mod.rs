@@ -61,7 +61,7 @@ pub struct Model {
     sighting: Option<(usize, i128)>,
     /// Clock and time of the most prompt heap.
     promptest: Option<(u64, i128)>,
-    /// How often time began anew.
+    /// How often time began again.
     pub restarts: usize,
     /// What all streams have placed into their windows.
     pub placed: i128,
@@ -276,7 +276,7 @@ impl Model {
         (time >= 0 && chunk >= span.first).then_some(Ok((chunk, time)))
     }
 
-    /// The votes as they stand after all that was said: counted anew each time.
+    /// The votes as they stand after all that was said: counted again each time.
     fn votes(&self) -> i128 {
         let mut votes = 0;
         let mut placed_before = None;

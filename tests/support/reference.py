@@ -108,7 +108,7 @@ class Span:
 class ReferenceTimeline:
     """What times a stream of its own believes, if none agrees with the clock.
 
-    The rules one after the other, as doc/design/time.md has them; votes are counted anew from the list of all that was
+    The rules one after the other, as doc/design/time.md has them; votes are counted again from the list of all that was
     said for and against.
     """
 
@@ -317,7 +317,7 @@ class ReferenceStream:
     window
         Number of chunks under construction.
     resync
-        Whether time may begin anew at an earlier time.
+        Whether time may begin again at an earlier time.
     fill
         Byte with which buffers for data and extra are filled before use.
     """

@@ -224,14 +224,14 @@ class Ahead(Array):
 
 
 class Behind(Array):
-    """One antenna begins anew at time 0."""
+    """One antenna begins again at time 0."""
 
     odd_sources = frozenset({3})
     alerts = frozenset({("SpeadrxClockOutlier", "m003")})
 
 
 class Fast(Array):
-    """Two clocks run away from the others, and take the window along; when they are right again, time begins anew.
+    """Two clocks run away from the others, and take the window along; when they are right again, time begins again.
 
     Most heaps come from them, so it is the others whose clocks are taken for wrong.
     """
@@ -248,7 +248,7 @@ class Fast(Array):
 
 
 class Refused(Array):
-    """All antennas begin anew at time 0, which the receiver must not follow."""
+    """All antennas begin again at time 0, which the receiver must not follow."""
 
     odd_sources = ALL_SOURCES
     alerts = frozenset({("SpeadrxSenderRestart", "")})
@@ -262,7 +262,7 @@ class RefusedMost(Array):
 
 
 class Followed(Array):
-    """All antennas begin anew at time 0, and the receiver follows, but for one that has long been silent."""
+    """All antennas begin again at time 0, and the receiver follows, but for one that has long been silent."""
 
     resync = True
     odd_sources = ALL_SOURCES
