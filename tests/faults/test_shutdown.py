@@ -251,3 +251,32 @@ def test_demo(signum):
     assert errors == ""
     assert "Heaps by source" in output
     assert "Residual: 0 (every heap is accounted for)." in output
+
+
+#: Exit handlers run in the opposite order: this one after that of speadrx, like a daemon thread that is still running.
+LATE = """
+import atexit
+atexit.register(lambda: late())
+
+import spead2, speadrx
+from speadrx.simulate import InprocSink, Simulator
+
+layout = speadrx.Layout(heap_bytes=8, time=speadrx.TimeAxis(item=0x1600, step=1, batches=4))
+queue = spead2.InprocQueue()
+Simulator(layout).send(InprocSink(queue), batches=32)
+queue.stop()
+receiver = speadrx.Receiver(layout, queue)
+chunks = iter(receiver)
+first = next(chunks)
+
+def late():
+    print(next(chunks, None))
+"""
+
+
+def test_no_chunk_is_taken_late():
+    """Once the interpreter exits, no thread enters spead2 to take a chunk, though there are more."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LATE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "None\n", "")
