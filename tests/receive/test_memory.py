@@ -160,3 +160,22 @@ def test_first_written_on_the_processor(monkeypatch):
     memory.allocate(4096)
     assert seen == [{processor}, own]
     assert os.sched_getaffinity(0) == own
+
+
+def test_private_copies():
+    """Each is its holder's own, and takes memory only where it was written to."""
+    copies = memory.PrivateCopies(8 * MIB)
+    copies.original()[:] = 5
+    first, second = copies.copy(), copies.copy()
+    first[: mmap.PAGESIZE] = 1
+    assert (second == 5).all()
+    assert (first[mmap.PAGESIZE :] == 5).all()
+    assert mapping_of(first)["Anonymous"] == mmap.PAGESIZE
+    assert mapping_of(second)["Anonymous"] == 0
+    del copies
+    assert (first[0], second[0]) == (1, 5)
+
+
+def test_private_copies_that_the_kernel_refuses():
+    with pytest.raises(MemoryError, match=f"cannot map {2**60:,} bytes: Cannot allocate memory"):
+        memory.PrivateCopies(2**60).copy()

@@ -24,12 +24,13 @@ class Received:
     data: np.ndarray  # shape layout.present_shape + (heap_bytes,)
     present: np.ndarray
     extra: np.ndarray | None
+    gap: int | None
 
 
 class Receiver:
     """A stream (or a group of `members` streams) whose chunks are all taken and copied."""
 
-    def __init__(self, layout, *, members=None, user_data=None, window=4, pool=12, **kwargs):
+    def __init__(self, layout, *, members=None, user_data=None, window=4, pool=12, fill=None, gaps=False, **kwargs):
         self.layout = layout
         self.user_data = user_data
         arguments = {
@@ -52,7 +53,7 @@ class Receiver:
         for stream, queue in zip(self.streams, self.queues, strict=True):
             stream.add_inproc_reader(queue)
         ChunkPool(self.stream, pool)
-        self.iterator = iter_chunks(self.stream)
+        self.iterator = iter_chunks(self.stream, fill=fill, gaps=gaps)
         self.chunks: list[Received] = []
         self.kept: list[Chunk] | None = None
         self._keeping = threading.Lock()
@@ -85,6 +86,7 @@ class Receiver:
             data=np.ascontiguousarray(heaps).view(np.uint8).reshape(shape).copy(),
             present=chunk.present.reshape(self.layout.present_shape).astype(bool),
             extra=None if extra is None else extra.copy(),
+            gap=chunk.gap,
         )
 
     @contextlib.contextmanager

@@ -23,6 +23,8 @@ class Totals(NamedTuple):
     epoch_gap: int
     #: How often time began again.
     restarts: int
+    #: Whole chunks that are missing, and were not given out either.
+    skipped: int
     #: Timestamps of the first and the last chunk that held data. None before the first chunk, and in a sum.
     first_timestamp: int | None = None
     last_timestamp: int | None = None
@@ -35,18 +37,19 @@ class Totals(NamedTuple):
     @classmethod
     def zero(cls, n_sources: int) -> Self:
         """Nothing was received yet."""
-        return cls([0] * n_sources, 0, 0, 0, 0)
+        return cls([0] * n_sources, 0, 0, 0, 0, 0)
 
     @classmethod
     def sum(cls, parts: Iterable[Totals]) -> Self:
         """Add up one or more."""
-        present, expected, chunks, epoch_gap, restarts, _, _ = zip(*parts, strict=True)
+        present, expected, chunks, epoch_gap, restarts, skipped, _, _ = zip(*parts, strict=True)
         return cls(
             [sum(heaps) for heaps in zip(*present, strict=True)],
             sum(expected),
             sum(chunks),
             sum(epoch_gap),
             sum(restarts),
+            sum(skipped),
         )
 
 
@@ -118,6 +121,11 @@ class Account:
     def chunks(self) -> int:
         """Chunks that held data."""
         return self._totals.chunks
+
+    @property
+    def skipped_chunks(self) -> int:
+        """Whole chunks that never came and were left out. With ``gaps=True``, only what gaps had too much."""
+        return self._totals.skipped
 
     @property
     def first_timestamp(self) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import spead2.recv
@@ -169,6 +170,9 @@ class Chunk(spead2.recv.Chunk):
     device: Any
     #: Timestamp of the first batch of the chunk, in ticks.
     timestamp: int
+    #: Batches between the end of the chunk that the iterator has given out before and this one: 0 unless whole chunks
+    #: were left out. None if time began again in between, because nobody knows then.
+    gap: int | None = 0
 
     def __init__(
         self,
@@ -204,6 +208,9 @@ class Chunk(spead2.recv.Chunk):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.recycle()
+
+
+_Kind = TypeVar("_Kind", bound=Chunk)
 
 
 class ChunkPool:
@@ -260,7 +267,12 @@ class ChunkPool:
             )
         size = buffers.chunk_bytes
         check_available(f"chunks: {n} of {size:,} bytes each", n * size)
-        self.chunks = tuple(_make_chunk(sink, buffers) for _ in range(n))
+        assert buffers.data_bytes is not None
+
+        def take(n_bytes: int) -> np.ndarray:
+            return allocate(n_bytes, sink._processor)
+
+        self.chunks = tuple(make_chunk(Chunk, sink, take(buffers.data_bytes), take) for _ in range(n))
         for chunk in self.chunks:
             chunk.recycle()
 
@@ -268,17 +280,29 @@ class ChunkPool:
         return len(self.chunks)
 
 
-def _make_chunk(sink: Any, buffers: ChunkBuffers) -> Chunk:
-    assert buffers.data_bytes is not None
+def make_chunk(kind: type[_Kind], sink: Any, data: np.ndarray, take: Callable[[int], np.ndarray]) -> _Kind:
+    """Make a chunk whose arrays have the shapes that the layout gives them.
+
+    Parameters
+    ----------
+    kind
+        The class of the chunk.
+    sink
+        The stream or group, made by this package.
+    data
+        The memory for its heaps.
+    take
+        Allocates the rest, all zeros: takes a number of bytes.
+    """
+    buffers: ChunkBuffers = sink._buffers
     assert buffers.heaps is not None
-    data = allocate(buffers.data_bytes, sink._processor)
     if buffers.dtype is not None and buffers.shape is not None:
         data = data.view(buffers.dtype).reshape(buffers.shape)
     present_shape = buffers.present_shape or (buffers.heaps,)
-    present = allocate(buffers.heaps, sink._processor).view(np.bool_).reshape(present_shape)
+    present = take(buffers.heaps).view(np.bool_).reshape(present_shape)
     extra = None
     if buffers.heap_extra:
-        extra = allocate(buffers.heaps * buffers.heap_extra, sink._processor)
+        extra = take(buffers.heaps * buffers.heap_extra)
         if buffers.extra_dtype is not None and buffers.extra_dtype.itemsize == buffers.heap_extra:
             extra = extra.view(buffers.extra_dtype).reshape(present_shape)
-    return Chunk(sink=sink, data=data, present=present, extra=extra)
+    return kind(sink=sink, data=data, present=present, extra=extra)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import operator
 import os
 import threading
@@ -17,7 +19,10 @@ from speadrx.layout.base import DeclarativeLayout
 
 from .chunk import Chunk
 from .fill import chunk_filler
+from .gaps import GapChunks
 from .stream import ChunkRingStream, ChunkStreamRingGroup
+
+logger = logging.getLogger(__name__)
 
 
 async def _wait_readable(fd: int) -> None:
@@ -41,8 +46,8 @@ class _Hand(threading.local):
     """What a thread has taken from the ring and not given to its user yet. So no interrupt in between can lose it."""
 
     def __init__(self) -> None:
-        #: A chunk straight from the ring; at most one.
-        self.taken: list[spead2.recv.Chunk] = []
+        #: A chunk straight from the ring; at most one. None if another iterator was faster.
+        self.taken: list[spead2.recv.Chunk | None] = []
         #: A chunk that is in the account.
         self.chunk: Chunk | None = None
         #: Whether that chunk has missing heaps that are to be filled.
@@ -59,6 +64,10 @@ class _Progress(NamedTuple):
     end_batch: int
     #: Heaps of each source that were expected before that.
     expected_before: int
+    #: The chunk after the last one, counted from time 0.
+    next_number: int
+    #: How many chunks that never came were given out since the last one that did.
+    gap_chunks: int = 0
 
 
 class ChunkIterator:
@@ -67,7 +76,9 @@ class ChunkIterator:
     #: What was received so far.
     accounting: Account
 
-    def __init__(self, stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None) -> None:
+    def __init__(
+        self, stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None, gaps: bool | int = False
+    ) -> None:
         if not isinstance(stream, (ChunkRingStream, ChunkStreamRingGroup)):
             raise TypeError(
                 f"stream: given {type(stream).__name__}, but wanted a stream or group from make_stream "
@@ -79,6 +90,7 @@ class ChunkIterator:
         self._hand = _Hand()
         layout = stream.layout
         self._fill = None if fill is None else chunk_filler(layout, stream._geometries, fill)
+        self._gaps = GapChunks(stream, gaps, self._fill) if gaps else None
         self._chunk_heaps = layout.chunk_heaps
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
@@ -86,6 +98,7 @@ class ChunkIterator:
         self.accounting = stream._accounts.open(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._progress: _Progress | None = None
+        self._warned = False
 
     def __iter__(self) -> Self:
         return self
@@ -153,9 +166,10 @@ class ChunkIterator:
         """
         resumed = bool(hand.taken)
         if not resumed:
-            hand.taken.extend(map(get, (self._ring,)))  # one call, so that no interrupt comes between get and keep
+            self._get(hand, get)
         (chunk,) = hand.taken
-        if chunk.data is None:  # an interrupt came just after it was recycled
+        # Another iterator has just taken the one that waited, or an interrupt came just after it was recycled.
+        if chunk is None or chunk.data is None:
             hand.taken = []
             return
         number, epoch, is_control = self._stream._locate(chunk.chunk_id)
@@ -164,21 +178,27 @@ class ChunkIterator:
         hand.incomplete = self._fill is not None and sum(present) < self._chunk_heaps
         before = self._progress
         if first_batch == self._batches:
-            self._give_back(hand)
+            self._give_back(hand, chunk)
         elif not isinstance(chunk, Chunk):
-            self._give_back(hand)
+            self._give_back(hand, chunk)
             raise TypeError(f"the data ring has a {type(chunk).__name__}, but iter_chunks needs speadrx.Chunk")
         elif before is not None and resumed and chunk.chunk_id == before.last_chunk_id:
             hand.chunk = chunk  # an interrupt came just after it was counted
             hand.taken = []
         elif before is not None and chunk.chunk_id <= before.last_chunk_id:
-            self._give_back(hand)
+            self._give_back(hand, chunk)
             raise ValueError(
                 f"data_ringbuffer: gave chunk {chunk.chunk_id} after chunk {before.last_chunk_id}, so streams share "
                 "it, but iter_chunks can only follow a ring of one stream or group"
             )
         else:
+            lacking = self._lacking(number, epoch)
+            if before is not None and lacking and self._gaps is not None and before.gap_chunks < self._gaps.limit:
+                self._give_gap_chunk(hand, chunk, before, lacking)
+                return
             chunk.timestamp = number * self._timestamp_step
+            chunk.gap = None if lacking is None else lacking * self._batches
+            self._warn_of_gap(chunk)
             progress, totals = self._count(chunk, number, epoch, present, first_batch)
             # No interrupt can come between these lines, because they call nothing.
             self._progress = progress
@@ -186,8 +206,45 @@ class ChunkIterator:
             hand.chunk = chunk
             hand.taken = []
 
-    def _give_back(self, hand: _Hand) -> None:
-        (chunk,) = hand.taken
+    def _get(self, hand: _Hand, get: Callable[[Any], spead2.recv.Chunk]) -> None:
+        """Take a chunk in hand, in one call, so that no interrupt comes between get and keep."""
+        last = -1 if self._progress is None else self._progress.last_chunk_id
+        waiting = self._stream._waiting
+        if newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]:
+            hand.taken.extend(itertools.starmap(waiting.pop, [(min(newer), None)]))
+        else:
+            hand.taken.extend(map(get, (self._ring,)))
+
+    def _lacking(self, number: int, epoch: int) -> int | None:
+        """Return how many whole chunks lie before a chunk; None if time began again in between."""
+        before = self._progress
+        if before is None:
+            return 0
+        return None if self._stream._restarts(before.epoch, epoch) else number - before.next_number
+
+    def _give_gap_chunk(self, hand: _Hand, chunk: Chunk, before: _Progress, lacking: int) -> None:
+        """Give out a chunk that never came; the one that was taken waits."""
+        assert self._gaps is not None
+        chunk_id = chunk.chunk_id
+        timestamp = before.next_number * self._timestamp_step
+        gap_chunk = self._gaps.make(timestamp, chunk_id - lacking, chunk.stream_id)
+        progress = before._replace(
+            end_batch=before.end_batch + self._batches,
+            next_number=before.next_number + 1,
+            gap_chunks=before.gap_chunks + 1,
+        )
+        totals = self.accounting._totals
+        totals = totals._replace(expected=totals.expected + self._batches * self._batch_heaps)
+        waiting = self._stream._waiting
+        # No interrupt can come between these lines, because they call nothing.
+        self._progress = progress
+        self.accounting._totals = totals
+        waiting[chunk_id] = chunk
+        hand.chunk = gap_chunk
+        hand.incomplete = False
+        hand.taken = []
+
+    def _give_back(self, hand: _Hand, chunk: spead2.recv.Chunk) -> None:
         if isinstance(chunk, Chunk):
             chunk.recycle()  # into the free ring of its own stream, if several share the data ring
         else:
@@ -202,15 +259,16 @@ class ChunkIterator:
         progress = self._progress
         batch = number * self._batches + first_batch
         end = (number + 1) * self._batches
-        gap = restarts = 0
+        gap = restarts = skipped = 0
         if progress is None:
-            progress = _Progress(chunk.chunk_id, epoch, batch, end, 0)
+            progress = _Progress(chunk.chunk_id, epoch, batch, end, 0, number + 1)
         elif restarts := self._stream._restarts(progress.epoch, epoch):
             # Nobody knows what was sent in the gap. If time went back, there is no gap.
             gap = max(0, batch - progress.end_batch) * self._batch_heaps
-            progress = _Progress(chunk.chunk_id, epoch, batch, end, before.expected)
+            progress = _Progress(chunk.chunk_id, epoch, batch, end, before.expected, number + 1)
         else:
-            progress = progress._replace(last_chunk_id=chunk.chunk_id, epoch=epoch, end_batch=end)
+            skipped = number - progress.next_number
+            progress = _Progress(chunk.chunk_id, epoch, progress.first_batch, end, progress.expected_before, number + 1)
         return progress, Totals(
             # A list is faster here than an array, which would have to be made of the core's list first.
             present=list(map(operator.add, before.present, present)),
@@ -220,7 +278,20 @@ class ChunkIterator:
             last_timestamp=chunk.timestamp,
             epoch_gap=before.epoch_gap + gap,
             restarts=before.restarts + restarts,
+            skipped=before.skipped + skipped,
         )
+
+    def _warn_of_gap(self, chunk: Chunk) -> None:
+        """Say once that a gap is longer than the chunks that are given out for it."""
+        if chunk.gap and self._gaps is not None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "gaps: %d chunks in a row were given out for chunks that never came, which is the most; %d more are "
+                "left out (before timestamp %d), and those of later gaps that are as long, without saying so again",
+                self._gaps.limit,
+                chunk.gap // self._batches,
+                chunk.timestamp,
+            )
 
     def _account(self, present: Any) -> tuple[list[int], int]:
         """Count present heaps by source, and find the first batch that has any (the number of batches if none has)."""
@@ -231,11 +302,14 @@ class ChunkIterator:
         return [count], 0 if count else self._batches
 
 
-def iter_chunks(stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None) -> ChunkIterator:
+def iter_chunks(
+    stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = None, gaps: bool | int = False
+) -> ChunkIterator:
     """Iterate over the chunks that a stream or group receives.
 
-    Each chunk has its true `timestamp`. A chunk is given out only if it holds data. Use it as a context manager, so
-    that it goes back into the free ring.
+    Each chunk has its true `timestamp`. A chunk is given out only if it holds data, unless you ask for `gaps`. Its
+    ``gap`` tells how many batches were left out before it. Use it as a context manager, so that it goes back into the
+    free ring.
 
     The iteration ends when the stream stops. There is nothing to clean up then, nor if you leave the loop early.
     Another loop over the same iterator goes on with the next chunk. A new iterator starts an account of its own. For
@@ -251,7 +325,20 @@ def iter_chunks(stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = N
         What to overwrite missing heaps with before a chunk is given out: a number, numbers or bytes, as in
         `fill_missing`. The side items of missing heaps, in ``extra``, become 0. By default nothing is overwritten, and
         missing heaps keep stale data. `fill` needs a declarative layout and, in a group, streams with equal strides.
-        With ``async for``, the event loop waits while a chunk is filled.
+        With ``async for``, the event loop waits while a chunk is filled. Whole missing chunks are not given out, so
+        they are not filled either, unless you ask for `gaps`.
+    gaps
+        Whether to give out a chunk with no heap present for each whole chunk that never came, in order, with its true
+        timestamp. Its data are what `fill` makes of missing heaps, or else zeros. By default such chunks are left out.
+        The account is the same either way.
+
+        - Chunks of a gap are given out once a later chunk has come. Where time began again there is no gap, because
+          nobody knows what was sent in between.
+        - At most 1000 in a row are given out, or as many as `gaps` says if it is a number. The rest of a longer gap is
+          left out: the log says so once, `accounting.skipped_chunks` counts them, and the ``gap`` of the next chunk
+          tells how many batches they were. While you work through a gap, new data arrive, and wait in the data ring.
+        - These chunks have memory of their own, of the shapes that `ChunkPool` gives to its chunks, and no ``device``.
+          You may write to it. The receiver does not wait for them, however many you hold.
 
     Returns
     -------
@@ -263,7 +350,9 @@ def iter_chunks(stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = N
     Raises
     ------
     ValueError, TypeError
-        If `stream` is something else, or `fill` does not fit its layout.
+        If `stream` is something else, `fill` does not fit its layout, or `gaps` is a negative number.
+    MemoryError
+        If `gaps` is given, and there is not enough memory for one more chunk.
 
     Examples
     --------
@@ -284,4 +373,4 @@ def iter_chunks(stream: ChunkRingStream | ChunkStreamRingGroup, *, fill: Any = N
     >>> chunks.accounting.missing
     0
     """
-    return ChunkIterator(stream, fill=fill)
+    return ChunkIterator(stream, fill=fill, gaps=gaps)

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import pathlib
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -142,3 +143,57 @@ def _on(processor: int, function: Callable[[], object]) -> None:
 
     with concurrent.futures.ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, [processor])) as pool:
         pool.submit(function).result()
+
+
+class PrivateCopies:
+    """Memory of which there can be any number of copies. They are one until somebody writes to one of them.
+
+    Parameters
+    ----------
+    n_bytes
+        Number of bytes, at least 1.
+
+    Raises
+    ------
+    MemoryError
+        If the kernel grants none.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        import ctypes  # imported here, and below, because most programs do not need it
+
+        self._n_bytes = n_bytes
+        # The mmap module would keep a file descriptor for each copy.
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
+        self._libc.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+        self._file = os.memfd_create("speadrx", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        os.ftruncate(self._file, n_bytes)
+
+    def original(self) -> np.ndarray:
+        """Return what copies are made of: unsigned bytes, all 0 at first. Later writes may or may not reach copies."""
+        return self._map(mmap.MAP_SHARED)
+
+    def copy(self) -> np.ndarray:
+        """Return a copy. Its memory is free again when no array refers to it.
+
+        Raises
+        ------
+        MemoryError
+            If the kernel grants none.
+        """
+        return self._map(mmap.MAP_PRIVATE)
+
+    def _map(self, flags: int) -> np.ndarray:
+        import ctypes
+
+        size = self._n_bytes
+        address = self._libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._file, 0)
+        if address == ctypes.c_void_p(-1).value:
+            raise MemoryError(f"cannot map {size:,} bytes: {os.strerror(ctypes.get_errno())}")
+        memory = (ctypes.c_ubyte * size).from_address(address)
+        # Not when the interpreter exits: a thread may still use it.
+        weakref.finalize(memory, self._libc.munmap, address, size).atexit = False
+        return np.ctypeslib.as_array(memory)

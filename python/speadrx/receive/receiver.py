@@ -80,7 +80,11 @@ class Receiver:
         all threads, or one for each.
     fill
         What to overwrite missing heaps with; see `iter_chunks`. By default they keep stale data, and ``chunk.present``
-        tells which heaps are missing.
+        tells which heaps are missing. Whole missing chunks are not given out, unless you ask for `gaps`.
+    gaps
+        Whether to give out a chunk with no heap present, filled if you ask for `fill`, for each whole chunk that never
+        came: at most 1000 in a row, or as many as `gaps` says; see `iter_chunks`. By default they are left out, and
+        ``chunk.gap`` tells how many batches were left out before a chunk.
     resync
         Follow senders that are restarted at an earlier time; see `make_stream`. The default is True, since otherwise
         the receiver could wait for ever. Chunks have their true timestamp either way.
@@ -149,6 +153,7 @@ class Receiver:
         buffer: int | None = None,
         user_data: Mapping[str, int] | Sequence[Mapping[str, int]] | None = None,
         fill: Any = None,
+        gaps: bool | int = False,
         resync: bool = True,
         max_jump: int | None = None,
         flush_after: float | None = None,
@@ -195,7 +200,7 @@ class Receiver:
             **stream_options,
         )
         try:
-            self._chunks = iter_chunks(self.stream, fill=fill)
+            self._chunks = iter_chunks(self.stream, fill=fill, gaps=gaps)
             self.pool = ChunkPool(self.stream, n_chunks)
         except BaseException:
             self.stream.stop()  # someone may keep the exception, such as an interactive shell, and with it the stream

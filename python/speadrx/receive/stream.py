@@ -22,6 +22,7 @@ from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
 from .chunk import ChunkBuffers
 from .control import ControlHeaps, drain
+from .gaps import GapChunk
 from .readers import member_sockets
 from .sockets import SocketSet
 from .watch import watch
@@ -117,6 +118,9 @@ class _Receiving(_RingPair):
         # If the layout is not declarative, a single source stands for all.
         labels = parts.layout.source_labels if isinstance(parts.layout, DeclarativeLayout) else ("0",)
         self._accounts = StreamAccounts(labels)
+        #: Chunks from the data ring, by ID, that come after whole missing chunks which are given out first. They are
+        #: kept here, because another iterator may go on.
+        self._waiting: dict[int, spead2.recv.Chunk] = {}
         self._stopped = False
         self._exiting = False
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
@@ -205,6 +209,9 @@ class _Receiving(_RingPair):
         spead2.Full
             If the ring is full.
         """
+        if isinstance(chunk, GapChunk):  # it came from no ring
+            chunk.recycle()
+            return
         self._buffers.check(chunk.data, chunk.present, chunk.extra)
         if not self._exiting:
             super().add_free_chunk(chunk)
