@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speadrx import metrics as m
+from speadrx.accounts.loss import loss_expression
 
 OUTPUT = Path(__file__).with_suffix(".yml")
 
@@ -73,7 +74,7 @@ def records(window: str) -> dict[str, str]:
     return {
         PLACED: f"rate({m.HEAPS_PLACED}[{window}])",
         MISSING: f"rate({m.HEAPS_MISSING}[{window}])",
-        MISSING_RATIO: f"{MISSING} / (rate({m.HEAPS_PRESENT}[{window}]) + {MISSING})",
+        MISSING_RATIO: loss_expression(MISSING, f"rate({m.HEAPS_PRESENT}[{window}])"),
         DROPS: f"rate({m.SOCKET_DROPS}[{window}])",
         BLOCKED_RATIO: f"max without (ring) (rate({m.RING_BLOCKED_SECONDS}[{window}]))",
         IMPLAUSIBLE: rejected(m.IMPLAUSIBLE),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speadrx import metrics as m
+from speadrx.accounts.loss import loss_expression
 
 OUTPUT = Path(__file__).with_suffix(".json")
 
@@ -71,7 +72,7 @@ def _by(labels: str, expr: str) -> str:
 
 def _loss(labels: str) -> str:
     missing, present = (_by(labels, _rate(_source(name))) for name in (m.HEAPS_MISSING, m.HEAPS_PRESENT))
-    return f"{missing} / ({missing} + {present})"
+    return loss_expression(missing, present)
 
 
 def _lateness(title: str, unit: str, metric: str, description: str) -> Panel:

@@ -11,6 +11,8 @@ pub struct Presence {
     pub by_source: Vec<u64>,
     /// The first step of the time axis at which any heap is present; the number of steps if none is.
     pub first_batch: usize,
+    /// The step after the last at which any heap is present; 0 if none is.
+    pub end_batch: usize,
 }
 
 /// Account for the heaps of a chunk.
@@ -48,11 +50,14 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
     };
     let time = layout.dimensions.iter().position(|dimension| matches!(dimension.from, IndexFrom::Time))?;
     let (size, together) = axis(time)?;
-    let first_batch = present.chunks_exact(size * together).fold(size, |first, block| {
-        let mut before = block.chunks_exact(together).take(first);
-        before.position(|heaps| heaps.iter().any(|&byte| byte != 0)).unwrap_or(first)
+    let is_any = |heaps: &[u8]| heaps.iter().any(|&byte| byte != 0);
+    let (first_batch, end_batch) = present.chunks_exact(size * together).fold((size, 0), |(first, end), block| {
+        let batches = block.chunks_exact(together);
+        let before = batches.clone().take(first).position(is_any);
+        let behind = batches.skip(end).rposition(is_any);
+        (before.unwrap_or(first), behind.map_or(end, |last| end + last + 1))
     });
-    Some(Presence { by_source, first_batch })
+    Some(Presence { by_source, first_batch, end_batch })
 }
 
 fn count(heaps: &[u8]) -> u64 {
@@ -231,7 +236,7 @@ mod tests {
                 let index: u64 = at.iter().map(|&(name, i)| i * stride(name)).sum();
                 present[index as usize] = 1;
             }
-            let expected = Presence { by_source: vec![2, 0, 2], first_batch: 1 };
+            let expected = Presence { by_source: vec![2, 0, 2], first_batch: 1, end_batch: 4 };
             assert_eq!(account_present(&layout, &present), Some(expected), "{order}");
         }
     }
@@ -239,7 +244,7 @@ mod tests {
     #[test]
     fn empty_chunk_has_no_first_batch() {
         let layout = layout(r#"["time", "antenna", "pol"]"#);
-        let expected = Presence { by_source: vec![0; 3], first_batch: 4 };
+        let expected = Presence { by_source: vec![0; 3], first_batch: 4, end_batch: 0 };
         assert_eq!(account_present(&layout, &[0; 24]), Some(expected));
     }
 

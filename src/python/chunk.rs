@@ -55,14 +55,18 @@ fn check_apart(buffers: &[(&str, &PyUntypedBuffer)]) -> PyResult<()> {
     Ok(())
 }
 
-pub fn account_present(py: Python<'_>, layout: &Layout, present: &PyUntypedBuffer) -> PyResult<(Vec<u64>, usize)> {
+pub fn account_present(
+    py: Python<'_>,
+    layout: &Layout,
+    present: &PyUntypedBuffer,
+) -> PyResult<(Vec<u64>, usize, usize)> {
     check_present(layout, present)?;
     // SAFETY: the buffer is contiguous, not empty (a chunk has at least one heap), and stays exported while `present`
     // lives. A chunk that Python holds is in no stream, so nobody writes to it meanwhile, unless a caller writes to it
     // from another thread, which would be as wrong with any numpy function that releases the GIL.
     let bytes = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), present.len_bytes()) };
     let account = py.detach(|| chunk::account_present(layout, bytes)).ok_or_else(unchecked)?;
-    Ok((account.by_source, account.first_batch))
+    Ok((account.by_source, account.first_batch, account.end_batch))
 }
 
 pub fn fill_missing(

@@ -108,8 +108,8 @@ impl Layout {
         Group::new(&self.0, window, reach, max_jump, resync)
     }
 
-    /// Count the present heaps of each source, and find the first batch that has any, with the GIL released.
-    fn account_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<(Vec<u64>, usize)> {
+    /// Count the present heaps of each source, and find the batches that have any: the first, and the one after the last.
+    fn account_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<(Vec<u64>, usize, usize)> {
         account_present(py, &self.0, &PyUntypedBuffer::get(present)?)
     }
 }

@@ -62,6 +62,11 @@ impl LedgerSnapshot {
     }
 
     #[getter]
+    fn newest_epoch<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.newest_epoch, u64::to_ne_bytes)
+    }
+
+    #[getter]
     fn rejected_by_source<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         bytes(py, &self.0.rejected.concat(), u64::to_ne_bytes)
     }

@@ -65,6 +65,8 @@ def all_batches(rx):
         else:
             batches = [(n, [0] * by_source.shape[1]) for n in range(found[-1][1] + 1, first)] + batches
         found += [(risen if not i else 0, n, heaps) for i, (n, heaps) in enumerate(batches)]
+        while not any(found[-1][2]):  # unless there is a later chunk, they are not known to have been sent
+            found.pop()
         restarts_before = restarts
     return found
 
@@ -203,9 +205,21 @@ def test_first_chunk_counts_from_the_first_heap():
     present = np.zeros((4, 3))
     present[2, 1] = 1
     add(7, present)
-    np.testing.assert_array_equal(history.timestamps, [300, 310])
-    np.testing.assert_array_equal(history.present_by_row, [[0, 1, 0], [0, 0, 0]])
-    assert history.missing_by_source.tolist() == [2, 1, 2]
+    np.testing.assert_array_equal(history.timestamps, [300])
+    np.testing.assert_array_equal(history.present_by_row, [[0, 1, 0]])
+    assert history.missing_by_source.tolist() == [1, 0, 1]
+
+
+def test_rest_of_a_chunk_counts_once_a_later_one_comes():
+    history, add = made(SIMPLE)
+    present = np.zeros((4, 3))
+    present[1, 0] = 1
+    add(7, present)
+    assert history.expected_by_source.tolist() == [1, 1, 1]
+    add(8, present)
+    assert history.expected_by_source.tolist() == [5, 5, 5]
+    np.testing.assert_array_equal(history.present_by_row.sum(axis=0), [2, 0, 0])
+    np.testing.assert_array_equal(history.batches, [1, 1, 1, 1, 1])
 
 
 def test_chunk_without_heaps_is_none():

@@ -73,12 +73,13 @@ def received(capture):
 
 def assert_numbers(numbers, stats):
     """The numbers are those of the receiver, and the rows add up to them."""
-    left_out = {"seconds", "data_ring", "free_ring", "sources", "first_timestamp", "last_timestamp"}
+    left_out = {"seconds", "data_ring", "free_ring", "sources", "first_timestamp", "last_timestamp", "in_flight"}
     for name in stats.keys() - left_out:
         assert numbers[name] == stats[name], name
     for found, expected in zip(numbers["sources"], stats["sources"], strict=True):
         assert found["expected"] == expected["present"] + expected["missing"]
         del expected["newest_timestamp"]
+        assert expected.pop("in_flight") == 0, "the run has ended"
         assert expected.items() <= found.items()
     rows = numbers["rows"]
     np.testing.assert_array_equal(np.sum(rows["present"], axis=0), [source["present"] for source in numbers["sources"]])

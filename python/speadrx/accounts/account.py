@@ -9,18 +9,23 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from .loss import loss
+
 
 class Totals(NamedTuple):
     """The numbers of an account at one moment, or the sum of several accounts of the same sources."""
 
     #: Heaps present, by source.
     present: list[int]
-    #: Heaps that should have been present, of each source.
+    #: Those of them that are later than the last batch of which all heaps are expected; see `Account`.
+    beyond: list[int]
+    #: Heaps that should have been present, of each source, without those.
     expected: int
     #: Chunks that held data.
     chunks: int
-    #: Heaps of each source in the time that was jumped over when time began again.
+    #: Heaps of each source in the time that was jumped over when time began again, and that time in ticks.
     epoch_gap: int
+    epoch_gap_ticks: int
     #: How often time began again.
     restarts: int
     #: Whole chunks that are missing, and were not given out either.
@@ -32,37 +37,34 @@ class Totals(NamedTuple):
     @property
     def missing(self) -> list[int]:
         """Heaps missing, by source."""
-        return [self.expected - present for present in self.present]
+        return [self.expected + beyond - present for present, beyond in zip(self.present, self.beyond, strict=True)]
 
     @classmethod
     def zero(cls, n_sources: int) -> Self:
         """Nothing was received yet."""
-        return cls([0] * n_sources, 0, 0, 0, 0, 0)
+        return cls([0] * n_sources, [0] * n_sources, 0, 0, 0, 0, 0, 0)
 
     @classmethod
     def sum(cls, parts: Iterable[Totals]) -> Self:
         """Add up one or more."""
-        present, expected, chunks, epoch_gap, restarts, skipped, _, _ = zip(*parts, strict=True)
-        return cls(
-            [sum(heaps) for heaps in zip(*present, strict=True)],
-            sum(expected),
-            sum(chunks),
-            sum(epoch_gap),
-            sum(restarts),
-            sum(skipped),
-        )
+        present, beyond, *numbers, _, _ = zip(*parts, strict=True)
+        by_source = [[sum(heaps) for heaps in zip(*lists, strict=True)] for lists in (present, beyond)]
+        return cls(by_source[0], by_source[1], *map(sum, numbers))
 
 
 class Account:
-    """What one iterator over chunks has received, from the first batch that has a heap to the end of the last chunk.
+    """What one iterator over chunks has received, from the first batch that has a heap to the last batch that has one.
 
-    If whole chunks in between never came, all their heaps are missing. All heaps of the last chunk are expected too,
-    although a sender that stops may not have sent them all. If the layout is not declarative, a single source stands
-    for all, and all heaps of the first chunk are expected.
+    All heaps of these batches are expected. If whole chunks in between never came, all their heaps are missing. The
+    last chunk counts up to its last batch that has a heap. Once a later chunk comes, the rest of it counts too. If the
+    layout is not declarative, a single source stands for all, and whole chunks count.
 
-    When time begins again (because senders were restarted), the account ends with the last chunk before that, and goes
+    When time begins again (because senders were restarted), the account ends with the last batch before that, and goes
     on with the first batch after it. Nobody knows what was sent in between. If time jumped ahead, `epoch_gap_heaps`
     says by how many heaps.
+
+    When a stream is drained while heaps still come, the account ends with the batch that most sources had reached when
+    that began. Of later batches, only those heaps are expected that came, since the others were cut off.
 
     An account includes the chunks that its iterator has given out, and the one that it is about to give out. It may be
     read at any time, from any thread. It outlives its iterator. None of its numbers ever falls.
@@ -85,7 +87,8 @@ class Account:
     @property
     def expected_by_source(self) -> np.ndarray:
         """Heaps that should have been present, by source."""
-        return np.full(len(self.source_labels), self._totals.expected)
+        totals = self._totals
+        return np.array(totals.beyond) + totals.expected
 
     @property
     def missing_by_source(self) -> np.ndarray:
@@ -100,12 +103,19 @@ class Account:
     @property
     def expected(self) -> int:
         """Heaps that should have been present."""
-        return self._totals.expected * len(self.source_labels)
+        totals = self._totals
+        return totals.expected * len(self.source_labels) + sum(totals.beyond)
 
     @property
     def missing(self) -> int:
         """Heaps missing."""
         return sum(self._totals.missing)
+
+    @property
+    def loss(self) -> float | None:
+        """Heaps missing, as a fraction of those expected; None if none were expected."""
+        totals = self._totals
+        return loss(sum(totals.missing), sum(totals.present))
 
     @property
     def restarts(self) -> int:
@@ -116,6 +126,11 @@ class Account:
     def epoch_gap_heaps(self) -> int:
         """Heaps in the time that was jumped over when time began again. They do not count as missing."""
         return self._totals.epoch_gap * len(self.source_labels)
+
+    @property
+    def epoch_gap_ticks(self) -> int:
+        """The same time in ticks."""
+        return self._totals.epoch_gap_ticks
 
     @property
     def chunks(self) -> int:

@@ -125,7 +125,7 @@ def summary(history: History) -> str:
     present, missing = int(history.present_by_source.sum()), int(history.missing_by_source.sum())
     parts = [
         f"{percent(present, present + missing)} of {counted(present + missing, 'heap')} present",
-        f"{missing:,} missing",
+        f"{missing:,} missing ({percent(history.loss or 0, 1)})",
     ]
     if duplicates := history.accounts.get("duplicates"):
         parts.append(counted(duplicates, "duplicate"))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from speadrx._core import Layout as CompiledLayout
 from speadrx.layout.base import DeclarativeLayout
 
 from .fields import FieldError, Fields
+from .loss import loss
+from .presence import Presence, PresenceReader
 
 if TYPE_CHECKING:
     from speadrx.receive.chunk import Chunk
@@ -39,6 +40,7 @@ NUMBERS = (
     "packets",
     "incomplete",
     "epoch_gap_heaps",
+    "epoch_gap_ticks",
 )
 BUCKETS = ("late_batches", "late_chunks")
 NAMED = ("rejected",)
@@ -76,14 +78,17 @@ class _TellsTime(Protocol):
 
     def _restarts(self, before: int, epoch: int) -> int: ...
 
+    def _cut_batch(self, epoch: int) -> int | None: ...
+
 
 class History:
     """Heaps present by time and source, from the chunks that were received.
 
     Time is cut into rows. Each row is a number of neighbouring batches, and rows are in the order of reception. The
-    first row begins with the first batch seen, and the last row ends with the last chunk. Rows of chunks that never
-    came have no heap present. Where time began again (because a sender was restarted), a new row begins, and says so.
-    The time that was jumped over is in no row. The totals are equal to those of an `Account`.
+    first row begins with the first batch that has a heap, and the last row ends with the last batch that has one. Rows
+    of chunks that never came have no heap present. Where time began again (because a sender was restarted), a new row
+    begins, and says so. The time that was jumped over is in no row. Nor are heaps that came after the account had ended
+    (see `Account`); they only count in the totals. The totals are equal to those of an `Account`.
 
     When there are too many rows, neighbouring rows are merged, and rows are twice as long from then on.
 
@@ -145,7 +150,7 @@ class History:
             source_labels=labels,
         )
         self._empty(axes, max_rows)
-        self._core: CompiledLayout | None = declaration._compiled
+        self._reader: PresenceReader | None = PresenceReader(layout)
         self._shape = layout.present_shape
         source = [] if declaration.sources is None else [declaration.sources]
         self._moved = [layout.axis_names.index(name) for name in (declaration.time.name, *source)]
@@ -164,6 +169,7 @@ class History:
         self._batches = np.zeros(max_rows, np.int64)
         self._restarts = np.zeros(max_rows, np.int64)
         self._present = np.zeros((max_rows, len(axes.source_labels)), np.int64)
+        self._beyond = np.zeros(len(axes.source_labels), np.int64)
 
     # What was received
 
@@ -180,48 +186,66 @@ class History:
         ValueError
             If the chunk is not newer than the one before, is in a ring already, or has another number of heaps.
         """
-        if self._core is None:
+        if self._reader is None:
             raise ValueError("chunk: this history was read from a file, so nothing can be added to it")
         array: Any = chunk.present
         if array is None:
             raise ValueError("chunk: has no present, as if it were in a ring: add it before it is recycled")
-        present, first_batch = self._core.account_present(array)
-        if first_batch == self.axes.chunk_batches:
+        presence = self._reader.read(array)
+        if not presence.end:
             return  # it holds no heap
-        begin = chunk.timestamp // self.axes.time_step
-        end = begin + self.axes.chunk_batches
-        restarts = self._follow(chunk, begin)
-        start = self._end
-        if not self.chunks or restarts:
-            start = begin = begin + first_batch
-        self._extend(start, end, restarts, is_new=not self.chunks or restarts > 0)
+        start = chunk.timestamp // self.axes.time_step
+        self._count(chunk, array, presence, start, start + presence.first, start + presence.end)
         self.chunks += 1
-        self._end = end
+
+    def _count(self, chunk: Chunk, array: Any, presence: Presence, start: int, first: int, end: int) -> None:
+        """Count a chunk that begins with the batch `start`, and has heaps from `first` on, before `end`."""
+        assert self._reader is not None
+        epoch, restarts, cut = self._follow(chunk, first)
+        present = np.array(presence.by_source)
+        if cut is not None and end > cut:
+            later = np.array(self._reader.read_from(array, cut - start))
+            self._beyond += later
+            present -= later
+            end = cut
+            if end <= first:  # all of it is later than the account
+                if self._rows and end > self._end:
+                    self._extend(self._end, end, 0, is_new=False)
+                    self._end = end
+                self._epoch = epoch
+                return
+        is_new = not self._rows or restarts > 0
+        self._extend(first if is_new else self._end, end, restarts, is_new=is_new)
+        self._epoch, self._end = epoch, end
+        begin = first if is_new else start
         cuts = [begin, *range((begin // self.row_batches + 1) * self.row_batches, end, self.row_batches)]
         if len(cuts) == 1:
             self._present[self._rows - 1] += present
         else:
-            offsets = np.array(cuts) - (end - self.axes.chunk_batches)
-            self._present[self._rows - len(cuts) : self._rows] += self._presence(array, offsets)
+            self._present[self._rows - len(cuts) : self._rows] += self._presence(
+                array, np.array(cuts) - start, end - start
+            )
 
-    def _follow(self, chunk: Chunk, begin: int) -> int:
-        """Follow time to a chunk. Return how often time has begun again since the chunk before."""
+    def _follow(self, chunk: Chunk, first: int) -> tuple[int, int, int | None]:
+        """Follow time to a chunk.
+
+        Return its epoch, how often time has begun again since the chunk before, and the batch where a drain has cut.
+        """
         sink = chunk.sink()
         if not isinstance(sink, _TellsTime):  # the IDs may mean anything
-            return int(self.chunks > 0 and begin < self._end)
+            return 0, int(self.chunks > 0 and first < self._end), None
         _, epoch, _ = sink._locate(chunk.chunk_id)
         if self.chunks and chunk.chunk_id <= self._last_chunk_id:
             raise ValueError(
                 f"chunk: given ID {chunk.chunk_id} after ID {self._last_chunk_id}, but wanted a newer chunk each time"
             )
-        restarts = sink._restarts(self._epoch, epoch) if self.chunks else 0
-        self._last_chunk_id, self._epoch = chunk.chunk_id, epoch
-        return restarts
+        self._last_chunk_id = chunk.chunk_id
+        return epoch, sink._restarts(self._epoch, epoch) if self.chunks else 0, sink._cut_batch(epoch)
 
-    def _presence(self, present: Any, offsets: np.ndarray) -> np.ndarray:
-        """Count heaps by row and source. The rows begin at these batches of the chunk."""
+    def _presence(self, present: Any, offsets: np.ndarray, end: int) -> np.ndarray:
+        """Count heaps by row and source. The rows begin at these batches of the chunk, and the last ends with `end`."""
         array = np.asarray(present).reshape(self._shape) != 0
-        array = np.moveaxis(array, self._moved, range(len(self._moved)))
+        array = np.moveaxis(array, self._moved, range(len(self._moved)))[:end]
         counts = np.add.reduceat(array, offsets, axis=0, dtype=np.int64)
         by_source: np.ndarray = counts.reshape(len(offsets), len(self.axes.source_labels), -1).sum(axis=2)
         return by_source
@@ -295,19 +319,25 @@ class History:
     @property
     def present_by_source(self) -> np.ndarray:
         """Heaps present, by source: int64 of shape (sources,)."""
-        present: np.ndarray = self._present[: self._rows].sum(axis=0)
+        present: np.ndarray = self._present[: self._rows].sum(axis=0) + self._beyond
         return present
 
     @property
     def expected_by_source(self) -> np.ndarray:
         """Heaps that should have been present, by source: int64 of shape (sources,)."""
-        return np.full(len(self.axes.source_labels), self.expected_by_row.sum())
+        expected: np.ndarray = self._beyond + self.expected_by_row.sum()
+        return expected
 
     @property
     def missing_by_source(self) -> np.ndarray:
         """Heaps missing, by source: int64 of shape (sources,)."""
         missing: np.ndarray = self.expected_by_source - self.present_by_source
         return missing
+
+    @property
+    def loss(self) -> float | None:
+        """Heaps missing, as a fraction of those expected; None if none were expected."""
+        return loss(int(self.missing_by_source.sum()), int(self.present_by_source.sum()))
 
     @property
     def restarts(self) -> int:
@@ -360,6 +390,7 @@ class History:
                 "restarts": self.row_restarts.tolist(),
                 "present": self.present_by_row.tolist(),
             },
+            "beyond": self._beyond.tolist(),
             "accounts": self.accounts,
         }
 
@@ -367,9 +398,10 @@ class History:
         """Write the history to a file, as JSON.
 
         The document is an object with the fields ``format`` ("speadrx-history"), ``version`` (1), those of `Axes`,
-        ``chunks``, ``row_batches``, ``rows`` and ``accounts``. ``rows`` is an object of lists, each with an element
-        for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by source). A
-        source should have ``batches * batch_heaps`` heaps in a row. ``accounts`` has the content of `accounts`.
+        ``chunks``, ``row_batches``, ``rows``, ``beyond`` and ``accounts``. ``rows`` is an object of lists, each with an
+        element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by
+        source). A source should have ``batches * batch_heaps`` heaps in a row. ``beyond`` is a list by source of heaps
+        that are in no row, because they came after the account had ended. ``accounts`` has the content of `accounts`.
 
         Parameters
         ----------
@@ -456,7 +488,7 @@ class History:
         rows = Fields(fields.take("rows", dict), "rows.")
         n = len(rows.array("timestamp"))
         self._empty(axes, n)
-        self._core = None
+        self._reader = None
         self._rows = n
         self.chunks = fields.count("chunks")
         self.row_batches = fields.count("row_batches", 1)
@@ -464,7 +496,9 @@ class History:
         self._batches = rows.counts("batches", (n,))
         self._restarts = rows.counts("restarts", (n,))
         self._present = rows.counts("present", (n, len(labels)))
-        if (n > 0) != (self.chunks > 0):
+        if "beyond" in document:
+            self._beyond = fields.counts("beyond", (len(labels),))
+        if (n > 0) != (self.chunks > 0) and not self._beyond.any():
             raise FieldError(f"chunks: {self.chunks} does not go with {n} rows: both must be 0, or neither")
         self._check_rows(rows.counts("timestamp", (n,)))
         self.accounts = _check_accounts(fields.take("accounts", dict), len(labels))

@@ -83,6 +83,14 @@ class Ledger:
     def _sum(cls, ledgers: Sequence[Ledger]) -> Ledger:
         return cls(ledgers[0]._layout, [core for ledger in ledgers for core in ledger._cores])
 
+    def _newest(self) -> tuple[np.ndarray, np.ndarray]:
+        """The newest heap of each source in each stream: index of its epoch, and batches from time 0; -1 if none."""
+        step = self._layout.chunk_timestamp_step // self._layout.chunk_batches
+        snapshots = [core.snapshot() for core in self._cores]
+        epochs = np.concatenate([np.frombuffer(snapshot.newest_epoch, np.uint64) for snapshot in snapshots])
+        timestamps = np.concatenate([np.frombuffer(snapshot.newest, np.int64) for snapshot in snapshots])
+        return epochs, timestamps // step
+
     def snapshot(self) -> LedgerSnapshot:
         """Read the counts. It may be called at any time, from any thread, and blocks nobody."""
         total = CoreLedger.sum(self._cores)

@@ -17,6 +17,11 @@ class SourceStats:
     present: int
     #: Heaps missing from those chunks, and from whole chunks in between that never came.
     missing: int
+    #: Missing heaps as a fraction of `present` and `missing`; None if both are 0.
+    loss: float | None
+    #: Placed heaps whose chunk has not come out yet; 0 once the receiver has ended. While it runs, heaps that were too
+    #: old or stay unfinished are among them, because nobody knows of which source those are.
+    in_flight: int
     #: Placed heaps whose place was taken already.
     duplicates: int
     #: Rejected heaps that are known to be from this source.
@@ -39,9 +44,9 @@ class RingStats:
 class ReceiverStats:
     """What a receiver has seen so far, as plain values (`dataclasses.asdict` turns it into JSON values).
 
-    While the receiver runs, the numbers are from slightly different moments. Once it has ended (see `Receiver.drain`),
-    ``placed == present + duplicates + too_old + unfinished``, and every heap that reached the placement callback is
-    either in ``placed`` or in ``rejected``.
+    ``placed == present + in_flight + duplicates + too_old + unfinished``, and every heap that reached the placement
+    callback is either in ``placed`` or in ``rejected``. While the receiver runs, the numbers are from slightly
+    different moments. Once it has ended (see `Receiver.drain`), ``in_flight`` is 0.
     """
 
     #: Seconds from the start to now, or to `Receiver.stop`; 0 before the start.
@@ -59,13 +64,18 @@ class ReceiverStats:
     missing: int
     #: The sum of `present` and `missing`.
     expected: int
+    #: The loss figure: `missing` as a fraction of `expected`; None if none were expected. See `Account` for what is.
+    loss: float | None
+    #: Placed heaps whose chunk has not come out yet.
+    in_flight: int
     #: Placed heaps whose place was taken already.
     duplicates: int
     #: Heaps rejected, by reason.
     rejected: dict[str, int]
     #: Placed heaps that came after their chunk was handed over.
     too_old: int
-    #: All other placed heaps: their chunk has not come out yet, or one of their packets never came.
+    #: All other placed heaps: one of their packets never came, or `Receiver.stop` threw their chunk away. While the
+    #: receiver runs, they count as in flight.
     unfinished: int
     #: Packets that the kernel dropped because the buffer of a socket was full.
     kernel_drops: int
@@ -77,6 +87,9 @@ class ReceiverStats:
     restarts: int
     #: Heaps in the time that was jumped over when time began again. They do not count as missing.
     epoch_gap_heaps: int
+    #: The same time in ticks, and in seconds; None without the layout's ``tick_rate``.
+    epoch_gap_ticks: int
+    epoch_gap_seconds: float | None
     #: Placed heaps of the newest chunk by how many batches late they were: 0, 1, 2 to 3, 4 to 7, and so on.
     late_batches: list[int]
     #: Placed heaps by how many chunks late they were: 0, 1, and so on. The last element counts those too old.

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from speadrx._words import counted
+from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, SourceStats
 from speadrx.layout.base import DeclarativeLayout
 
-from .tables import Format, Rows, exact, fraction, loss_style, percentage, printable, table_of, tally
+from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
 
 #: Lines of the full account besides the table of sources, so that all of it fits in the terminal.
 _OTHER_LINES = 12
@@ -41,8 +42,6 @@ class Moment:
     stats: ReceiverStats
     before: ReceiverStats | None
     seconds: float  # from the earlier time to now
-    #: If it was ended while heaps still came: the loss until then. The end cuts the last chunks short.
-    loss_when_ended: float | None = None
 
     def rates(self) -> Rates:
         """Rates since the earlier time. Gigabits are of payload."""
@@ -61,7 +60,7 @@ class Moment:
         rows = [
             SourceRow(
                 now,
-                fraction(now.missing - (old.missing if old else 0), now.present - (old.present if old else 0)),
+                loss(now.missing - (old.missing if old else 0), now.present - (old.present if old else 0)),
                 (now.placed - (old.placed if old else 0)) / self.seconds if self.seconds > 0 else 0.0,
             )
             for now, old in zip(self.stats.sources, before, strict=True)
@@ -78,14 +77,9 @@ class SourceRow:
     heaps_per_second: float
 
 
-def loss(stats: ReceiverStats) -> float | None:
-    """Missing heaps as a fraction of those expected; None if none were expected."""
-    return fraction(stats.missing, stats.present)
-
-
 def residual(stats: ReceiverStats) -> int:
     """Placed heaps that the account does not explain: 0, unless something is wrong."""
-    return stats.placed - stats.present - stats.duplicates - stats.too_old - stats.unfinished
+    return stats.placed - stats.present - stats.in_flight - stats.duplicates - stats.too_old - stats.unfinished
 
 
 def document(moment: Moment, **about: Any) -> dict[str, Any]:
@@ -95,8 +89,6 @@ def document(moment: Moment, **about: Any) -> dict[str, Any]:
         "layout": moment.layout.declaration.name,
         **about,
         **dataclasses.asdict(stats),
-        "loss": loss(stats),
-        "loss_when_ended": moment.loss_when_ended,
         "residual": residual(stats),
         "rates": {"seconds": moment.seconds, **dataclasses.asdict(moment.rates())},
     }
@@ -107,12 +99,21 @@ def _rings(stats: ReceiverStats) -> str:
     return f"data ring {data.chunks}/{data.capacity}, free {free.chunks}/{free.capacity}"
 
 
+def _gap(stats: ReceiverStats) -> str:
+    """Say how long the time is that was jumped over, if it was."""
+    if not stats.epoch_gap_ticks:
+        return ", without a gap"
+    seconds = stats.epoch_gap_seconds
+    length = f"{exact(stats.epoch_gap_ticks)} ticks" if seconds is None else f"{seconds:.3g} s"
+    return f": {length} lie between, {counted(stats.epoch_gap_heaps, 'heap')} if nothing was restarted (not missing)"
+
+
 def line(moment: Moment) -> str:
     """Summarise it in a line, for logs."""
     stats, rates = moment.stats, moment.rates()
     return (
         f"{time.strftime('%H:%M:%S')}  {rates.gigabits_per_second:.3g} Gb/s  {exact(rates.heaps_per_second)} heaps/s  "
-        f"{exact(stats.chunks)} chunks  missing {exact(stats.missing)} ({percentage(loss(stats))})  "
+        f"{exact(stats.chunks)} chunks  missing {exact(stats.missing)} ({percentage(stats.loss)})  "
         f"rejected {exact(sum(stats.rejected.values()))}  drops {exact(stats.kernel_drops)}  {_rings(stats)}"
     )
 
@@ -128,16 +129,16 @@ class LiveView:
         moment, stats, rates = self._moment, self._moment.stats, self._moment.rates()
         before = moment.before
         since = (0, 0) if before is None else (before.missing, before.present)
-        newly = percentage(fraction(stats.missing - since[0], stats.present - since[1]))
+        newly = percentage(loss(stats.missing - since[0], stats.present - since[1]))
         above = Group(
             printable(f"{time.strftime('%H:%M:%S')}  {self._where}, {stats.seconds:.0f} s"),
             Text(
                 f"{rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
-                f"{exact(stats.chunks)} chunks, loss {newly} (overall {percentage(loss(stats))})"
+                f"{exact(stats.chunks)} chunks, loss {newly} (overall {percentage(stats.loss)})"
             ),
             Text(
-                f"{_rings(stats)}, kernel drops {exact(stats.kernel_drops)}, too old {exact(stats.too_old)}, "
-                f"incomplete {exact(stats.incomplete)}"
+                f"{_rings(stats)}, in flight {exact(stats.in_flight)}, kernel drops {exact(stats.kernel_drops)}, "
+                f"too old {exact(stats.too_old)}, incomplete {exact(stats.incomplete)}"
             ),
             *tally("Rejected", stats.rejected),
             Text(),
@@ -147,15 +148,15 @@ class LiveView:
         yield Rows(moment.sources(), "sources", self._table, room=max(room, 1))
 
     def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:
-        names = ("loss", "overall", "heaps/s", "placed", "present", "missing", "dupl.", "rejected")
+        names = ("loss", "overall", "heaps/s", "placed", "present", "missing", "in flight", "dupl.", "rejected")
         table = table_of([self._moment.layout.declaration.sources or "source"], names)
         for row in rows:
             stats = row.stats
-            counts = (stats.placed, stats.present, stats.missing, stats.duplicates, stats.rejected)
+            counts = (stats.placed, stats.present, stats.missing, stats.in_flight, stats.duplicates, stats.rejected)
             table.add_row(
                 printable(stats.label),
                 percentage(row.loss),
-                percentage(fraction(stats.missing, stats.present)),
+                percentage(stats.loss),
                 number(row.heaps_per_second),
                 *map(number, counts),
                 style=loss_style(row.loss),
@@ -210,13 +211,9 @@ class AccountView:
         drops, incomplete = counted(stats.kernel_drops, "packet"), counted(stats.incomplete, "heap")
         yield f"Lost on the way: {drops} dropped by the kernel, {incomplete} incomplete."
         if stats.restarts:
-            gap = f"{counted(stats.epoch_gap_heaps, 'heap')} between the old and the new time"
-            yield f"Time restarted {counted(stats.restarts, 'time')}: {gap} are not expected."
+            yield f"Time restarted {counted(stats.restarts, 'time')}{_gap(stats)}."
         present, missing = f"{exact(stats.present)} present", f"{exact(stats.missing)} missing"
-        yield f"Expected: {counted(stats.expected, 'heap')} = {present} + {missing} ({percentage(loss(stats))})."
-        before = self._moment.loss_when_ended
-        if before is not None and before != loss(stats):
-            yield f"Until it was ended, {percentage(before)} were missing: the end cut the last chunks short."
+        yield f"Expected: {counted(stats.expected, 'heap')} = {present} + {missing} ({percentage(stats.loss)})."
         others = f"{counted(stats.duplicates, 'duplicate')} + {exact(stats.too_old)} too old"
         yield f"Placed: {counted(stats.placed, 'heap')} = {present} + {others} + {exact(stats.unfinished)} unfinished."
         left = residual(stats)

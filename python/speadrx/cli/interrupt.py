@@ -1,4 +1,4 @@
-"""Note Ctrl-C and SIGTERM, so that a command and the process it has started can finish their work."""
+"""Note Ctrl-C, SIGTERM and SIGHUP, so that a command and the process it has started can finish their work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 def start_python(code: str) -> subprocess.Popen[bytes]:
     """Run Python code in a process with pipes as its standard input and output.
 
-    Ctrl-C in a terminal goes to all processes there. The new one blocks it and SIGTERM: it must end with its input.
+    Ctrl-C in a terminal goes to all processes there. The new one blocks it, SIGTERM and SIGHUP, as it must end with its
+    input.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         command = [sys.executable, "-P", "-c", code]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -26,7 +27,10 @@ def start_python(code: str) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Note the first SIGINT or SIGTERM, which does not end the program; the second does."""
+    """Note the first SIGINT, SIGTERM or SIGHUP, which does not end the program; the second does.
+
+    A SIGHUP that the program was told to ignore (by ``nohup``) stays ignored.
+    """
     interrupted = threading.Event()
     old: dict[int, Any] = {}
 
@@ -38,8 +42,9 @@ def interruptible() -> Iterator[threading.Event]:
         interrupted.set()
         restore()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        old[signum] = signal.signal(signum, note)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            old[signum] = signal.signal(signum, note)
     try:
         yield interrupted
     finally:

@@ -13,6 +13,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from speadrx.accounts.fields import FieldError
 from speadrx.accounts.history import History
+from speadrx.accounts.loss import loss
 from speadrx.layout.declaration import Layout
 from speadrx.receive.receiver import Receiver
 
@@ -111,14 +112,17 @@ def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
         "present": sum(present),
         "missing": sum(missing),
         "expected": sum(expected),
+        "loss": history.loss,
         "restarts": history.restarts,
         **accounts,
+        "epoch_gap_seconds": _gap_seconds(history),
         "sources": [
             {
                 "label": label,
                 "present": present[i],
                 "missing": missing[i],
                 "expected": expected[i],
+                "loss": loss(missing[i], present[i]),
                 **{name: counts[name][i] for name in counts},
             }
             for i, label in enumerate(history.axes.source_labels)
@@ -126,6 +130,11 @@ def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
         "row_batches": history.row_batches,
         "rows": document["rows"],
     }
+
+
+def _gap_seconds(history: History) -> float | None:
+    ticks, rate = history.accounts.get("epoch_gap_ticks"), history.axes.tick_rate
+    return None if ticks is None or rate is None else ticks / rate
 
 
 @click.command()

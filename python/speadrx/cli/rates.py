@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from speadrx import metrics
+from speadrx.accounts.loss import loss
 
 from .scrape import Labels, Numbers, Scrape, StreamSamples
-from .tables import fraction
 
 #: Counters of a source, and their names in reports.
 SOURCE_COUNTERS = {
@@ -122,8 +122,8 @@ def _common(names: Mapping[str, str], now: Numbers, rise: _Rise) -> dict[str, An
     return {
         "counters": {name: _number(now.get(metric)) for name, metric in names.items()},
         "rates": {name: rise.rate(now, metric) for name, metric in names.items()},
-        "loss": fraction(rise.of(now, missing), rise.of(now, present)),
-        "loss_total": fraction(now.get(missing), now.get(present)),
+        "loss": loss(rise.of(now, missing), rise.of(now, present)),
+        "loss_total": loss(now.get(missing), now.get(present)),
     }
 
 

@@ -80,7 +80,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         type=click.FloatRange(0, 100),
         callback=read_finite,
         metavar="PERCENT",
-        help="Exit with 1 if more heaps are missing. Chunks that the end cuts short do not count.  [default: 100]",
+        help="Exit with 1 if more heaps are missing.  [default: 100]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the account as JSON."),
     all_sources_option,

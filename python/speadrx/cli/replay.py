@@ -233,7 +233,7 @@ def replay(
     FILE is in the format pcap or pcapng. Its link layer need not be Ethernet.
 
     Without --pace, the file is read as fast as possible and no heap is lost, because reading waits for the receiver.
-    With --pace, packets come as they were recorded. Ctrl-C and SIGTERM end it with the account so far.
+    With --pace, packets come as they were recorded. Ctrl-C, SIGTERM and SIGHUP end it with the account so far.
 
     \b
     Exit codes:

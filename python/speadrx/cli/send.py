@@ -331,7 +331,7 @@ def send(
 
     DEST are UDP endpoints, unicast or multicast, such as 239.1.2.3+3:7148. The heaps of a batch are dealt out to them.
     The same options always send the same heaps. The faults are known: --truth has them, as a receiver should count
-    them. Ctrl-C and SIGTERM end it at the end of the chunk, with the summary.
+    them. Ctrl-C, SIGTERM and SIGHUP end it at the end of the chunk, with the summary.
 
     \b
     Exit codes:

@@ -19,7 +19,7 @@ from speadrx.accounts.history import History
 from speadrx.accounts.report import ReceiverStats
 from speadrx.receive.receiver import Receiver
 
-from .account import AccountView, LiveView, Moment, document, line, loss, residual
+from .account import AccountView, LiveView, Moment, document, line, residual
 from .parameters import usable_file
 
 #: Seconds between checks for a reason to end.
@@ -27,8 +27,6 @@ _LOOK = 0.1
 #: Current rates are means over at least so many seconds, after that time.
 _RATE_SECONDS = 2.0
 _REFRESHES_PER_SECOND = 2
-#: Senders are silent after so many seconds without a heap.
-_SILENCE = 0.5
 
 
 class Session:
@@ -61,7 +59,6 @@ class Session:
         # Heaps came between these times, in seconds since the start.
         self._last_without = self._last_growth = 0.0
         self._placed = 0
-        self._loss_when_ended: float | None = None
         self._seen: deque[tuple[float, ReceiverStats]] = deque()
 
     def run(
@@ -103,7 +100,6 @@ class Session:
                 if any(reasons.values()) and not self.ending.is_set():
                     self.ended_by = next(reason for reason, holds in reasons.items() if holds)
                     self.ending.set()
-                    self._note_loss()
                     if feed is None:  # otherwise the receiver ends when it is no longer fed
                         self.receiver.drain()
                 if consumer.done():
@@ -133,12 +129,6 @@ class Session:
         elif stats.placed != self._placed:
             self._placed, self._last_growth = stats.placed, stats.seconds
 
-    def _note_loss(self) -> None:
-        """Remember the loss until now if heaps still come: the end will cut all chunks in the window short."""
-        stats = self.receiver.stats()
-        if stats.seconds - self._last_growth < _SILENCE:
-            self._loss_when_ended = loss(stats)
-
     def moment(self) -> Moment:
         """What has happened in the last seconds."""
         now, stats = time.monotonic(), self.receiver.stats()
@@ -151,7 +141,7 @@ class Session:
     def total(self) -> Moment:
         """What has happened from the first heap to the last."""
         seconds = self._last_growth - self._last_without
-        return Moment(self.receiver.layout, self.receiver.stats(), None, seconds, self._loss_when_ended)
+        return Moment(self.receiver.layout, self.receiver.stats(), None, seconds)
 
 
 @contextlib.contextmanager
@@ -197,7 +187,7 @@ def conclude(
             click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
         else:
             console.print(AccountView(total, all_sources=all_sources))
-    lost = 100 * (loss(total.stats) or 0 if total.loss_when_ended is None else total.loss_when_ended)
+    lost = 100 * (total.stats.loss or 0)
     if max_loss is not None and lost > max_loss:
         click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
         return 1

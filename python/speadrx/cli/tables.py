@@ -43,11 +43,6 @@ def percentage(fraction: float | None) -> str:
     return "<0.01%" if 0 < fraction < 0.0001 else f"{fraction:.2%}"
 
 
-def fraction(part: float | None, rest: float | None) -> float | None:
-    """Divide a part by the whole; None if either is not known, or there is nothing."""
-    return None if part is None or rest is None or part + rest == 0 else part / (part + rest)
-
-
 def loss_style(loss: float | None, *, silent: bool = False) -> str:
     """Choose the colour of a row by its loss."""
     if silent or (loss or 0) >= 0.01:

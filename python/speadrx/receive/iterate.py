@@ -10,12 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import spead2
 import spead2.recv
 
 from speadrx.accounts.account import Account, Totals
-from speadrx.layout.base import DeclarativeLayout
+from speadrx.accounts.presence import Presence, PresenceReader
 
 from .chunk import Chunk
 from .fill import chunk_filler
@@ -59,7 +58,7 @@ class _Progress(NamedTuple):
 
     last_chunk_id: int
     epoch: int
-    #: The batches since time last began again: the first, and the one after the last.
+    #: The batches since time last began again: the first that has a heap, and the one after the last that has one.
     first_batch: int
     end_batch: int
     #: Heaps of each source that were expected before that.
@@ -94,7 +93,7 @@ class ChunkIterator:
         self._chunk_heaps = layout.chunk_heaps
         self._timestamp_step = layout.chunk_timestamp_step
         self._batches = layout.chunk_batches
-        self._core = layout.declaration._compiled if isinstance(layout, DeclarativeLayout) else None
+        self._presence = PresenceReader(layout)
         self.accounting = stream._accounts.open(self)
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._progress: _Progress | None = None
@@ -174,10 +173,10 @@ class ChunkIterator:
             return
         number, epoch, is_control = self._stream._locate(chunk.chunk_id)
         # The chunk of a control heap holds nothing but the control heap.
-        present, first_batch = ([], self._batches) if is_control else self._account(chunk.present)
-        hand.incomplete = self._fill is not None and sum(present) < self._chunk_heaps
+        presence = Presence([], 0, 0) if is_control else self._presence.read(chunk.present)
+        hand.incomplete = self._fill is not None and sum(presence.by_source) < self._chunk_heaps
         before = self._progress
-        if first_batch == self._batches:
+        if not presence.end:
             self._give_back(hand, chunk)
         elif not isinstance(chunk, Chunk):
             self._give_back(hand, chunk)
@@ -194,12 +193,12 @@ class ChunkIterator:
         else:
             lacking = self._lacking(number, epoch)
             if before is not None and lacking and self._gaps is not None and before.gap_chunks < self._gaps.limit:
-                self._give_gap_chunk(hand, chunk, before, lacking)
+                self._give_gap_chunk(hand, chunk, before, epoch, lacking)
                 return
             chunk.timestamp = number * self._timestamp_step
             chunk.gap = None if lacking is None else lacking * self._batches
             self._warn_of_gap(chunk)
-            progress, totals = self._count(chunk, number, epoch, present, first_batch)
+            progress, totals = self._count(chunk, number, epoch, presence)
             # No interrupt can come between these lines, because they call nothing.
             self._progress = progress
             self.accounting._totals = totals
@@ -222,19 +221,19 @@ class ChunkIterator:
             return 0
         return None if self._stream._restarts(before.epoch, epoch) else number - before.next_number
 
-    def _give_gap_chunk(self, hand: _Hand, chunk: Chunk, before: _Progress, lacking: int) -> None:
+    def _give_gap_chunk(self, hand: _Hand, chunk: Chunk, before: _Progress, epoch: int, lacking: int) -> None:
         """Give out a chunk that never came; the one that was taken waits."""
         assert self._gaps is not None
         chunk_id = chunk.chunk_id
         timestamp = before.next_number * self._timestamp_step
         gap_chunk = self._gaps.make(timestamp, chunk_id - lacking, chunk.stream_id)
+        cut, end = self._stream._cut_batch(epoch), (before.next_number + 1) * self._batches
         progress = before._replace(
-            end_batch=before.end_batch + self._batches,
+            end_batch=max(before.end_batch, end if cut is None else min(end, cut)),
             next_number=before.next_number + 1,
             gap_chunks=before.gap_chunks + 1,
         )
-        totals = self.accounting._totals
-        totals = totals._replace(expected=totals.expected + self._batches * self._batch_heaps)
+        totals = self.accounting._totals._replace(expected=self._expected(progress))
         waiting = self._stream._waiting
         # No interrupt can come between these lines, because they call nothing.
         self._progress = progress
@@ -251,35 +250,46 @@ class ChunkIterator:
             self._stream.add_free_chunk(chunk)
         hand.taken = []
 
-    def _count(
-        self, chunk: Chunk, number: int, epoch: int, present: list[int], first_batch: int
-    ) -> tuple[_Progress, Totals]:
+    def _count(self, chunk: Chunk, number: int, epoch: int, presence: Presence) -> tuple[_Progress, Totals]:
         """Add a chunk to the account. It is `number` chunks after time 0."""
         before = self.accounting._totals
         progress = self._progress
-        batch = number * self._batches + first_batch
-        end = (number + 1) * self._batches
-        gap = restarts = skipped = 0
+        first, end = (number * self._batches + batch for batch in (presence.first, presence.end))
+        beyond = before.beyond
+        cut = self._stream._cut_batch(epoch)
+        if cut is not None and end > cut:
+            later = self._presence.read_from(chunk.present, cut - number * self._batches)
+            beyond = list(map(operator.add, beyond, later))
+            end = cut
+        gap = skipped = 0
+        restarts = 0 if progress is None else self._stream._restarts(progress.epoch, epoch)
         if progress is None:
-            progress = _Progress(chunk.chunk_id, epoch, batch, end, 0, number + 1)
-        elif restarts := self._stream._restarts(progress.epoch, epoch):
+            progress = _Progress(chunk.chunk_id, epoch, min(first, end), end, 0, number + 1)
+        elif restarts and first < end:
             # Nobody knows what was sent in the gap. If time went back, there is no gap.
-            gap = max(0, batch - progress.end_batch) * self._batch_heaps
-            progress = _Progress(chunk.chunk_id, epoch, batch, end, before.expected, number + 1)
+            gap = max(0, first - progress.end_batch)
+            progress = _Progress(chunk.chunk_id, epoch, first, end, before.expected, number + 1)
         else:
-            skipped = number - progress.next_number
+            skipped = 0 if restarts else number - progress.next_number
+            restarts = 0  # if there was one, it was later than the account
+            end = max(progress.end_batch, end)
             progress = _Progress(chunk.chunk_id, epoch, progress.first_batch, end, progress.expected_before, number + 1)
         return progress, Totals(
             # A list is faster here than an array, which would have to be made of the core's list first.
-            present=list(map(operator.add, before.present, present)),
-            expected=progress.expected_before + (end - progress.first_batch) * self._batch_heaps,
+            present=list(map(operator.add, before.present, presence.by_source)),
+            beyond=beyond,
+            expected=self._expected(progress),
             chunks=before.chunks + 1,
+            epoch_gap=before.epoch_gap + gap * self._batch_heaps,
+            epoch_gap_ticks=before.epoch_gap_ticks + gap * self._timestamp_step // self._batches,
+            restarts=before.restarts + restarts,
             first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
             last_timestamp=chunk.timestamp,
-            epoch_gap=before.epoch_gap + gap,
-            restarts=before.restarts + restarts,
             skipped=before.skipped + skipped,
         )
+
+    def _expected(self, progress: _Progress) -> int:
+        return progress.expected_before + (progress.end_batch - progress.first_batch) * self._batch_heaps
 
     def _warn_of_gap(self, chunk: Chunk) -> None:
         """Say once that a gap is longer than the chunks that are given out for it."""
@@ -292,14 +302,6 @@ class ChunkIterator:
                 chunk.gap // self._batches,
                 chunk.timestamp,
             )
-
-    def _account(self, present: Any) -> tuple[list[int], int]:
-        """Count present heaps by source, and find the first batch that has any (the number of batches if none has)."""
-        if self._core is not None:
-            return self._core.account_present(present)
-        # The layout is not declarative, so it is not known where its batches are.
-        count = int(np.count_nonzero(present))
-        return [count], 0 if count else self._batches
 
 
 def iter_chunks(

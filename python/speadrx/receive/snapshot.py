@@ -6,6 +6,7 @@ import numpy as np
 
 from speadrx.accounts.account import Account, Totals
 from speadrx.accounts.ledger import LedgerSnapshot
+from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
 
 from .stream import ChunkRingStream, ChunkStreamRingGroup
@@ -29,11 +30,15 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         As it is now. While heaps come, its numbers are from slightly different moments.
     """
     # Read in this order: otherwise a heap could be present that is not placed yet.
+    has_ended = stream._stopped and not stream.data_ringbuffer.qsize()
     totals = account._totals
     packets, incomplete, too_old = _spead2_counts(stream)
     assert stream.ledger is not None
     ledger = stream.ledger.snapshot()
-    present, expected = sum(totals.present), totals.expected * len(totals.present)
+    present, missing = sum(totals.present), sum(totals.missing)
+    # Nobody knows of a placed heap whether it will stay unfinished until its chunk has come out.
+    left = max(ledger.placed - present - ledger.duplicates - too_old, 0)
+    tick_rate = stream.ledger._layout.declaration.time.tick_rate
     data, free = stream.data_ringbuffer, stream.free_ringbuffer
     return ReceiverStats(
         seconds=seconds,
@@ -42,22 +47,26 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         last_timestamp=totals.last_timestamp,
         placed=ledger.placed,
         present=present,
-        missing=expected - present,
-        expected=expected,
+        missing=missing,
+        expected=present + missing,
+        loss=loss(missing, present),
+        in_flight=0 if has_ended else left,
         duplicates=ledger.duplicates,
         rejected=ledger.rejected,
         too_old=too_old,
-        unfinished=max(ledger.placed - present - ledger.duplicates - too_old, 0),
+        unfinished=left if has_ended else 0,
         kernel_drops=stream.kernel_drops(),
         packets=packets,
         incomplete=incomplete,
         restarts=totals.restarts,
         epoch_gap_heaps=totals.epoch_gap * len(totals.present),
+        epoch_gap_ticks=totals.epoch_gap_ticks,
+        epoch_gap_seconds=None if tick_rate is None else totals.epoch_gap_ticks / tick_rate,
         late_batches=ledger.late_batches.tolist(),
         late_chunks=ledger.late_chunks.tolist(),
         data_ring=RingStats(data.qsize(), data.maxsize),
         free_ring=RingStats(free.qsize(), free.maxsize),
-        sources=_source_stats(ledger, totals),
+        sources=_source_stats(ledger, totals, has_ended=has_ended),
     )
 
 
@@ -77,15 +86,18 @@ def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int,
     return max(packets - own_packets, 0), max(incomplete - own_incomplete, 0), total("too_old_heaps")
 
 
-def _source_stats(ledger: LedgerSnapshot, totals: Totals) -> list[SourceStats]:
+def _source_stats(ledger: LedgerSnapshot, totals: Totals, *, has_ended: bool) -> list[SourceStats]:
     # The last column is for heaps whose source is unknown.
     rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
+    placed, duplicates = ledger.placed_by_source.tolist(), ledger.duplicates_by_source.tolist()
     columns = (
         ledger.source_labels,
-        ledger.placed_by_source.tolist(),
+        placed,
         totals.present,
         totals.missing,
-        ledger.duplicates_by_source.tolist(),
+        map(loss, totals.missing, totals.present),
+        [0 if has_ended else max(a - b - c, 0) for a, b, c in zip(placed, totals.present, duplicates, strict=True)],
+        duplicates,
         rejected.tolist(),
         ledger.newest_timestamp_by_source.tolist(),
     )

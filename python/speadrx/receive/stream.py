@@ -121,6 +121,8 @@ class _Receiving(_RingPair):
         #: Chunks from the data ring, by ID, that come after whole missing chunks which are given out first. They are
         #: kept here, because another iterator may go on.
         self._waiting: dict[int, spead2.recv.Chunk] = {}
+        #: Set by a drain while heaps still come: up to which batch all heaps are expected. See `_cut_batch`.
+        self._cut: tuple[int, int] | None = None
         self._stopped = False
         self._exiting = False
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
@@ -159,6 +161,13 @@ class _Receiving(_RingPair):
             return 0
         return sum(self._core[i][2] == "restart" for i in range(before + 1, epoch + 1))
 
+    def _cut_batch(self, epoch: int) -> int | None:
+        """Return the number of batches from time 0 after which a drain has cut an epoch short; None if it has not."""
+        cut = self._cut
+        if cut is None or epoch < cut[0]:
+            return None
+        return 0 if self._restarts(cut[0], epoch) else cut[1]
+
     def flush(self) -> None:
         """Hand over the chunks in the window now, without waiting for newer heaps.
 
@@ -184,8 +193,9 @@ class _Receiving(_RingPair):
         """Hand over the chunks in the window, and then stop.
 
         It returns at once. The consumer gets all chunks, and then the data ring ends. Packets that the kernel has
-        queued are read first (for a second at most). Packets that arrive later are not waited for. `stop` alone throws
-        away the chunks in the window.
+        queued are read first (for a second at most). If heaps still come then, those of sources that are behind are
+        waited for (for another second at most), so that no source is cut off before another. `stop` alone throws away
+        the chunks in the window.
 
         Raises
         ------

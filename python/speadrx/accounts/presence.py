@@ -1,0 +1,50 @@
+"""What is present in a chunk, as accounts and histories see it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from speadrx.layout.base import BaseLayout, DeclarativeLayout
+
+
+class Presence(NamedTuple):
+    """Heaps present in a chunk. Batches are counted from the beginning of the chunk."""
+
+    #: Heaps by source.
+    by_source: list[int]
+    #: The first batch that has a heap (the number of batches if none has), and the one after the last that has one.
+    first: int
+    end: int
+
+
+class PresenceReader:
+    """Reads what is present in chunks of a layout.
+
+    If the layout is not declarative, it is not known where its batches are. Then a single source stands for all, and a
+    chunk that has a heap has heaps from its first batch to its last.
+    """
+
+    def __init__(self, layout: BaseLayout) -> None:
+        self._batches = layout.chunk_batches
+        self._core = None
+        if isinstance(layout, DeclarativeLayout):
+            self._core = layout.declaration._compiled
+            self._shape = layout.present_shape
+            self._time = layout.axis_names.index(layout.declaration.time.name)
+
+    def read(self, present: Any) -> Presence:
+        """Read the flags of a chunk."""
+        if self._core is not None:
+            return Presence(*self._core.account_present(present))
+        count = int(np.count_nonzero(present))
+        return Presence([count], 0, self._batches) if count else Presence([0], self._batches, 0)
+
+    def read_from(self, present: Any, batch: int) -> list[int]:
+        """Count the heaps in this batch and those after it, by source."""
+        if batch <= 0 or self._core is None:
+            return self.read(present).by_source
+        later: Any = np.array(present).reshape(self._shape)
+        np.moveaxis(later, self._time, 0)[:batch] = 0
+        return self._core.account_present(later)[0]
