@@ -2,10 +2,11 @@
 #![expect(unsafe_code, reason = "the edge to C: raw pointers from spead2 become references here")]
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
+use std::sync::atomic::AtomicUsize;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
@@ -21,12 +22,21 @@ use crate::timeline::Verdict;
 use crate::window::Window;
 
 /// Which of a stream's statistics count our reject reasons.
+///
+/// After them come those that count control heaps, heaps that are too old, and rejected heaps; the latter two are spead2's.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
     /// Index of the first.
     pub base: usize,
     /// How many there are, from the first reason on.
     pub count: usize,
+}
+
+impl Stats {
+    /// Statistics after our reasons.
+    pub const MORE: usize = 3;
+    const CONTROL: usize = 0;
+    const REJECTED: usize = 2;
 }
 
 /// By what a stream knows its own control heaps: the value of an item that stands behind those of the layout.
@@ -36,6 +46,9 @@ pub struct Stats {
 pub struct Cookie {
     /// Of a heap that pushes all chunks out of the window.
     pub flush: i64,
+    /// Of a heap that ends the stream: what comes after it is not received any more. When all streams of a group have had
+    /// theirs, all chunks come out.
+    pub end: i64,
     /// Of a heap that says that all before it is done with.
     pub done: i64,
 }
@@ -57,8 +70,14 @@ pub struct Context {
     n_items: usize,
     extra_bytes: usize,
     group: Arc<Group>,
+    /// Which of the group's members this is.
+    member: usize,
     stats: Option<Stats>,
     cookie: Option<Cookie>,
+    /// Address of the struct that the stream passes, always the same one. Another stream has another one.
+    owner: AtomicUsize,
+    /// The first thread that has called, as [`here`] names it; 0 before that.
+    thread: AtomicUsize,
     /// Test hook: the next cold call panics.
     panic_next: AtomicBool,
 }
@@ -68,6 +87,7 @@ pub struct Context {
 struct State {
     window: Window,
     filled: Filled,
+    has_ended: bool,
 }
 
 // SAFETY: all fields are Sync but `state`, which only the callback uses, of which there is one call at a time.
@@ -104,10 +124,12 @@ impl Context {
         let layout = geometry.layout();
         let placer = Placer::new(geometry, window)?;
         let ledger = Ledger::new(layout, window, group.epochs());
-        group.join(ledger.clone());
+        let member = group.join(ledger.clone(), window);
+        let state =
+            State { window: Window::new(layout, window), filled: Filled::new(layout, window), has_ended: false };
         Ok(Self {
             placer,
-            state: UnsafeCell::new(State { window: Window::new(layout, window), filled: Filled::new(layout, window) }),
+            state: UnsafeCell::new(state),
             ledger,
             side: layout.side.clone().into(),
             first_shift: layout.side.first().map_or(0, |field| field.shift),
@@ -117,8 +139,11 @@ impl Context {
             n_items: layout.items.len(),
             extra_bytes: layout.extra_bytes(),
             group,
+            member,
             stats,
             cookie,
+            owner: AtomicUsize::new(0),
+            thread: AtomicUsize::new(0),
             panic_next: AtomicBool::new(false),
         })
     }
@@ -213,17 +238,43 @@ impl Context {
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
         let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
-        let State { window, filled } = state;
-        if let Some(moved) = window.follow(placed.chunk, moment.epoch_first, moment.epoch_offset) {
-            filled.slide(moved, window.newest());
+        if let Some(moved) = state.window.follow(placed.chunk, moment.epoch_first, moment.epoch_offset) {
+            self.slide(state, moved);
         }
-        // An older chunk is spead2's to judge: counted from the window, it is a huge number, and has no slots to mark.
-        let chunk = placed.chunk.wrapping_sub(window.first_chunk);
-        self.ledger.count(filled, placed.source, placed.batch, chunk, placed.slot);
+        match placed.chunk.checked_sub(state.window.first_chunk) {
+            Some(chunk) => self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot),
+            None => self.ledger.too_old(placed.source, placed.batch),
+        }
         Ok(placed)
     }
 
-    /// The control heap that this is, if it is one of ours: it is no data, and no ledger counts it.
+    /// Have the slots follow the window, which has moved by so many chunks.
+    fn slide(&self, state: &mut State, moved: u64) {
+        let State { window, filled, .. } = state;
+        let old = window.first_chunk.wrapping_sub(moved);
+        let mut copies = self.group.copies();
+        filled.slide(moved, window.newest(), |chunk, row| {
+            let copy = |slot| self.ledger.duplicate(self.placer.layout().source_of(slot));
+            copies.leave(old.wrapping_add(chunk), row, copy);
+        });
+        copies.follow(self.member, Some(window.first_chunk));
+    }
+
+    /// Find the duplicates among the heaps of several streams in chunks that have not left the window.
+    ///
+    /// # Safety
+    ///
+    /// The stream must have stopped: its callback is not called any more.
+    pub unsafe fn settle(&self) {
+        // SAFETY: nobody else uses the state any more.
+        let state = unsafe { &mut *self.state.get() };
+        let moved = state.window.clear(state.window.first_chunk.wrapping_add(state.window.newest()));
+        self.slide(state, moved);
+        self.group.copies().follow(self.member, None);
+    }
+
+    /// Whether this is one of our control heaps. It is no data, no ledger counts it, and spead2 neither as rejected nor as
+    /// too old.
     ///
     /// # Safety
     ///
@@ -232,21 +283,74 @@ impl Context {
         let Some(cookie) = self.cookie else { return false };
         // SAFETY: with a cookie, there is one item more than the layout has.
         let value = unsafe { *data.items.add(self.n_items) };
-        if value == cookie.flush {
-            // Its one byte goes where no data ever will: the chunk is not given to anybody. If data have overtaken it, they
-            // have pushed out all that it should have.
-            // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
-            let oldest = unsafe { (*self.state.get()).window.first_chunk };
-            data.chunk_id = self.group.control().filter(|&chunk| chunk >= oldest).map_or(-1, |chunk| chunk as i64);
-            data.heap_index = 0;
-            data.heap_offset = 0;
+        // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
+        let state = unsafe { &mut *self.state.get() };
+        let chunk = if value == cookie.flush {
+            self.group.control()
+        } else if value == cookie.end {
+            state.window.limit = 0;
+            (!std::mem::replace(&mut state.has_ended, true)).then(|| self.group.end()).flatten()
         } else if value == cookie.done {
             self.group.note_done();
+            None
         } else {
             return false;
+        };
+        // Its one byte goes where no data ever will: the chunk is not given to anybody. If data have overtaken it, they have
+        // pushed out all that it should have.
+        let control = chunk.filter(|&chunk| chunk >= state.window.first_chunk);
+        data.chunk_id = control.map_or(-1, |chunk| chunk as i64);
+        data.heap_index = 0;
+        data.heap_offset = 0;
+        if let Some(control) = control {
+            let moved = state.window.clear(control);
+            self.slide(state, moved);
+        }
+        // SAFETY: the caller vouches for `batch_stats`.
+        unsafe {
+            self.add_to_stat(data, Stats::CONTROL, 1);
+            if control.is_none() {
+                self.add_to_stat(data, Stats::REJECTED, -1); // which spead2 will add
+            }
         }
         true
     }
+
+    /// Add to one of the statistics that come after our reasons.
+    ///
+    /// # Safety
+    ///
+    /// As for [`common`].
+    unsafe fn add_to_stat(&self, data: &mut ChunkPlaceData, which: usize, change: i64) {
+        if let Some(stats) = self.stats {
+            let index = stats.base.wrapping_add(stats.count).wrapping_add(which);
+            // SAFETY: the caller vouches for `batch_stats`, which nobody else touches during the call.
+            unsafe {
+                let counter = data.batch_stats.wrapping_add(index);
+                *counter = (*counter).wrapping_add_signed(change);
+            }
+        }
+    }
+
+    /// Whether a call comes from the stream that the callback serves; if so, the next one like it takes the fast path.
+    ///
+    /// Two streams that use one context at the same time would be undefined behaviour. So it serves the stream that calls
+    /// first. Another struct may be passed by the same thread only, which cannot be in two calls at once.
+    fn serves(&self, data: *mut ChunkPlaceData) -> bool {
+        let here = here();
+        let first = self.thread.compare_exchange(0, here, Relaxed, Relaxed).unwrap_or_else(|thread| thread);
+        if first != 0 && first != here {
+            return false;
+        }
+        self.owner.store(data.addr(), Relaxed);
+        true
+    }
+}
+
+/// What tells this thread from all others that are alive: the address of a variable of its own.
+fn here() -> usize {
+    thread_local!(static HERE: Cell<u8> = const { Cell::new(0) });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 /// The callback of layouts with `N` item axes, of the [`kind`] `KIND`, `SIDE` (0 or 1) side items of `BYTES` bytes, and
@@ -256,8 +360,8 @@ impl Context {
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
 /// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout (and
-/// the one for the cookie, if the context has one), `batch_stats` has all that the context's [`Stats`] say, and `extra`
-/// is null or has room for the layout's side items.
+/// the one for the cookie, if the context has one), `batch_stats` has all that the context's [`Stats`] say and
+/// [`Stats::MORE`], and `extra` is null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
     const KIND: u8,
@@ -272,10 +376,11 @@ unsafe extern "C" fn common<
 ) {
     // SAFETY: the caller vouches for the context.
     let context = unsafe { &*context.cast::<Context>() };
-    if data_size < ChunkPlaceData::SIZE {
-        return unknown_struct(context);
+    if data.addr() != context.owner.load(Relaxed) {
+        // SAFETY: the caller vouches for everything.
+        return unsafe { meet(data, data_size, context) };
     }
-    // SAFETY: the caller vouches for the pointer, and data_size for the size of what it points to.
+    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
     let data = unsafe { &mut *data };
     // SAFETY: `items` has all items of the layout, which these are.
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
@@ -292,10 +397,11 @@ unsafe extern "C" fn common<
 unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
     // SAFETY: the caller vouches for the context.
     let context = unsafe { &*context.cast::<Context>() };
-    if data_size < ChunkPlaceData::SIZE {
-        return unknown_struct(context);
+    if data.addr() != context.owner.load(Relaxed) {
+        // SAFETY: the caller vouches for everything.
+        return unsafe { meet(data, data_size, context) };
     }
-    // SAFETY: the caller vouches for the pointer, and data_size for the size of what it points to.
+    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
     let data = unsafe { &mut *data };
     // SAFETY: `items` has all items of the layout: time and length, then the axes; at the end, the required items.
     let (row, axes, required) = unsafe {
@@ -325,7 +431,7 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     items: &Items<'_>,
 ) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, filled } = unsafe { &mut *context.state.get() };
+    let State { window, filled, .. } = unsafe { &mut *context.state.get() };
     let Some(placed) = context.placer.place::<DENSE, KIND>(window, items) else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
@@ -339,10 +445,21 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
 }
 
-/// A heap of which nothing can be told, for spead2 passes a struct that we do not know: it stays rejected.
+/// The first call for a stream, or one for a stream that the context does not serve, whose heaps stay rejected. So do those
+/// of a stream that passes a struct that we do not know.
+///
+/// # Safety
+///
+/// As for [`common`].
 #[cold]
-extern "C" fn unknown_struct(context: &Context) {
-    context.ledger.rejected(context.internal_error(), None);
+#[inline(never)]
+unsafe extern "C" fn meet(data: *mut ChunkPlaceData, data_size: usize, context: &Context) {
+    if data_size >= ChunkPlaceData::SIZE && context.serves(data) {
+        // SAFETY: the caller vouches for everything, and the context for the stream.
+        unsafe { context.function()(data, data_size, std::ptr::from_ref(context).cast_mut().cast()) };
+    } else {
+        context.ledger.strange();
+    }
 }
 
 /// Everything that is not a good heap in the window.
@@ -361,6 +478,11 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
     }
     // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
     let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
+    if state.has_ended {
+        context.ledger.after_end();
+        // SAFETY: the caller vouches for everything.
+        return unsafe { context.add_to_stat(data, Stats::REJECTED, -1) }; // which spead2 will add
+    }
     let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items)));
     let judged = judged.unwrap_or(Err(context.internal_error()));
     // SAFETY: the caller vouches for everything.

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use crate::copies::Copies;
 use crate::epochs::Epochs;
 use crate::ledger::Ledger;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,6 +14,7 @@ use crate::timeline::{TimeRules, Timeline, Verdict, Witness};
 #[derive(Debug)]
 pub struct Group {
     state: Mutex<State>,
+    copies: Mutex<Copies>,
     epochs: std::sync::Arc<Epochs>,
     /// [`Timeline::refusals`], for those who do not want to wait for the lock.
     refusals: AtomicU64,
@@ -28,8 +30,8 @@ struct State {
     members: Vec<Ledger>,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
-    /// Whether they are placed past the newest chunk instead, whatever that is when they come.
-    is_finishing: bool,
+    /// How many members have ended.
+    ended: usize,
 }
 
 impl Group {
@@ -39,7 +41,8 @@ impl Group {
         let timeline = Timeline::new(rules);
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
-            state: Mutex::new(State { timeline, members: Vec::new(), control: None, is_finishing: false }),
+            state: Mutex::new(State { timeline, members: Vec::new(), control: None, ended: 0 }),
+            copies: Mutex::default(),
             refusals: AtomicU64::new(0),
             done: AtomicU64::new(0),
             started: Instant::now(),
@@ -51,9 +54,15 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Add the ledger of a stream.
-    pub fn join(&self, ledger: Ledger) {
+    /// Add the ledger of a stream whose window has `window` chunks, and return the number of the member.
+    pub fn join(&self, ledger: Ledger, window: u64) -> usize {
         self.lock().members.push(ledger);
+        self.copies().join(window)
+    }
+
+    /// What the members have filled in chunks that have left their windows.
+    pub fn copies(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The epochs so far.
@@ -89,22 +98,28 @@ impl Group {
     /// False if no window has a chunk, so that there is no need for one.
     #[must_use]
     pub fn flush(&self) -> bool {
-        let mut state = self.lock();
-        let control = state.timeline.flush();
-        state.control = control.or(state.control);
-        control.is_some()
-    }
-
-    /// Have control heaps push all chunks out of the windows, for good: the epoch does not end.
-    pub fn finish(&self) {
-        self.lock().is_finishing = true;
+        self.lock().flush()
     }
 
     /// Where to place a control heap.
     #[must_use]
     pub fn control(&self) -> Option<u64> {
-        let state = self.lock();
-        if state.is_finishing { state.timeline.control() } else { state.control }
+        self.lock().control
+    }
+
+    /// A stream has ended: it places nothing any more.
+    ///
+    /// For the last one, returns where to place a control heap, so that all chunks come out: before that, others have heaps
+    /// that belong there.
+    #[must_use]
+    pub fn end(&self) -> Option<u64> {
+        let mut state = self.lock();
+        state.ended = state.ended.saturating_add(1);
+        if state.ended < state.members.len() {
+            return None;
+        }
+        let _ = state.flush();
+        state.control
     }
 
     /// Note that a stream has done with all that came before a control heap.
@@ -116,6 +131,14 @@ impl Group {
     #[must_use]
     pub fn done(&self) -> u64 {
         self.done.load(Relaxed)
+    }
+}
+
+impl State {
+    fn flush(&mut self) -> bool {
+        let control = self.timeline.flush();
+        self.control = control.or(self.control);
+        control.is_some()
     }
 }
 

@@ -143,6 +143,13 @@ impl Layout {
         self.source.map_or(1, |axis| self.dimensions[axis].size)
     }
 
+    /// The source of the heap in a slot of a chunk.
+    #[must_use]
+    pub fn source_of(&self, slot: u64) -> u64 {
+        let Some(axis) = self.source.and_then(|axis| self.dimensions.get(axis)) else { return 0 };
+        slot.checked_div(axis.index_stride).and_then(|index| index.checked_rem(axis.size)).unwrap_or(0)
+    }
+
     /// Fields of the user data without which there is no geometry: those that hold an index.
     pub fn required_user_data(&self) -> impl Iterator<Item = &str> {
         self.spec.axes.iter().filter_map(|axis| axis.from_user_data.as_deref())

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use crate::epochs::Epochs;
 use crate::layout::{Layout, Slot};
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{
+    AtomicU64,
+    Ordering::{self, Acquire, Relaxed, Release},
+};
 
 /// What changes with every placed heap of a source: small, so that a thousand sources fit a first-level cache.
 #[derive(Debug)]
@@ -32,10 +35,16 @@ pub struct Ledger {
     duplicates: Arc<[AtomicU64]>,
     /// Placed heaps of the newest chunk, by how many batches they are behind the newest: 0, 1, 2-3, 4-7, ...
     late_batches: Arc<LateBatches>,
-    /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those beyond the window.
+    /// Of each source, heaps placed that belong to a chunk older than the window.
+    too_old: Arc<[AtomicU64]>,
+    /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those older than the window.
     late_chunks: Arc<[AtomicU64]>,
     /// For each reason, rejected heaps of each source, and then those whose source is unknown.
     rejected: Arc<[AtomicU64]>,
+    /// Heaps of streams that the callback does not serve: the only counter that several threads write.
+    strange: Arc<AtomicU64>,
+    /// Heaps that came after the stream had ended.
+    after_end: Arc<AtomicU64>,
     /// What times chunk IDs stand for.
     epochs: Arc<Epochs>,
     step: u64,
@@ -81,6 +90,8 @@ pub struct Snapshot {
     pub placed: Vec<u64>,
     /// Duplicates of each source.
     pub duplicates: Vec<u64>,
+    /// Heaps of each source that were too old.
+    pub too_old: Vec<u64>,
     /// Newest timestamp of each source; −1 if there is none.
     pub newest: Vec<i64>,
     /// Index of the epoch of each of those: a later epoch is newer, whatever the timestamps.
@@ -89,12 +100,19 @@ pub struct Snapshot {
     pub rejected: Vec<Vec<u64>>,
     /// Placed heaps of the newest chunk, by how many batches behind the newest: bucket k > 0 is from 2^(k-1) on.
     pub late_batches: Vec<u64>,
-    /// Placed heaps by how many chunks behind the newest, from 0 on; the last is of those beyond the window.
+    /// Placed heaps by how many chunks behind the newest, from 0 on; the last is of those older than the window.
     pub late_chunks: Vec<u64>,
+    /// Heaps that came after the end, which count nowhere else.
+    pub after_end: u64,
 }
 
 fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+/// Count what becomes of a heap that counts as placed already: who sees this, with acquire, sees that too.
+fn increment_after(counter: &AtomicU64) {
+    counter.store(counter.load(Relaxed).wrapping_add(1), Release);
 }
 
 fn zeros(n: u64) -> Arc<[AtomicU64]> {
@@ -113,9 +131,12 @@ impl Ledger {
         Self {
             sources: (0..layout.n_sources()).map(source).collect(),
             duplicates: zeros(layout.n_sources()),
+            too_old: zeros(layout.n_sources()),
             late_batches: Arc::new(LateBatches::new()),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
+            strange: Arc::default(),
+            after_end: Arc::default(),
             epochs: Arc::clone(epochs),
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
@@ -142,9 +163,7 @@ impl Ledger {
         near.iter().chain(far).chain(within).fold(0, |sum, counter| sum.wrapping_add(counter.load(Relaxed)))
     }
 
-    /// Count a placed heap: `batch` is counted from chunk 0, `chunk` from the start of the window.
-    ///
-    /// In a chunk outside the window no slots are marked, so no duplicates are found there.
+    /// Count a heap placed in the window: `batch` is counted from chunk 0, `chunk` from the start of the window.
     #[inline(always)]
     pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: Slot) {
         let Some(counters) = get(&self.sources, source) else { return };
@@ -182,7 +201,7 @@ impl Ledger {
         *word |= bit;
     }
 
-    /// Count by lateness what is not in the newest chunk; what is newer than that in number lies before the window.
+    /// Count by lateness what is not in the newest chunk.
     #[cold]
     #[inline(never)]
     fn count_late(&self, filled: &mut Filled, source: u64, chunk: u64, index: u64) {
@@ -194,11 +213,30 @@ impl Ledger {
         }
     }
 
+    /// Count a placed heap whose slot had one already.
     #[cold]
-    fn duplicate(&self, source: u64) {
-        if let Some(counter) = get(&self.duplicates, source) {
-            increment(counter);
-        }
+    pub fn duplicate(&self, source: u64) {
+        get(&self.duplicates, source).into_iter().for_each(increment_after);
+    }
+
+    /// Count a heap placed in a chunk older than the window. Whether it is the first of its slot is not known any more.
+    pub fn too_old(&self, source: u64, batch: u64) {
+        let Some(counters) = get(&self.sources, source) else { return };
+        increment(&counters.placed);
+        let newest = (counters.newest.load(Relaxed) as i64).max(batch as i64);
+        counters.newest.store(newest as u64, Relaxed);
+        self.late_chunks.last().into_iter().for_each(increment);
+        get(&self.too_old, source).into_iter().for_each(increment_after);
+    }
+
+    /// Count a heap that came after the stream had ended.
+    pub fn after_end(&self) {
+        increment(&self.after_end);
+    }
+
+    /// Count a heap of a stream that the callback does not serve.
+    pub fn strange(&self) {
+        self.strange.fetch_add(1, Relaxed);
     }
 
     /// Count a rejected heap, of a source if that is known.
@@ -225,11 +263,13 @@ impl Ledger {
         let mut snapshot = Snapshot {
             placed: vec![0; self.sources.len()],
             duplicates: vec![0; self.sources.len()],
+            too_old: vec![0; self.sources.len()],
             newest: vec![-1; self.sources.len()],
             newest_epoch: vec![0; self.sources.len()],
             rejected: self.rejected.chunks(row).map(|reason| vec![0; reason.len()]).collect(),
             late_batches: vec![0; USED_LATE_BATCHES],
             late_chunks: vec![0; self.late_chunks.len().wrapping_add(1)],
+            after_end: 0,
         };
         snapshot.add(self);
         snapshot
@@ -241,8 +281,11 @@ impl Snapshot {
     ///
     /// A scrape sums hundreds of ledgers: nothing is allocated.
     pub fn add(&mut self, ledger: &Ledger) {
-        add(&mut self.placed, ledger.sources.iter().map(|source| &source.placed));
-        add(&mut self.duplicates, ledger.duplicates.iter());
+        // First what became of placed heaps, and then how many there are: so there are never too few.
+        add(&mut self.duplicates, ledger.duplicates.iter(), Acquire);
+        add(&mut self.too_old, ledger.too_old.iter(), Acquire);
+        add(&mut self.placed, ledger.sources.iter().map(|source| &source.placed), Relaxed);
+        self.after_end = self.after_end.wrapping_add(ledger.after_end.load(Relaxed));
         let newest = self.newest_epoch.iter_mut().zip(self.newest.iter_mut());
         for ((epoch, timestamp), source) in newest.zip(ledger.sources.iter()) {
             (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(source.newest.load(Relaxed)));
@@ -250,12 +293,15 @@ impl Snapshot {
         for (sums, counters) in
             self.rejected.iter_mut().zip(ledger.rejected.chunks(ledger.sources.len().wrapping_add(1)))
         {
-            add(sums, counters.iter());
+            add(sums, counters.iter(), Relaxed);
+        }
+        if let Some(unknown) = self.rejected.last_mut().and_then(|internal_error| internal_error.last_mut()) {
+            *unknown = unknown.wrapping_add(ledger.strange.load(Relaxed));
         }
         let newest_chunk = ledger.late_batches.add_to(&mut self.late_batches);
         if let Some((sum, older)) = self.late_chunks.split_first_mut() {
             *sum = sum.wrapping_add(newest_chunk);
-            add(older, ledger.late_chunks.iter());
+            add(older, ledger.late_chunks.iter(), Relaxed);
         }
     }
 }
@@ -274,7 +320,7 @@ impl LateBatches {
             }
             total.wrapping_add(count)
         });
-        near_total.wrapping_add(add(sums, self.far.iter()))
+        near_total.wrapping_add(add(sums, self.far.iter(), Relaxed))
     }
 }
 
@@ -289,10 +335,10 @@ fn bits(number: u64) -> usize {
 }
 
 /// Add counters to sums, and return what was added altogether.
-fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>) -> u64 {
+fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>, order: Ordering) -> u64 {
     let mut total = 0_u64;
     for (sum, counter) in sums.iter_mut().zip(counters) {
-        let count = counter.load(Relaxed);
+        let count = counter.load(order);
         *sum = sum.wrapping_add(count);
         total = total.wrapping_add(count);
     }
@@ -317,11 +363,17 @@ impl Filled {
         }
     }
 
-    /// Follow the window, which has moved by `chunks` and ends with `newest` now: what leaves it is forgotten.
-    pub fn slide(&mut self, chunks: u64, newest: u64) {
+    /// Follow the window, which has moved by `chunks` and ends with `newest` now.
+    ///
+    /// What leaves it is forgotten, after a call of `left` with the number of each chunk, counted from the former start of
+    /// the window, and its bits.
+    pub fn slide(&mut self, chunks: u64, newest: u64, mut left: impl FnMut(u64, &[u64])) {
         let moved = chunks.min(self.rows.len() as u64) as usize;
-        for row in self.rows.iter().take(moved) {
-            self.bits.iter_mut().skip(*row as usize).take(self.words as usize).for_each(|word| *word = 0);
+        for (chunk, &row) in (0..).zip(self.rows.iter().take(moved)) {
+            let words = row as usize..row.wrapping_add(self.words) as usize;
+            let Some(row) = self.bits.get_mut(words) else { continue };
+            left(chunk, row);
+            row.fill(0);
         }
         self.rows.rotate_left(moved);
         self.newest = newest;

@@ -12,6 +12,7 @@ pub mod axis;
 pub mod callback;
 mod check;
 pub mod chunk;
+pub mod copies;
 pub mod divisor;
 pub mod epochs;
 pub mod error;

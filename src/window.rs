@@ -21,6 +21,8 @@ pub struct Window {
     pub first_batch: u64,
     /// The newest chunk, counted from the first of the window.
     newest: u64,
+    /// ID of the first chunk that can still come out: those before a control heap have.
+    floor: u64,
     chunks: u64,
     step: u64,
     batches: u64,
@@ -37,6 +39,7 @@ impl Window {
             first_chunk: 0,
             first_batch: 0,
             newest: 0,
+            floor: 0,
             chunks,
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
@@ -54,7 +57,8 @@ impl Window {
     /// ID of the newest chunk, if there is any.
     #[must_use]
     pub fn newest_chunk(&self) -> Option<u64> {
-        (self.limit != 0).then(|| self.first_chunk.wrapping_add(self.newest))
+        let end = if self.limit == 0 { self.floor.checked_sub(1) } else { Some(self.first_chunk) };
+        end.map(|chunk| chunk.wrapping_add(self.newest))
     }
 
     /// Move the window so that it ends with `chunk`, if that is newer than its newest.
@@ -68,10 +72,10 @@ impl Window {
     pub fn follow(&mut self, chunk: u64, epoch_first: u64, epoch_offset: i64) -> Option<u64> {
         let began = self.limit != 0;
         let old = self.first_chunk;
-        if began && chunk <= old.wrapping_add(self.newest) {
+        if chunk < self.floor || (began && chunk <= old.wrapping_add(self.newest)) {
             return None;
         }
-        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(epoch_first);
+        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(epoch_first).max(self.floor);
         let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
         self.base = first.wrapping_sub(epoch_offset as u64).wrapping_mul(self.chunk_step) & LOW_BITS;
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
@@ -81,6 +85,16 @@ impl Window {
         self.first_batch = first.wrapping_mul(self.batches);
         self.newest = chunk.wrapping_sub(first);
         Some(first.wrapping_sub(old))
+    }
+
+    /// Empty the window: a control heap has pushed out all chunks up to its own.
+    ///
+    /// Returns by how many chunks the beginning has moved.
+    pub fn clear(&mut self, control: u64) -> u64 {
+        let old = self.first_chunk;
+        self.floor = control.saturating_add(1);
+        (self.limit, self.first_chunk, self.newest) = (0, self.floor, 0);
+        self.floor.wrapping_sub(old)
     }
 }
 

@@ -118,3 +118,86 @@ fn duplicates_are_forgotten_with_their_chunk() {
         assert_eq!(duplicates(), expected, "at time {time}");
     }
 }
+
+/// What spead2 passes for a stream: one struct, always the same.
+struct Stream {
+    data: ChunkPlaceData,
+    row: [i64; 4],
+}
+
+impl Stream {
+    fn new() -> Self {
+        let data = ChunkPlaceData {
+            packet: ptr::null(),
+            packet_size: 0,
+            items: ptr::null(),
+            chunk_id: -1,
+            heap_index: 0,
+            heap_offset: 0,
+            batch_stats: ptr::null_mut(),
+            extra: ptr::null_mut(),
+            extra_offset: 0,
+            extra_size: 0,
+        };
+        Self { data, row: [0; 4] }
+    }
+
+    fn place(&mut self, context: &Context, row: [i64; 4]) -> i64 {
+        self.row = row;
+        self.data.items = self.row.as_ptr();
+        self.data.chunk_id = -1;
+        let context = ptr::from_ref(context);
+        // SAFETY: the function belongs to the context, and the row has the four items of the layout.
+        unsafe { (*context).function()(&raw mut self.data, ChunkPlaceData::SIZE, context.cast_mut().cast()) };
+        self.data.chunk_id
+    }
+}
+
+#[test]
+fn context_serves_the_first_stream_and_no_other() {
+    const ROUNDS: i64 = 1000;
+    let context = context();
+    let mut own = Stream::new();
+    assert_eq!(own.place(&context, [0, 8, 1, 0]), 0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut other = Stream::new();
+                for time in 0..ROUNDS {
+                    assert_eq!(other.place(&context, [time * 16, 8, 2, 0]), -1);
+                }
+            });
+        }
+        for time in 1..ROUNDS {
+            assert_eq!(own.place(&context, [time * 16, 8, 1, 0]), time / 4);
+        }
+    });
+    let snapshot = context.ledger().snapshot();
+    assert_eq!((snapshot.placed, snapshot.duplicates), (vec![0, ROUNDS as u64, 0], vec![0; 3]));
+    assert_eq!(snapshot.rejected[5], [0, 0, 0, 2 * ROUNDS as u64]);
+}
+
+#[test]
+fn copies_of_another_stream_are_found_when_their_chunk_leaves_the_window() {
+    let [first, second] = contexts();
+    let duplicates = || [&first, &second].map(|context| context.ledger().snapshot().duplicates);
+    for context in [&first, &second] {
+        for (time, antenna) in [(0, 1), (16, 2), (64, 1)] {
+            assert_eq!(place(context, [time, 8, antenna, 0]), time / 64);
+        }
+    }
+    assert_eq!(place(&second, [32, 8, 0, 0]), 0);
+    assert_eq!(duplicates(), [[0; 3]; 2].map(Vec::from));
+    place(&first, [128, 8, 0, 0]);
+    assert_eq!(duplicates(), [[0; 3]; 2].map(Vec::from));
+    place(&second, [144, 8, 0, 0]);
+    assert_eq!(duplicates(), [[0, 0, 0], [0, 1, 1]].map(Vec::from));
+    // The last chunks never leave it.
+    place(&second, [128, 8, 0, 0]);
+    for context in [&first, &second] {
+        // SAFETY: nobody calls the callback any more.
+        unsafe { context.settle() };
+    }
+    let [found, more] = duplicates();
+    assert_eq!([0, 1, 2].map(|source| found[source] + more[source]), [1, 2, 1]);
+}

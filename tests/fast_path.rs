@@ -103,7 +103,7 @@ fn lateness_is_counted_by_its_bits_near_and_far() {
     let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
     let ledger = Ledger::new(&layout, WINDOW, group.epochs());
     let mut filled = Filled::new(&layout, WINDOW);
-    filled.slide(0, 0);
+    filled.slide(0, 0, |_, _| ());
     let mut expected = ledger.snapshot().late_batches;
     for behind in 0..300_u64 {
         let batch = 299 - behind;

@@ -25,7 +25,7 @@ const N_STREAMS: usize = 2;
 /// Heaps of an input at most.
 const MOST_HEAPS: usize = 400;
 
-const COOKIE: Cookie = Cookie { flush: 0x5eed_f105_4ead, done: 0x5eed_d04e };
+const COOKIE: Cookie = Cookie { flush: 0x5eed_f105_4ead, end: 0x5eed_0e4d, done: 0x5eed_d04e };
 
 /// Make the streams of a group, and what they share.
 fn group(u: &mut Unstructured<'_>, geometry: &Geometry, stats: Stats) -> Result<Option<(Arc<Group>, Vec<Context>)>> {
@@ -55,6 +55,7 @@ struct Stream {
     calls: u64,
     placed: u64,
     batch_stats: Vec<u64>,
+    has_ended: bool,
     last: Snapshot,
 }
 
@@ -70,7 +71,8 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
         group: Arc::clone(&group),
         calls: 0,
         placed: 0,
-        batch_stats: vec![0; STATS_BASE + stats.count + 1],
+        batch_stats: vec![0; STATS_BASE + stats.count + Stats::MORE + 1],
+        has_ended: false,
     };
     let mut streams: Vec<_> = contexts.into_iter().map(new_stream).collect();
     // Offset of each heap index, whichever stream placed it.
@@ -102,17 +104,14 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
 
 /// Begin an epoch, or not, and send control heaps, as a flush does, or a drain; or as they may come much later.
 fn control(u: &mut Unstructured<'_>, group: &Group, streams: &mut [Stream], layout: &Layout) -> Result<()> {
-    match u.int_in_range(0..=3)? {
-        0 => {
-            let _ = group.flush();
-        }
-        1 => group.finish(),
-        _ => (),
+    if u.ratio(1, 4)? {
+        let _ = group.flush();
     }
     for stream in streams {
-        match u.int_in_range(0..=3)? {
-            0 => stream.control(layout, COOKIE.flush),
-            1 => stream.control(layout, COOKIE.done),
+        match u.int_in_range(0..=15)? {
+            0..=3 => stream.control(layout, COOKIE.flush),
+            4..=7 => stream.control(layout, COOKIE.done),
+            8 => stream.control(layout, COOKIE.end),
             _ => (),
         }
     }
@@ -192,19 +191,31 @@ impl Stream {
         data
     }
 
-    /// Send a control heap, which is not counted.
+    /// Send a control heap, which only the statistic of control heaps counts: spead2 will add to its rejected heaps what
+    /// was taken off here.
     fn control(&mut self, layout: &Layout, cookie: i64) {
         let mut items = vec![-1; layout.items().len() + 1];
         items[1] = 1;
         *items.last_mut().unwrap() = cookie;
         let before = self.batch_stats.clone();
         let data = self.call(layout, &items);
+        self.has_ended |= cookie == COOKIE.end;
         assert_eq!((data.heap_index, data.heap_offset), (0, 0));
-        assert_eq!(self.batch_stats, before);
-        if data.chunk_id >= 0 {
-            assert_eq!(cookie, COOKIE.flush);
+        let after_reasons = STATS_BASE + layout.reasons().len();
+        self.batch_stats[after_reasons] -= 1;
+        if data.chunk_id < 0 {
+            self.will_be_rejected(layout);
+        } else {
+            assert_ne!(cookie, COOKIE.done);
             assert_eq!(self.group.control(), Some(data.chunk_id as u64));
         }
+        assert_eq!(self.batch_stats, before);
+    }
+
+    /// What spead2 does with a heap that is not placed.
+    fn will_be_rejected(&mut self, layout: &Layout) {
+        let rejected = &mut self.batch_stats[STATS_BASE + layout.reasons().len() + Stats::MORE - 1];
+        *rejected = rejected.wrapping_add(1);
     }
 
     /// Send a heap, and return where it was placed.
@@ -218,6 +229,11 @@ impl Stream {
         let spec = layout.spec();
         let before = self.batch_stats.clone();
         let data = self.call(layout, items);
+        if self.has_ended {
+            self.will_be_rejected(layout);
+            assert_eq!((data.chunk_id, &self.batch_stats), (-1, &before));
+            return None;
+        }
         self.calls += 1;
         let counted: u64 = self.batch_stats.iter().zip(&before).map(|(new, old)| new - old).sum();
         let Ok(chunk) = u64::try_from(data.chunk_id) else {
@@ -263,8 +279,10 @@ impl Stream {
         assert_eq!(sum(&now.placed) + sum(&rejected), self.calls);
         assert_eq!(self.batch_stats[STATS_BASE..][..rejected.len()], rejected);
         assert_eq!(rejected[reason::internal_error(rejected.len())], 0);
-        assert_eq!(sum(&self.batch_stats[..STATS_BASE]) + self.batch_stats[STATS_BASE + rejected.len()], 0);
+        let after_reasons = STATS_BASE + rejected.len();
+        assert_eq!(sum(&self.batch_stats[..STATS_BASE]) + sum(&self.batch_stats[after_reasons..]), 0);
         assert_eq!(sum(&now.late_chunks), self.placed);
+        assert_eq!(now.late_chunks.last(), Some(&sum(&now.too_old)));
         assert_eq!(sum(&now.late_batches), now.late_chunks[0]);
         assert_eq!(now.placed.len() as u64, layout.n_sources());
         for (source, &placed) in now.placed.iter().enumerate() {

@@ -66,11 +66,6 @@ impl Group {
         self.0.flush()
     }
 
-    /// Let control heaps push all chunks out of the windows, for good.
-    fn finish(&self) {
-        self.0.finish();
-    }
-
     /// How many control heaps streams have done with.
     #[getter]
     fn done(&self) -> u64 {

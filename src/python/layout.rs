@@ -152,7 +152,7 @@ impl Geometry {
         window: u64,
         stats: Option<(usize, usize)>,
         group: Option<&Bound<'_, Group>>,
-        cookie: Option<(i64, i64)>,
+        cookie: Option<(i64, i64, i64)>,
     ) -> PyResult<Placement> {
         if let Some(group) = group {
             return Placement::new(&self.0, window, stats, group.get(), cookie);

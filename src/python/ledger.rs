@@ -57,6 +57,16 @@ impl LedgerSnapshot {
     }
 
     #[getter]
+    fn too_old<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.0.too_old, u64::to_ne_bytes)
+    }
+
+    #[getter]
+    fn after_end(&self) -> u64 {
+        self.0.after_end
+    }
+
+    #[getter]
     fn newest<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         bytes(py, &self.0.newest, i64::to_ne_bytes)
     }

@@ -31,10 +31,10 @@ impl Placement {
         window: u64,
         stats: Option<(usize, usize)>,
         group: &Group,
-        cookie: Option<(i64, i64)>,
+        cookie: Option<(i64, i64, i64)>,
     ) -> PyResult<Self> {
         let stats = stats.map(|(base, count)| Stats { base, count });
-        let cookie = cookie.map(|(flush, done)| Cookie { flush, done });
+        let cookie = cookie.map(|(flush, end, done)| Cookie { flush, end, done });
         let context = Arc::new(Context::new(geometry, window, stats, Arc::clone(&group.0), cookie)?);
         Ok(Self { context, given_out: AtomicBool::new(false) })
     }
@@ -80,6 +80,12 @@ impl Placement {
             unsafe { PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context)) }?;
         set_context(&capsule, context)?;
         Ok(capsule)
+    }
+
+    /// Count what is only known once the stream has stopped, and its callback is not called any more.
+    fn settle(&self) {
+        // SAFETY: only `stop` calls this, after spead2 has joined all readers of the stream.
+        unsafe { self.context.settle() };
     }
 
     /// Test hook: the next heap that is not simply a good one in the window panics inside the callback.

@@ -35,8 +35,11 @@ class LedgerSnapshot:
 
     #: Heaps placed, by source. They include duplicates, and heaps that spead2 then finds too old.
     placed_by_source: np.ndarray
-    #: Placed heaps whose place was taken already, by source.
+    #: Placed heaps whose place was taken already, by source. Those that came through different streams of a group are
+    #: known once the chunk has left the window.
     duplicates_by_source: np.ndarray
+    #: Placed heaps older than the window, by source.
+    too_old_by_source: np.ndarray
     #: Timestamp of the newest heap placed, in ticks, by source; -1 before the first. It falls when time begins again.
     newest_timestamp_by_source: np.ndarray
     #: Heaps rejected, by reason (the names of the layout's `stream_stats`, without their prefix) and source. The last
@@ -48,6 +51,8 @@ class LedgerSnapshot:
     #: Placed heaps by how many chunks behind the newest chunk they were: 0 (the sum of `late_batches`), 1, and so on.
     #: The last element counts heaps older than the whole window, which spead2 finds too old.
     late_chunks: np.ndarray
+    #: Heaps that came after `drain` had ended the stream. They count nowhere else.
+    after_end: int
     #: Label of each source.
     source_labels: tuple[str, ...]
 
@@ -60,6 +65,11 @@ class LedgerSnapshot:
     def duplicates(self) -> int:
         """Placed heaps whose place was taken already."""
         return int(self.duplicates_by_source.sum())
+
+    @property
+    def too_old(self) -> int:
+        """Placed heaps older than the window."""
+        return int(self.too_old_by_source.sum())
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -99,9 +109,11 @@ class Ledger:
         return LedgerSnapshot(
             placed_by_source=np.frombuffer(total.placed, np.uint64),
             duplicates_by_source=np.frombuffer(total.duplicates, np.uint64),
+            too_old_by_source=np.frombuffer(total.too_old, np.uint64),
             newest_timestamp_by_source=np.frombuffer(total.newest, np.int64),
             rejected_by_source=dict(zip(names, rejected, strict=True)),
             late_batches=np.frombuffer(total.late_batches, np.uint64),
             late_chunks=np.frombuffer(total.late_chunks, np.uint64),
+            after_end=total.after_end,
             source_labels=self._layout.source_labels,
         )

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 _ADDRESS_BITS = 48
 _LAST_ITEM_ID = 0x7FFF
 
+#: The statistic of a stream that counts its control heaps, each of which is a packet.
+CONTROL_STAT = "speadrx.control_heaps"
+
 #: If a stream could answer, but does not for this number of seconds, it has ended.
 _PATIENCE = 5.0
 _LOOK_INTERVAL = 0.002
@@ -55,33 +58,30 @@ class ControlHeaps:
     def __init__(self, used: Iterable[int]) -> None:
         #: The item by whose value a control heap is recognised.
         self.item = control_item(used)
-        flush = secrets.randbits(_ADDRESS_BITS - 1) << 1
-        #: The value in a heap that pushes out all chunks of the window, and in the heap after it, which says that this
-        #: is done.
-        self.cookie = (flush, flush | 1)
+        flush, end, done = secrets.SystemRandom().sample(range(1 << _ADDRESS_BITS), 3)
+        #: The value in a heap that pushes out all chunks of the window; in one that also ends the stream; and in the
+        #: heap after either, which says that this is done.
+        self.cookie = (flush, end, done)
         self._queues: list[spead2.InprocQueue] = []
         self._lock = threading.RLock()  # reentrant: a signal handler may flush too
         self._sent = 0
-        #: After each post without payload: how many were sent until then.
-        self._sent_without_payload: list[int] = []
 
-    def post(self, streams: Sequence[Any], *, complete: bool) -> int:
+    def post(self, streams: Sequence[Any], *, end: bool) -> int:
         """Give control heaps to the streams, so that they hand over all chunks of their windows. Do not wait for that.
 
         Parameters
         ----------
         streams
             The stream, or the members of the group. They must be the same each time.
-        complete
-            Whether the heap has its payload, one byte. Without it, the heap is never present in its chunk, and nothing
-            is written there; but spead2 will count the heap as incomplete.
+        end
+            Whether the streams receive nothing more after that.
 
         Returns
         -------
         int
             How many control heaps the streams have handled once this is done.
         """
-        flush, done = self.cookie
+        flush, end_value, done = self.cookie
         with self._lock:
             if not self._queues:
                 # The queues are never stopped, because a stream ends when its first reader ends.
@@ -89,35 +89,23 @@ class ControlHeaps:
                 for stream, queue in zip(streams, self._queues, strict=True):
                     stream.add_inproc_reader(queue)
             for queue in self._queues:
-                queue.add_packet(self._packet(flush, b"\0" if complete else b""))
-                queue.add_packet(self._packet(done, b"\0"))
+                queue.add_packet(self._packet(end_value if end else flush))
+                queue.add_packet(self._packet(done))
             self._sent += len(self._queues)
-            if not complete:
-                self._sent_without_payload.append(self._sent)
             return self._sent
 
-    def counted(self, done: int) -> tuple[int, int]:
-        """Return how many of the packets, and of the incomplete heaps, that spead2 counts come from control heaps.
-
-        Parameters
-        ----------
-        done
-            How many control heaps the streams have handled. spead2 counts the incomplete ones once it has stopped.
-        """
-        return 2 * done, len(self._queues) * sum(sent <= done for sent in self._sent_without_payload)
-
-    def _packet(self, value: int, payload: bytes) -> bytes:
+    def _packet(self, value: int) -> bytes:
         items = {
             # Another heap has the same number only by chance.
             spead2.HEAP_CNT_ID: secrets.randbits(_ADDRESS_BITS),
             spead2.HEAP_LENGTH_ID: 1,
             spead2.PAYLOAD_OFFSET_ID: 0,
-            spead2.PAYLOAD_LENGTH_ID: len(payload),
+            spead2.PAYLOAD_LENGTH_ID: 1,
             self.item: value,
         }
         pointers = (1 << 63 | item << _ADDRESS_BITS | value for item, value in items.items())
         header = (0x53, 4, 8 - _ADDRESS_BITS // 8, _ADDRESS_BITS // 8, 0, len(items))
-        return struct.pack(f">4BHH{len(items)}Q", *header, *pointers) + payload
+        return struct.pack(f">4BHH{len(items)}Q", *header, *pointers) + b"\0"
 
 
 def drain(owner: Any) -> None:
@@ -138,19 +126,24 @@ def _drain(reference: weakref.ref[Any]) -> None:
     if (owner := _running(reference)) is None:
         return
     core = owner._core
-    core.finish()
     try:
-        done = owner._control.post(owner._streams(), complete=False)
+        done = owner._control.post(owner._streams(), end=True)
     except BaseException:
         owner.stop()  # otherwise its consumer would wait for ever
         raise
     idle_since = time.monotonic()
+    pushed = False
     while core.done < done:
         if _waits_for_consumer(owner):
             idle_since = time.monotonic()  # the stream waits for its consumer
         elif time.monotonic() - idle_since > _PATIENCE:
             logger.info("drain: a stream does not answer, as if its sender had ended it")
             break
+        elif time.monotonic() - idle_since > _PATIENCE / 2 and not pushed:
+            # In a group, chunks come out when the last member ends. One that was ended by its sender never will.
+            pushed = True
+            core.flush()
+            owner._control.post(owner._streams(), end=False)
         del owner
         time.sleep(_LOOK_INTERVAL)
         if (owner := _running(reference)) is None:

@@ -20,7 +20,7 @@ from speadrx.layout.user_data import user_data_values
 from . import arguments
 from .checks import check_integer
 from .chunk import ChunkBuffers
-from .control import ControlHeaps
+from .control import CONTROL_STAT, ControlHeaps
 from .stream import ChunkRingStream, ChunkStreamRingGroup, StreamParts
 
 #: What the buffers of the chunks in each free ring must be.
@@ -226,6 +226,8 @@ def _make_parts(
             config.add_stat(name)
         except ValueError as exc:
             raise ValueError(f"stream_stats: {exc}") from None
+    if declared is not None:
+        config.add_stat(CONTROL_STAT)
     extra = arguments.heap_extra(declared, max_heap_extra)
     items = arguments.item_ids(layout, declared, spead_items)
     # If a group had no more chunks than the window of a stream, one stream that runs ahead would end chunks that the

@@ -9,6 +9,7 @@ from speadrx.accounts.ledger import LedgerSnapshot
 from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
 
+from .control import CONTROL_STAT
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
@@ -71,19 +72,14 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
 
 
 def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int, int, int]:
-    """Read what spead2 counted: packets and incomplete heaps (both without control heaps), and heaps too old."""
+    """Read what spead2 counted: packets (without control heaps), incomplete heaps, and heaps too old."""
     stats = [member.stats for member in stream._streams()]
 
     def total(name: str) -> int:
         return sum(counts[name] for counts in stats)
 
-    assert stream._core is not None
-    assert stream._control is not None
-    packets, incomplete = total("packets"), total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
-    own_packets, own_incomplete = stream._control.counted(stream._core.done)
-    if not stream._stopped:
-        own_incomplete = 0  # spead2 counts these when it stops
-    return max(packets - own_packets, 0), max(incomplete - own_incomplete, 0), total("too_old_heaps")
+    incomplete = total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
+    return total("packets") - total(CONTROL_STAT), incomplete, total("too_old_heaps")
 
 
 def _source_stats(ledger: LedgerSnapshot, totals: Totals, *, has_ended: bool) -> list[SourceStats]:

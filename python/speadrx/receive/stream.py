@@ -124,6 +124,7 @@ class _Receiving(_RingPair):
         #: Set by a drain while heaps still come: up to which batch all heaps are expected. See `_cut_batch`.
         self._cut: tuple[int, int] | None = None
         self._stopped = False
+        self._drains = threading.Lock()  # taken by the first drain, and never given back
         self._exiting = False
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
         # is reentrant, because a signal handler or the garbage collector may stop the stream too.
@@ -187,7 +188,7 @@ class _Receiving(_RingPair):
         if self._core is None or self._control is None or not self._resync:
             raise ValueError("flush: needs a stream made with resync=True and a declarative layout")
         if not self._stopped and self._core.flush():
-            self._control.post(self._streams(), complete=True)
+            self._control.post(self._streams(), end=False)
 
     def drain(self) -> None:
         """Hand over the chunks in the window, and then stop.
@@ -204,7 +205,7 @@ class _Receiving(_RingPair):
         """
         if self._core is None or self._control is None:
             raise ValueError("drain: needs a declarative layout, but this one has a placement callback of its own")
-        if not self._stopped:
+        if not self._stopped and self._drains.acquire(blocking=False):
             drain(self)
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
@@ -243,6 +244,8 @@ class _Receiving(_RingPair):
             if not self._stopped:
                 super().stop()  # type: ignore[misc]
                 self._close_sockets()
+                for placement in self._placements:
+                    placement.settle()
                 self._stopped = True
         self._call_back()
 
