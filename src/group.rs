@@ -6,7 +6,11 @@ use std::time::Instant;
 use crate::copies::Copies;
 use crate::epochs::Epochs;
 use crate::ledger::Ledger;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+    fence,
+};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::timeline::{TimeRules, Timeline, Verdict, Witness};
 
@@ -90,6 +94,9 @@ impl Group {
         let State { timeline, members, .. } = &mut *state;
         let verdict = timeline.observe(stamp, &View { members, own, source, newest, started: self.started });
         self.refusals.store(timeline.refusals(), Relaxed);
+        // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen
+        // it, because it has the lock.
+        fence(Release);
         verdict
     }
 

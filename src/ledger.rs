@@ -26,8 +26,10 @@ struct Source {
 /// Invariant: only the thread that runs the stream's callback writes (one at a time, ordered by spead2's own
 /// locking), so an increment is a load and a store, and no counter ever falls. Readers take each counter by itself:
 /// no counter's value says anything about memory other than itself, so relaxed ordering is enough, and a reader
-/// can neither block nor be blocked. Totals are sums made by the reader, never stored; what a reader sees
-/// of one heap may be torn between counters, never above what was received, and is exact once the stream is quiet.
+/// can neither block nor be blocked. Only the newest batch is read together with something else, the epochs: it is loaded
+/// with acquire, and the first heap of an epoch passes a release fence before it is counted (in `Group::observe`). Totals
+/// are sums made by the reader, never stored; what a reader sees of one heap may be torn between counters, never above
+/// what was received, and is exact once the stream is quiet.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     sources: Arc<[Source]>,
@@ -248,7 +250,7 @@ impl Ledger {
         }
     }
 
-    /// The epoch and the timestamp of a batch that is counted from chunk 0.
+    /// The epoch and the timestamp of a batch that is counted from chunk 0 and was loaded with acquire.
     fn timestamp(&self, batch: u64) -> (u64, i64) {
         let chunk = batch.checked_div(self.batches).unwrap_or(0);
         let Some((index, epoch)) = self.epochs.of_chunk(chunk).filter(|_| batch != NONE) else { return (0, -1) };
@@ -288,7 +290,7 @@ impl Snapshot {
         self.after_end = self.after_end.wrapping_add(ledger.after_end.load(Relaxed));
         let newest = self.newest_epoch.iter_mut().zip(self.newest.iter_mut());
         for ((epoch, timestamp), source) in newest.zip(ledger.sources.iter()) {
-            (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(source.newest.load(Relaxed)));
+            (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(source.newest.load(Acquire)));
         }
         for (sums, counters) in
             self.rejected.iter_mut().zip(ledger.rejected.chunks(ledger.sources.len().wrapping_add(1)))

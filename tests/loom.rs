@@ -2,6 +2,7 @@
 #![cfg(loom)]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use loom::thread;
 use speadrx::abi::ChunkPlaceData;
@@ -51,9 +52,27 @@ fn place(context: &Context, row: [i64; 2]) -> i64 {
     data.chunk_id
 }
 
+/// Run a test in every order in which its threads may meet.
+///
+/// There must be several. Of the accesses to an atomic, loom remembers the last one: it does not see that one of a reader
+/// and a later store meet if the writer has loaded in between. So the reader is the thread that is spawned, and runs last
+/// at first.
+#[track_caller]
+fn explore(threads: impl Fn() + Send + Sync + 'static) {
+    let executions = std::sync::Arc::new(AtomicUsize::new(0));
+    let count = std::sync::Arc::clone(&executions);
+    loom::model(move || {
+        count.fetch_add(1, Relaxed);
+        threads();
+    });
+    let executions = executions.load(Relaxed);
+    println!("{executions} executions");
+    assert!(executions > 1, "the threads never met");
+}
+
 #[test]
 fn snapshots_are_monotonic_and_never_above_what_was_sent() {
-    loom::model(|| {
+    explore(|| {
         let context = context(&group());
         // The first heap reads the whole ledger, which is not of interest here.
         assert_eq!(place(&context, [0, 8]), 0);
@@ -79,7 +98,7 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
 
 #[test]
 fn newest_time_of_a_group_is_the_newest_of_any_stream() {
-    loom::model(|| {
+    explore(|| {
         let group = group();
         let other = Arc::clone(&group);
         let member = thread::spawn(move || place(&context(&other), [32, 8]));
@@ -93,7 +112,7 @@ fn newest_time_of_a_group_is_the_newest_of_any_stream() {
 
 #[test]
 fn streams_of_a_group_begin_in_the_same_age() {
-    loom::model(|| {
+    explore(|| {
         let group = group();
         let other = Arc::clone(&group);
         // Whoever is first, the other's timestamp is on the other side of the same wrap.
@@ -106,29 +125,52 @@ fn streams_of_a_group_begin_in_the_same_age() {
 
 #[test]
 fn epochs_are_seen_whole() {
-    loom::model(|| {
+    explore(|| {
         let epochs = Arc::new(Epochs::default());
-        let writer = Arc::clone(&epochs);
-        let writer = thread::spawn(move || {
-            for first in [5, 9] {
-                writer.push(Epoch { first, offset: -(first as i64), cause: Cause::Flush });
+        let reader = Arc::clone(&epochs);
+        let reader = thread::spawn(move || {
+            for chunk in [5, 9] {
+                if let Some((index, epoch)) = reader.of_chunk(chunk) {
+                    let first = [5, 9][index as usize];
+                    assert_eq!(epoch, Epoch { first, offset: -(first as i64), cause: Cause::Flush });
+                    assert!(first <= chunk && reader.len() > index);
+                }
             }
         });
-        for chunk in [5, 9] {
-            if let Some((index, epoch)) = epochs.of_chunk(chunk) {
-                let first = [5, 9][index as usize];
-                assert_eq!(epoch, Epoch { first, offset: -(first as i64), cause: Cause::Flush });
-                assert!(first <= chunk && epochs.len() > index);
-            }
+        for first in [5, 9] {
+            epochs.push(Epoch { first, offset: -(first as i64), cause: Cause::Flush });
         }
-        writer.join().unwrap();
+        reader.join().unwrap();
         assert_eq!(epochs.of_chunk(9).map(|(index, epoch)| (index, epoch.first)), Some((1, 9)));
     });
 }
 
 #[test]
+fn newest_times_are_of_the_epoch_of_their_heap() {
+    explore(|| {
+        let group = group();
+        let context = context(&group);
+        let ledger = context.ledger().clone();
+        let reader = thread::spawn(move || {
+            let snapshot = ledger.snapshot();
+            // Nothing yet, then a heap, and one after a flush, which has skipped IDs.
+            assert!(
+                [(0, -1), (0, 16), (1, 32)].contains(&(snapshot.newest_epoch[0], snapshot.newest[0])),
+                "{snapshot:?}"
+            );
+        });
+        assert_eq!(place(&context, [16, 8]), 1);
+        assert!(group.flush());
+        assert_eq!(place(&context, [32, 8]), 4);
+        reader.join().unwrap();
+        let last = context.ledger().snapshot();
+        assert_eq!((last.newest_epoch[0], last.newest[0]), (1, 32));
+    });
+}
+
+#[test]
 fn flush_is_an_epoch_before_its_control_heap_is_placed() {
-    loom::model(|| {
+    explore(|| {
         let group = group();
         let context = context(&group);
         place(&context, [16, 8]);
