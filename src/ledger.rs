@@ -26,10 +26,11 @@ struct Source {
 /// Invariant: only the thread that runs the stream's callback writes (one at a time, ordered by spead2's own
 /// locking), so an increment is a load and a store, and no counter ever falls. Readers take each counter by itself:
 /// no counter's value says anything about memory other than itself, so relaxed ordering is enough, and a reader
-/// can neither block nor be blocked. Only the newest batch is read together with something else, the epochs: it is loaded
-/// with acquire, and the first heap of an epoch passes a release fence before it is counted (in `Group::observe`). Totals
-/// are sums made by the reader, never stored; what a reader sees of one heap may be torn between counters, never above
-/// what was received, and is exact once the stream is quiet.
+/// can neither block nor be blocked. Two things are read with acquire, because they are read together with others: what
+/// became of placed heaps, which is stored with release once they are counted as placed; and the newest batch, before the
+/// epochs: the first heap of an epoch passes a release fence before it is counted (in `Group::observe`). Totals are sums
+/// made by the reader, never stored; what a reader sees of one heap may be torn between counters, never above what was
+/// received, and is exact once the stream is quiet.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     sources: Arc<[Source]>,

@@ -10,6 +10,7 @@ use speadrx::callback::Context;
 use speadrx::epochs::{Cause, Epoch, Epochs};
 use speadrx::group::Group;
 use speadrx::layout::Layout;
+use speadrx::ledger::Snapshot;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
@@ -93,6 +94,24 @@ fn snapshots_are_monotonic_and_never_above_what_was_sent() {
         reader.join().unwrap();
         let last = context.ledger().snapshot();
         assert_eq!((last.placed[0], last.duplicates[0], last.rejected[0][0], last.newest[0]), (2, 1, 1, 0));
+    });
+}
+
+#[test]
+fn no_more_heaps_become_something_than_were_placed() {
+    explore(|| {
+        let context = context(&group());
+        assert_eq!((place(&context, [0, 8]), place(&context, [16, 8])), (0, 1));
+        let ledger = context.ledger().clone();
+        let reader = thread::spawn(move || {
+            let Snapshot { placed, duplicates, too_old, .. } = ledger.snapshot();
+            assert!(placed[0] >= 2 + duplicates[0] + too_old[0], "{placed:?} {duplicates:?} {too_old:?}");
+        });
+        // A duplicate, and a heap of the chunk that has left the window.
+        assert_eq!((place(&context, [16, 8]), place(&context, [0, 8])), (1, 0));
+        reader.join().unwrap();
+        let last = context.ledger().snapshot();
+        assert_eq!((last.placed[0], last.duplicates[0], last.too_old[0]), (4, 1, 1));
     });
 }
 
