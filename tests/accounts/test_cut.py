@@ -10,7 +10,7 @@ from speadrx.history import History
 import receiving
 from handmade import Heap, encode
 from speadrx import Axis, Layout, TimeAxis
-from speadrx.receive import control
+from speadrx.receive import ends
 
 TIME_ID, ANTENNA_ID = 0x1600, 0x4101
 STEP, ANTENNAS = 16, 4
@@ -77,7 +77,7 @@ class Cut(receiving.Receiver):
 @pytest.fixture
 def silent(monkeypatch):
     """Nothing more comes, so there is nothing to wait for."""
-    monkeypatch.setattr(control, "_SILENCE", 0.0)
+    monkeypatch.setattr(ends, "_SILENCE", 0.0)
 
 
 @pytest.mark.parametrize("members", [None, 2], ids=["1-thread", "2-threads"])
@@ -109,8 +109,8 @@ def test_at_each_heap(batches, members, silent):
 def test_while_heaps_come(seed, burst, batches, members, rng, monkeypatch):
     """It ends in the midst of bursts, which go on: then nothing is missing but what was left out, exactly."""
     # Only sources that have passed the cut end the wait, however busy this machine is.
-    monkeypatch.setattr(control, "_SILENCE", 60.0)
-    monkeypatch.setattr(control, "_SOURCE_SECONDS", 60.0)
+    monkeypatch.setattr(ends, "_SILENCE", 60.0)
+    monkeypatch.setattr(ends, "_SOURCE_SECONDS", 60.0)
     left_out = {(batch, antenna) for batch, antenna in in_bursts(400, 1) if batch and rng.random() < 0.05}
     cut = int(rng.integers(200, 800))
     newest = [-1] * ANTENNAS

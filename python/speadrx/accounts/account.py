@@ -18,7 +18,7 @@ class Totals(NamedTuple):
     #: Heaps present, by source.
     present: list[int]
     #: Those of them that are later than the last batch of which all heaps are expected; see `Account`.
-    beyond: list[int]
+    outside: list[int]
     #: Heaps that should have been present, of each source, without those.
     expected: int
     #: Chunks that held data.
@@ -37,7 +37,7 @@ class Totals(NamedTuple):
     @property
     def missing(self) -> list[int]:
         """Heaps missing, by source."""
-        return [self.expected + beyond - present for present, beyond in zip(self.present, self.beyond, strict=True)]
+        return [self.expected + outside - present for present, outside in zip(self.present, self.outside, strict=True)]
 
     @classmethod
     def zero(cls, n_sources: int) -> Self:
@@ -47,8 +47,8 @@ class Totals(NamedTuple):
     @classmethod
     def sum(cls, parts: Iterable[Totals]) -> Self:
         """Add up one or more."""
-        present, beyond, *numbers, _, _ = zip(*parts, strict=True)
-        by_source = [[sum(heaps) for heaps in zip(*lists, strict=True)] for lists in (present, beyond)]
+        present, outside, *numbers, _, _ = zip(*parts, strict=True)
+        by_source = [[sum(heaps) for heaps in zip(*lists, strict=True)] for lists in (present, outside)]
         return cls(by_source[0], by_source[1], *map(sum, numbers))
 
 
@@ -88,7 +88,7 @@ class Account:
     def expected_by_source(self) -> np.ndarray:
         """Heaps that should have been present, by source."""
         totals = self._totals
-        return np.array(totals.beyond) + totals.expected
+        return np.array(totals.outside) + totals.expected
 
     @property
     def missing_by_source(self) -> np.ndarray:
@@ -104,7 +104,7 @@ class Account:
     def expected(self) -> int:
         """Heaps that should have been present."""
         totals = self._totals
-        return totals.expected * len(self.source_labels) + sum(totals.beyond)
+        return totals.expected * len(self.source_labels) + sum(totals.outside)
 
     @property
     def missing(self) -> int:

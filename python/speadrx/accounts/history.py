@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from speadrx.layout.base import DeclarativeLayout
 from .fields import FieldError, Fields
 from .loss import loss
 from .presence import Presence, PresenceReader
+from .span import Span, TellsTime
 
 if TYPE_CHECKING:
     from speadrx.receive.chunk import Chunk
@@ -68,17 +69,6 @@ class Axes:
     source_axis: str | None
     #: Label of each source.
     source_labels: tuple[str, ...]
-
-
-@runtime_checkable
-class _TellsTime(Protocol):
-    """A stream or group that knows the time of each chunk ID."""
-
-    def _locate(self, chunk_id: int) -> tuple[int, int, bool]: ...
-
-    def _restarts(self, before: int, epoch: int) -> int: ...
-
-    def _cut_batch(self, epoch: int) -> int | None: ...
 
 
 class History:
@@ -156,8 +146,7 @@ class History:
         self._moved = [layout.axis_names.index(name) for name in (declaration.time.name, *source)]
         # How far the stream has come.
         self._last_chunk_id = -1
-        self._epoch = 0
-        self._end = 0  # in batches from time 0
+        self._span: Span | None = None
 
     def _empty(self, axes: Axes, max_rows: int) -> None:
         self.axes = axes
@@ -169,7 +158,7 @@ class History:
         self._batches = np.zeros(max_rows, np.int64)
         self._restarts = np.zeros(max_rows, np.int64)
         self._present = np.zeros((max_rows, len(axes.source_labels)), np.int64)
-        self._beyond = np.zeros(len(axes.source_labels), np.int64)
+        self._outside = np.zeros(len(axes.source_labels), np.int64)
 
     # What was received
 
@@ -201,46 +190,41 @@ class History:
     def _count(self, chunk: Chunk, array: Any, presence: Presence, start: int, first: int, end: int) -> None:
         """Count a chunk that begins with the batch `start`, and has heaps from `first` on, before `end`."""
         assert self._reader is not None
-        epoch, restarts, cut = self._follow(chunk, first)
+        span, first, end = self._follow(chunk, first, end)
         present = np.array(presence.by_source)
-        if cut is not None and end > cut:
-            later = np.array(self._reader.read_from(array, cut - start))
-            self._beyond += later
-            present -= later
-            end = cut
-            if end <= first:  # all of it is later than the account
-                if self._rows and end > self._end:
-                    self._extend(self._end, end, 0, is_new=False)
-                    self._end = end
-                self._epoch = epoch
-                return
-        is_new = not self._rows or restarts > 0
-        self._extend(first if is_new else self._end, end, restarts, is_new=is_new)
-        self._epoch, self._end = epoch, end
-        begin = first if is_new else start
-        cuts = [begin, *range((begin // self.row_batches + 1) * self.row_batches, end, self.row_batches)]
+        if end - first < presence.end - presence.first:
+            others = np.array(self._reader.read_outside(array, first - start, end - start))
+            self._outside += others
+            present -= others
+        begin = span.first if span.is_new or self._span is None else self._span.end
+        if span.end > begin:
+            self._extend(begin, span.end, span.restarts, is_new=span.is_new or not self._rows)
+        self._span = span
+        if end == first:
+            return
+        cuts = [first, *range((first // self.row_batches + 1) * self.row_batches, end, self.row_batches)]
         if len(cuts) == 1:
             self._present[self._rows - 1] += present
         else:
-            self._present[self._rows - len(cuts) : self._rows] += self._presence(
-                array, np.array(cuts) - start, end - start
-            )
+            rows = slice(self._rows - len(cuts), self._rows)
+            self._present[rows] += self._presence(array, np.array(cuts) - start, end - start)
 
-    def _follow(self, chunk: Chunk, first: int) -> tuple[int, int, int | None]:
-        """Follow time to a chunk.
-
-        Return its epoch, how often time has begun again since the chunk before, and the batch where a drain has cut.
-        """
+    def _follow(self, chunk: Chunk, first: int, end: int) -> tuple[Span, int, int]:
+        """Follow time to a chunk, with heaps in these batches. Return what `Span.following` does."""
         sink = chunk.sink()
-        if not isinstance(sink, _TellsTime):  # the IDs may mean anything
-            return 0, int(self.chunks > 0 and first < self._end), None
+        if not isinstance(sink, TellsTime):  # the IDs may mean anything
+            before = self._span
+            if before is None or first < before.end:
+                return Span(0, first, end, int(before is not None)), first, end
+            return before._replace(end=end, restarts=0, is_new=False), first, end
         _, epoch, _ = sink._locate(chunk.chunk_id)
         if self.chunks and chunk.chunk_id <= self._last_chunk_id:
             raise ValueError(
                 f"chunk: given ID {chunk.chunk_id} after ID {self._last_chunk_id}, but wanted a newer chunk each time"
             )
         self._last_chunk_id = chunk.chunk_id
-        return epoch, sink._restarts(self._epoch, epoch) if self.chunks else 0, sink._cut_batch(epoch)
+        ends = sink._account_ends() if chunk._ends is None else chunk._ends
+        return Span.following(self._span, sink, ends, epoch, (first, end))
 
     def _presence(self, present: Any, offsets: np.ndarray, end: int) -> np.ndarray:
         """Count heaps by row and source. The rows begin at these batches of the chunk, and the last ends with `end`."""
@@ -319,13 +303,13 @@ class History:
     @property
     def present_by_source(self) -> np.ndarray:
         """Heaps present, by source: int64 of shape (sources,)."""
-        present: np.ndarray = self._present[: self._rows].sum(axis=0) + self._beyond
+        present: np.ndarray = self._present[: self._rows].sum(axis=0) + self._outside
         return present
 
     @property
     def expected_by_source(self) -> np.ndarray:
         """Heaps that should have been present, by source: int64 of shape (sources,)."""
-        expected: np.ndarray = self._beyond + self.expected_by_row.sum()
+        expected: np.ndarray = self._outside + self.expected_by_row.sum()
         return expected
 
     @property
@@ -390,7 +374,7 @@ class History:
                 "restarts": self.row_restarts.tolist(),
                 "present": self.present_by_row.tolist(),
             },
-            "beyond": self._beyond.tolist(),
+            "outside": self._outside.tolist(),
             "accounts": self.accounts,
         }
 
@@ -398,10 +382,10 @@ class History:
         """Write the history to a file, as JSON.
 
         The document is an object with the fields ``format`` ("speadrx-history"), ``version`` (1), those of `Axes`,
-        ``chunks``, ``row_batches``, ``rows``, ``beyond`` and ``accounts``. ``rows`` is an object of lists, each with an
-        element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by
-        source). A source should have ``batches * batch_heaps`` heaps in a row. ``beyond`` is a list by source of heaps
-        that are in no row, because they came after the account had ended. ``accounts`` has the content of `accounts`.
+        ``chunks``, ``row_batches``, ``rows``, ``outside`` and ``accounts``. ``rows`` is an object of lists, each with
+        an element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by
+        source). A source should have ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source of heaps
+        that are in no row, because they came before the account began or after it ended. ``accounts`` has the content of `accounts`.
 
         Parameters
         ----------
@@ -496,9 +480,9 @@ class History:
         self._batches = rows.counts("batches", (n,))
         self._restarts = rows.counts("restarts", (n,))
         self._present = rows.counts("present", (n, len(labels)))
-        if "beyond" in document:
-            self._beyond = fields.counts("beyond", (len(labels),))
-        if (n > 0) != (self.chunks > 0) and not self._beyond.any():
+        if "outside" in document:
+            self._outside = fields.counts("outside", (len(labels),))
+        if (n > 0) != (self.chunks > 0) and not self._outside.any():
             raise FieldError(f"chunks: {self.chunks} does not go with {n} rows: both must be 0, or neither")
         self._check_rows(rows.counts("timestamp", (n,)))
         self.accounts = _check_accounts(fields.take("accounts", dict), len(labels))

@@ -41,10 +41,10 @@ class PresenceReader:
         count = int(np.count_nonzero(present))
         return Presence([count], 0, self._batches) if count else Presence([0], self._batches, 0)
 
-    def read_from(self, present: Any, batch: int) -> list[int]:
-        """Count the heaps in this batch and those after it, by source."""
-        if batch <= 0 or self._core is None:
+    def read_outside(self, present: Any, first: int, end: int) -> list[int]:
+        """Count the heaps before the batch `first` and from the batch `end` on, by source."""
+        if self._core is None:
             return self.read(present).by_source
-        later: Any = np.array(present).reshape(self._shape)
-        np.moveaxis(later, self._time, 0)[:batch] = 0
-        return self._core.account_present(later)[0]
+        others: Any = np.array(present).reshape(self._shape)
+        np.moveaxis(others, self._time, 0)[max(first, 0) : max(end, 0)] = 0
+        return self._core.account_present(others)[0]

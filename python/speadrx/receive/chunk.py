@@ -12,6 +12,8 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 import spead2.recv
 
+from speadrx.accounts.span import Ends
+
 from .checks import check_integer
 from .memory import allocate, check_available
 
@@ -173,6 +175,8 @@ class Chunk(spead2.recv.Chunk):
     #: Batches between the end of the chunk that the iterator has given out before and this one: 0 unless whole chunks
     #: were left out. None if time began again in between, because nobody knows then.
     gap: int | None = 0
+    # What its iterator knew of the ends of the account when it counted the chunk.
+    _ends: Ends | None = None
 
     def __init__(
         self,

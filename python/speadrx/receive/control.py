@@ -11,8 +11,9 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import spead2
+
+from . import ends
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +26,6 @@ CONTROL_STAT = "speadrx.control_heaps"
 
 #: If a stream could answer, but does not for this number of seconds, it has ended.
 _PATIENCE = 5.0
-_LOOK_INTERVAL = 0.002
-
-#: A drain first lets a stream read what the kernel has received, for this number of seconds at most.
-_KERNEL_SECONDS = 1.0
-
-#: It then waits until all sources have come as far as most of them, for this number of seconds at most.
-_SOURCE_SECONDS = 1.0
-
-#: It does not wait if no heap comes for this number of seconds.
-_SILENCE = 0.1
 
 
 def control_item(used: Iterable[int]) -> int:
@@ -114,16 +105,9 @@ def drain(owner: Any) -> None:
 
 
 def _drain(reference: weakref.ref[Any]) -> None:
-    # First the stream reads what the kernel has received. It must not wait for ever, since senders may go on.
-    deadline = time.monotonic() + _KERNEL_SECONDS
-    while (owner := _running(reference)) is not None and time.monotonic() < deadline:
-        if all(sockets.are_read() for sockets in owner._socket_sets):
-            break
-        del owner  # so that its user can delete it meanwhile
-        time.sleep(_LOOK_INTERVAL)
-    owner = None
-    _find_cut(reference)
-    if (owner := _running(reference)) is None:
+    ends.read_kernel(reference)
+    ends.find_end(reference)
+    if (owner := ends.running(reference)) is None:
         return
     core = owner._core
     try:
@@ -134,7 +118,7 @@ def _drain(reference: weakref.ref[Any]) -> None:
     idle_since = time.monotonic()
     pushed = False
     while core.done < done:
-        if _waits_for_consumer(owner):
+        if ends.waits_for_consumer(owner):
             idle_since = time.monotonic()  # the stream waits for its consumer
         elif time.monotonic() - idle_since > _PATIENCE:
             logger.info("drain: a stream does not answer, as if its sender had ended it")
@@ -144,58 +128,8 @@ def _drain(reference: weakref.ref[Any]) -> None:
             pushed = True
             core.flush()
             owner._control.post(owner._streams(), end=False)
-        del owner
-        time.sleep(_LOOK_INTERVAL)
-        if (owner := _running(reference)) is None:
+        del owner  # so that its user can delete it meanwhile
+        time.sleep(ends.LOOK_INTERVAL)
+        if (owner := ends.running(reference)) is None:
             return
     owner.stop()
-
-
-def _find_cut(reference: weakref.ref[Any]) -> None:
-    """If heaps still come, choose the batch where the account is to end, and wait until all sources have passed it.
-
-    spead2 may have read more of one source than of another, so without this, heaps would seem to be missing that were
-    cut off. Each source counts once for each stream that it comes through, since the streams have threads of their own.
-    """
-    if (owner := _running(reference)) is None:
-        return
-    epoch, live = _live(owner)
-    if not len(live):
-        return
-    cut = int(np.sort(live)[len(live) // 2]) + 1  # the batch after the newest that half of the sources have reached
-    looked, placed = time.monotonic(), owner.ledger.snapshot().placed
-    deadline, silent_at = looked + _SOURCE_SECONDS, looked + _SILENCE
-    while looked < deadline:
-        now, live = _live(owner)
-        if now > epoch or (live > cut).all():  # the heaps of a batch may overtake those of the batch before
-            break
-        before, placed = placed, owner.ledger.snapshot().placed
-        if placed != before or _waits_for_consumer(owner):
-            silent_at = looked + _SILENCE
-        elif looked >= silent_at:
-            return
-        del owner
-        time.sleep(_LOOK_INTERVAL)
-        looked = time.monotonic()
-        if (owner := _running(reference)) is None:
-            return
-    owner._cut = epoch, cut
-
-
-def _live(owner: Any) -> tuple[int, np.ndarray]:
-    """Index of the newest epoch, and the newest batch of each source that has a heap in the window of that time."""
-    epochs, batches = owner.ledger._newest()
-    epoch = int(epochs.max())
-    batches = batches[epochs == epoch]
-    oldest = batches.max() - owner._window * owner.layout.chunk_batches
-    return epoch, batches[(batches >= 0) & (batches >= oldest)]
-
-
-def _waits_for_consumer(owner: Any) -> bool:
-    return bool(owner.data_ringbuffer.full() or owner.free_ringbuffer.empty())
-
-
-def _running(reference: weakref.ref[Any]) -> Any:
-    """The stream or group, unless it is gone or stopped."""
-    owner = reference()
-    return None if owner is None or owner._stopped else owner

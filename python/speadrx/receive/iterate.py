@@ -15,6 +15,7 @@ import spead2.recv
 
 from speadrx.accounts.account import Account, Totals
 from speadrx.accounts.presence import Presence, PresenceReader
+from speadrx.accounts.span import Span
 
 from .chunk import Chunk
 from .fill import chunk_filler
@@ -54,13 +55,10 @@ class _Hand(threading.local):
 
 
 class _Progress(NamedTuple):
-    """How far an iterator has come. Batches are counted from time 0."""
+    """How far an iterator has come."""
 
     last_chunk_id: int
-    epoch: int
-    #: The batches since time last began again: the first that has a heap, and the one after the last that has one.
-    first_batch: int
-    end_batch: int
+    span: Span
     #: Heaps of each source that were expected before that.
     expected_before: int
     #: The chunk after the last one, counted from time 0.
@@ -219,7 +217,7 @@ class ChunkIterator:
         before = self._progress
         if before is None:
             return 0
-        return None if self._stream._restarts(before.epoch, epoch) else number - before.next_number
+        return None if self._stream._restarts(before.span.epoch, epoch) else number - before.next_number
 
     def _give_gap_chunk(self, hand: _Hand, chunk: Chunk, before: _Progress, epoch: int, lacking: int) -> None:
         """Give out a chunk that never came; the one that was taken waits."""
@@ -227,12 +225,11 @@ class ChunkIterator:
         chunk_id = chunk.chunk_id
         timestamp = before.next_number * self._timestamp_step
         gap_chunk = self._gaps.make(timestamp, chunk_id - lacking, chunk.stream_id)
-        cut, end = self._stream._cut_batch(epoch), (before.next_number + 1) * self._batches
-        progress = before._replace(
-            end_batch=max(before.end_batch, end if cut is None else min(end, cut)),
-            next_number=before.next_number + 1,
-            gap_chunks=before.gap_chunks + 1,
+        start = before.next_number * self._batches
+        span, _, _ = Span.following(
+            before.span, self._stream, self._stream._account_ends(), epoch, (start, start + self._batches)
         )
+        progress = before._replace(span=span, next_number=before.next_number + 1, gap_chunks=before.gap_chunks + 1)
         totals = self.accounting._totals._replace(expected=self._expected(progress))
         waiting = self._stream._waiting
         # No interrupt can come between these lines, because they call nothing.
@@ -254,42 +251,39 @@ class ChunkIterator:
         """Add a chunk to the account. It is `number` chunks after time 0."""
         before = self.accounting._totals
         progress = self._progress
-        first, end = (number * self._batches + batch for batch in (presence.first, presence.end))
-        beyond = before.beyond
-        cut = self._stream._cut_batch(epoch)
-        if cut is not None and end > cut:
-            later = self._presence.read_from(chunk.present, cut - number * self._batches)
-            beyond = list(map(operator.add, beyond, later))
-            end = cut
-        gap = skipped = 0
-        restarts = 0 if progress is None else self._stream._restarts(progress.epoch, epoch)
-        if progress is None:
-            progress = _Progress(chunk.chunk_id, epoch, min(first, end), end, 0, number + 1)
-        elif restarts and first < end:
-            # Nobody knows what was sent in the gap. If time went back, there is no gap.
-            gap = max(0, first - progress.end_batch)
-            progress = _Progress(chunk.chunk_id, epoch, first, end, before.expected, number + 1)
-        else:
-            skipped = 0 if restarts else number - progress.next_number
-            restarts = 0  # if there was one, it was later than the account
-            end = max(progress.end_batch, end)
-            progress = _Progress(chunk.chunk_id, epoch, progress.first_batch, end, progress.expected_before, number + 1)
+        ends = self._stream._account_ends()
+        start = number * self._batches
+        span, first, end = Span.following(
+            None if progress is None else progress.span,
+            self._stream,
+            ends,
+            epoch,
+            (start + presence.first, start + presence.end),
+        )
+        outside = before.outside
+        if end - first < presence.end - presence.first:
+            others = self._presence.read_outside(chunk.present, first - start, end - start)
+            outside = list(map(operator.add, outside, others))
+        skipped = 0 if progress is None or span.restarts else number - progress.next_number
+        expected_before = before.expected if progress is None or span.is_new else progress.expected_before
+        progress = _Progress(chunk.chunk_id, span, expected_before, number + 1)
+        chunk._ends = ends
         return progress, Totals(
             # A list is faster here than an array, which would have to be made of the core's list first.
             present=list(map(operator.add, before.present, presence.by_source)),
-            beyond=beyond,
+            outside=outside,
             expected=self._expected(progress),
             chunks=before.chunks + 1,
-            epoch_gap=before.epoch_gap + gap * self._batch_heaps,
-            epoch_gap_ticks=before.epoch_gap_ticks + gap * self._timestamp_step // self._batches,
-            restarts=before.restarts + restarts,
+            epoch_gap=before.epoch_gap + span.gap * self._batch_heaps,
+            epoch_gap_ticks=before.epoch_gap_ticks + span.gap * self._timestamp_step // self._batches,
+            restarts=before.restarts + span.restarts,
             first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
             last_timestamp=chunk.timestamp,
             skipped=before.skipped + skipped,
         )
 
     def _expected(self, progress: _Progress) -> int:
-        return progress.expected_before + (progress.end_batch - progress.first_batch) * self._batch_heaps
+        return progress.expected_before + (progress.span.end - progress.span.first) * self._batch_heaps
 
     def _warn_of_gap(self, chunk: Chunk) -> None:
         """Say once that a gap is longer than the chunks that are given out for it."""

@@ -21,6 +21,7 @@ from speadrx.layout.base import DeclarativeLayout
 from . import settings
 from .checks import check_integer
 from .chunk import ChunkPool
+from .ends import find_begin
 from .factory import make_stream, make_stream_group
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
@@ -227,6 +228,8 @@ class Receiver:
                     self._serve(self._wanted_port)
                 for stream, inputs in zip(self.stream._streams(), self._inputs, strict=True):
                     self._add_readers(stream, inputs)
+                if any(isinstance(one, tuple) for inputs in self._inputs for one in inputs):
+                    find_begin(self.stream)
             except BaseException:
                 self._started = None
                 self.stop()

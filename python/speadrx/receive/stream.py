@@ -18,6 +18,7 @@ from speadrx._core import Geometry, Placement
 from speadrx._core import Group as CoreGroup
 from speadrx.accounts.account import StreamAccounts
 from speadrx.accounts.ledger import Epoch, Ledger
+from speadrx.accounts.span import Ends
 from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
 from .chunk import ChunkBuffers
@@ -121,8 +122,9 @@ class _Receiving(_RingPair):
         #: Chunks from the data ring, by ID, that come after whole missing chunks which are given out first. They are
         #: kept here, because another iterator may go on.
         self._waiting: dict[int, spead2.recv.Chunk] = {}
-        #: Set by a drain while heaps still come: up to which batch all heaps are expected. See `_cut_batch`.
-        self._cut: tuple[int, int] | None = None
+        #: Where the account begins and ends if heaps come before and after that; see `_account_ends`.
+        self._begin: dict[str, tuple[int, int] | None] = {}
+        self._end: tuple[int, int] | None = None
         self._stopped = False
         self._drains = threading.Lock()  # taken by the first drain, and never given back
         self._exiting = False
@@ -162,12 +164,13 @@ class _Receiving(_RingPair):
             return 0
         return sum(self._core[i][2] == "restart" for i in range(before + 1, epoch + 1))
 
-    def _cut_batch(self, epoch: int) -> int | None:
-        """Return the number of batches from time 0 after which a drain has cut an epoch short; None if it has not."""
-        cut = self._cut
-        if cut is None or epoch < cut[0]:
-            return None
-        return 0 if self._restarts(cut[0], epoch) else cut[1]
+    def _choose_begin(self, begin: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Choose where the account begins. The first choice counts; the first chunk makes it at the latest."""
+        return self._begin.setdefault("begin", begin)
+
+    def _account_ends(self) -> Ends:
+        """Return where the account begins and ends. From then on, it is too late to choose where it begins."""
+        return Ends(self._choose_begin(None), self._end)
 
     def flush(self) -> None:
         """Hand over the chunks in the window now, without waiting for newer heaps.
