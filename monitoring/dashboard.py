@@ -253,12 +253,21 @@ RINGS = Row(
             queries=(Query(f"{_all(m.RING_CHUNKS)} / {_all(m.RING_CAPACITY_CHUNKS)}", "{{stream}} {{ring}} ring"),),
             unit="percentunit",
             maximum=1,
+            width=8,
         ),
         Panel(
             title="Time blocked",
             description="Part of the time for which the data ring was full, or the free ring empty.",
             queries=(Query(_rate(_all(m.RING_BLOCKED_SECONDS)), "{{stream}} {{ring}} ring"),),
             unit="percentunit",
+            width=8,
+        ),
+        Panel(
+            title="Heaps in flight",
+            description="Placed heaps whose chunk has not been handed to the consumer yet.",
+            queries=(Query(_by(STREAM, _source(m.HEAPS_IN_FLIGHT)), STREAM_LEGEND),),
+            unit="suffix: heaps",
+            width=8,
         ),
         Panel(
             title="Wait of a chunk for the consumer",

@@ -40,6 +40,7 @@ def page(sources, *, streams=("wide",), **others):
             add(metrics.HEAPS_PLACED, placed, source=source, **labels)
             add(metrics.HEAPS_PRESENT, present, source=source, **labels)
             add(metrics.HEAPS_MISSING, missing, source=source, **labels)
+            add(metrics.HEAPS_IN_FLIGHT, 3, source=source, **labels)
             add(metrics.HEAPS_DUPLICATE, duplicates, source=source, **labels)
             add(metrics.HEAPS_REJECTED, rejected, source=source, reason="bad_timestamp_heaps", **labels)
             add(metrics.HEAPS_REJECTED, 0, source=source, reason="metadata_heaps", **labels)
@@ -291,7 +292,7 @@ def test_table(server):
         "(unknown)": ["-", "-", "-", "-", "-", "-", "-", "3"],
     }
     (stream,) = (line.split() for line in output.splitlines() if line.startswith("wide"))
-    assert stream[3:] == ["8", "7", "12", "3/8", "2.5", "5/8", "0.0"]
+    assert stream[3:] == ["9", "8", "7", "12", "3/8", "2.5", "5/8", "0.0"]
     assert "Rejected: 5 bad_timestamp_heaps, 3 metadata_heaps\n" in output
 
 

@@ -64,7 +64,8 @@ class Account:
     says by how many heaps.
 
     When a stream is drained while heaps still come, the account ends with the batch that most sources had reached when
-    that began. Of later batches, only those heaps are expected that came, since the others were cut off.
+    that began. Of later batches, only those heaps are expected that came, since the others were cut off. Likewise, if
+    heaps come already when a `Receiver` starts, the account begins once all its sockets are open.
 
     An account includes the chunks that its iterator has given out, and the one that it is about to give out. It may be
     read at any time, from any thread. It outlives its iterator. None of its numbers ever falls.

@@ -385,7 +385,8 @@ class History:
         ``chunks``, ``row_batches``, ``rows``, ``outside`` and ``accounts``. ``rows`` is an object of lists, each with
         an element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by
         source). A source should have ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source of heaps
-        that are in no row, because they came before the account began or after it ended. ``accounts`` has the content of `accounts`.
+        that are in no row, because they came before the account began or after it ended. ``accounts`` has the content
+        of `accounts`.
 
         Parameters
         ----------

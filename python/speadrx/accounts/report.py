@@ -19,8 +19,8 @@ class SourceStats:
     missing: int
     #: Missing heaps as a fraction of `present` and `missing`; None if both are 0.
     loss: float | None
-    #: Placed heaps whose chunk has not come out yet; 0 once the receiver has ended. While it runs, heaps that were too
-    #: old or stay unfinished are among them, because nobody knows of which source those are.
+    #: Placed heaps whose chunk has not come out yet; 0 once the receiver has ended. While it runs, unfinished heaps are
+    #: among them, and in a group heaps of chunks that spead2 has ended early, since their source is not known.
     in_flight: int
     #: Placed heaps whose place was taken already.
     duplicates: int

@@ -45,6 +45,7 @@ class SourceReport:
     rates: dict[str, float | None]
     loss: float | None  # missing heaps as a fraction of those expected, since the last scrape
     loss_total: float | None
+    in_flight: float | None  # heaps placed whose chunk has not come out yet
     newest_timestamp: float | None
 
 
@@ -57,6 +58,7 @@ class StreamReport:
     rates: dict[str, float | None]
     loss: float | None
     loss_total: float | None
+    in_flight: float | None
     rejected: dict[str, dict[str, float | None]]  # by reason: count, rate
     rings: dict[str, dict[str, float | None]]
     endpoints: dict[str, dict[str, float | None]]
@@ -124,6 +126,7 @@ def _common(names: Mapping[str, str], now: Numbers, rise: _Rise) -> dict[str, An
         "rates": {name: rise.rate(now, metric) for name, metric in names.items()},
         "loss": loss(rise.of(now, missing), rise.of(now, present)),
         "loss_total": loss(now.get(missing), now.get(present)),
+        "in_flight": _number(now.get(metrics.HEAPS_IN_FLIGHT)),
     }
 
 

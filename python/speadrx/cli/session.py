@@ -147,13 +147,20 @@ class Session:
 @contextlib.contextmanager
 def live(console: Console, session: Session, where: str) -> Iterator[None]:
     """Show a live view below what the terminal shows; it disappears at the end."""
-    with Live(
+    view = Live(
         get_renderable=lambda: LiveView(session.moment(), where),
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
         transient=True,
-    ):
+    )
+    view.start()
+    try:
         yield
+    finally:
+        with contextlib.suppress(
+            OSError
+        ):  # the terminal has gone away, which must not keep the account from being kept
+            view.stop()
 
 
 def lines(session: Session, interval: float) -> Callable[[], None]:

@@ -37,7 +37,7 @@ def _name(labels: Mapping[str, str]) -> Text:
 
 
 def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
-    columns = ("loss", "heaps/s", "rejected", "too old", "drops", "data", "full s", "free", "empty s")
+    columns = ("loss", "heaps/s", "in flight", "rejected", "too old", "drops", "data", "full s", "free", "empty s")
     table = table_of(["stream"], columns)
     for row in streams:
         rings = []
@@ -51,6 +51,7 @@ def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
             _name(row.stream),
             percentage(row.loss),
             number(row.rates["placed"]),
+            number(row.in_flight),
             *(number(row.counters[name]) for name in ("rejected", "too_old", "kernel_drops")),
             *rings,
             style=loss_style(row.loss, silent=row.rates["placed"] == 0),

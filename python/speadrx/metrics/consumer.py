@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Metric
 
 from speadrx.accounts.account import StreamAccounts, Totals
+from speadrx.receive.snapshot import in_flight_by_source
 
 from . import names
 from .collector import Stream, StreamCollector, add_samples
@@ -33,12 +34,19 @@ class _LabelSet:
     def totals(self) -> list[tuple[tuple[str, ...], Totals]]:
         return [(labels, _add(*streams.read())) for labels, streams in list(self._by_sources.items())]
 
+    def in_flight(self) -> Iterable[tuple[tuple[str, ...], list[int]]]:
+        """Heaps in flight by source, of each stream that there is."""
+        for labels, streams in list(self._by_sources.items()):
+            for stream, held in streams:
+                if stream is not None:
+                    yield labels, in_flight_by_source(stream, held.remains.totals())
+
 
 class ConsumerCollector(StreamCollector[_LabelSet]):
     """Export what `iter_chunks` has counted. All iterators over a stream add up.
 
-    A chunk that is taken without an iterator is missing. With several iterators at a time, each misses the chunks that
-    the others take.
+    A chunk that is taken without an iterator is missing, and its heaps stay in flight until the stream stops. With
+    several iterators at a time, each misses the chunks that the others take.
     """
 
     def __init__(self, labelnames: Iterable[str] = (), registry: CollectorRegistry | None = None) -> None:
@@ -46,7 +54,7 @@ class ConsumerCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        present, missing, chunks, restarts, gap = (Counter[tuple[str, ...]]() for _ in range(5))
+        present, missing, in_flight, chunks, restarts, gap = (Counter[tuple[str, ...]]() for _ in range(6))
         with self._lock:
             for labels, label_set in self._label_sets:
                 for metric in (chunks, restarts, gap):
@@ -58,13 +66,17 @@ class ConsumerCollector(StreamCollector[_LabelSet]):
                     chunks[labels] += totals.chunks
                     restarts[labels] += totals.restarts
                     gap[labels] += totals.epoch_gap * len(sources)
+                    in_flight.update(dict.fromkeys(keys, 0))
+                for sources, heaps in label_set.in_flight():
+                    in_flight.update(dict(zip([(*labels, source) for source in sources], heaps, strict=True)))
         families = [
             self._counter(names.HEAPS_PRESENT, names.SOURCE),
             self._counter(names.HEAPS_MISSING, names.SOURCE),
+            self._gauge(names.HEAPS_IN_FLIGHT, names.SOURCE),
             self._counter(names.CHUNKS),
             self._counter(names.RESTARTS),
             self._counter(names.EPOCH_GAP_HEAPS),
         ]
-        for family, samples in zip(families, (present, missing, chunks, restarts, gap), strict=True):
+        for family, samples in zip(families, (present, missing, in_flight, chunks, restarts, gap), strict=True):
             add_samples(family, samples)
         return families

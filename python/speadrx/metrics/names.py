@@ -32,6 +32,7 @@ HEAP_LATENESS_CHUNKS = "speadrx_heap_lateness_chunks"
 # From the iterators over chunks; heaps are by source.
 HEAPS_PRESENT = "speadrx_heaps_present_total"
 HEAPS_MISSING = "speadrx_heaps_missing_total"
+HEAPS_IN_FLIGHT = "speadrx_heaps_in_flight"
 CHUNKS = "speadrx_chunks_total"
 RESTARTS = "speadrx_restarts_total"
 EPOCH_GAP_HEAPS = "speadrx_epoch_gap_heaps_total"
@@ -64,6 +65,7 @@ HELP = {
     HEAP_LATENESS_CHUNKS: "Chunks that a placed heap was behind the newest chunk; +Inf: older than the window",
     HEAPS_PRESENT: "Heaps present in the chunks handed to the consumer",
     HEAPS_MISSING: "Heaps missing from the chunks handed to the consumer, and from chunks that never came",
+    HEAPS_IN_FLIGHT: "Placed heaps whose chunk has not been handed to the consumer yet",
     CHUNKS: "Chunks handed to the consumer",
     RESTARTS: "How often time began again, because senders were restarted or the time so far was wrong",
     EPOCH_GAP_HEAPS: "Heaps in the time that was jumped over when time began again; they do not count as missing",

@@ -49,22 +49,23 @@ def read_kernel(reference: weakref.ref[Any]) -> None:
 
 
 def find_begin(owner: Any) -> None:
-    """Choose the batch where the account begins, now that all sockets are open. A thread of its own does this."""
-    threading.Thread(target=_find_begin, args=(weakref.ref(owner),), name="speadrx-begin", daemon=True).start()
+    """Choose the batch where the account begins, now that all sockets are open.
+
+    If nothing has come by now, all that comes later comes to open sockets. Otherwise a thread waits until what came
+    before is read.
+    """
+    came = any(stream.stats["packets"] for stream in owner._streams())
+    if came or not all(sockets.are_read() for sockets in owner._socket_sets):
+        threading.Thread(target=_find_begin, args=(weakref.ref(owner),), name="speadrx-begin", daemon=True).start()
 
 
 def _find_begin(reference: weakref.ref[Any]) -> None:
-    deadline = time.monotonic() + _SILENCE
-    while (owner := running(reference)) is not None and not owner.ledger.snapshot().placed:
-        if time.monotonic() > deadline:
-            return  # senders begin later, and their first batch is whole
-        del owner
-        time.sleep(LOOK_INTERVAL)
-    owner = None
     read_kernel(reference)
+    time.sleep(LOOK_INTERVAL)  # for what was read last to be placed
     if (owner := running(reference)) is not None:
         epoch, live = _live(owner)
-        owner._choose_begin((epoch, int(live.max()) + 1))
+        if len(live):
+            owner._choose_begin((epoch, int(live.max()) + 1))
 
 
 def find_end(reference: weakref.ref[Any]) -> None:

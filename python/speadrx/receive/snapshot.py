@@ -31,7 +31,7 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         As it is now. While heaps come, its numbers are from slightly different moments.
     """
     # Read in this order: otherwise a heap could be present that is not placed yet.
-    has_ended = stream._stopped and not stream.data_ringbuffer.qsize()
+    has_ended = _has_ended(stream)
     totals = account._totals
     packets, incomplete, too_old = _spead2_counts(stream)
     assert stream.ledger is not None
@@ -82,18 +82,45 @@ def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int,
     return total("packets") - total(CONTROL_STAT), incomplete, total("too_old_heaps")
 
 
+def in_flight_by_source(stream: ChunkRingStream | ChunkStreamRingGroup, totals: Totals) -> list[int]:
+    """Count the placed heaps of each source whose chunk has not come out yet.
+
+    Parameters
+    ----------
+    stream
+        A stream or group. If its layout has a callback of its own, nothing is known to be in flight.
+    totals
+        What has come out of it, read before this is called.
+    """
+    if stream.ledger is None or _has_ended(stream):
+        return [0] * len(totals.present)
+    return _left(stream.ledger.snapshot(), totals)
+
+
+def _has_ended(stream: ChunkRingStream | ChunkStreamRingGroup) -> bool:
+    """Whether nothing more will come out."""
+    return stream._stopped and not stream.data_ringbuffer.qsize()
+
+
+def _left(ledger: LedgerSnapshot, totals: Totals) -> list[int]:
+    """Placed heaps of each source that are neither present nor known to be duplicate or too old."""
+    known = ledger.duplicates_by_source + ledger.too_old_by_source
+    left = ledger.placed_by_source.astype(np.int64) - known.astype(np.int64) - totals.present
+    heaps: list[int] = np.maximum(left, 0).tolist()
+    return heaps
+
+
 def _source_stats(ledger: LedgerSnapshot, totals: Totals, *, has_ended: bool) -> list[SourceStats]:
     # The last column is for heaps whose source is unknown.
     rejected: np.ndarray = np.sum([heaps[:-1] for heaps in ledger.rejected_by_source.values()], axis=0)
-    placed, duplicates = ledger.placed_by_source.tolist(), ledger.duplicates_by_source.tolist()
     columns = (
         ledger.source_labels,
-        placed,
+        ledger.placed_by_source.tolist(),
         totals.present,
         totals.missing,
-        map(loss, totals.missing, totals.present),
-        [0 if has_ended else max(a - b - c, 0) for a, b, c in zip(placed, totals.present, duplicates, strict=True)],
-        duplicates,
+        list(map(loss, totals.missing, totals.present)),
+        [0] * len(totals.present) if has_ended else _left(ledger, totals),
+        ledger.duplicates_by_source.tolist(),
         rejected.tolist(),
         ledger.newest_timestamp_by_source.tolist(),
     )
