@@ -1,11 +1,13 @@
 """The thread that looks at streams now and then: what it logs, and when it ends."""
 
+import dataclasses
 import threading
 
 import pytest
 import spead2
 
 import speadrx.receive.watch
+from handmade import SMALL
 from loopback import wait_for
 from speadrx.simulate import InprocSink, Simulator
 
@@ -89,6 +91,23 @@ def test_full_data_ring_is_said_once(looks, make, caplog):
         looks(stream)
     (record,) = caplog.records
     assert "data_ringbuffer: stays full (8 chunks)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("declared", "measured", "is_said"), [(1e6, 1.04e6, True), (1e6, 1.01e6, False), (None, 1, False)]
+)
+def test_other_rate_of_time_is_said_once(looks, make, caplog, monkeypatch, declared, measured, is_said):
+    time = dataclasses.replace(SMALL.time, tick_rate=declared)
+    stream = make(layout=dataclasses.replace(SMALL, time=time))
+    looks(stream)
+    monkeypatch.setattr(stream, "_measured_tick_rate", lambda: measured)
+    looks(stream)
+    assert not caplog.records, "it may be a moment only"
+    for _ in range(5):
+        looks(stream)
+    said = "time goes on at 1.04e+06 ticks per second, but the layout's tick_rate is 1e+06"
+    assert [said in record.getMessage() for record in caplog.records] == [True] * is_said
+    stream.stop()
 
 
 def test_thread_ends_with_the_last_stream(make, monkeypatch):

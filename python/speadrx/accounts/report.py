@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: By how much the measured rate of time may differ from the layout's, as a fraction.
+RATE_TOLERANCE = 0.02
+
+
+def rate_mismatch(measured: float | None, declared: float | None) -> str | None:
+    """Say that time goes on at another rate than the layout's; None if it does not, or if a rate is not known.
+
+    Parameters
+    ----------
+    measured, declared
+        Ticks per second: as heaps come, and as the layout says.
+    """
+    if measured is None or declared is None or abs(measured - declared) <= RATE_TOLERANCE * declared:
+        return None
+    return f"time goes on at {measured:.4g} ticks per second, but the layout's tick_rate is {declared:.4g}"
+
 
 @dataclass(frozen=True)
 class SourceStats:
@@ -90,6 +106,8 @@ class ReceiverStats:
     #: The same time in ticks, and in seconds; None without the layout's ``tick_rate``.
     epoch_gap_ticks: int
     epoch_gap_seconds: float | None
+    #: Ticks per second at which time goes on, by the clock of this machine; None while it is not known.
+    measured_tick_rate: float | None
     #: Placed heaps of the newest chunk by how many batches late they were: 0, 1, 2 to 3, 4 to 7, and so on.
     late_batches: list[int]
     #: Placed heaps by how many chunks late they were: 0, 1, and so on. The last element counts those too old.

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from speadrx._words import counted
 from speadrx.accounts.loss import loss
-from speadrx.accounts.report import ReceiverStats, SourceStats
+from speadrx.accounts.report import ReceiverStats, SourceStats, rate_mismatch
 from speadrx.layout.base import DeclarativeLayout
 
 from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
@@ -104,7 +104,10 @@ def _gap(stats: ReceiverStats) -> str:
     if not stats.epoch_gap_ticks:
         return ", without a gap"
     seconds = stats.epoch_gap_seconds
-    length = f"{exact(stats.epoch_gap_ticks)} ticks" if seconds is None else f"{seconds:.3g} s"
+    if seconds is None:
+        length = f"{exact(stats.epoch_gap_ticks)} ticks"
+    else:
+        length = f"{seconds:.3g} s" if seconds < 0.1 else f"{seconds:,.1f} s"
     return f": {length} lie between, {counted(stats.epoch_gap_heaps, 'heap')} if nothing was restarted (not missing)"
 
 
@@ -208,6 +211,9 @@ class AccountView:
             f"Rates: {rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
             f"{exact(rates.packets_per_second)} packets/s in {self._moment.seconds:.2f} s."
         )
+        mismatch = rate_mismatch(stats.measured_tick_rate, self._moment.layout.declaration.time.tick_rate)
+        if mismatch is not None:
+            yield f"Rate of time: {mismatch}."
         drops, incomplete = counted(stats.kernel_drops, "packet"), counted(stats.incomplete, "heap")
         yield f"Lost on the way: {drops} dropped by the kernel, {incomplete} incomplete."
         if stats.restarts:

@@ -164,6 +164,10 @@ class _Receiving(_RingPair):
             return 0
         return sum(self._core[i][2] == "restart" for i in range(before + 1, epoch + 1))
 
+    def _measured_tick_rate(self) -> float | None:
+        """Return the ticks per second at which time goes on, by the clock of this machine; None if not known (yet)."""
+        return None
+
     def _choose_begin(self, begin: tuple[int, int] | None) -> tuple[int, int] | None:
         """Choose where the account begins. The first choice counts; the first chunk makes it at the latest."""
         return self._begin.setdefault("begin", begin)

@@ -9,6 +9,8 @@ import time
 import weakref
 from typing import Any
 
+from speadrx.accounts.report import rate_mismatch
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks, unless a stream wants to be flushed sooner.
@@ -16,6 +18,9 @@ LOOK_INTERVAL = 1.0
 
 #: Seconds after which the log may say again that a stream is stuck.
 SILENT_SECONDS = 60.0
+
+#: Seconds after which the log says that time goes on at another rate than the layout's.
+RATE_SECONDS = 1.0
 
 #: How often a silent stream is looked at before it is flushed.
 _LOOKS_PER_FLUSH = 4
@@ -36,6 +41,9 @@ class _Watched:
         self._said_stuck = False
         self._said_when = -math.inf
         self._said_refused = False
+        #: Since when time goes on at another rate than the layout's.
+        self._other_rate_since: float | None = None
+        self._said_other_rate = False
 
     def look(self, now: float) -> bool:
         """Look at the stream. Return False if it is gone or stopped."""
@@ -49,6 +57,7 @@ class _Watched:
             seen = snapshot.seen
             self._flush_if_silent(owner, snapshot.placed, now)
             self._say_if_refused(owner)
+            self._say_if_other_rate(owner, now)
         self._say_if_stuck(owner, seen, now)
         return True
 
@@ -67,6 +76,17 @@ class _Watched:
                 "timestamps have gone back, as if the senders had been restarted. Their heaps are rejected "
                 "(backward_timestamp_heaps), since resync is False"
             )
+
+    def _say_if_other_rate(self, owner: Any, now: float) -> None:
+        """Log once that time goes on at another rate than the layout's, if it does so for a while."""
+        mismatch = rate_mismatch(owner._measured_tick_rate(), owner.layout.declaration.time.tick_rate)
+        if mismatch is None:
+            self._other_rate_since = None
+        elif self._other_rate_since is None:
+            self._other_rate_since = now
+        elif now - self._other_rate_since >= RATE_SECONDS and not self._said_other_rate:
+            self._said_other_rate = True
+            logger.warning("%s. Seconds are counted by the layout's: set time.tick_rate if it is wrong", mismatch)
 
     def _say_if_stuck(self, owner: Any, seen: int, now: float) -> None:
         """Log why the stream cannot go on: once, and again only if it has gone on in between."""
