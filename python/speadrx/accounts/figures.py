@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from speadrx._words import counted
 
 from .history import History
+from .loss import losses
 
 DOTS_PER_INCH = 100
 #: From the palette of Okabe and Ito, which colour-blind people can tell apart.
@@ -195,7 +196,8 @@ def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarra
         axes.set_xticks([])
         return edges, np.zeros(())
     axes.set_xlabel(f"data received from timestamp {history.timestamps[0]} on, {unit}")
-    loss = 1 - history.present_by_row / history.expected_by_row[:, np.newaxis]
+    present = history.present_by_row
+    loss = losses(history.expected_by_row[:, np.newaxis] - present, present)
     least = 10 ** np.floor(np.log10(np.clip(loss[loss > 0].min(initial=1), LEAST_LOSS, 0.01)))
     image = axes.imshow(
         loss[:1].T,

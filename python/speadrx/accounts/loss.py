@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 def loss(missing: float | None, present: float | None) -> float | None:
     """Return the missing heaps as a fraction of those that should have been present.
@@ -19,6 +21,12 @@ def loss(missing: float | None, present: float | None) -> float | None:
     if missing is None or present is None or missing + present == 0:
         return None
     return missing / (missing + present)
+
+
+def losses(missing: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return the same for each element of two arrays. Something must be expected of each."""
+    fractions: np.ndarray = missing / (missing + present)
+    return fractions
 
 
 def loss_expression(missing: str, present: str) -> str:
