@@ -22,6 +22,7 @@ from handmade import AXIS_ID, SIDE_ID, SMALL, TIME_ID, OwnLayout, encode, small_
 from loopback import wait_for
 from receiving import receiver
 from speadrx import iter_chunks
+from speadrx.accounts.span import Ends
 
 STEP, CHUNK, BATCHES = 16, SMALL.chunk_timestamp_step, SMALL.chunk_batches
 ANTENNAS = (7, 3, 5)
@@ -192,6 +193,17 @@ class TestGiven:
                 to + 10,
                 to + 11,
             ]
+
+    @pytest.mark.parametrize("gaps", [True, False])
+    def test_restart_after_the_account(self, gaps):
+        """Nor when the account has ended before, so that it does not count the restart."""
+        with receiving(gaps=gaps, max_jump=50) as rx:
+            rx.stream._account_ends = lambda: Ends(end=(0, 1003 * BATCHES))
+            send(rx, 1000, 1002, *range(5, 15))
+            rx.finish()
+            accounting = rx.iterator.accounting
+            assert (accounting.restarts, accounting.skipped_chunks) == (0, 0 if gaps else 1)
+            assert [chunk.gap for chunk in rx.chunks if chunk.gap != 0] == ([] if gaps else [BATCHES]) + [None]
 
     def test_fill(self):
         with receiving(fill=(1, 2)) as rx:

@@ -264,7 +264,6 @@ class ChunkIterator:
         if end - first < presence.end - presence.first:
             others = self._presence.read_outside(chunk.present, first - start, end - start)
             outside = list(map(operator.add, outside, others))
-        skipped = 0 if progress is None or span.restarts else number - progress.next_number
         expected_before = before.expected if progress is None or span.is_new else progress.expected_before
         progress = _Progress(chunk.chunk_id, span, expected_before, number + 1)
         chunk._ends = ends
@@ -279,7 +278,7 @@ class ChunkIterator:
             restarts=before.restarts + span.restarts,
             first_timestamp=chunk.timestamp if before.first_timestamp is None else before.first_timestamp,
             last_timestamp=chunk.timestamp,
-            skipped=before.skipped + skipped,
+            skipped=before.skipped + (chunk.gap or 0) // self._batches,
         )
 
     def _expected(self, progress: _Progress) -> int:
