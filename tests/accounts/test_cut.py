@@ -1,6 +1,7 @@
 """A run that is cut anywhere shows the loss that there was: packets made by hand, some of them left out."""
 
 import itertools
+import socket
 import time
 
 import pytest
@@ -9,7 +10,8 @@ from speadrx.history import History
 
 import receiving
 from handmade import Heap, encode
-from speadrx import Axis, Layout, TimeAxis
+from loopback import wait_for
+from speadrx import Axis, Layout, Receiver, TimeAxis
 from speadrx.receive import ends
 
 TIME_ID, ANTENNA_ID = 0x1600, 0x4101
@@ -135,3 +137,34 @@ def test_while_heaps_come(seed, burst, batches, members, rng, monkeypatch):
     )
     assert missing in truths
     assert sum(missing) > 0
+
+
+def test_heaps_come_before_all_sockets_are_open(ports, monkeypatch):
+    """Senders send all the time, so the socket that is opened first gets heaps whose like the other one never got."""
+    endpoints = [("127.0.0.1", port) for port in ports[:2]]
+    batches = iter(range(1000, 1400))
+    add_readers = Receiver._add_readers
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+
+        def send(n_batches):
+            for batch, antenna in itertools.product(itertools.islice(batches, n_batches), range(ANTENNAS)):
+                sock.sendto(packet(batch, antenna), endpoints[antenna % 2])
+
+        def add_and_send(*args):
+            add_readers(*args)
+            send(5)
+
+        monkeypatch.setattr(Receiver, "_add_readers", add_and_send)
+        with Receiver(layout_of(4), endpoints, threads=2, window=4, chunks=80) as receiver:
+            history = History(receiver.layout)
+            wait_for(lambda: receiver.stream._begin)
+            send(40)
+            wait_for(lambda: receiver.stats().packets == 5 * 2 + 45 * 4)
+            receiver.drain()
+            for chunk in receiver:
+                with chunk:
+                    history.add(chunk)
+            stats = receiver.stats()
+    assert (stats.present, stats.missing, stats.loss) == (5 * 2 + 45 * 4, 0, 0)
+    assert history.expected_by_source.tolist() == history.present_by_source.tolist() == [50, 45, 50, 45]
