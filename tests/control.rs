@@ -1,0 +1,146 @@
+//! Control heaps: where they go, and what the group knows of them.
+
+use std::collections::BTreeMap;
+use std::ptr;
+
+use speadrx::abi::ChunkPlaceData;
+use speadrx::callback::{Context, Cookie};
+use speadrx::epochs::Cause;
+use speadrx::group::Group;
+use speadrx::layout::Layout;
+use speadrx::spec::LayoutSpec;
+use speadrx::sync::Arc;
+use speadrx::timeline::TimeRules;
+
+const SPEC: &str = r#"
+heap_bytes = 8
+sources = "antenna"
+time = { item = 0x1600, step = 16, batches = 4 }
+axes = [{ name = "antenna", item = 0x4101, size = 3 }]
+"#;
+const CHUNK: i64 = 64;
+const COOKIE: Cookie = Cookie { flush: 1_000_002, end: 1_000_004, done: 1_000_006 };
+const WINDOW: u64 = 2;
+/// What is so many chunks ahead pushes all others out of the windows.
+const REACH: i64 = 3;
+
+/// A group whose time may begin again or not, and its streams.
+fn streams<const N: usize>(resync: bool) -> (Arc<Group>, [Context; N]) {
+    let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
+    let group = Group::new(TimeRules::new(&layout, WINDOW, REACH as u64, None, resync).unwrap());
+    let geometry = layout.geometry(&BTreeMap::new()).unwrap();
+    let context = |_| Context::new(&geometry, WINDOW, None, Arc::clone(&group), Some(COOKIE)).unwrap();
+    let contexts = std::array::from_fn(context);
+    (group, contexts)
+}
+
+fn call(context: &Context, row: [i64; 4]) -> i64 {
+    let mut data = ChunkPlaceData {
+        packet: ptr::null(),
+        packet_size: 0,
+        items: row.as_ptr(),
+        chunk_id: -1,
+        heap_index: 0,
+        heap_offset: 0,
+        batch_stats: ptr::null_mut(),
+        extra: ptr::null_mut(),
+        extra_offset: 0,
+        extra_size: 0,
+    };
+    // SAFETY: the function belongs to the context, and the row has the items of the layout and that of the cookie.
+    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, ptr::from_ref(context).cast_mut().cast()) };
+    data.chunk_id
+}
+
+fn place(context: &Context, chunk: i64, antenna: i64) -> i64 {
+    call(context, [chunk * CHUNK, 8, antenna, -1])
+}
+
+/// A control heap has no other item.
+fn control(context: &Context, value: i64) -> i64 {
+    call(context, [-1, 1, -1, value])
+}
+
+#[test]
+fn flush_goes_past_all_windows_and_time_goes_on_after_it() {
+    let (group, [context]) = streams(true);
+    assert!(!group.flush());
+    assert_eq!((group.control(), control(&context, COOKIE.flush)), (None, -1));
+    assert_eq!((place(&context, 7, 0), place(&context, 8, 0)), (7, 8));
+    assert!(group.flush());
+    assert_eq!(group.control(), Some(8 + REACH as u64));
+    assert_eq!(control(&context, COOKIE.flush), 8 + REACH);
+    assert!(!group.flush(), "no window has a chunk");
+    assert_eq!(group.control(), Some(8 + REACH as u64));
+    assert_eq!(place(&context, 9, 0), 9 + REACH);
+    let epochs = group.epochs();
+    assert_eq!(
+        (epochs.len(), epochs.get(1).map(|epoch| (epoch.first as i64, epoch.cause))),
+        (2, Some((9 + REACH, Cause::Flush)))
+    );
+    assert_eq!(epochs.get(1).map(|epoch| epoch.true_chunk(epoch.first)), Some(9));
+    // The same control heap again, as if it had been overtaken: data have pushed out all that it should have.
+    assert_eq!((place(&context, 10, 0), control(&context, COOKIE.flush)), (10 + REACH, -1));
+    let snapshot = context.ledger().snapshot();
+    assert_eq!((snapshot.placed, snapshot.rejected.concat().iter().sum::<u64>()), (vec![4, 0, 0], 0));
+}
+
+#[test]
+fn chunks_come_out_when_the_last_stream_has_ended() {
+    let (group, [first, second, third]) = streams(true);
+    for context in [&first, &second, &third] {
+        assert_eq!(place(context, 7, 0), 7);
+    }
+    assert_eq!(control(&first, COOKIE.end), -1);
+    assert_eq!(control(&first, COOKIE.end), -1, "it has ended before");
+    assert_eq!(control(&second, COOKIE.end), -1);
+    assert_eq!(place(&third, 8, 1), 8, "it goes on");
+    assert_eq!(place(&first, 8, 0), -1);
+    assert_eq!(control(&third, COOKIE.end), 8 + REACH);
+    assert_eq!(group.control(), Some(8 + REACH as u64));
+    assert_eq!([&first, &second, &third].map(|context| context.ledger().snapshot().after_end), [1, 0, 0]);
+    assert_eq!([&first, &second, &third].map(|context| context.ledger().snapshot().placed[0]), [1, 1, 1]);
+}
+
+#[test]
+fn done_is_counted_and_changes_nothing() {
+    let (group, [first, second]) = streams(true);
+    assert_eq!(place(&first, 7, 0), 7);
+    for (i, context) in [&first, &second, &first].into_iter().enumerate() {
+        assert_eq!(group.done(), i as u64);
+        assert_eq!(control(context, COOKIE.done), -1);
+    }
+    assert_eq!(group.done(), 3);
+    assert_eq!((group.epochs().len(), place(&first, 7, 1)), (1, 7));
+    assert_eq!(first.ledger().snapshot().rejected.concat().iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn other_values_of_the_item_make_no_control_heap() {
+    let (group, [context]) = streams(true);
+    assert_eq!(call(&context, [0, 8, 0, COOKIE.flush + 1]), 0);
+    assert_eq!((control(&context, COOKIE.flush + 1), control(&context, -1)), (-1, -1));
+    assert_eq!((group.done(), group.control()), (0, None));
+    assert_eq!(context.ledger().snapshot().rejected.concat().iter().sum::<u64>(), 2);
+}
+
+#[test]
+fn time_that_may_not_begin_again_is_refused() {
+    let (group, [context]) = streams(false);
+    let send = |from: i64| {
+        for chunk in from..from + 20 {
+            for antenna in [0, 1, 2] {
+                place(&context, chunk, antenna);
+            }
+        }
+    };
+    send(1000);
+    assert_eq!(group.refusals(), 0);
+    send(0);
+    let refusals = group.refusals();
+    assert!(refusals > 0);
+    send(1020);
+    send(0);
+    assert!(group.refusals() > refusals.max(1));
+    assert_eq!(group.epochs().len(), 1);
+}
