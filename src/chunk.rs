@@ -201,6 +201,9 @@ impl Filler {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
     use super::*;
     use crate::spec::LayoutSpec;
 
@@ -267,6 +270,27 @@ mod tests {
             present[i] = 0;
         }
         assert_eq!(missing(&present).collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn any_byte_but_0_is_presence() {
+        // Together by source, and one by one.
+        for order in [r#"["pol", "time", "antenna"]"#, r#"["antenna", "time", "pol"]"#] {
+            let layout = Arc::new(layout(order));
+            let ones: Vec<u8> = (0..24).map(|i| u8::from(i % 5 == 0)).collect();
+            let expected = account_present(&layout, &ones);
+            let geometry = layout.geometry(&BTreeMap::new()).unwrap();
+            let filled = |present: &[u8]| {
+                let mut data = [0; 24 * 8];
+                (fill_missing(&geometry, present, &mut data, &[7]), data)
+            };
+            for byte in [2, 0x80, 0xff] {
+                let present: Vec<u8> = ones.iter().map(|&one| one * byte).collect();
+                assert_eq!(account_present(&layout, &present), expected, "{byte} in {order}");
+                assert_eq!(filled(&present), filled(&ones), "{byte} in {order}");
+                assert!(missing(&present).eq(missing(&ones)));
+            }
+        }
     }
 
     #[test]

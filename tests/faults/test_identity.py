@@ -72,18 +72,22 @@ def assert_identity(rx, sent):
 
 
 def test_heaps_repeated_after_a_flush_are_too_old():
+    """Those of one source: if most repeat theirs, they have begun again."""
     with receiving(window=4) as (rx, queues, consumer):
-        for _again in range(2):
-            for batch in range(4000, 4008):
-                for antenna in range(2):
-                    queues.send(0, antenna, batch)
-            settle(rx, queues)
-            rx.flush()
-            wait_for(lambda: rx.stats().chunks == 2)
+        for batch in range(4000, 4008):
+            for antenna in range(ANTENNAS):
+                queues.send(0, antenna, batch)
+        settle(rx, queues)
+        rx.flush()
+        wait_for(lambda: rx.stats().chunks == 2)
+        for batch in range(4000, 4008):
+            queues.send(0, 1, batch)
+        settle(rx, queues)
         queues.stop()
         consumer.join(60)
     stats = assert_identity(rx, queues.sent)
-    assert (stats.present, stats.duplicates, stats.too_old) == (16, 0, 16)
+    assert (stats.present, stats.duplicates, stats.too_old) == (32, 0, 8)
+    assert rx.ledger.snapshot().too_old_by_source.tolist() == [0, 8, 0, 0]
 
 
 def test_heaps_that_come_through_two_streams_are_duplicates():
@@ -116,6 +120,7 @@ def test_heaps_after_the_end_count_nowhere():
         wait_for(lambda: rx.ledger.snapshot().after_end == 12)
         stream = rx.stream.stats
         assert (stream["too_old_heaps"], stream["rejected_heaps"]) == (0, 0)
+        assert stream["incomplete_heaps_evicted"] == 0
         assert rx.stats().packets == queues.sent
         queues.stop()
         consumer.join(60)

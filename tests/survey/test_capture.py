@@ -220,6 +220,19 @@ class TestPcapng:
         datagrams, _ = read(tmp_path, section(order) + interface(order, 1) + obsolete + simple)
         assert [(d.time, d.payload) for d in datagrams] == [(7e-6, PAYLOAD), (0, PAYLOAD)]
 
+    @pytest.mark.parametrize(("snaplen", "room"), [(60, 60), (61, 64), (0, 60), (200, 60)])
+    def test_simple_packets_are_as_long_as_the_capture_took_them(self, tmp_path, order, snaplen, room):
+        """Such a block says how long the packet was; how much there is of it, its interface and the block say."""
+        payload = bytes(range(1, 201))
+        frame = ETHERNET + IPV4 + ipv4(udp(payload))
+        # What lies between the end of the packet and that of the block is padding.
+        body = struct.pack(order + "I", len(frame)) + frame[: min(snaplen or room, room)].ljust(room, b"?")
+        content = section(order) + interface(order, 1, snaplen=snaplen) + block(order, 3, body)
+        (datagram,), capture = read(tmp_path, content, cut=True)
+        taken = min(snaplen or room, room) - 42
+        assert (datagram.payload, datagram.length) == (payload[:taken], len(payload))
+        assert capture.cut_short == 1
+
     @pytest.mark.parametrize(
         ("bad", "message"),
         [
