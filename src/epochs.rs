@@ -158,6 +158,6 @@ mod tests {
                 assert_eq!(epoch.true_chunk(chunk), chunk + index);
             }
         }
-        assert_eq!((epochs.len(), epochs.get(100)), (100, None));
+        assert_eq!((epochs.is_empty(), epochs.len(), epochs.get(100)), (false, 100, None));
     }
 }
