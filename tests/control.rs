@@ -11,6 +11,7 @@ use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
+use speadrx::window::Window;
 
 const SPEC: &str = r#"
 heap_bytes = 8
@@ -83,6 +84,20 @@ fn flush_goes_past_all_windows_and_time_goes_on_after_it() {
     assert_eq!((place(&context, 10, 0), control(&context, COOKIE.flush)), (10 + REACH, -1));
     let snapshot = context.ledger().snapshot();
     assert_eq!((snapshot.placed, snapshot.rejected.concat().iter().sum::<u64>()), (vec![4, 0, 0], 0));
+}
+
+#[test]
+fn window_begins_again_right_after_a_control_heap() {
+    let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
+    let mut window = Window::new(&layout, WINDOW);
+    assert_eq!(window.follow(7, 0, 0), Some(6));
+    assert_eq!(window.clear(10), 5);
+    for too_old in [7, 9, 10] {
+        assert_eq!((window.follow(too_old, 0, 0), window.limit, window.first_chunk), (None, 0, 11));
+    }
+    assert_eq!(window.follow(11, 11, 3), Some(0));
+    assert_eq!((window.limit, window.first_chunk, window.newest()), (4, 11, 0));
+    assert_eq!(window.base, (11 - 3) * CHUNK as u64);
 }
 
 #[test]
