@@ -11,14 +11,14 @@ use std::sync::atomic::AtomicUsize;
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
 use crate::group::Group;
-use crate::layout::{FIRST_AXIS, Geometry, SideField};
-use crate::ledger::{Filled, Ledger};
+use crate::layout::{FIRST_AXIS, Geometry, SideField, Slot};
+use crate::ledger::{Counted, Filled, Ledger};
 use crate::place::{Heap, Items, Placed, Placer, kind};
 use crate::reason;
 use crate::spec::SideType;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use crate::timeline::Verdict;
+use crate::timeline::{Sighting, Verdict};
 use crate::window::Window;
 
 /// Which of a stream's statistics count our reject reasons.
@@ -231,21 +231,49 @@ impl Context {
             Ok(source) => source,
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
         };
-        let moment = match self.group.observe(heap.stamp, source, &self.ledger, state.window.newest_chunk()) {
+        let seen = Sighting { source, stamp: heap.stamp, slot: heap.slot() };
+        let (verdict, moved) = self.group.observe(seen, &self.ledger, &mut state.window);
+        if let Some(moved) = moved {
+            self.slide(state, moved);
+        }
+        let moment = match verdict {
             Verdict::Place(moment) => moment,
             Verdict::Misaligned => return Err(reason::BAD_TIMESTAMP),
             Verdict::Implausible => return Err(reason::implausible(n_reasons)),
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
         let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
-        if let Some(moved) = state.window.follow(placed.chunk, moment.epoch_first, moment.epoch_offset) {
-            self.slide(state, moved);
-        }
         match placed.chunk.checked_sub(state.window.first_chunk) {
-            Some(chunk) => self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot),
-            None => self.ledger.too_old(placed.source, placed.batch),
+            Some(chunk) => {
+                let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
+                self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
+            }
+            None => {
+                self.ledger.too_old(placed.source, placed.batch);
+                // The streams of a group share a window, of which spead2 may still have a chunk more, or two while one of
+                // them moves on: it is to find the heap too old all the same.
+                return Ok(Placed { chunk: placed.chunk.saturating_sub(2), ..placed });
+            }
         }
         Ok(placed)
+    }
+
+    /// Count a placed heap that may not be simply a new one of the newest chunk.
+    fn count_rest(&self, filled: &mut Filled, items: &[i64], placed: Placed, counted: Counted) {
+        let Placed { source, chunk, slot, .. } = placed;
+        let is_again = match counted {
+            Counted::New => false,
+            Counted::Again => true,
+            Counted::Late => self.ledger.count_late(filled, chunk, slot.index),
+        };
+        if !is_again {
+            return;
+        }
+        if self.ledger.duplicate(filled, source, self.group.begins_again()) {
+            if let Ok(heap) = Heap::new(&self.placer, items) {
+                self.group.repeat(Sighting { source, stamp: heap.stamp, slot: heap.slot() });
+            }
+        }
     }
 
     /// Have the slots follow the window, which has moved by so many chunks.
@@ -254,7 +282,7 @@ impl Context {
         let old = window.first_chunk.wrapping_sub(moved);
         let mut copies = self.group.copies();
         filled.slide(moved, window.newest(), |chunk, row| {
-            let copy = |slot| self.ledger.duplicate(self.placer.layout().source_of(slot));
+            let copy = |slot| self.ledger.copy(self.placer.layout().source_of(slot));
             copies.leave(old.wrapping_add(chunk), row, copy);
         });
         copies.follow(self.member, Some(window.first_chunk));
@@ -288,7 +316,7 @@ impl Context {
         let chunk = if value == cookie.flush {
             self.group.control()
         } else if value == cookie.end {
-            state.window.limit = 0;
+            self.group.close(&self.ledger);
             (!std::mem::replace(&mut state.has_ended, true)).then(|| self.group.end()).flatten()
         } else if value == cookie.done {
             self.group.note_done();
@@ -432,7 +460,7 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
 ) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, filled, .. } = unsafe { &mut *context.state.get() };
-    let Some(placed) = context.placer.place::<DENSE, KIND>(window, items) else {
+    let Some(placed) = context.placer.place::<DENSE, KIND>(window, context.ledger.limit(), items) else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
     };
@@ -442,7 +470,49 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     // SAFETY: the caller vouches for everything.
     unsafe { store_side_items::<SIDE>(data, context) };
     let batch = window.first_batch.wrapping_add(placed.batch);
-    context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
+    let counted = context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
+    // SAFETY: the caller vouches for everything.
+    match counted {
+        Counted::New => {}
+        Counted::Again => unsafe { count_again(data, context, placed.source) },
+        Counted::Late => unsafe { count_late(data, context, placed.source, placed.chunk) },
+    }
+}
+
+/// Count a heap that was placed where there was one already, in the newest chunk.
+///
+/// # Safety
+///
+/// As for [`common`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, context: &Context, source: u64) {
+    // SAFETY: the caller vouches for everything.
+    unsafe { count_rest(data, context, Placed { source, ..Placed::default() }, Counted::Again) };
+}
+
+/// Count a heap that was placed in another chunk of the window than the newest.
+///
+/// # Safety
+///
+/// As for [`common`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn count_late(data: &mut ChunkPlaceData, context: &Context, source: u64, chunk: u64) {
+    let slot = Slot { index: data.heap_index as u64, offset: 0 };
+    // SAFETY: the caller vouches for everything.
+    unsafe { count_rest(data, context, Placed { source, chunk, slot, batch: 0 }, Counted::Late) };
+}
+
+/// Count a placed heap that is not simply a new one of the newest chunk. A panic in here costs that count, and no more.
+///
+/// # Safety
+///
+/// As for [`common`].
+unsafe fn count_rest(data: &ChunkPlaceData, context: &Context, placed: Placed, counted: Counted) {
+    // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
+    let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
+    let _ = catch_unwind(AssertUnwindSafe(|| context.count_rest(&mut state.filled, items, placed, counted)));
 }
 
 /// The first call for a stream, or one for a stream that the context does not serve, whose heaps stay rejected. So do those

@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use crate::copies::Copies;
 use crate::epochs::Epochs;
+use crate::estranged::Estranged;
 use crate::ledger::Ledger;
 use crate::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU64,
     Ordering::{Relaxed, Release},
     fence,
 };
 use crate::sync::{Arc, Mutex, MutexGuard};
-use crate::timeline::{TimeRules, Timeline, Verdict, Witness};
+use crate::timeline::{Sighting, TimeRules, Timeline, Verdict, Witness};
+use crate::window::Window;
 
 /// What streams that place heaps into the same chunks agree on; a single stream is a group of one.
 #[derive(Debug)]
@@ -20,8 +22,15 @@ pub struct Group {
     state: Mutex<State>,
     copies: Mutex<Copies>,
     epochs: std::sync::Arc<Epochs>,
+    estranged: std::sync::Arc<Estranged>,
     /// [`Timeline::refusals`], for those who do not want to wait for the lock.
     refusals: AtomicU64,
+    /// [`Timeline::measured_rate`], likewise: the bits of a float, which is NaN if nothing is known.
+    rate: AtomicU64,
+    /// Whether heaps come as time passes, so that a clock can tell how far time has come.
+    is_live: AtomicBool,
+    /// Whether sources have begun again at a time that the window held.
+    begins_again: AtomicBool,
     /// How many control heaps streams have done with.
     done: AtomicU64,
     started: Instant,
@@ -43,11 +52,16 @@ impl Group {
     #[must_use]
     pub fn new(rules: TimeRules) -> Arc<Self> {
         let timeline = Timeline::new(rules);
+        let estranged = std::sync::Arc::clone(timeline.estranged());
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
             state: Mutex::new(State { timeline, members: Vec::new(), control: None, ended: 0 }),
             copies: Mutex::default(),
+            estranged,
             refusals: AtomicU64::new(0),
+            rate: AtomicU64::new(f64::NAN.to_bits()),
+            is_live: AtomicBool::new(false),
+            begins_again: AtomicBool::new(false),
             done: AtomicU64::new(0),
             started: Instant::now(),
         })
@@ -87,17 +101,78 @@ impl Group {
         self.lock().timeline.is_aligned(stamp)
     }
 
-    /// Judge a heap of a source by its timestamp, for the stream whose ledger this is, and whose newest chunk.
+    /// Which sources disagree with the majority about the time.
     #[must_use]
-    pub fn observe(&self, stamp: u64, source: u64, own: &Ledger, newest: Option<u64>) -> Verdict {
+    pub fn estranged(&self) -> &Estranged {
+        &self.estranged
+    }
+
+    /// Ticks in a second that the streams show by the clock, once that is known.
+    #[must_use]
+    pub fn measured_rate(&self) -> Option<f64> {
+        Some(f64::from_bits(self.rate.load(Relaxed))).filter(|rate| !rate.is_nan())
+    }
+
+    /// Heaps come as time passes, from a network: a clock can tell how far time has come.
+    pub fn set_live(&self) {
+        self.is_live.store(true, Relaxed);
+    }
+
+    /// Whether sources have begun again at a time that the window held.
+    #[must_use]
+    pub fn begins_again(&self) -> bool {
+        self.begins_again.load(Relaxed)
+    }
+
+    fn started(&self) -> Option<Instant> {
+        Some(self.started).filter(|_| self.is_live.load(Relaxed))
+    }
+
+    /// Judge a heap by its timestamp, for the stream whose ledger and window these are.
+    ///
+    /// The window follows that of the group. Returns the verdict, and by how many chunks the window has moved, if it has.
+    #[must_use]
+    pub fn observe(&self, heap: Sighting, own: &Ledger, window: &mut Window) -> (Verdict, Option<u64>) {
         let mut state = self.lock();
         let State { timeline, members, .. } = &mut *state;
-        let verdict = timeline.observe(stamp, &View { members, own, source, newest, started: self.started });
-        self.refusals.store(timeline.refusals(), Relaxed);
+        let before = timeline.newest();
+        let verdict = timeline.observe(heap, &View { members, started: self.started() });
+        let newest = timeline.newest();
+        if newest != before {
+            // What the others know of the window is out of date: they must ask before they go on.
+            members.iter().for_each(|member| member.set_limit(0));
+            self.publish(timeline);
+        }
+        let moved = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
+        own.set_limit(window.limit);
         // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen
         // it, because it has the lock.
         fence(Release);
-        verdict
+        (verdict, moved)
+    }
+
+    /// Tell of a heap that came to a slot which has one: see [`Timeline::repeat`].
+    pub fn repeat(&self, heap: Sighting) {
+        let mut state = self.lock();
+        let State { timeline, members, .. } = &mut *state;
+        let before = timeline.newest();
+        timeline.repeat(heap, &View { members, started: self.started() });
+        if timeline.newest() != before {
+            self.begins_again.store(true, Relaxed);
+            members.iter().for_each(|member| member.set_limit(0));
+        }
+    }
+
+    /// The window of a stream is empty: it must ask where the window is by now.
+    pub fn close(&self, own: &Ledger) {
+        let _state = self.lock();
+        own.set_limit(0);
+    }
+
+    /// Tell those who do not want to wait for the lock.
+    fn publish(&self, timeline: &Timeline) {
+        self.refusals.store(timeline.refusals(), Relaxed);
+        self.rate.store(timeline.measured_rate().unwrap_or(f64::NAN).to_bits(), Relaxed);
     }
 
     /// Begin an epoch after all chunks in windows. They come out when each stream has had a control heap.
@@ -105,7 +180,8 @@ impl Group {
     /// False if no window has a chunk, so that there is no need for one.
     #[must_use]
     pub fn flush(&self) -> bool {
-        self.lock().flush()
+        let started = self.started();
+        self.lock().flush(started)
     }
 
     /// Where to place a control heap.
@@ -125,7 +201,7 @@ impl Group {
         if state.ended < state.members.len() {
             return None;
         }
-        let _ = state.flush();
+        let _ = state.flush(self.started());
         state.control
     }
 
@@ -142,8 +218,8 @@ impl Group {
 }
 
 impl State {
-    fn flush(&mut self) -> bool {
-        let control = self.timeline.flush();
+    fn flush(&mut self, started: Option<Instant>) -> bool {
+        let control = self.timeline.flush(&View { members: &self.members, started });
         self.control = control.or(self.control);
         control.is_some()
     }
@@ -152,40 +228,20 @@ impl State {
 /// The world as the timeline sees it.
 struct View<'a> {
     members: &'a [Ledger],
-    own: &'a Ledger,
-    source: u64,
-    newest: Option<u64>,
-    started: Instant,
+    /// When the clock began, if one can tell how far time has come.
+    started: Option<Instant>,
 }
 
 impl Witness for View<'_> {
-    fn placed(&self) -> u64 {
-        self.members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed_in_window()))
+    fn placed(&self, source: u64) -> u64 {
+        self.members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed(source)))
     }
 
-    fn source(&self) -> u64 {
-        self.source
+    fn newest(&self, source: u64) -> i64 {
+        self.members.iter().map(|ledger| ledger.newest_batch(source)).max().unwrap_or(-1)
     }
 
-    fn newest_of_source(&self) -> i64 {
-        self.own.newest_batch(self.source)
-    }
-
-    fn newest_of_stream(&self) -> Option<u64> {
-        self.newest
-    }
-
-    fn others(&self, since: u64, from: u64) -> (u64, u64) {
-        let newest = |source| self.members.iter().map(|ledger| ledger.newest_batch(source)).max().unwrap_or(-1);
-        let others = (0..self.own.n_sources()).filter(|&source| source != self.source);
-        others.fold((0, 0), |(alive, reached), source| {
-            let newest = u64::try_from(newest(source)).ok();
-            let is_from = |batch| newest.is_some_and(|newest| newest >= batch);
-            (alive + u64::from(is_from(since)), reached + u64::from(is_from(since.max(from))))
-        })
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    fn now(&self) -> Option<u64> {
+        self.started.map(|started| u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }

@@ -36,8 +36,7 @@ pub struct Ledger {
     sources: Arc<[Source]>,
     /// Of each source, heaps placed into a slot of the window that had one already.
     duplicates: Arc<[AtomicU64]>,
-    /// Placed heaps of the newest chunk, by how many batches they are behind the newest: 0, 1, 2-3, 4-7, ...
-    late_batches: Arc<LateBatches>,
+    common: Arc<Common>,
     /// Of each source, heaps placed that belong to a chunk older than the window.
     too_old: Arc<[AtomicU64]>,
     /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those older than the window.
@@ -54,8 +53,16 @@ pub struct Ledger {
     batches: u64,
 }
 
-/// Counts by lateness. Most heaps are few batches late: each such number has a counter of its own, and only the reader
-/// takes logarithms of it.
+/// What every heap needs.
+#[derive(Debug)]
+struct Common {
+    /// How much of the window the fast path may use, in batches from its start.
+    limit: AtomicU64,
+    late_batches: LateBatches,
+}
+
+/// Placed heaps of the newest chunk, by how many batches they are behind the newest. Most are few batches late: each such
+/// number has a counter of its own, and only the reader takes logarithms of it.
 #[derive(Debug)]
 struct LateBatches {
     near: [AtomicU64; NEAR_BATCHES],
@@ -84,6 +91,29 @@ pub struct Filled {
     bits: Box<[u64]>,
     /// Words of a chunk.
     words: u64,
+    /// Slots that a window has for a source.
+    slots_of_source: u64,
+    /// Of each source, its duplicates in a row.
+    runs: Box<[Run]>,
+}
+
+/// Duplicates of a source since a heap of it was new.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    /// How many heaps had been new by then.
+    fresh: u64,
+    duplicates: u64,
+}
+
+/// What [`Ledger::count`] has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// A heap of the newest chunk, the first in its slot.
+    New,
+    /// A heap of the newest chunk whose slot had one: [`Ledger::duplicate`] counts it.
+    Again,
+    /// A heap of another chunk: [`Ledger::count_late`] counts it.
+    Late,
 }
 
 /// What a ledger held when it was read.
@@ -118,6 +148,16 @@ fn increment_after(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Release);
 }
 
+/// Note that a slot is filled: the one with this index, in the chunk that begins at `row`. Whether it was already.
+#[inline(always)]
+fn mark(filled: &mut Filled, row: u64, index: u64) -> bool {
+    let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return false };
+    let bit = 1_u64.wrapping_shl(index as u32);
+    let was_filled = *word & bit != 0;
+    *word |= bit;
+    was_filled
+}
+
 fn zeros(n: u64) -> Arc<[AtomicU64]> {
     (0..n).map(|_| AtomicU64::new(0)).collect()
 }
@@ -135,7 +175,7 @@ impl Ledger {
             sources: (0..layout.n_sources()).map(source).collect(),
             duplicates: zeros(layout.n_sources()),
             too_old: zeros(layout.n_sources()),
-            late_batches: Arc::new(LateBatches::new()),
+            common: Arc::new(Common { limit: AtomicU64::new(0), late_batches: LateBatches::new() }),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
             strange: Arc::default(),
@@ -158,25 +198,39 @@ impl Ledger {
         get(&self.sources, source).map_or(-1, |source| source.newest.load(Relaxed) as i64)
     }
 
-    /// Heaps placed into chunks of the window.
+    /// Heaps placed of a source, duplicates and late ones included.
     #[must_use]
-    pub fn placed_in_window(&self) -> u64 {
-        let within = self.late_chunks.split_last().map_or(&[] as &[_], |(_, within)| within);
-        let LateBatches { near, far } = &*self.late_batches;
-        near.iter().chain(far).chain(within).fold(0, |sum, counter| sum.wrapping_add(counter.load(Relaxed)))
+    pub fn placed(&self, source: u64) -> u64 {
+        get(&self.sources, source).map_or(0, |source| source.placed.load(Relaxed))
+    }
+
+    /// How many batches of its window the stream may use without asking where the window is by now.
+    #[inline(always)]
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.common.limit.load(Relaxed)
+    }
+
+    /// Let the stream use so many batches of its window. Only who holds the group's lock may.
+    pub(crate) fn set_limit(&self, batches: u64) {
+        self.common.limit.store(batches, Relaxed);
     }
 
     /// Count a heap placed in the window: `batch` is counted from chunk 0, `chunk` from the start of the window.
+    ///
+    /// What is left to be done for a heap that is not simply a new one of the newest chunk is left to the caller, for whom
+    /// that is the end of the way.
     #[inline(always)]
-    pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: Slot) {
-        let Some(counters) = get(&self.sources, source) else { return };
+    #[must_use]
+    pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: Slot) -> Counted {
+        let Some(counters) = get(&self.sources, source) else { return Counted::New };
         increment(&counters.placed);
         let newest_batch = (counters.newest.load(Relaxed) as i64).max(batch as i64);
         counters.newest.store(newest_batch as u64, Relaxed);
         if chunk != filled.newest {
-            return self.count_late(filled, source, chunk, slot.index);
+            return Counted::Late;
         }
-        let LateBatches { near, far } = &*self.late_batches;
+        let LateBatches { near, far } = &self.common.late_batches;
         let behind = filled.newest_batch.wrapping_sub(batch);
         if let Some(counter) = get(near, behind) {
             increment(counter);
@@ -190,35 +244,42 @@ impl Ledger {
             far.get(bits(behind)).into_iter().for_each(increment);
         }
         let row = filled.newest_row;
-        self.mark(filled, source, row, slot.index);
+        if mark(filled, row, slot.index) { Counted::Again } else { Counted::New }
     }
 
-    /// Note that a slot is filled: the one with this index, in the chunk that begins at `row`.
-    #[inline(always)]
-    fn mark(&self, filled: &mut Filled, source: u64, row: u64, index: u64) {
-        let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return };
-        let bit = 1_u64.wrapping_shl(index as u32);
-        if *word & bit != 0 {
-            return self.duplicate(source);
-        }
-        *word |= bit;
-    }
-
-    /// Count by lateness what is not in the newest chunk.
+    /// Count by lateness what is not in the newest chunk. Returns whether its slot had a heap already.
     #[cold]
-    #[inline(never)]
-    fn count_late(&self, filled: &mut Filled, source: u64, chunk: u64, index: u64) {
+    #[must_use]
+    pub fn count_late(&self, filled: &mut Filled, chunk: u64, index: u64) -> bool {
         let chunks = filled.newest.wrapping_sub(chunk);
         let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
         bucket.into_iter().for_each(increment);
-        if let Some(&row) = get(&filled.rows, chunk) {
-            self.mark(filled, source, row, index);
-        }
+        get(&filled.rows, chunk).copied().is_some_and(|row| mark(filled, row, index))
     }
 
-    /// Count a placed heap whose slot had one already.
+    /// Count a duplicate of a source.
+    ///
+    /// Returns whether a network that repeats heaps cannot be the reason for all its duplicates since a heap of it was
+    /// last new: there are more of them than slots, so at least one heap has come three times. Or, once it is known that
+    /// all begins again, whether there are two.
     #[cold]
-    pub fn duplicate(&self, source: u64) {
+    pub fn duplicate(&self, filled: &mut Filled, source: u64, begins_again: bool) -> bool {
+        let (Some(counter), Some(counters)) = (get(&self.duplicates, source), get(&self.sources, source)) else {
+            return false;
+        };
+        increment_after(counter);
+        let fresh = counters.placed.load(Relaxed).wrapping_sub(counter.load(Relaxed));
+        let slots = fresh.min(filled.slots_of_source);
+        let Some(run) = filled.runs.get_mut(source as usize) else { return false };
+        if run.fresh != fresh {
+            *run = Run { fresh, duplicates: 0 };
+        }
+        run.duplicates = run.duplicates.saturating_add(1);
+        begins_again || run.duplicates > slots
+    }
+
+    /// Count a duplicate that has come through another stream of the group.
+    pub fn copy(&self, source: u64) {
         get(&self.duplicates, source).into_iter().for_each(increment_after);
     }
 
@@ -301,7 +362,7 @@ impl Snapshot {
         if let Some(unknown) = self.rejected.last_mut().and_then(|internal_error| internal_error.last_mut()) {
             *unknown = unknown.wrapping_add(ledger.strange.load(Relaxed));
         }
-        let newest_chunk = ledger.late_batches.add_to(&mut self.late_batches);
+        let newest_chunk = ledger.common.late_batches.add_to(&mut self.late_batches);
         if let Some((sum, older)) = self.late_chunks.split_first_mut() {
             *sum = sum.wrapping_add(newest_chunk);
             add(older, ledger.late_chunks.iter(), Relaxed);
@@ -363,6 +424,11 @@ impl Filled {
             rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
             bits: vec![0; window.wrapping_mul(words) as usize].into(),
             words,
+            slots_of_source: window
+                .wrapping_mul(layout.chunk_heaps())
+                .checked_div(layout.n_sources())
+                .unwrap_or(u64::MAX),
+            runs: vec![Run::default(); layout.n_sources() as usize].into(),
         }
     }
 

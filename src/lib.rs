@@ -16,9 +16,11 @@ pub mod copies;
 pub mod divisor;
 pub mod epochs;
 pub mod error;
+pub mod estranged;
 pub mod group;
 pub mod layout;
 pub mod ledger;
+mod pace;
 pub mod place;
 #[cfg(feature = "python")]
 mod python;
@@ -27,4 +29,5 @@ pub mod segment;
 pub mod spec;
 pub mod sync;
 pub mod timeline;
+mod voices;
 pub mod window;

@@ -187,14 +187,20 @@ impl Placer {
         self.kind
     }
 
-    /// The fast path: the slot of a heap that is good and lies in the window, otherwise None.
+    /// The fast path: the slot of a heap that is good and lies in the window, otherwise None. Of the window, only the first
+    /// `limit` batches may be used.
     ///
     /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be
     /// true only if [`Placer::is_dense`], and `KIND` must not be above [`Placer::kind`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
     #[must_use]
-    pub fn place<const DENSE: bool, const KIND: u8>(&self, window: &Window, items: &Items<'_>) -> Option<Placed> {
+    pub fn place<const DENSE: bool, const KIND: u8>(
+        &self,
+        window: &Window,
+        limit: u64,
+        items: &Items<'_>,
+    ) -> Option<Placed> {
         // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
         // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
         let time = items.time as u64;
@@ -204,7 +210,7 @@ impl Placer {
             self.step.rotated(time.wrapping_sub(window.base))
         };
         let mut good = items.heap_length as u64 == self.heap_bytes;
-        good &= batch < window.limit;
+        good &= batch < limit;
         let mut absent = items.required.iter().fold(0, |all, item| all | item);
         let chunk = self.per_chunk.quotient(batch);
         let in_chunk = batch.wrapping_sub(chunk.wrapping_mul(self.batches));
@@ -308,6 +314,12 @@ impl Heap {
     /// The index in [`Layout::reasons`] for the first axis that it is not on.
     pub fn source(&self) -> Result<u64, usize> {
         self.on_axes.map(|placed| placed.source)
+    }
+
+    /// Where it goes on the axes other than time: which of the heaps of its batch it is.
+    #[must_use]
+    pub fn slot(&self) -> u64 {
+        self.on_axes.map_or(0, |placed| placed.slot.index)
     }
 
     /// Where the heap goes, given its chunk, and its batch in that chunk.

@@ -4,6 +4,9 @@
 
 use crate::layout::{Layout, TIME_BITS};
 
+/// The bits of a timestamp.
+pub(crate) const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);
+
 /// Where on the time axis a heap goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment {
@@ -20,11 +23,15 @@ pub struct Moment {
 /// The grid that all times of a layout lie on.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
-    step: u64,
+    /// Ticks of a step.
+    pub step: u64,
     /// Steps of a chunk.
     pub batches: u64,
     /// Ticks of a chunk.
     pub chunk_step: u64,
+    /// The odd part of the step, and the inverse of its power of two as a part of 2^48, modulo that.
+    odd: u64,
+    inverse: u64,
 }
 
 /// A run of chunks in which chunk IDs count time from the same point, and how far it has come.
@@ -78,15 +85,46 @@ pub(crate) fn signed(chunks: u64) -> i64 {
     i64::try_from(chunks).unwrap_or(i64::MAX)
 }
 
+/// A product modulo a number that is not 0.
+fn multiply(a: u64, b: u64, modulus: u64) -> u64 {
+    u128::from(a).wrapping_mul(u128::from(b)).checked_rem(u128::from(modulus)).unwrap_or(0) as u64
+}
+
 impl Grid {
     /// That of a layout.
     pub fn new(layout: &Layout) -> Self {
-        Self { step: layout.spec().time.step, batches: layout.spec().time.batches, chunk_step: layout.chunk_step }
+        let step = layout.spec().time.step.max(1);
+        let twos = step.trailing_zeros();
+        let odd = step.wrapping_shr(twos);
+        // Halves of 1, as often as a wrap has more factors 2 than the step.
+        let half = odd.wrapping_add(1) >> 1;
+        let inverse = (twos..TIME_BITS).fold(1, |inverse, _| multiply(inverse, half, odd));
+        Self { step, batches: layout.spec().time.batches, chunk_step: layout.chunk_step, odd, inverse }
+    }
+
+    /// The first time with this timestamp that is a multiple of the step.
+    ///
+    /// Where the step is no power of two, that tells how often timestamps have wrapped since time 0: after w wraps, the time
+    /// is stamp + w 2^48.
+    pub fn age_of(&self, stamp: u64) -> Option<i64> {
+        let twos = self.step.trailing_zeros();
+        if stamp.trailing_zeros() < twos && stamp != 0 {
+            return None;
+        }
+        let short = self.odd.wrapping_sub(stamp.wrapping_shr(twos).checked_rem(self.odd)?);
+        let wraps = multiply(short, self.inverse, self.odd);
+        let time = wraps.checked_mul(1 << TIME_BITS)?.checked_add(stamp)?;
+        i64::try_from(time).ok()
     }
 
     /// Chunks from time 0, rounded down.
     pub fn chunk_of(&self, time: i64) -> i64 {
         time.checked_div_euclid(signed(self.chunk_step)).unwrap_or(0)
+    }
+
+    /// The batch of a time in a segment, counted from chunk 0.
+    pub fn batch_of(&self, at: &Located) -> i64 {
+        at.chunk.saturating_mul(signed(self.batches)).saturating_add(signed(at.batch))
     }
 
     /// Whether a time is a multiple of the step.
@@ -104,6 +142,12 @@ impl Segment {
     /// Start of the newest chunk.
     pub fn newest_time(&self, grid: &Grid) -> i64 {
         grid.start(signed(self.newest).wrapping_sub(self.offset))
+    }
+
+    /// The first batch of a window of so many chunks, counted from chunk 0.
+    pub fn window_start(&self, grid: &Grid, window: i64) -> i64 {
+        let chunk = signed(self.newest).saturating_sub(window.saturating_sub(1)).max(signed(self.first));
+        chunk.saturating_mul(signed(grid.batches))
     }
 
     /// Find the time that a timestamp stands for: the one nearest to the newest chunk.

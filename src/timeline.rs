@@ -1,54 +1,50 @@
-//! Time: which timestamps are plausible, and when time begins again.
+//! Time: it is where more than half of the live sources say it is.
 //!
 //! A state machine without threads or clocks of its own: what it must know of the world it asks a [`Witness`].
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
-#![expect(clippy::cast_precision_loss, reason = "what is compared with the clock has a tolerance of a tenth")]
 
 use std::sync::Arc;
 
 use crate::check::{non_zero, product};
 use crate::epochs::{Cause, Epoch, Epochs};
 use crate::error::LayoutError;
+use crate::estranged::Estranged;
 use crate::layout::{Layout, TIME_BITS};
-use crate::segment::{Grid, LocateError, Located, Moment, Segment, difference, signed, unwrap};
+use crate::pace::Pace;
+use crate::segment::{Grid, LocateError, Located, Moment, Segment, signed, unwrap};
+use crate::voices::{Agreement, Kind, NOWHERE, Voices};
+pub use crate::voices::{Sighting, Witness};
 
 /// Half the range of timestamps: how far unwrapping reaches.
 const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
-/// Fewest heaps that must agree before time begins again. Where there are more sources, as many as those.
-const MIN_QUORUM: u64 = 16;
-/// One in 2^3 sources is enough to show that time has gone on, for of any of them many heaps may be lost.
-const ENOUGH_SHIFT: u32 = 3;
-/// Quorums of votes without any heap placed after which any time is better than none.
-const BARREN_QUORUMS: u64 = 8;
-/// By how much the clocks of senders and receiver may differ in rate.
-const CLOCK_DRIFT: f64 = 1e-4;
-/// How well a jump must agree with the time that has passed, as a part of it.
-const OUTAGE_TOLERANCE: f64 = 0.1;
-/// And in chunks: less than one, or the next chunk but one would always agree.
-const OUTAGE_TOLERANCE_CHUNKS: f64 = 0.5;
+/// For so many windows must all who agree have gone on elsewhere, and nobody in the window, before those who were there are
+/// silent. spead2 reads up to 64 packets of a socket in a row, but a window has to hold those.
+const SILENCE: i64 = 2;
+/// So often in a chunk may a source ask for more of the window than there seems to be.
+const NEWS: u64 = 64;
 
 /// What the timeline goes by.
 #[derive(Clone, Debug)]
 pub struct TimeRules {
-    /// Chunks in the window of each stream.
+    /// Chunks in the window.
     window: u64,
     /// How far ahead of the newest chunk a chunk must be to push all chunks out of all windows.
     reach: u64,
     /// How many chunks a heap may be ahead of the newest.
     max_jump: u64,
+    /// Chunks of the window that all sources must have left behind, or they could lose heaps.
+    margin: i64,
     /// Whether time may begin again at an earlier time.
     resync: bool,
-    /// Ticks in a nanosecond, if that is known.
+    /// Ticks in a second, if that is known.
     tick_rate: Option<f64>,
     n_sources: u64,
-    /// Net votes that make a new epoch.
-    quorum: u64,
     grid: Grid,
 }
 
 impl TimeRules {
-    /// The rules of streams of a layout whose windows have `window` chunks each, and `reach` chunks all together.
+    /// The rules of streams of a layout that share a window of `window` chunks, and `reach` chunks all together.
     ///
     /// `max_jump` is at least 1, and by default the window less one chunk.
     ///
@@ -71,43 +67,17 @@ impl TimeRules {
                 "is the jump in ticks",
             )?;
         }
-        let max_jump = max_jump.unwrap_or(window.saturating_sub(1).max(1));
-        let n_sources = layout.n_sources();
         Ok(Self {
             window,
             reach,
-            max_jump,
+            max_jump: max_jump.unwrap_or(window.saturating_sub(1).max(1)),
+            margin: i64::from(window > 2),
             resync,
-            tick_rate: layout.spec().time.tick_rate.map(|rate| rate / 1e9),
-            n_sources,
-            quorum: n_sources.max(MIN_QUORUM),
+            tick_rate: layout.spec().time.tick_rate,
+            n_sources: layout.n_sources(),
             grid: Grid::new(layout),
         })
     }
-}
-
-/// What the timeline asks about the world when it needs to know.
-///
-/// Batches are counted from chunk 0, in chunk IDs.
-pub trait Witness {
-    /// Heaps that all streams have placed into their windows so far, late ones not counted.
-    fn placed(&self) -> u64;
-
-    /// The source of the heap.
-    fn source(&self) -> u64;
-
-    /// The newest batch that this stream has of the source of the heap; negative if it has none.
-    fn newest_of_source(&self) -> i64;
-
-    /// The newest chunk that this stream has accepted, if it has any.
-    fn newest_of_stream(&self) -> Option<u64>;
-
-    /// Of the sources other than that of the heap whose newest batch is `since` or later: how many there are, and of how
-    /// many it is `from` or later.
-    fn others(&self, since: u64, from: u64) -> (u64, u64);
-
-    /// Nanoseconds on a clock that never goes back.
-    fn now(&self) -> u64;
 }
 
 /// What becomes of a heap.
@@ -132,25 +102,6 @@ impl From<LocateError> for Verdict {
     }
 }
 
-/// A time that heaps agree on that are outside of what is plausible.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    /// The newest timestamp (48 bits).
-    stamp: u64,
-    votes: u64,
-    /// What [`Witness::placed`] said at the last vote.
-    placed: u64,
-    /// It has won already, but time must not begin again.
-    refused: bool,
-}
-
-/// A reading of the clock, and the time that the stream had then.
-#[derive(Clone, Copy, Debug)]
-struct Anchor {
-    clock: u64,
-    time: i64,
-}
-
 /// The state machine: see [`Timeline::observe`].
 #[derive(Debug)]
 pub struct Timeline {
@@ -159,21 +110,26 @@ pub struct Timeline {
     current: Option<Segment>,
     /// What was before the last restart or flush, for heaps that come from there.
     previous: Option<Segment>,
-    /// Whether time went on from there: it was a flush.
-    is_flushed: bool,
-    candidate: Option<Candidate>,
-    /// Votes since a heap was last placed.
-    barren: u64,
-    /// What [`Witness::placed`] said when time last began again.
+    voices: Voices,
+    pace: Pace,
+    /// The newest chunk to which the window might go when the sources were last counted.
+    lead: i64,
+    /// The source that the window has followed last.
+    leader: Option<u64>,
+    /// The source that went ahead first after others had last been heard in the window, and where it was then; and whether
+    /// others were heard since.
+    alone_since: (u64, i64),
+    was_heard: bool,
+    /// How often sources may be counted for a heap that is news, until the next chunk.
+    news: u64,
+    /// How many heaps have paid for a count.
+    budget: u64,
+    /// The chunk from which on the window has turned over once more.
+    turned: u64,
+    /// [`Voices::total`] when the segment began.
     placed_before: u64,
-    /// Sources with nothing from this chunk on are no measure for others.
-    alive_since: u64,
-    /// When it was last asked.
-    asked: Option<u64>,
-    /// The last heap that had jumped to the time that it was: source and timestamp.
-    sighting: Option<(u64, u64)>,
-    /// The moment at which the stream was the least behind its senders.
-    promptest: Option<Anchor>,
+    /// The newest timestamp that most say it is, but must not be.
+    refused: Option<u64>,
     /// How often time would have begun again, but must not.
     refusals: u64,
 }
@@ -182,19 +138,23 @@ impl Timeline {
     /// A timeline on which nothing has come yet.
     #[must_use]
     pub fn new(rules: TimeRules) -> Self {
+        let slack = signed(rules.window).saturating_mul(signed(rules.grid.chunk_step));
         Self {
+            voices: Voices::new(rules.n_sources, rules.window, &rules.grid),
+            pace: Pace::new(rules.tick_rate, slack),
             rules,
             epochs: Arc::default(),
             current: None,
             previous: None,
-            is_flushed: false,
-            candidate: None,
-            barren: 0,
+            lead: 0,
+            leader: None,
+            alone_since: (0, 0),
+            was_heard: false,
+            news: NEWS,
+            budget: 0,
+            turned: 0,
             placed_before: 0,
-            alive_since: 0,
-            asked: None,
-            sighting: None,
-            promptest: None,
+            refused: None,
             refusals: 0,
         }
     }
@@ -205,10 +165,29 @@ impl Timeline {
         &self.epochs
     }
 
+    /// Which sources disagree with the majority; that can be read at any time.
+    #[must_use]
+    pub fn estranged(&self) -> &Arc<Estranged> {
+        self.voices.estranged()
+    }
+
     /// How often time would have begun again at an earlier time, but must not.
     #[must_use]
     pub fn refusals(&self) -> u64 {
         self.refusals
+    }
+
+    /// Ticks in a second that the stream shows by the clock, once that is known.
+    #[must_use]
+    pub fn measured_rate(&self) -> Option<f64> {
+        self.pace.measured().map(|rate| rate * 1e9)
+    }
+
+    /// The newest chunk, and the first and the offset of its epoch.
+    #[must_use]
+    pub fn newest(&self) -> Option<Moment> {
+        let current = self.current.filter(|current| current.newest >= current.first)?;
+        Some(Moment { chunk: current.newest, batch: 0, epoch_first: current.first, epoch_offset: current.offset })
     }
 
     /// Whether a timestamp is a multiple of the step, after unwrapping.
@@ -223,164 +202,216 @@ impl Timeline {
         }
     }
 
-    /// Judge a heap that is good in all else, by its timestamp (48 bits), and learn from it.
-    pub fn observe(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
-        let asked = self.asked;
-        if self.rules.tick_rate.is_some() {
-            self.asked = Some(witness.now());
-        }
-        let Some(current) = self.current else { return self.begin(stamp, witness) };
-        let here = current.locate(&self.rules.grid, stamp);
-        if let Ok(at) = &here {
+    /// Judge a heap by its timestamp, and learn from it.
+    pub fn observe(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
+        let Some(current) = self.current else { return self.begin(heap, witness) };
+        let here = current.locate(&self.rules.grid, heap.stamp);
+        if let Ok(at) = here {
             if at.ahead <= 0 && at.ahead > signed(self.rules.window).wrapping_neg() {
-                if let Some(moment) = current.moment(at) {
+                if let Some(moment) = current.moment(&at) {
+                    self.voices.join(heap.source, self.rules.grid.batch_of(&at));
                     return Verdict::Place(moment);
                 }
-            } else if at.ahead > 0
+                if let Some(verdict) = self.flushed(heap, witness) {
+                    return verdict;
+                }
+            }
+            if at.ahead > 0
                 && at.ahead <= signed(self.rules.max_jump)
-                && self.keeps_others(&current, at, witness)
+                && self.may_lead(heap, &at, &current, witness)
             {
-                return self.advance(*at, witness);
+                return self.advance(heap.source, at, witness);
             }
         }
-        if let Some(at) = self.outage(&current, stamp, asked, witness) {
-            self.forget_absent(at.chunk);
-            return self.advance(at, witness);
-        }
-        if let Some(verdict) = self.in_previous(stamp) {
-            return verdict;
-        }
-        let late = here.as_ref().ok().and_then(|at| self.late(&current, at));
-        if let Some(moment) = late.or_else(|| self.lagging(&current, stamp, witness)) {
-            return Verdict::Place(moment);
-        }
-        // If time began again there, the timestamp would have to make sense by itself, or as it does now.
-        let may_vote = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.grid.is_aligned(stamp as i64);
-        if may_vote && self.vote(stamp, witness) {
-            return self.win(stamp, witness);
-        }
-        let is_refused = |candidate: Candidate| candidate.refused && self.agrees(stamp, candidate.stamp);
-        match here {
-            Err(LocateError::Misaligned) => Verdict::Misaligned,
-            _ if self.candidate.is_some_and(is_refused) => Verdict::Backward,
-            _ => Verdict::Implausible,
+        self.disagree(heap, &current, here, witness)
+    }
+
+    /// A heap of a source has come to a slot that has one, more often than a network repeats heaps.
+    ///
+    /// If that happens to most sources, they have begun again: a recording is played in a loop. Nothing is to be done about
+    /// the heap itself.
+    pub fn repeat(&mut self, heap: Sighting, witness: &impl Witness) {
+        let Some(current) = self.current.filter(|_| self.rules.resync) else { return };
+        self.claim(heap, Kind::Repeated, Some(&current), witness);
+        if let Some((agreed, _)) = self.majority(heap, &current, witness) {
+            self.restart(&current, &agreed);
+            self.settle(&agreed, false);
         }
     }
 
-    /// Take the first heap at its word.
-    fn begin(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
-        let time = stamp as i64;
-        if !self.rules.grid.is_aligned(time) {
-            return Verdict::Misaligned;
+    /// Take the first heap at its word, unless its timestamp makes sense only if time has wrapped: then two must agree.
+    fn begin(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
+        let Some(time) = self.rules.grid.age_of(heap.stamp) else { return Verdict::Misaligned };
+        let is_wrapped = time >> TIME_BITS != 0;
+        if is_wrapped {
+            let heaps = self.claim(heap, Kind::Elsewhere, None, witness);
+            if heaps < 2 && self.voices.agreement(heap.stamp).sources < 2 {
+                return Verdict::Misaligned;
+            }
         }
         let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64 };
-        self.begin_again(witness);
         self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules.grid, time) {
-            Ok(at) => self.advance(at, witness),
+            Ok(at) => self.advance(heap.source, at, witness),
             Err(error) => error.into(),
         }
     }
 
-    /// Forget what was known of the time so far.
-    fn begin_again(&mut self, witness: &impl Witness) {
-        self.placed_before = witness.placed();
-        self.candidate = None;
-        self.barren = 0;
-        self.promptest = None;
+    fn claim(&mut self, heap: Sighting, kind: Kind, current: Option<&Segment>, witness: &impl Witness) -> u64 {
+        let start = current.map_or(0, |current| current.window_start(&self.rules.grid, signed(self.rules.window)));
+        self.voices.claim(heap, kind, start, witness)
     }
 
     /// Make a segment the current one.
     fn switch(&mut self, segment: Segment, cause: Cause) {
         self.previous = self.current.replace(segment);
-        self.is_flushed = cause == Cause::Flush;
-        self.alive_since = segment.first;
+        self.lead = signed(segment.newest);
+        self.turned = segment.newest.saturating_add(self.rules.window);
         self.epochs.push(Epoch { first: segment.first, offset: segment.offset, cause });
     }
 
-    /// Accept a time of the current segment as the newest.
-    fn advance(&mut self, at: Located, witness: &impl Witness) -> Verdict {
+    /// Accept a time of the current segment, which may be the newest.
+    fn advance(&mut self, source: u64, at: Located, witness: &impl Witness) -> Verdict {
         let Some(current) = &mut self.current else { return Verdict::Implausible };
         let Some(moment) = current.moment(&at) else { return Verdict::Implausible };
         current.newest = moment.chunk.max(current.newest);
-        // A clock that runs ahead alone must not be what others are measured by.
-        let rate = self.rules.tick_rate.filter(|_| self.others_have_reached(moment.chunk.saturating_sub(1), witness));
-        if let Some(rate) = rate {
-            let now = Anchor { clock: witness.now(), time: at.time };
-            let expected = |then: Anchor| then.predict(now.clock, rate * (1.0 - CLOCK_DRIFT));
-            if self.promptest.is_none_or(|then| now.time >= expected(then)) {
-                self.promptest = Some(now);
-            }
+        if current.newest >= self.turned {
+            self.turned = current.newest.saturating_add(self.rules.window);
+            self.voices.turn();
         }
+        self.voices.join(source, self.rules.grid.batch_of(&at));
+        self.pace.note(at.time, witness.now());
         Verdict::Place(moment)
     }
 
-    /// Whether the window may end with a chunk: not if it then leaves behind the newest times of nearly all other sources.
+    /// Ask what has become of all sources.
+    fn count(&mut self, current: &Segment, witness: &impl Witness) {
+        self.voices.count(current, &self.rules.grid, signed(self.rules.window), witness);
+        self.was_heard |= self.voices.anybody_heard();
+    }
+
+    /// Whether the window may go to where a heap is: not if it then leaves live sources behind, or nearly so.
     ///
-    /// Otherwise one clock that runs ahead would drag the window away from all others.
-    fn keeps_others(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
-        let start = (at.chunk as u64).saturating_sub(self.rules.window.wrapping_sub(1));
-        // As long as most have gone back, and must not, the rest go on.
-        let stands = |candidate: Candidate| candidate.votes > witness.placed().saturating_sub(candidate.placed);
-        if self.candidate.is_some_and(|candidate| candidate.refused && stands(candidate)) {
+    /// Otherwise one clock that runs ahead would drag the window away from all others. If most are ahead, time goes to them
+    /// all the same, as to any other majority.
+    fn may_lead(&mut self, heap: Sighting, at: &Located, current: &Segment, witness: &impl Witness) -> bool {
+        let n_sources = self.rules.n_sources;
+        if n_sources <= 1 {
             return true;
         }
-        // A jump may be longer than the window: no source can have been beyond the newest chunk.
-        self.others_have_reached(start.min(current.newest), witness)
-    }
-
-    /// Whether enough of the other sources that are heard of have their newest time in a chunk or later.
-    fn others_have_reached(&self, chunk: u64, witness: &impl Witness) -> bool {
-        let since = self.current.map_or(0, |current| current.first).max(self.alive_since);
-        if self.rules.n_sources <= 1 || chunk <= since {
-            return true;
+        let mut goes_on = false;
+        if at.chunk > self.lead {
+            let heaps = self.claim(heap, Kind::Elsewhere, Some(current), witness);
+            goes_on = heaps >= 3;
+            if !self.may_count(heaps == 1) {
+                return false;
+            }
         }
-        let batches = self.rules.grid.batches;
-        let (alive, reached) = witness.others(since.saturating_mul(batches), chunk.saturating_mul(batches));
-        // One source against one cannot be judged.
-        alive <= 1 || reached >= (alive >> ENOUGH_SHIFT).max(1)
+        self.count(current, witness);
+        let (window, grid) = (signed(self.rules.window), &self.rules.grid);
+        // How often the window has moved on, or would have if it had followed a source that goes on alone.
+        let batch = grid.batch_of(at);
+        if std::mem::take(&mut self.was_heard) {
+            self.alone_since = (heap.source, batch);
+        }
+        let (first, from) = self.alone_since;
+        goes_on &= first == heap.source;
+        let alone = batch.saturating_sub(from).checked_div(signed(grid.batches)).unwrap_or(0);
+        let steps = self.voices.steps().saturating_add(if goes_on { alone } else { 0 });
+        // If a single step is enough, who comes just after the one that made it may be no more right than that.
+        let patience = window.saturating_sub(2).max(1);
+        let leads_again = self.leader == Some(heap.source);
+        let since = steps.saturating_sub(patience).saturating_sub(i64::from(patience == 1 && !leads_again));
+        let patience = (since, patience.saturating_mul(signed(grid.batches)));
+        let room = window.saturating_sub(1).saturating_sub(self.rules.margin);
+        let slowest = self.voices.slowest(heap.source, patience, current, grid, window);
+        self.lead = slowest.map_or(i64::MAX, |batch| {
+            // A window of one chunk goes on when the last batch has come: nobody else can have reached the next chunk.
+            let batch = batch.saturating_add(i64::from(window == 1));
+            batch.checked_div(signed(grid.batches)).unwrap_or(0).saturating_add(room)
+        });
+        let may_lead = at.chunk <= self.lead;
+        self.lead = self.lead.min(at.chunk.saturating_add(window));
+        if may_lead {
+            self.news = NEWS;
+            self.leader = Some(heap.source);
+            self.voices.step();
+        }
+        may_lead
     }
 
-    /// Measure by those sources only that are heard from a chunk on.
-    fn forget_absent(&mut self, chunk: i64) {
-        let chunk = u64::try_from(chunk).unwrap_or(0);
-        self.alive_since = chunk.saturating_sub(self.rules.window.wrapping_sub(1));
-    }
-
-    /// Where a heap lies if it has jumped ahead to the time that it is now, by the clock.
+    /// Whether the sources may be counted, which takes as long as there are sources, to find out if one may lead that might
+    /// not when they were last counted.
     ///
-    /// If nothing came meanwhile, that is believed at once. Else the stream may have been held up, and then read what the
-    /// kernel had kept first; or it may be slower than its clock, and one source wrong: two sources must agree.
-    fn outage(&mut self, current: &Segment, stamp: u64, asked: Option<u64>, witness: &impl Witness) -> Option<Located> {
-        let (rate, clock, asked) = (self.rules.tick_rate?, self.asked?, asked?);
-        let ticks = |nanoseconds: u64| nanoseconds as f64 * rate;
-        let chunk_step = self.rules.grid.chunk_step as f64;
-        let newest = current.newest_time(&self.rules.grid);
-        let expected = self.promptest?.predict(clock, rate);
-        let time = unwrap(stamp, expected)?;
-        let at = current.locate_time(&self.rules.grid, time).ok()?;
-        let passed = expected.saturating_sub(newest).max(0) as f64;
-        let tolerance = passed * OUTAGE_TOLERANCE + OUTAGE_TOLERANCE_CHUNKS * chunk_step;
-        if at.ahead <= signed(self.rules.max_jump) || time.abs_diff(expected) as f64 > tolerance {
+    /// A few times in a chunk it may be worth while, where a source had not said so before; else as many heaps must pay for it.
+    fn may_count(&mut self, is_news: bool) -> bool {
+        let cost = self.rules.n_sources;
+        if is_news && self.news > 0 {
+            self.news = self.news.saturating_sub(1);
+        } else if self.budget >= cost {
+            self.budget = self.budget.saturating_sub(cost);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// A heap from before a flush, of a time that the window would still hold: what was flushed has been handed over.
+    ///
+    /// A source that goes on there has not gone back.
+    fn flushed(&mut self, heap: Sighting, witness: &impl Witness) -> Option<Verdict> {
+        let previous = self.previous?;
+        let at = previous.locate(&self.rules.grid, heap.stamp).ok()?;
+        let moment = previous.moment(&at)?;
+        let batch = moment.chunk.saturating_mul(self.rules.grid.batches).saturating_add(moment.batch);
+        if signed(batch) <= witness.newest(heap.source) {
             return None;
         }
-        // The newest heap may be newer than the start of its chunk, by as much as a chunk.
-        let silence = ticks(clock.saturating_sub(asked)) * (1.0 + OUTAGE_TOLERANCE)
-            + (1.0 + OUTAGE_TOLERANCE_CHUNKS) * chunk_step;
-        let jumped = time.saturating_sub(newest) as f64;
-        let source = witness.source();
-        let is_second = self.sighting.is_some_and(|(first, seen)| first != source && self.agrees(stamp, seen));
-        self.sighting = Some((source, stamp));
-        (self.rules.n_sources <= 1 || jumped <= silence || is_second).then_some(at)
+        self.voices.join(heap.source, NOWHERE);
+        Some(Verdict::Place(moment))
+    }
+
+    /// A heap that is not where the window is: its source says that time is elsewhere.
+    fn disagree(
+        &mut self,
+        heap: Sighting,
+        current: &Segment,
+        here: Result<Located, LocateError>,
+        witness: &impl Witness,
+    ) -> Verdict {
+        // If time began again there, the timestamp would have to make sense by itself, or as it does now.
+        let makes_sense = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.grid.age_of(heap.stamp).is_some();
+        let late = self.late(current, &here);
+        let was = self.in_previous(heap.stamp);
+        let lagging = || self.lagging(heap, current, &here, witness);
+        let placed = late.map(Verdict::Place).or(was).or_else(|| lagging().map(Verdict::Place));
+        let is_placed = matches!(placed, Some(Verdict::Place(_)));
+        if makes_sense {
+            self.claim(heap, if is_placed { Kind::Late } else { Kind::Elsewhere }, Some(current), witness);
+            if let Some((agreed, others_are_silent)) = self.majority(heap, current, witness) {
+                if let Some(verdict) = self.win(heap, current, &agreed, others_are_silent, witness) {
+                    return verdict;
+                }
+            }
+        }
+        let is_refused = self.refused.is_some_and(|stamp| self.voices.agree(heap.stamp, stamp));
+        match (placed, here) {
+            (Some(verdict), _) => verdict,
+            (None, Err(LocateError::Misaligned)) => Verdict::Misaligned,
+            (None, _) if is_refused => {
+                self.refused = Some(heap.stamp);
+                Verdict::Backward
+            }
+            (None, _) => Verdict::Implausible,
+        }
     }
 
     /// What becomes of a heap from around the end of the previous segment, whose time is not the current one.
-    ///
-    /// Senders do not restart in the same instant: such heaps never vote.
     fn in_previous(&self, stamp: u64) -> Option<Verdict> {
         let previous = self.previous.as_ref()?;
         let at = previous.locate(&self.rules.grid, stamp).ok()?;
-        if at.ahead > signed(self.rules.window) || at.ahead <= self.oldest() {
+        let window = signed(self.rules.window);
+        if at.ahead > window || at.ahead <= window.saturating_mul(-2) {
             return None;
         }
         if at.ahead > 0 {
@@ -389,157 +420,161 @@ impl Timeline {
         previous.moment(&at).map(Verdict::Place)
     }
 
-    /// Chunks behind the newest from which on a heap is not just late.
-    fn oldest(&self) -> i64 {
-        signed(self.rules.window).saturating_mul(-2)
-    }
-
     /// A late heap, which spead2 is to find too old.
-    ///
-    /// It does not vote: even if it comes from a restart, time will be back where it was after as many chunks.
-    fn late(&self, current: &Segment, at: &Located) -> Option<Moment> {
-        current.moment(at).filter(|_| at.ahead <= 0 && at.ahead > self.oldest())
+    fn late(&self, current: &Segment, here: &Result<Located, LocateError>) -> Option<Moment> {
+        let oldest = signed(self.rules.window).saturating_mul(-2);
+        let at = here.as_ref().ok().filter(|at| at.ahead <= 0 && at.ahead > oldest)?;
+        current.moment(at)
     }
 
-    /// A heap of a stream that is behind the window with all that it has, and that goes on there: it is the stream that is
-    /// late.
-    ///
-    /// This is no sign of a restart, however many such heaps come when the stream catches up.
-    fn lagging(&self, current: &Segment, stamp: u64, witness: &impl Witness) -> Option<Moment> {
-        let oldest = current.newest.saturating_sub(self.rules.window.wrapping_sub(1));
-        if witness.newest_of_stream()? >= oldest {
+    /// A heap of a source that is far behind the window, but goes on from where it was: it is its stream that is late.
+    fn lagging(
+        &self,
+        heap: Sighting,
+        current: &Segment,
+        here: &Result<Located, LocateError>,
+        witness: &impl Witness,
+    ) -> Option<Moment> {
+        let at = here.as_ref().ok().filter(|at| at.ahead <= 0)?;
+        let moment = current.moment(at)?;
+        let newest = u64::try_from(witness.newest(heap.source)).ok()?;
+        let batches = self.rules.grid.batches;
+        let batch = moment.chunk.saturating_mul(batches).saturating_add(moment.batch);
+        (newest >= current.first.saturating_mul(batches) && batch > newest).then_some(moment)
+    }
+
+    /// Where time goes if more than half of the live sources say what a heap says; and whether it is because the others are
+    /// silent.
+    fn majority(&mut self, heap: Sighting, current: &Segment, witness: &impl Witness) -> Option<(Agreement, bool)> {
+        let Sighting { source, stamp, .. } = heap;
+        self.budget = self.budget.saturating_add(1).min(self.rules.n_sources.saturating_mul(2));
+        let silence = SILENCE.saturating_mul(signed(self.rules.window)).saturating_mul(signed(self.rules.grid.batches));
+        let may_be_silent = self.voices.gone_on(source) >= silence;
+        if !may_be_silent && !self.voices.may_differ() {
             return None;
         }
-        let newest = u64::try_from(witness.newest_of_source()).ok()?;
-        // What it has may have been flushed.
-        let segments = [Some(*current), self.previous.filter(|_| self.is_flushed)];
-        segments.into_iter().flatten().find_map(|segment| {
-            let at = segment.locate(&self.rules.grid, stamp).ok().filter(|at| at.ahead <= 0)?;
-            let moment = segment.moment(&at)?;
-            let is_of_segment = newest >= segment.first.saturating_mul(self.rules.grid.batches);
-            let batch = moment.chunk.saturating_mul(self.rules.grid.batches).saturating_add(moment.batch);
-            (is_of_segment && batch > newest).then_some(moment)
+        self.count(current, witness);
+        let agreed = self.voices.agreement(stamp);
+        if self.voices.is_majority(&agreed) {
+            return Some((agreed, false));
+        }
+        let is_refused = self.refused.is_some_and(|refused| self.voices.agree(agreed.stamp, refused));
+        let is_best = agreed.sources > 0 && agreed.sources == agreed.largest && !is_refused;
+        (may_be_silent && is_best && self.voices.has_gone_on(&agreed, silence)).then_some((agreed, true))
+    }
+
+    /// Go to the time that the sources agree on, if that is allowed: what becomes of the heap then.
+    fn win(
+        &mut self,
+        heap: Sighting,
+        current: &Segment,
+        agreed: &Agreement,
+        others_are_silent: bool,
+        witness: &impl Witness,
+    ) -> Option<Verdict> {
+        let clock = witness.now();
+        let newest = current.newest_time(&self.rules.grid);
+        let near = current.locate(&self.rules.grid, agreed.stamp).ok();
+        // After half the range of timestamps, the nearest time with this timestamp is in the past.
+        let beyond = || {
+            let time = unwrap(agreed.stamp, self.pace.expected(clock)?)?;
+            let at = current.locate_time(&self.rules.grid, time).ok().filter(|at| at.ahead > 0)?;
+            self.pace.is_expected(newest, time, clock).then_some(at)
+        };
+        match near.filter(|at| at.ahead > 0).or_else(beyond) {
+            // Sources fell silent that were in the majority, or the heaps in between were lost.
+            Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(&at, current),
+            Some(at) if self.has_gone_on(newest, &at, clock) => self.jump(&at, current),
+            Some(at) if !self.rules.resync => {
+                // Chunk IDs go on to tell the time, but what lies in between is not missing.
+                let first = current.newest.saturating_add(1);
+                self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
+                self.begin_again();
+                self.jump(&at, current);
+            }
+            _ if self.rules.resync => self.restart(current, agreed),
+            // What is late will be back.
+            _ if self.is_late(current, agreed.stamp) => {
+                self.voices.wait();
+                return None;
+            }
+            _ => {
+                let is_known = self.refused.is_some_and(|stamp| self.voices.agree(agreed.stamp, stamp));
+                self.refusals = self.refusals.saturating_add(u64::from(!is_known));
+                self.refused = Some(agreed.stamp);
+                return None;
+            }
+        }
+        self.settle(agreed, others_are_silent);
+        let current = self.current?;
+        Some(match current.locate(&self.rules.grid, heap.stamp) {
+            Ok(at) => self.advance(heap.source, at, witness),
+            Err(error) => error.into(),
         })
     }
 
-    fn agrees(&self, stamp: u64, other: u64) -> bool {
-        let ticks = self.rules.max_jump.saturating_mul(self.rules.grid.chunk_step);
-        difference(stamp, other).unsigned_abs() <= ticks
-    }
-
-    /// Count a vote for the time of an outlier; true if that has won.
-    ///
-    /// This is the majority vote of Boyer and Moore ("MJRTY: a fast majority vote algorithm", 1991): a vote for another
-    /// time cancels one, and so does each heap that was placed meanwhile, by any stream.
-    fn vote(&mut self, stamp: u64, witness: &impl Witness) -> bool {
-        let placed = witness.placed();
-        let fresh = Candidate { stamp, votes: 1, placed, refused: false };
-        let Some(mut candidate) = self.candidate else {
-            self.candidate = Some(fresh);
-            return false;
-        };
-        let against = placed.saturating_sub(candidate.placed);
-        candidate.placed = placed;
-        candidate.votes = candidate.votes.saturating_sub(against);
-        self.barren = if against > 0 { 0 } else { self.barren.saturating_add(1) };
-        if candidate.votes > 0 {
-            if self.agrees(stamp, candidate.stamp) {
-                candidate.votes = candidate.votes.saturating_add(1).min(self.rules.quorum);
-                if difference(stamp, candidate.stamp) > 0 {
-                    candidate.stamp = stamp;
-                }
-            } else {
-                candidate.votes = candidate.votes.saturating_sub(1);
-            }
-        }
-        let candidate = if candidate.votes > 0 { candidate } else { fresh };
-        self.candidate = Some(candidate);
-        if candidate.votes >= self.rules.quorum && !candidate.refused {
-            return true;
-        }
-        // Where nobody has a majority and nothing is received, any time is better than none.
-        let is_barren = self.barren >= self.rules.quorum.saturating_mul(BARREN_QUORUMS);
-        if is_barren && !(candidate.refused && self.agrees(stamp, candidate.stamp)) {
-            self.candidate = Some(fresh);
-            return true;
-        }
-        false
-    }
-
-    /// Go to the time of the candidate, if that is allowed.
-    fn win(&mut self, stamp: u64, witness: &impl Witness) -> Verdict {
-        let (Some(current), Some(candidate)) = (self.current, self.candidate) else { return Verdict::Implausible };
-        let there = current.locate(&self.rules.grid, candidate.stamp).ok().filter(|at| at.ahead > 0);
-        match there {
-            // Sources fell silent that were in the majority, or the heaps in between were lost.
-            Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(at, current),
-            Some(at) if self.has_gone_on(&current, &at, witness) => self.jump(at, current),
-            Some(at) if !self.rules.resync => {
-                // Chunk IDs go on to tell the time, but what lies in between is not missing.
-                self.begin_again(witness);
-                let first = current.newest.saturating_add(1);
-                self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
-                self.jump(at, current);
-            }
-            _ if self.rules.resync => self.restart(&current, candidate.stamp, witness),
-            _ => {
-                self.refusals = self.refusals.saturating_add(1);
-                self.candidate = Some(Candidate { refused: true, ..candidate });
-                return Verdict::Backward;
-            }
-        }
-        let Some(current) = self.current else { return Verdict::Implausible };
-        match current.locate(&self.rules.grid, stamp) {
-            // The heap itself need not be the newest of those that agree.
-            Ok(at) if at.ahead <= 0 => self.advance(at, witness),
-            Ok(_) => Verdict::Implausible,
-            Err(error) => error.into(),
-        }
+    fn is_late(&self, current: &Segment, stamp: u64) -> bool {
+        self.late(current, &current.locate(&self.rules.grid, stamp)).is_some()
     }
 
     /// Whether a time ahead is that of the same senders, after a gap that nothing was received of.
-    fn has_gone_on(&self, current: &Segment, at: &Located, witness: &impl Witness) -> bool {
-        let newest = current.newest_time(&self.rules.grid);
-        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap.
-        let wraps = at.time as u64 >> TIME_BITS != newest as u64 >> TIME_BITS;
-        // Time so far may have been that of a single wrong heap.
-        let is_proven = witness.placed().saturating_sub(self.placed_before) >= self.rules.quorum;
-        is_proven && self.rules.tick_rate.is_none() && !(wraps && self.rules.resync)
+    fn has_gone_on(&self, newest: i64, at: &Located, clock: Option<u64>) -> bool {
+        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap, if nothing can tell.
+        let wraps = at.time >> TIME_BITS != newest >> TIME_BITS && !self.pace.can_tell(clock);
+        // Time so far may have been that of a single wrong heap, or of a few sources that were heard first.
+        let is_proven = self.voices.total().wrapping_sub(self.placed_before) >= 2
+            && self.voices.received().saturating_mul(2) > self.voices.live();
+        is_proven && !(wraps && self.rules.resync) && self.pace.is_possible(newest, at.time, clock)
     }
 
-    /// Begin time again where a timestamp says.
-    fn restart(&mut self, current: &Segment, stamp: u64, witness: &impl Witness) {
+    /// Forget what was known of the time so far.
+    fn begin_again(&mut self) {
+        self.placed_before = self.voices.total();
+        self.pace.begin_again();
+    }
+
+    /// Begin time again where sources agree that it is.
+    fn restart(&mut self, current: &Segment, agreed: &Agreement) {
+        let grid = &self.rules.grid;
         // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
-        let itself = stamp as i64;
-        let time = current.locate(&self.rules.grid, stamp).ok().filter(|_| !self.rules.grid.is_aligned(itself));
-        let chunk = self.rules.grid.chunk_of(time.map_or(itself, |at| at.time));
+        let itself = Some(agreed.stamp as i64).filter(|&time| grid.is_aligned(time));
+        let unwrapped = || current.locate(grid, agreed.stamp).ok().map(|at| at.time);
+        let Some(time) = itself.or_else(unwrapped).or_else(|| grid.age_of(agreed.stamp)) else { return };
         // Whatever the first heap is that a stream places there, its window has no chunk from before any more.
         let first = current.newest.saturating_add(self.rules.reach);
         let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
-        let offset = signed(newest).saturating_sub(chunk);
+        let offset = signed(newest).saturating_sub(grid.chunk_of(time));
         // Before time 0 there are no chunks.
         let first = u64::try_from(offset).unwrap_or(0).max(first);
-        self.begin_again(witness);
+        self.begin_again();
         self.switch(Segment { first, offset, newest }, Cause::Restart);
     }
 
     /// Go on in the current segment, further on.
-    fn jump(&mut self, at: Located, current: Segment) {
-        self.current = Some(Segment { newest: at.chunk as u64, ..current });
-        self.candidate = None;
-        self.barren = 0;
-        self.forget_absent(at.chunk);
+    fn jump(&mut self, at: &Located, current: &Segment) {
+        self.current = Some(Segment { newest: at.chunk as u64, ..*current });
+        self.turned = self.turned.max(at.chunk as u64);
+    }
+
+    /// Time has gone to where these sources are.
+    fn settle(&mut self, agreed: &Agreement, others_are_silent: bool) {
+        let Some(current) = self.current else { return };
+        self.voices.follow(agreed, &current, &self.rules.grid, others_are_silent);
+        self.lead = signed(current.newest);
+        self.refused = None;
     }
 
     /// Begin an epoch after all chunks in windows, which come out when the control heap has been placed.
     ///
     /// Returns the chunk of the control heap; None if no window has a chunk.
-    pub fn flush(&mut self) -> Option<u64> {
+    pub fn flush(&mut self, witness: &impl Witness) -> Option<u64> {
         let current = self.current.filter(|current| current.newest >= current.first)?;
         let control = self.control()?;
         let first = control.checked_add(1)?;
         let skipped = signed(control).saturating_sub(signed(current.newest));
         let offset = current.offset.saturating_add(skipped);
+        self.count(&current, witness);
+        self.voices.skip(skipped.saturating_mul(signed(self.rules.grid.batches)));
         self.switch(Segment { first, offset, newest: control }, Cause::Flush);
         Some(control)
     }
@@ -551,12 +586,5 @@ impl Timeline {
             .newest
             .checked_add(self.rules.reach)
             .filter(|&chunk| signed(chunk) < self.rules.grid.chunk_of(i64::MAX))
-    }
-}
-
-impl Anchor {
-    /// The time to expect at a moment, given the ticks in a nanosecond.
-    fn predict(&self, clock: u64, rate: f64) -> i64 {
-        self.time.saturating_add((clock.saturating_sub(self.clock) as f64 * rate) as i64)
     }
 }

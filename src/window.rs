@@ -2,7 +2,8 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
-use crate::layout::{Layout, TIME_BITS};
+use crate::layout::Layout;
+use crate::segment::LOW_BITS;
 
 /// The chunks that heaps of a stream are placed in: as many as spead2 keeps at a time, up to the newest, all of one
 /// epoch.
@@ -54,13 +55,6 @@ impl Window {
         self.newest
     }
 
-    /// ID of the newest chunk, if there is any.
-    #[must_use]
-    pub fn newest_chunk(&self) -> Option<u64> {
-        let end = if self.limit == 0 { self.floor.checked_sub(1) } else { Some(self.first_chunk) };
-        end.map(|chunk| chunk.wrapping_add(self.newest))
-    }
-
     /// Move the window so that it ends with `chunk`, if that is newer than its newest.
     ///
     /// The epoch of the chunk begins with chunk `epoch_first`, and has chunk IDs that are `epoch_offset` more than the
@@ -87,6 +81,7 @@ impl Window {
         Some(first.wrapping_sub(old))
     }
 
+
     /// Empty the window: a control heap has pushed out all chunks up to its own.
     ///
     /// Returns by how many chunks the beginning has moved.
@@ -97,5 +92,3 @@ impl Window {
         self.floor.wrapping_sub(old)
     }
 }
-
-const LOW_BITS: u64 = (1_u64 << TIME_BITS).wrapping_sub(1);

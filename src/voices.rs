@@ -1,0 +1,475 @@
+//! What each source says the time is, and what most of them say.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use crate::estranged::Estranged;
+use crate::segment::{Grid, LOW_BITS, Segment, difference, signed};
+
+/// For so many turns of the window after a source was last heard, it is live.
+const LIVE_TURNS: u64 = 2;
+/// Batch of a source that has none in the current segment.
+pub(crate) const NOWHERE: i64 = -1;
+
+/// What the timeline asks about heaps that have been placed, without holding up those who place them.
+///
+/// Batches are counted from chunk 0, in chunk IDs.
+pub trait Witness {
+    /// Heaps of a source that all streams have placed so far.
+    fn placed(&self, source: u64) -> u64;
+
+    /// The newest batch of a source that any stream has placed; negative if there is none.
+    fn newest(&self, source: u64) -> i64;
+
+    /// Nanoseconds on a clock that never goes back; None if the heaps do not come as time passes.
+    fn now(&self) -> Option<u64>;
+}
+
+/// A heap that is good in all but its time, of which nothing is known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Its source.
+    pub source: u64,
+    /// Its timestamp (48 bits).
+    pub stamp: u64,
+    /// Where it goes on the axes other than time: a copy of a heap has the same.
+    pub slot: u64,
+}
+
+/// In what way a heap is not where the window is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Ahead of the window, or nowhere near it.
+    Elsewhere,
+    /// It came late. If its source was received in time before, this counts only if it does so twice, for single heaps come
+    /// late on any network.
+    Late,
+    /// It was there already, in the window. This counts only twice, too.
+    Repeated,
+}
+
+/// What a source says against the window.
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    stamp: u64,
+    slot: u64,
+    /// How many different heaps have said so in a row, the source not having gone on in the window in between.
+    heaps: u64,
+    /// The timestamp with which it was last new.
+    since: u64,
+    /// By how many batches it has gone on since anybody was heard in the window: two for each heap at most.
+    gone_on: i64,
+    /// The newest batch of the source at the last of them.
+    newest: i64,
+    kind: Kind,
+}
+
+impl Claim {
+    /// Whether its source has gone on since in the window, which begins with batch `first`, given its newest batch. Heaps that
+    /// are repeated, or from before its newest, do not show that it is right again.
+    fn is_over(&self, newest: i64, first: i64) -> bool {
+        newest > self.newest && newest >= first
+    }
+
+    /// Whether it counts, of a source that was received before in the segment or not.
+    fn counts(&self, was_received: bool) -> bool {
+        self.heaps >= 2 || self.kind == Kind::Elsewhere || !was_received
+    }
+}
+
+/// What is known of a source.
+#[derive(Clone, Debug)]
+struct Voice {
+    claim: Option<Claim>,
+    /// Heaps placed when they were last counted.
+    placed: u64,
+    /// The turn of the window in which it was last heard; None if it never was, or is known to be silent.
+    turn: Option<u64>,
+    /// [`Voices::steps`] when it was last heard.
+    heard_at: i64,
+    /// [`Voices::median`] when it was last heard.
+    median: i64,
+    /// It has been heard since it was last known whether it is slow: behind most others when it was heard.
+    was_heard: bool,
+    is_slow: bool,
+    /// The newest batch of which it has a heap, counted from chunk 0, or [`NOWHERE`].
+    batch: i64,
+}
+
+/// What a group of sources agrees on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Agreement {
+    /// The newest timestamp of them.
+    pub stamp: u64,
+    /// And the oldest.
+    pub oldest: u64,
+    /// How many sources they are.
+    pub sources: u64,
+    /// How many agree on the time that most agree on.
+    pub largest: u64,
+}
+
+/// The voices of all sources: each has one, however many heaps it sends.
+#[derive(Debug)]
+pub(crate) struct Voices {
+    voices: Box<[Voice]>,
+    /// Ticks within which times agree: a window holds them, and a chunk before.
+    span: i64,
+    step: i64,
+    /// Ticks that a claim may go on by before it may have come to where others are: with those that sources may be apart,
+    /// they fit one window.
+    stay: u64,
+    estranged: Arc<Estranged>,
+    /// Times to be sorted; never longer than `voices`.
+    times: Vec<i64>,
+    /// The batch that half of the live sources had reached when last counted.
+    median: i64,
+    /// How often the window has moved on because a source had.
+    steps: i64,
+    /// How often the window has moved on by its own length.
+    turn: u64,
+    /// Sources that are live, when last counted.
+    live: u64,
+    /// Claims there are, some of which may not hold any more.
+    claims: u64,
+    /// All heaps placed, when last counted.
+    total: u64,
+    /// Sources that had been heard in the window since the count before the last.
+    heard: u64,
+    /// So much news must come before another majority can have come about.
+    wanting: u64,
+}
+
+impl Voice {
+    fn new() -> Self {
+        Self { claim: None, placed: 0, turn: None, heard_at: NOWHERE, median: 0, was_heard: false, is_slow: false, batch: NOWHERE }
+    }
+
+    /// What it claims, if that counts.
+    fn counted(&self) -> Option<Claim> {
+        self.claim.filter(|claim| claim.counts(self.batch != NOWHERE))
+    }
+
+    fn is_live(&self, turn: u64) -> bool {
+        self.turn.is_some_and(|heard| turn.wrapping_sub(heard) <= LIVE_TURNS)
+    }
+}
+
+impl Voices {
+    /// Voices of sources that have not been heard.
+    pub fn new(n_sources: u64, window: u64, grid: &Grid) -> Self {
+        let span = signed(window.saturating_sub(2).max(1)).saturating_mul(signed(grid.chunk_step));
+        Self {
+            voices: (0..n_sources).map(|_| Voice::new()).collect(),
+            span,
+            step: signed(grid.step),
+            stay: (span.unsigned_abs() >> 1).min(grid.chunk_step.saturating_mul(2)),
+            estranged: Arc::new(Estranged::new(n_sources)),
+            times: Vec::with_capacity(n_sources as usize),
+            median: 0,
+            steps: 0,
+            turn: 0,
+            live: 0,
+            claims: 0,
+            total: 0,
+            heard: 0,
+            wanting: 0,
+        }
+    }
+
+    /// Which sources disagree with the window, for anybody to read.
+    pub fn estranged(&self) -> &Arc<Estranged> {
+        &self.estranged
+    }
+
+    /// How many sources there are.
+    pub fn len(&self) -> u64 {
+        self.voices.len() as u64
+    }
+
+    /// Whether two timestamps are of one mind: a window holds both, and they are whole steps apart.
+    pub fn agree(&self, stamp: u64, other: u64) -> bool {
+        let ticks = difference(stamp, other);
+        ticks.unsigned_abs() <= self.span.unsigned_abs() && ticks.checked_rem(self.step) == Some(0)
+    }
+
+    /// A heap of a source is in the window, or it would be but for a flush.
+    pub fn join(&mut self, source: u64, batch: i64) {
+        let (turn, steps, median) = (self.turn, self.steps, self.median);
+        let Some(voice) = self.voices.get_mut(source as usize) else { return };
+        if voice.claim.is_some_and(|claim| batch > claim.newest) {
+            voice.claim = None;
+            self.claims = self.claims.saturating_sub(1);
+            self.estranged.clear(source);
+        }
+        voice.turn = Some(turn);
+        voice.heard_at = steps;
+        voice.median = median;
+        voice.batch = voice.batch.max(batch);
+    }
+
+    /// A heap of a source is not where the window is, which begins with batch `first`. How many different heaps have said so
+    /// in a row.
+    pub fn claim(&mut self, heap: Sighting, kind: Kind, first: i64, witness: &impl Witness) -> u64 {
+        let newest = witness.newest(heap.source);
+        let stands = |claim: &Claim| !claim.is_over(newest, first) && self.agree(heap.stamp, claim.stamp);
+        let Some(voice) = self.voices.get(heap.source as usize) else { return 0 };
+        let standing = voice.claim.filter(stands);
+        let heaps = standing.map_or(1, |claim| {
+            let is_copy = (claim.stamp, claim.slot) == (heap.stamp, heap.slot);
+            claim.heaps.saturating_add(u64::from(!is_copy))
+        });
+        // Said for the second time, it may count for more; and with time it comes to where others are.
+        let since = standing.map_or(heap.stamp, |claim| claim.since);
+        let has_moved = difference(heap.stamp, since).unsigned_abs() > self.stay;
+        let is_news = standing.is_none_or(|standing| has_moved || (standing.heaps < heaps && heaps == 2));
+        let since = if is_news { heap.stamp } else { since };
+        let gone_on = standing.map_or(0, |claim| {
+            let batches = difference(heap.stamp, claim.stamp).checked_div(self.step).unwrap_or(0);
+            claim.gone_on.saturating_add(batches.clamp(-2, 2))
+        });
+        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, newest, kind };
+        let turn = self.turn;
+        let Some(voice) = self.voices.get_mut(heap.source as usize) else { return 0 };
+        self.claims = self.claims.saturating_add(u64::from(voice.claim.is_none()));
+        voice.claim = Some(claim);
+        if heaps >= 2 {
+            voice.turn = Some(turn);
+            self.estranged.set(heap.source);
+        }
+        self.wanting = self.wanting.saturating_sub(u64::from(is_news));
+        heaps
+    }
+
+    /// Find out who is slow, of those that were just heard; `times` has what batches sources are at.
+    fn find_slow(&mut self, grid: &Grid, window: i64) {
+        let half = self.times.len() >> 1;
+        if self.times.is_empty() {
+            return;
+        }
+        self.median = *self.times.select_nth_unstable(half).1;
+        // Two chunks, but no more than half of what the window leaves.
+        let close = window.saturating_sub(2).clamp(1, 4).saturating_mul(signed(grid.batches)) >> 1;
+        for voice in self.voices.iter_mut().filter(|voice| voice.was_heard) {
+            voice.was_heard = false;
+            voice.median = self.median;
+            voice.is_slow = voice.batch < self.median.saturating_sub(close);
+        }
+    }
+
+    /// Whether it is worth while to count who agrees on something else than the window.
+    pub fn may_differ(&self) -> bool {
+        self.wanting == 0 && self.claims.saturating_mul(2) > self.live
+    }
+
+    /// How often the window has moved on because a source had.
+    pub fn steps(&self) -> i64 {
+        self.steps
+    }
+
+    /// It moves on again, however far: that may be a single wrong heap.
+    pub fn step(&mut self) {
+        self.steps = self.steps.saturating_add(1);
+    }
+
+    /// The window has moved on by its own length: sources that are not heard any more cease to be live.
+    pub fn turn(&mut self) {
+        self.turn = self.turn.wrapping_add(1);
+        self.wanting = 0;
+    }
+
+    /// Ask what has become of all sources on the fast path. The window may have come to where some claim to be.
+    pub fn count(&mut self, current: &Segment, grid: &Grid, window: i64, witness: &impl Witness) {
+        let is_here = |claim: &Claim| {
+            let at = current.locate(grid, claim.stamp).ok();
+            at.is_some_and(|at| at.ahead <= 0 && at.ahead > window.wrapping_neg() && current.moment(&at).is_some())
+        };
+        let first = signed(current.first).saturating_mul(signed(grid.batches));
+        let start = current.window_start(grid, window);
+        self.times.clear();
+        (self.live, self.claims, self.total, self.heard) = (0, 0, 0, 0);
+        for (source, voice) in (0_u64..).zip(self.voices.iter_mut()) {
+            let (placed, newest) = (witness.placed(source), witness.newest(source));
+            self.total = self.total.wrapping_add(placed);
+            if placed != voice.placed {
+                voice.placed = placed;
+                voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
+                voice.turn = Some(self.turn);
+                voice.heard_at = self.steps;
+                voice.was_heard = true;
+                self.heard = self.heard.saturating_add(u64::from(newest >= start));
+            }
+            let is_over = |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));
+            if voice.claim.is_some_and(is_over) {
+                voice.claim = None;
+                self.estranged.clear(source);
+            }
+            self.claims = self.claims.saturating_add(u64::from(voice.claim.is_some()));
+            if voice.is_live(self.turn) {
+                self.live = self.live.saturating_add(1);
+                self.times.extend(Some(voice.batch).filter(|&batch| batch != NOWHERE));
+            }
+        }
+        self.find_slow(grid, window);
+        if self.heard > 0 {
+            let claims = self.voices.iter_mut().filter_map(|voice| voice.claim.as_mut());
+            claims.for_each(|claim| claim.gone_on = 0);
+        }
+    }
+
+    /// The batch that the slowest live source has reached, or claims to, of all but one: None if nobody is slow.
+    ///
+    /// Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
+    /// the others went on by `patience` batches; those that claim times far from the window; those that are slow; and those that are late, unless they are more
+    /// than half.
+    pub fn slowest(
+        &self,
+        except: u64,
+        (since, patience): (i64, i64),
+        current: &Segment,
+        grid: &Grid,
+        window: i64,
+    ) -> Option<i64> {
+        let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
+        let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
+        for (source, voice) in (0_u64..).zip(self.voices.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
+            let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
+            if source == except || is_silent {
+                continue;
+            }
+            match voice.claim.map(|claim| current.locate(grid, claim.stamp)) {
+                None if voice.batch != NOWHERE && !voice.is_slow => slowest = slower(slowest, voice.batch),
+                Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => slowest = slower(slowest, grid.batch_of(&at)),
+                Some(Ok(at)) if at.ahead <= 0 && at.ahead > window.saturating_mul(-2) => {
+                    late = late.saturating_add(1);
+                    slowest_late = slower(slowest_late, grid.batch_of(&at));
+                }
+                _ => {}
+            }
+        }
+        if late.saturating_mul(2) > self.live { slowest_late } else { slowest }
+    }
+
+    /// The claims that agree with a timestamp, as many as fit a window.
+    pub fn agreement(&mut self, stamp: u64) -> Agreement {
+        let Self { voices, times, step, span, .. } = self;
+        times.clear();
+        let counted = voices.iter().filter_map(Voice::counted);
+        let ticks = counted.map(|claim| difference(claim.stamp, stamp));
+        times.extend(ticks.filter(|ticks| ticks.checked_rem(*step) == Some(0)));
+        times.sort_unstable();
+        let (mut best, mut largest) = ((0, 0, 0), 0);
+        let mut first = 0;
+        for (last, &end) in times.iter().enumerate() {
+            while times.get(first).is_some_and(|&start| end.saturating_sub(start) > *span) {
+                first = first.wrapping_add(1);
+            }
+            let sources = last.wrapping_sub(first).wrapping_add(1);
+            largest = largest.max(sources);
+            let start = times.get(first).copied().unwrap_or(end);
+            if start <= 0 && end >= 0 && sources > best.0 {
+                best = (sources, start, end);
+            }
+        }
+        let (sources, start, end) = best;
+        Agreement {
+            stamp: stamp.wrapping_add(end as u64) & LOW_BITS,
+            oldest: stamp.wrapping_add(start as u64) & LOW_BITS,
+            sources: sources as u64,
+            largest: largest as u64,
+        }
+    }
+
+    /// Whether a claim is part of what others agree on.
+    fn is_of(&self, claim: &Claim, agreed: &Agreement) -> bool {
+        let within = difference(claim.stamp, agreed.oldest) >= 0 && difference(agreed.stamp, claim.stamp) >= 0;
+        within && self.agree(claim.stamp, agreed.stamp)
+    }
+
+    /// Of the sources that are live, or agree on this, whether more than half agree.
+    ///
+    /// A source that is the only one must say it twice.
+    pub fn is_majority(&mut self, agreed: &Agreement) -> bool {
+        let (mut for_it, mut asked, mut most) = (0_u64, 0_u64, 0_u64);
+        for voice in &self.voices {
+            let is_of = voice.counted().is_some_and(|claim| self.is_of(&claim, agreed));
+            if is_of {
+                for_it = for_it.saturating_add(1);
+                most = most.max(voice.claim.map_or(0, |claim| claim.heaps));
+            }
+            asked = asked.saturating_add(u64::from(is_of || voice.is_live(self.turn)));
+        }
+        let has_won = for_it.saturating_mul(2) > asked && (for_it >= 2 || most >= 2);
+        if !has_won {
+            self.wanting = (asked >> 1).saturating_add(1).saturating_sub(agreed.largest).max(1);
+        }
+        has_won
+    }
+
+    /// By how many batches a source has gone on elsewhere since anybody was heard in the window, for all that is known.
+    pub fn gone_on(&self, source: u64) -> i64 {
+        self.voices.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.gone_on)
+    }
+
+    /// Whether all that agree have gone on by so many batches since anybody was heard in the window.
+    pub fn has_gone_on(&self, agreed: &Agreement, batches: i64) -> bool {
+        let claims = self.voices.iter().filter_map(|voice| voice.claim);
+        claims.filter(|claim| self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
+    }
+
+    /// Nothing comes of a majority: wait until as many claims have been made anew.
+    pub fn wait(&mut self) {
+        self.wanting = self.live.max(1);
+    }
+
+    /// Sources that have been received in the current segment.
+    pub fn received(&self) -> u64 {
+        self.voices.iter().filter(|voice| voice.batch != NOWHERE).count() as u64
+    }
+
+    /// Sources that were live when last counted.
+    pub fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Whether a heap was placed in the window between the last count and the one before.
+    pub fn anybody_heard(&self) -> bool {
+        self.heard > 0
+    }
+
+    /// All heaps placed, when last counted.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Time has gone to what these agree on; the others are nowhere in the segment until they are heard in it.
+    ///
+    /// If nobody was heard but those, the others are silent.
+    pub fn follow(&mut self, agreed: &Agreement, segment: &Segment, grid: &Grid, others_are_silent: bool) {
+        let turn = self.turn;
+        for source in 0..self.len() {
+            let Some(voice) = self.voices.get(source as usize) else { continue };
+            let claim = voice.claim.filter(|claim| self.is_of(claim, agreed));
+            let Some(voice) = self.voices.get_mut(source as usize) else { continue };
+            let at = claim.and_then(|claim| segment.locate(grid, claim.stamp).ok());
+            voice.batch = at.map_or(NOWHERE, |at| grid.batch_of(&at));
+            if claim.is_some() {
+                voice.claim = None;
+                voice.turn = Some(turn);
+                self.claims = self.claims.saturating_sub(1);
+                self.estranged.clear(source);
+            } else if others_are_silent {
+                voice.turn = None;
+            }
+        }
+        self.wanting = 0;
+    }
+
+    /// Chunk IDs have been skipped: everybody is where they were, so many batches later.
+    pub fn skip(&mut self, batches: i64) {
+        for voice in self.voices.iter_mut().filter(|voice| voice.batch != NOWHERE) {
+            voice.batch = voice.batch.saturating_add(batches);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The timeline: what each fault costs, and that whatever came before, most sources are received.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use speadrx::epochs::Cause;
+
+mod senders;
+
+use senders::{LATER, Outcome, RANGE, Receiver, layout};
+
+/// How sources may be wrong from now on, forever.
+#[derive(Clone, Copy, Debug)]
+enum Madness {
+    Silent,
+    /// Its clock is off by so many batches.
+    Off(i128),
+    /// It gains or loses a batch every so many.
+    Drift(i128),
+    /// Its clock stands still.
+    Stuck,
+    /// It repeats a batch many times.
+    Slow(i128),
+    /// Any time at all.
+    Random,
+    /// Right, but for one heap in so many, which is up to so many batches ahead.
+    Garbage(i128, i128),
+}
+
+fn madness() -> impl Strategy<Value = Madness> {
+    prop_oneof![
+        Just(Madness::Silent),
+        (-200..200_i128).prop_map(Madness::Off),
+        prop_oneof![Just(1_i128 << 20), Just(-(1 << 20)), -20_000..20_000_i128].prop_map(Madness::Off),
+        (4..100_i128).prop_map(Madness::Drift),
+        (-100..-2_i128).prop_map(Madness::Drift),
+        Just(Madness::Stuck),
+        (2..10_i128).prop_map(Madness::Slow),
+        Just(Madness::Random),
+        (50..200_i128, 1..70_i128).prop_map(|(one_in, ahead)| Madness::Garbage(one_in, ahead)),
+    ]
+}
+
+impl Madness {
+    /// The batch that a source takes it to be, if it sends, at batch `now` of a run that began with `from`.
+    fn batch(self, now: i128, from: i128, dice: &mut u64) -> Option<i128> {
+        *dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        let random = i128::from(*dice >> 20);
+        let passed = now - from;
+        Some(match self {
+            Self::Silent => return None,
+            Self::Off(batches) => now + batches,
+            Self::Drift(every) => now + passed / every,
+            Self::Stuck => from,
+            Self::Slow(every) => from + passed / every,
+            Self::Random => random % (RANGE / 4096),
+            Self::Garbage(one_in, ahead) => {
+                now + if random % one_in == 0 { 1 + (random >> 8) % ahead } else { 0 }
+            }
+        })
+    }
+}
+
+/// What may come before.
+#[derive(Clone, Debug)]
+enum Event {
+    /// The first so many sources send this many batches.
+    Send(i128, usize),
+    /// Each of them sends so many heaps in a row.
+    Burst(i128, usize),
+    /// A heap of any time.
+    Any(i128, usize),
+    Restart(i128),
+    /// All are set back or ahead a little.
+    Nudge(i128),
+    HalfRestart(i128),
+    Silence(i128),
+    /// A source is off by so much from now on.
+    Mad(usize, i128),
+    Flush,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => (1..20_i128, 1..17_usize).prop_map(|(batches, sources)| Event::Send(batches, sources)),
+        2 => (1..70_i128, 1..17_usize).prop_map(|(batches, sources)| Event::Burst(batches, sources)),
+        1 => (0..RANGE, 0..17_usize).prop_map(|(time, source)| Event::Any(time, source)),
+        1 => (0..400_000_i128).prop_map(Event::Restart),
+        1 => (-100..100_i128).prop_map(Event::Nudge),
+        1 => (0..400_000_i128).prop_map(Event::HalfRestart),
+        1 => (0..4000_i128).prop_map(Event::Silence),
+        1 => (0..17_usize, -3000..3000_i128).prop_map(|(source, off)| Event::Mad(source, off)),
+        1 => Just(Event::Flush),
+    ]
+}
+
+fn happen(receiver: &mut Receiver, clocks: &mut [i128], events: &[Event]) {
+    let (n, streams) = (clocks.len(), receiver.streams());
+    for event in events {
+        match *event {
+            Event::Send(batches, sources) => {
+                for _ in 0..batches {
+                    clocks.iter_mut().for_each(|clock| *clock += 1);
+                    receiver.pass(1);
+                    for source in 0..sources.min(n) {
+                        receiver.heap(clocks[source] * 4096, source, source % streams);
+                    }
+                }
+            }
+            Event::Burst(batches, sources) => {
+                receiver.pass(batches);
+                for source in 0..n {
+                    for batch in 1..=batches {
+                        if source < sources {
+                            receiver.heap((clocks[source] + batch) * 4096, source, source % streams);
+                        }
+                    }
+                    clocks[source] += batches;
+                }
+            }
+            Event::Any(time, source) => _ = receiver.heap(time, source % n, source % n % streams),
+            Event::Restart(to) => clocks.fill(to),
+            Event::Nudge(by) => clocks.iter_mut().for_each(|clock| *clock = (*clock + by).max(0)),
+            Event::HalfRestart(to) => clocks.iter_mut().step_by(2).for_each(|clock| *clock = to),
+            Event::Silence(batches) => {
+                clocks.iter_mut().for_each(|clock| *clock += batches);
+                receiver.pass(batches);
+            }
+            Event::Mad(source, off) => clocks[source % n] = (clocks[source % n] + off).max(0),
+            Event::Flush => receiver.flush(),
+        }
+    }
+}
+
+/// What is tried.
+#[derive(Clone, Debug)]
+struct Case {
+    window: u64,
+    streams: usize,
+    sources: usize,
+    rate: Option<f64>,
+    is_live: bool,
+    /// What comes before.
+    events: Vec<Event>,
+    /// How many sources are wrong from then on, if so many can be, in what way, and whether they are the first.
+    wrong: usize,
+    madness: Vec<Madness>,
+    are_first: bool,
+    /// Of the good ones: heaps that each sends in a row, batches that every second one is behind, and where they begin.
+    burst: i128,
+    skew: i128,
+    at: i128,
+    seed: u64,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (
+        (2_u64..13, 1_usize..5, select(vec![1_usize, 2, 3, 4, 5, 6, 7, 16, 17])),
+        (prop_oneof![Just(None), Just(Some(4096e9))], any::<bool>()),
+        vec(event(), 0..40),
+        (0..8_usize, vec(madness(), 8), any::<bool>()),
+        (0..70_i128, 0..16_i128, prop_oneof![Just(0_i128), -100..100_i128, 0..400_000_i128], any::<u64>()),
+    )
+        .prop_map(|(streams, clock, events, wrong, good)| Case {
+            window: streams.0,
+            streams: streams.1,
+            sources: streams.2,
+            rate: clock.0,
+            is_live: clock.1,
+            events,
+            wrong: wrong.0,
+            madness: wrong.1,
+            are_first: wrong.2,
+            burst: good.0,
+            skew: good.1,
+            at: good.2,
+            seed: good.3,
+        })
+}
+
+/// How many heaps each good source loses, not counting those that are read before more than half of the sources had been
+/// read again; and why time began again.
+fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
+    let Case { window, streams, sources, .. } = *case;
+    let layout = layout(4096, 8, sources as u64, case.rate);
+    let mut receiver = Receiver::new(&layout, window, streams, true, case.is_live);
+    let mut clocks = vec![LATER; sources];
+    happen(&mut receiver, &mut clocks, &case.events);
+
+    let window = window as i128;
+    // A window of one chunk leaves no room for anybody to be ahead.
+    let wrong = if window == 1 { 0 } else { case.wrong.min((sources - 1) / 2) };
+    // Good sources must fit a window, also while some of them have been read and the others not yet. If some are more than a
+    // chunk behind and wrong ones as much ahead, nobody can tell which of them are too far from the middle.
+    let room = (window - 3).max(0) * if wrong == 0 { 8 } else { 3 };
+    let burst = (case.burst % (room + 1)).max(1);
+    let skew = case.skew.min(if wrong == 0 { room - burst } else { 0 }).max(0);
+    let from = (*clocks.iter().max().unwrap() + 1 + case.at).max(300);
+    // What was given out by a flush is lost, by the user's own wish.
+    let given = receiver.given_out();
+    let from = if from - skew < given && from >= given - 8 * (window + 2) { given + skew } else { from };
+    // Where the window begins, some may be too late by as much as they are apart, until they come into it.
+    let start = receiver.window_start();
+    let from = if from - skew < start && start <= from + burst { start + skew } else { from };
+
+    let is_good = |source: usize| if case.are_first { source >= wrong } else { source < sources - wrong };
+    let (mut lost, mut read) = (vec![0; sources], vec![false; sources]);
+    let (mut dice, mut batch) = (case.seed, from);
+    while batch < from + 800 {
+        receiver.pass(burst);
+        for source in 0..sources {
+            for now in batch..batch + burst {
+                let time = if is_good(source) {
+                    Some(now - skew * (source as i128 % 2))
+                } else {
+                    case.madness[source % 8].batch(now, from, &mut dice)
+                };
+                let Some(time) = time else { continue };
+                let outcome = receiver.heap(time * 4096, source, source % streams);
+                if is_good(source) {
+                    read[source] = true;
+                    let enough = 2 * read.iter().filter(|&&read| read).count() > sources;
+                    // Sources that are read in turn, so many heaps each, may find the window in their midst until all have
+                    // been read a few times.
+                    let is_edge = burst > 1 && batch < from + 3 * burst;
+                    lost[source] += usize::from(enough && !is_edge && !matches!(outcome, Outcome::Received(..)));
+                }
+            }
+        }
+        batch += burst;
+    }
+    (lost, receiver.causes())
+}
+
+/// How many cases: many more in a long run.
+fn cases() -> u32 {
+    std::env::var("LIVENESS_CASES").map_or(3000, |cases| cases.parse().unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cases(),
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    })]
+
+    /// More than half of the sources are of one mind from now on: each of them loses two heaps at most (three where it is the
+    /// only one), not counting those that were read before more than half had been read again.
+    #[test]
+    fn most_sources_are_received_whatever_came_before(case in case()) {
+        let (lost, causes) = losses(&case);
+        let bound = if case.sources == 1 { 3 } else { 2 };
+        prop_assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}, causes {causes:?}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Streams of a group as the timeline sees them: with a window that all share, and a fast path that asks nobody.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use speadrx::epochs::Cause;
+use speadrx::layout::Layout;
+use speadrx::spec::LayoutSpec;
+use speadrx::segment::Moment;
+use speadrx::timeline::{Sighting, TimeRules, Timeline, Verdict, Witness};
+
+pub const RANGE: i128 = 1 << 48;
+pub const LATER: i128 = 1 << 20;
+
+/// So many batches a chunk, and heaps of 8 bytes.
+pub fn layout(step: u64, batches: u64, sources: u64, tick_rate: Option<f64>) -> Layout {
+    let rate = tick_rate.map_or(String::new(), |rate| format!(", tick_rate = {rate:?}"));
+    let text = format!(
+        r#"
+        heap_bytes = 8
+        sources = "antenna"
+        time = {{ item = 0x1600, step = {step}, batches = {batches}{rate} }}
+        axes = [{{ name = "antenna", item = 0x4101, size = {sources} }}]
+        "#
+    );
+    Layout::new(LayoutSpec::from_toml(&text).unwrap()).unwrap()
+}
+
+/// What has become of a heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in a chunk with this ID and has this time.
+    Received(i128, i128),
+    /// Its chunk had gone.
+    TooOld,
+    Rejected(Verdict),
+}
+
+/// What streams have placed.
+pub struct World {
+    placed: Vec<u64>,
+    newest: Vec<i64>,
+    now: Option<u64>,
+}
+
+impl Witness for World {
+    fn placed(&self, source: u64) -> u64 {
+        self.placed[source as usize]
+    }
+
+    fn newest(&self, source: u64) -> i64 {
+        self.newest[source as usize]
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.now
+    }
+}
+
+/// Streams with a timeline.
+pub struct Receiver {
+    pub timeline: Timeline,
+    pub world: World,
+    step: i128,
+    batches: i128,
+    window: i128,
+    /// Which streams know where the window is.
+    knows: Vec<bool>,
+    /// The first chunk that has not been given out by a flush, and its first batch as senders count.
+    floor: i128,
+    given_out: i128,
+}
+
+impl Receiver {
+    pub fn new(layout: &Layout, window: u64, streams: usize, resync: bool, is_live: bool) -> Self {
+        let reach = window + u64::from(streams > 1);
+        let sources = layout.n_sources() as usize;
+        let time = &layout.spec().time;
+        Self {
+            timeline: Timeline::new(TimeRules::new(layout, window, reach, None, resync).unwrap()),
+            world: World { placed: vec![0; sources], newest: vec![-1; sources], now: is_live.then_some(0) },
+            step: time.step.into(),
+            batches: time.batches.into(),
+            window: window.into(),
+            knows: vec![false; streams],
+            floor: 0,
+            given_out: 0,
+        }
+    }
+
+    pub fn streams(&self) -> usize {
+        self.knows.len()
+    }
+
+    pub fn sources(&self) -> usize {
+        self.world.placed.len()
+    }
+
+    pub fn chunk_step(&self) -> i128 {
+        self.step * self.batches
+    }
+
+    /// So many nanoseconds pass on the clock.
+    pub fn pass(&mut self, nanoseconds: i128) {
+        if let Some(now) = &mut self.world.now {
+            *now += u64::try_from(nanoseconds).unwrap();
+        }
+    }
+
+    /// Chunk, batch and time of a timestamp, if the window of a stream holds it, for all that the stream knows.
+    fn in_window(&self, stamp: i128, stream: usize) -> Option<(i128, i128, i128)> {
+        let newest = self.timeline.newest().filter(|_| self.knows[stream])?;
+        let start = (i128::from(newest.chunk) - i128::from(newest.epoch_offset)) * self.chunk_step();
+        let time = start + (stamp - start + RANGE / 2).rem_euclid(RANGE) - RANGE / 2;
+        let chunk = time.div_euclid(self.chunk_step()) + i128::from(newest.epoch_offset);
+        let behind = i128::from(newest.chunk) - chunk;
+        let is_there = (0..self.window).contains(&behind) && chunk >= newest.epoch_first.into() && time >= 0;
+        let batch = time.div_euclid(self.step).rem_euclid(self.batches);
+        (is_there && time % self.step == 0).then_some((chunk, batch, time))
+    }
+
+    /// Receive a heap.
+    pub fn heap(&mut self, time: i128, source: usize, stream: usize) -> Outcome {
+        let stamp = time.rem_euclid(RANGE);
+        let (chunk, batch, time) = match self.in_window(stamp, stream) {
+            Some(place) => place,
+            None => match self.ask(stamp, source, stream) {
+                Verdict::Place(moment) => {
+                    let (chunk, batch) = (i128::from(moment.chunk), i128::from(moment.batch));
+                    (chunk, batch, ((chunk - i128::from(moment.epoch_offset)) * self.batches + batch) * self.step)
+                }
+                verdict => return Outcome::Rejected(verdict),
+            },
+        };
+        assert_eq!(time.rem_euclid(RANGE), stamp);
+        self.world.placed[source] += 1;
+        let newest = &mut self.world.newest[source];
+        *newest = (*newest).max((chunk * self.batches + batch) as i64);
+        let newest = self.timeline.newest().map(|newest| i128::from(newest.chunk));
+        if chunk < self.floor || newest.is_none_or(|newest| newest - chunk >= self.window) {
+            return Outcome::TooOld;
+        }
+        Outcome::Received(chunk, time)
+    }
+
+    fn ask(&mut self, stamp: i128, source: usize, stream: usize) -> Verdict {
+        let heap = Sighting { source: source as u64, stamp: stamp.try_into().unwrap(), slot: source as u64 };
+        let before = self.timeline.newest();
+        let verdict = self.timeline.observe(heap, &self.world);
+        if self.timeline.newest() != before {
+            self.knows.fill(false);
+        }
+        self.knows[stream] = true;
+        if let Verdict::Place(moment) = verdict {
+            // Readers find the same time for it.
+            let (_, epoch) = self.timeline.epochs().of_chunk(moment.chunk).expect("its epoch has begun");
+            assert_eq!((epoch.first, epoch.offset), (moment.epoch_first, moment.epoch_offset));
+        }
+        verdict
+    }
+
+    /// The first batch that has not been given out by a flush.
+    pub fn given_out(&self) -> i128 {
+        self.given_out
+    }
+
+    /// The first batch of the window, as senders count.
+    pub fn window_start(&self) -> i128 {
+        let start = |newest: Moment| i128::from(newest.chunk) - i128::from(newest.epoch_offset) - self.window + 1;
+        self.timeline.newest().map_or(0, start) * self.batches
+    }
+
+    /// Have all chunks given out.
+    pub fn flush(&mut self) {
+        if let Some(newest) = self.timeline.newest() {
+            let chunk = i128::from(newest.chunk) + 1 - i128::from(newest.epoch_offset);
+            self.given_out = chunk * self.batches;
+        }
+        if let Some(control) = self.timeline.flush(&self.world) {
+            self.floor = i128::from(control) + 1;
+            self.knows.fill(false);
+        }
+    }
+
+    /// Receive batches of all sources, which send in turn; how many heaps each of them has lost.
+    pub fn batches(&mut self, times: impl IntoIterator<Item = i128>) -> Vec<usize> {
+        let mut lost = vec![0; self.sources()];
+        for batch in times {
+            for (source, lost) in lost.iter_mut().enumerate() {
+                let time = batch * self.step;
+                let outcome = self.heap(time, source, source % self.streams());
+                *lost += usize::from(!matches!(outcome, Outcome::Received(_, at) if at.rem_euclid(RANGE) == time.rem_euclid(RANGE)));
+            }
+            self.pass(self.step);
+        }
+        lost
+    }
+
+    /// Why each epoch began.
+    pub fn causes(&self) -> Vec<Cause> {
+        let epochs = self.timeline.epochs();
+        (0..epochs.len()).map(|i| epochs.get(i).unwrap().cause).collect()
+    }
+}
