@@ -234,7 +234,10 @@ struct View<'a> {
 
 impl Witness for View<'_> {
     fn placed(&self, source: u64) -> u64 {
-        self.members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed(source)))
+        match self.members {
+            [only] => only.placed(source),
+            members => members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed(source))),
+        }
     }
 
     fn newest(&self, source: u64) -> i64 {

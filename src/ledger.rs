@@ -153,9 +153,11 @@ fn increment_after(counter: &AtomicU64) {
 fn mark(filled: &mut Filled, row: u64, index: u64) -> bool {
     let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return false };
     let bit = 1_u64.wrapping_shl(index as u32);
-    let was_filled = *word & bit != 0;
+    if *word & bit != 0 {
+        return true;
+    }
     *word |= bit;
-    was_filled
+    false
 }
 
 fn zeros(n: u64) -> Arc<[AtomicU64]> {

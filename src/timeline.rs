@@ -299,13 +299,14 @@ impl Timeline {
         if n_sources <= 1 {
             return true;
         }
-        let mut goes_on = false;
-        if at.chunk > self.lead {
-            let heaps = self.claim(heap, Kind::Elsewhere, Some(current), witness);
-            goes_on = heaps >= 3;
-            if !self.may_count(heaps == 1) {
-                return false;
-            }
+        if at.chunk <= self.lead {
+            self.voices.listen(witness);
+            self.step(heap.source);
+            return true;
+        }
+        let heaps = self.claim(heap, Kind::Elsewhere, Some(current), witness);
+        if !self.may_count(heaps == 1) {
+            return false;
         }
         self.count(current, witness);
         let (window, grid) = (signed(self.rules.window), &self.rules.grid);
@@ -315,7 +316,7 @@ impl Timeline {
             self.alone_since = (heap.source, batch);
         }
         let (first, from) = self.alone_since;
-        goes_on &= first == heap.source;
+        let goes_on = heaps >= 3 && first == heap.source;
         let alone = batch.saturating_sub(from).checked_div(signed(grid.batches)).unwrap_or(0);
         let steps = self.voices.steps().saturating_add(if goes_on { alone } else { 0 });
         // If a single step is enough, who comes just after the one that made it may be no more right than that.
@@ -333,11 +334,16 @@ impl Timeline {
         let may_lead = at.chunk <= self.lead;
         self.lead = self.lead.min(at.chunk.saturating_add(window));
         if may_lead {
-            self.news = NEWS;
-            self.leader = Some(heap.source);
-            self.voices.step();
+            self.step(heap.source);
         }
         may_lead
+    }
+
+    /// The window follows a source.
+    fn step(&mut self, source: u64) {
+        self.news = NEWS;
+        self.leader = Some(source);
+        self.voices.step();
     }
 
     /// Whether the sources may be counted, which takes as long as there are sources, to find out if one may lead that might

@@ -279,6 +279,17 @@ impl Voices {
         self.wanting = 0;
     }
 
+    /// Note who has been heard since the last time.
+    pub fn listen(&mut self, witness: &impl Witness) {
+        for (source, voice) in (0_u64..).zip(self.voices.iter_mut()) {
+            let placed = witness.placed(source);
+            if placed != voice.placed {
+                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.steps);
+                voice.was_heard = true;
+            }
+        }
+    }
+
     /// Ask what has become of all sources on the fast path. The window may have come to where some claim to be.
     pub fn count(&mut self, current: &Segment, grid: &Grid, window: i64, witness: &impl Witness) {
         let is_here = |claim: &Claim| {
@@ -293,11 +304,11 @@ impl Voices {
             let (placed, newest) = (witness.placed(source), witness.newest(source));
             self.total = self.total.wrapping_add(placed);
             if placed != voice.placed {
-                voice.placed = placed;
-                voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
-                voice.turn = Some(self.turn);
-                voice.heard_at = self.steps;
+                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.steps);
                 voice.was_heard = true;
+            }
+            if voice.was_heard {
+                voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
                 self.heard = self.heard.saturating_add(u64::from(newest >= start));
             }
             let is_over = |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));

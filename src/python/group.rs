@@ -61,6 +61,23 @@ impl Group {
         self.0.refusals()
     }
 
+    /// Indices of the sources that disagree with the majority about the time.
+    #[getter]
+    fn estranged(&self) -> Vec<u64> {
+        self.0.estranged().sources()
+    }
+
+    /// Ticks in a second by the clock, once that is known.
+    #[getter]
+    fn measured_rate(&self) -> Option<f64> {
+        self.0.measured_rate()
+    }
+
+    /// Heaps come from a network, as time passes.
+    fn set_live(&self) {
+        self.0.set_live();
+    }
+
     /// Begin an epoch after all chunks in windows; False if there are none.
     fn flush(&self) -> bool {
         self.0.flush()

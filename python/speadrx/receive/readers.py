@@ -86,6 +86,8 @@ def add_reader(
         _add_pcap(stream, os.fspath(src))
         return
     endpoints = _endpoints(src, interface, ibv)
+    if sockets is not None:
+        sockets.expect_packets()
     if ibv:
         assert interface is not None
         _add_ibv(stream, endpoints, interface, comp_vector, buffer, max_size)

@@ -11,7 +11,7 @@ import stat
 import struct
 import termios
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .endpoints import Endpoint, resolve
@@ -60,9 +60,16 @@ class SocketCounts(NamedTuple):
 
 
 class SocketSet:
-    """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them."""
+    """The UDP sockets of a stream, kept open to ask the kernel how many packets it dropped on them.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    on_network
+        What to call when the stream is to receive from a network.
+    """
+
+    def __init__(self, on_network: Callable[[], None] | None = None) -> None:
+        self._on_network = on_network
         self._lock = threading.RLock()  # reentrant: a signal handler may interrupt a reader, and read or close too
         self._endpoints: dict[socket.socket, str] = {}
         self._last: dict[socket.socket, int] = {}
@@ -81,6 +88,11 @@ class SocketSet:
                 self._endpoints[sock] = endpoint
                 self._last[sock] = 0
                 self._drops.setdefault(endpoint, 0)
+
+    def expect_packets(self) -> None:
+        """Note that the stream is to receive from a network: its heaps come as time passes."""
+        if self._on_network is not None:
+            self._on_network()
 
     def drops(self) -> int:
         """Packets dropped so far. After `close`, the number stays as it is."""

@@ -115,7 +115,8 @@ class _Receiving(_RingPair):
         self._control = parts.control
         self._resync = parts.resync
         self._processor = parts.processor
-        self._socket_sets = tuple(SocketSet() for _ in parts.chunk_configs)
+        on_network = None if parts.core is None else parts.core.set_live
+        self._socket_sets = tuple(SocketSet(on_network) for _ in parts.chunk_configs)
         # If the layout is not declarative, a single source stands for all.
         labels = parts.layout.source_labels if isinstance(parts.layout, DeclarativeLayout) else ("0",)
         self._accounts = StreamAccounts(labels)
@@ -166,7 +167,7 @@ class _Receiving(_RingPair):
 
     def _measured_tick_rate(self) -> float | None:
         """Return the ticks per second at which time goes on, by the clock of this machine; None if not known (yet)."""
-        return None
+        return None if self._core is None else self._core.measured_rate
 
     def _choose_begin(self, begin: tuple[int, int] | None) -> tuple[int, int] | None:
         """Choose where the account begins. The first choice counts; the first chunk makes it at the latest."""
