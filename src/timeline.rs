@@ -544,7 +544,7 @@ impl Timeline {
         let grid = &self.rules.grid;
         // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
         let itself = Some(agreed.stamp as i64).filter(|&time| grid.is_aligned(time));
-        let unwrapped = || current.locate(grid, agreed.stamp).ok().map(|at| at.time);
+        let unwrapped = || current.locate(grid, agreed.stamp).ok().map(|at| at.time).filter(|&time| time >= 0);
         let Some(time) = itself.or_else(unwrapped).or_else(|| grid.age_of(agreed.stamp)) else { return };
         // Whatever the first heap is that a stream places there, its window has no chunk from before any more.
         let first = current.newest.saturating_add(self.rules.reach);

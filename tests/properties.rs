@@ -14,11 +14,11 @@ use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
 use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 use speadrx::sync::Arc;
-use speadrx::timeline::TimeRules;
+use speadrx::timeline::{self, Sighting, TimeRules};
 
-mod model;
+mod senders;
 
-use model::{Model, ModelRules, Rejected};
+use senders::Receiver;
 
 const CASES: u32 = 2500;
 const HEAPS: usize = 64;
@@ -28,19 +28,33 @@ const STATS_BASE: usize = 5;
 #[derive(Clone, Debug, PartialEq)]
 enum Verdict {
     Rejected(String, Option<usize>),
-    Placed { chunk: i64, index: usize, offset: usize, extra: Vec<u8>, source: usize, batch: i128, time: i128 },
+    Placed {
+        chunk: i64,
+        /// Chunks and batches behind the newest; None if its chunk has gone.
+        lateness: Option<(usize, u64)>,
+        is_duplicate: bool,
+        index: usize,
+        offset: usize,
+        extra: Vec<u8>,
+        source: usize,
+        batch: i128,
+        time: i128,
+    },
 }
 
 /// Placement as design says it: one rule after the other, in numbers that cannot overflow.
+///
+/// What time it is, it asks a timeline, which other tests judge: this one shows that the fast path needs not to ask.
 struct Reference<'a> {
     spec: &'a LayoutSpec,
     user_data: &'a BTreeMap<String, u64>,
-    window: i128,
-    model: Model,
-    /// The newest chunk that spead2 has made.
-    newest: Option<i128>,
+    receiver: Receiver,
     newest_batch: i128,
     seen: BTreeSet<(i128, usize)>,
+    /// Of each source, heaps that were new, and duplicates since the last of them.
+    runs: Vec<(u64, u64)>,
+    slots_of_source: u64,
+    begins_again: bool,
 }
 
 impl Reference<'_> {
@@ -124,7 +138,8 @@ impl Reference<'_> {
             Ok(stamp) => stamp,
             Err(name) => return reject(name),
         };
-        let aligned = self.model.is_aligned(stamp);
+        let stamp = u64::try_from(stamp).unwrap();
+        let aligned = self.receiver.timeline.is_aligned(stamp);
         if !aligned && (source.is_none() || spec.axes.iter().any(|axis| self.index(axis, items).is_none())) {
             return reject("bad_timestamp_heaps");
         }
@@ -137,11 +152,15 @@ impl Reference<'_> {
             indices.insert(axis.name.clone(), index);
         }
         let source = source.unwrap_or(0);
-        match self.model.judge(stamp, source, 0, 0) {
-            Ok((chunk, time)) => self.accept(items, indices, source, chunk, time),
-            Err(Rejected::Misaligned) => reject("bad_timestamp_heaps"),
-            Err(Rejected::Implausible) => reject("implausible_timestamp_heaps"),
-            Err(Rejected::Backward) => reject("backward_timestamp_heaps"),
+        indices.insert(spec.time.name.clone(), 0);
+        let slot = u64::try_from(self.place(&indices).0).unwrap();
+        let heap = Sighting { source: source as u64, stamp, slot };
+        match self.receiver.place(heap, 0) {
+            Ok((chunk, time)) => self.accept(items, indices, heap, chunk, time),
+            Err(timeline::Verdict::Misaligned) => reject("bad_timestamp_heaps"),
+            Err(timeline::Verdict::Implausible) => reject("implausible_timestamp_heaps"),
+            Err(timeline::Verdict::Backward) => reject("backward_timestamp_heaps"),
+            Err(timeline::Verdict::Place(_)) => unreachable!("it is placed"),
         }
     }
 
@@ -150,7 +169,7 @@ impl Reference<'_> {
         &mut self,
         items: &HashMap<u64, i64>,
         mut indices: HashMap<String, i128>,
-        source: usize,
+        heap: Sighting,
         chunk: i128,
         time: i128,
     ) -> Verdict {
@@ -158,15 +177,23 @@ impl Reference<'_> {
         let in_chunk = (time / i128::from(spec.time.step)).rem_euclid(i128::from(spec.time.batches));
         indices.insert(spec.time.name.clone(), in_chunk);
         let (index, offset) = self.place(&indices);
-        self.newest = Some(self.newest.map_or(chunk, |newest| newest.max(chunk)));
         let batch = chunk * i128::from(spec.time.batches) + in_chunk;
         self.newest_batch = self.newest_batch.max(batch);
-        let late = self.newest.unwrap() - chunk >= self.window;
-        self.model.count(source, 0, chunk, time, late);
+        let index = usize::try_from(index).unwrap();
+        let lateness = self.lateness(chunk, batch);
+        let is_duplicate = self.is_duplicate(chunk, index);
+        if is_duplicate {
+            self.repeat(heap);
+        } else {
+            let run = &mut self.runs[heap.source as usize];
+            *run = (run.0 + 1, 0);
+        }
         let source = spec.sources.as_ref().map_or(0, |name| indices[name]);
         Verdict::Placed {
             chunk: i64::try_from(chunk).unwrap(),
-            index: usize::try_from(index).unwrap(),
+            lateness,
+            is_duplicate,
+            index,
             offset: usize::try_from(offset).unwrap(),
             extra: self.extra(items),
             source: usize::try_from(source).unwrap(),
@@ -175,17 +202,27 @@ impl Reference<'_> {
         }
     }
 
-    /// Chunks and batches behind the newest, which the heap itself may be.
-    fn lateness(&self, chunk: i64, batch: i128) -> (usize, u64) {
-        let chunks = (self.newest.unwrap() - i128::from(chunk)).min(self.window);
-        (usize::try_from(chunks).unwrap(), u64::try_from(self.newest_batch - batch).unwrap())
+    /// Chunks and batches behind the newest, which the heap itself may be; None if its chunk has gone.
+    fn lateness(&self, chunk: i128, batch: i128) -> Option<(usize, u64)> {
+        let chunks = (self.receiver.newest().unwrap() - chunk).try_into().unwrap();
+        let batches = u64::try_from(self.newest_batch - batch).unwrap();
+        (chunk >= self.receiver.window_first()).then_some((chunks, batches))
     }
 
     /// Whether this slot was filled already, while its chunk is in the window.
-    fn is_duplicate(&mut self, chunk: i64, index: usize) -> bool {
-        let first = (self.newest.unwrap() - self.window + 1).max(0);
+    fn is_duplicate(&mut self, chunk: i128, index: usize) -> bool {
+        let first = self.receiver.window_first();
         self.seen.retain(|&(chunk, _)| chunk >= first);
-        i128::from(chunk) >= first && !self.seen.insert((i128::from(chunk), index))
+        chunk >= first && !self.seen.insert((chunk, index))
+    }
+
+    /// A heap was there already: if that happens more often than there are slots, its source has begun again.
+    fn repeat(&mut self, heap: Sighting) {
+        let (new, duplicates) = &mut self.runs[heap.source as usize];
+        *duplicates += 1;
+        if self.begins_again || *duplicates > self.slots_of_source.min(*new) {
+            self.begins_again |= self.receiver.repeat(heap);
+        }
     }
 }
 
@@ -414,24 +451,15 @@ impl<'a> Comparison<'a> {
             Err(_) => (1, make(1).map_err(|error| TestCaseError::fail(error.to_string()))?),
         };
         let n_sources = layout.n_sources() as usize;
-        let rules = ModelRules {
-            step: spec.time.step.into(),
-            batches: spec.time.batches.into(),
-            window: window.into(),
-            reach: window.into(),
-            max_jump: i128::from(window.saturating_sub(1).max(1)),
-            resync,
-            n_sources,
-            rate: None,
-        };
         let reference = Reference {
             spec,
             user_data,
-            window: window.into(),
-            model: Model::new(rules, 1),
-            newest: None,
+            receiver: Receiver::new(layout, window, 1, resync, false),
             newest_batch: 0,
             seen: BTreeSet::new(),
+            runs: vec![(0, 0); n_sources],
+            slots_of_source: window * layout.chunk_heaps() / layout.n_sources(),
+            begins_again: false,
         };
         Ok(Self {
             layout,
@@ -484,22 +512,32 @@ impl<'a> Comparison<'a> {
     }
 
     fn compare_placed(&mut self, data: &ChunkPlaceData, extra: &[u8], verdict: &Verdict) -> Result<(), TestCaseError> {
-        let &Verdict::Placed { chunk, index, offset, extra: ref record, source, batch, time } = verdict else {
+        let &Verdict::Placed { chunk, lateness, is_duplicate, index, offset, extra: ref record, source, batch, time } =
+            verdict
+        else {
             unreachable!("only called for placed heaps")
         };
-        prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (chunk, index, offset));
+        // What has gone must be too old for spead2 too.
+        let told = if lateness.is_some() { chunk } else { (chunk - 2).max(0) };
+        prop_assert_eq!((data.chunk_id, data.heap_index, data.heap_offset), (told, index, offset));
         if !record.is_empty() {
             prop_assert_eq!((data.extra_offset, data.extra_size), (index * record.len(), record.len()));
             prop_assert_eq!(&extra[..record.len()], &record[..]);
         }
         self.expected.placed[source] += 1;
-        let (chunks, batches) = self.reference.lateness(chunk, batch);
-        self.expected.late_chunks[chunks] += 1;
-        self.expected.too_old[source] += u64::from(chunks + 1 == self.expected.late_chunks.len());
-        if chunks == 0 {
-            self.expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
+        match lateness {
+            None => {
+                *self.expected.late_chunks.last_mut().unwrap() += 1;
+                self.expected.too_old[source] += 1;
+            }
+            Some((chunks, batches)) => {
+                self.expected.late_chunks[chunks] += 1;
+                if chunks == 0 {
+                    self.expected.late_batches[if batches == 0 { 0 } else { batches.ilog2() as usize + 1 }] += 1;
+                }
+                self.expected.duplicates[source] += u64::from(is_duplicate);
+            }
         }
-        self.expected.duplicates[source] += u64::from(self.reference.is_duplicate(chunk, index));
         if batch > self.newest_batch[source] {
             self.newest_batch[source] = batch;
             self.expected.newest[source] = i64::try_from(time).unwrap();

@@ -117,32 +117,59 @@ impl Receiver {
         (is_there && time % self.step == 0).then_some((chunk, batch, time))
     }
 
-    /// Receive a heap.
-    pub fn heap(&mut self, time: i128, source: usize, stream: usize) -> Outcome {
-        let stamp = time.rem_euclid(RANGE);
-        let (chunk, batch, time) = match self.in_window(stamp, stream) {
+    /// ID of the newest chunk.
+    pub fn newest(&self) -> Option<i128> {
+        self.timeline.newest().map(|newest| newest.chunk.into())
+    }
+
+    /// ID of the first chunk of the window.
+    pub fn window_first(&self) -> i128 {
+        let first = |newest: Moment| (i128::from(newest.chunk) - self.window + 1).max(newest.epoch_first.into());
+        self.timeline.newest().map_or(0, first).max(self.floor)
+    }
+
+    /// Place a heap that comes through a stream: its chunk and time. Or why it is rejected.
+    pub fn place(&mut self, heap: Sighting, stream: usize) -> Result<(i128, i128), Verdict> {
+        let (chunk, batch, time) = match self.in_window(heap.stamp.into(), stream) {
             Some(place) => place,
-            None => match self.ask(stamp, source, stream) {
+            None => match self.ask(heap, stream) {
                 Verdict::Place(moment) => {
                     let (chunk, batch) = (i128::from(moment.chunk), i128::from(moment.batch));
                     (chunk, batch, ((chunk - i128::from(moment.epoch_offset)) * self.batches + batch) * self.step)
                 }
-                verdict => return Outcome::Rejected(verdict),
+                verdict => return Err(verdict),
             },
         };
-        assert_eq!(time.rem_euclid(RANGE), stamp);
+        assert_eq!(time.rem_euclid(RANGE), heap.stamp.into());
+        let source = heap.source as usize;
         self.world.placed[source] += 1;
         let newest = &mut self.world.newest[source];
         *newest = (*newest).max((chunk * self.batches + batch) as i64);
-        let newest = self.timeline.newest().map(|newest| i128::from(newest.chunk));
-        if chunk < self.floor || newest.is_none_or(|newest| newest - chunk >= self.window) {
-            return Outcome::TooOld;
-        }
-        Outcome::Received(chunk, time)
+        Ok((chunk, time))
     }
 
-    fn ask(&mut self, stamp: i128, source: usize, stream: usize) -> Verdict {
-        let heap = Sighting { source: source as u64, stamp: stamp.try_into().unwrap(), slot: source as u64 };
+    /// Tell of a heap that was there already, more often than a network repeats heaps. Whether time has begun again.
+    pub fn repeat(&mut self, heap: Sighting) -> bool {
+        let before = self.timeline.newest();
+        self.timeline.repeat(heap, &self.world);
+        let has_begun = self.timeline.newest() != before;
+        if has_begun {
+            self.knows.fill(false);
+        }
+        has_begun
+    }
+
+    /// Receive a heap of a layout that has one for each source and batch.
+    pub fn heap(&mut self, time: i128, source: usize, stream: usize) -> Outcome {
+        let stamp = time.rem_euclid(RANGE).try_into().unwrap();
+        match self.place(Sighting { source: source as u64, stamp, slot: source as u64 }, stream) {
+            Err(verdict) => Outcome::Rejected(verdict),
+            Ok((chunk, _)) if chunk < self.window_first() => Outcome::TooOld,
+            Ok((chunk, time)) => Outcome::Received(chunk, time),
+        }
+    }
+
+    fn ask(&mut self, heap: Sighting, stream: usize) -> Verdict {
         let before = self.timeline.newest();
         let verdict = self.timeline.observe(heap, &self.world);
         if self.timeline.newest() != before {
@@ -152,7 +179,7 @@ impl Receiver {
         if let Verdict::Place(moment) = verdict {
             // Readers find the same time for it.
             let (_, epoch) = self.timeline.epochs().of_chunk(moment.chunk).expect("its epoch has begun");
-            assert_eq!((epoch.first, epoch.offset), (moment.epoch_first, moment.epoch_offset));
+            assert_eq!(epoch.offset, moment.epoch_offset);
         }
         verdict
     }
