@@ -333,6 +333,7 @@ impl Context {
         if let Some(control) = control {
             let moved = state.window.clear(control);
             self.slide(state, moved);
+            self.group.close(&self.ledger);
         }
         // SAFETY: the caller vouches for `batch_stats`.
         unsafe {

@@ -141,8 +141,8 @@ impl Group {
         if newest != before {
             // What the others know of the window is out of date: they must ask before they go on.
             members.iter().for_each(|member| member.set_limit(0));
-            self.publish(timeline);
         }
+        self.publish(timeline);
         let moved = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
         own.set_limit(window.limit);
         // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen

@@ -258,8 +258,11 @@ impl Timeline {
     }
 
     fn claim(&mut self, heap: Sighting, kind: Kind, current: Option<&Segment>, witness: &impl Witness) -> u64 {
-        let start = current.map_or(0, |current| current.window_start(&self.rules.grid, signed(self.rules.window)));
-        self.voices.claim(heap, kind, start, witness)
+        let grid = &self.rules.grid;
+        let start = current.map_or(0, |current| current.window_start(grid, signed(self.rules.window)));
+        let at = current.and_then(|current| current.locate(grid, heap.stamp).ok());
+        let lag = at.filter(|_| kind == Kind::Lagging).map_or(0, |at| start.saturating_sub(grid.batch_of(&at)));
+        self.voices.claim(heap, kind, (start, lag), witness)
     }
 
     /// Make a segment the current one.
@@ -389,11 +392,16 @@ impl Timeline {
         let makes_sense = here.as_ref().is_ok_and(|at| at.time >= 0) || self.rules.grid.age_of(heap.stamp).is_some();
         let late = self.late(current, &here);
         let was = self.in_previous(heap.stamp);
-        let lagging = || self.lagging(heap, current, &here, witness);
-        let placed = late.map(Verdict::Place).or(was).or_else(|| lagging().map(Verdict::Place));
-        let is_placed = matches!(placed, Some(Verdict::Place(_)));
+        let lagging = self.lagging(heap, current, &here, witness);
+        let placed = late.map(Verdict::Place).or(was).or_else(|| lagging.map(Verdict::Place));
+        let kind = match placed {
+            _ if lagging.is_some() => Kind::Lagging,
+            Some(Verdict::Place(_)) => Kind::Late,
+            _ if matches!(here, Err(LocateError::Misaligned)) => Kind::Askew,
+            _ => Kind::Elsewhere,
+        };
         if makes_sense {
-            self.claim(heap, if is_placed { Kind::Late } else { Kind::Elsewhere }, Some(current), witness);
+            self.claim(heap, kind, Some(current), witness);
             if let Some((agreed, others_are_silent)) = self.majority(heap, current, witness) {
                 if let Some(verdict) = self.win(heap, current, &agreed, others_are_silent, witness) {
                     return verdict;
@@ -454,7 +462,9 @@ impl Timeline {
     fn majority(&mut self, heap: Sighting, current: &Segment, witness: &impl Witness) -> Option<(Agreement, bool)> {
         let Sighting { source, stamp, .. } = heap;
         self.budget = self.budget.saturating_add(1).min(self.rules.n_sources.saturating_mul(2));
+        // Sources that lag have come to the window by the time that others are known to be silent, or they never will.
         let silence = SILENCE.saturating_mul(signed(self.rules.window)).saturating_mul(signed(self.rules.grid.batches));
+        let silence = silence.saturating_add(self.voices.lag(source));
         let may_be_silent = self.voices.gone_on(source) >= silence;
         if !may_be_silent && !self.voices.may_differ() {
             return None;

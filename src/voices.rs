@@ -42,9 +42,14 @@ pub struct Sighting {
 pub(crate) enum Kind {
     /// Ahead of the window, or nowhere near it.
     Elsewhere,
+    /// Between the steps of time. This counts only if its source says it twice, for if a layout has too long a step, no two
+    /// heaps of a source agree.
+    Askew,
     /// It came late. If its source was received in time before, this counts only if it does so twice, for single heaps come
     /// late on any network.
     Late,
+    /// Likewise, but its source goes on from where it was.
+    Lagging,
     /// It was there already, in the window. This counts only twice, too.
     Repeated,
 }
@@ -60,6 +65,8 @@ struct Claim {
     since: u64,
     /// By how many batches it has gone on since anybody was heard in the window: two for each heap at most.
     gone_on: i64,
+    /// By how many batches its source lagged at first.
+    lag: i64,
     /// The newest batch of the source at the last of them.
     newest: i64,
     kind: Kind,
@@ -74,7 +81,7 @@ impl Claim {
 
     /// Whether it counts, of a source that was received before in the segment or not.
     fn counts(&self, was_received: bool) -> bool {
-        self.heaps >= 2 || self.kind == Kind::Elsewhere || !was_received
+        self.heaps >= 2 || self.kind == Kind::Elsewhere || (self.kind != Kind::Askew && !was_received)
     }
 }
 
@@ -209,9 +216,9 @@ impl Voices {
         voice.batch = voice.batch.max(batch);
     }
 
-    /// A heap of a source is not where the window is, which begins with batch `first`. How many different heaps have said so
-    /// in a row.
-    pub fn claim(&mut self, heap: Sighting, kind: Kind, first: i64, witness: &impl Witness) -> u64 {
+    /// A heap of a source is not where the window is, which begins with batch `first`, and lags by `lag` batches. How many
+    /// different heaps have said so in a row.
+    pub fn claim(&mut self, heap: Sighting, kind: Kind, (first, lag): (i64, i64), witness: &impl Witness) -> u64 {
         let newest = witness.newest(heap.source);
         let stands = |claim: &Claim| !claim.is_over(newest, first) && self.agree(heap.stamp, claim.stamp);
         let Some(voice) = self.voices.get(heap.source as usize) else { return 0 };
@@ -229,13 +236,18 @@ impl Voices {
             let batches = difference(heap.stamp, claim.stamp).checked_div(self.step).unwrap_or(0);
             claim.gone_on.saturating_add(batches.clamp(-2, 2))
         });
-        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, newest, kind };
+        let lag = standing.map_or(lag, |claim| claim.lag);
+        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, lag, newest, kind };
         let turn = self.turn;
         let Some(voice) = self.voices.get_mut(heap.source as usize) else { return 0 };
+        let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
         self.claims = self.claims.saturating_add(u64::from(voice.claim.is_none()));
         voice.claim = Some(claim);
         if heaps >= 2 {
             voice.turn = Some(turn);
+        }
+        // It has been wrong twice, though not in the same way; or it just lags.
+        if !is_first && kind != Kind::Lagging {
             self.estranged.set(heap.source);
         }
         self.wanting = self.wanting.saturating_sub(u64::from(is_news));
@@ -349,7 +361,7 @@ impl Voices {
             if source == except || is_silent {
                 continue;
             }
-            match voice.claim.map(|claim| current.locate(grid, claim.stamp)) {
+            match voice.counted().map(|claim| current.locate(grid, claim.stamp)) {
                 None if voice.batch != NOWHERE && !voice.is_slow => slowest = slower(slowest, voice.batch),
                 Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => slowest = slower(slowest, grid.batch_of(&at)),
                 Some(Ok(at)) if at.ahead <= 0 && at.ahead > window.saturating_mul(-2) => {
@@ -421,6 +433,11 @@ impl Voices {
     /// By how many batches a source has gone on elsewhere since anybody was heard in the window, for all that is known.
     pub fn gone_on(&self, source: u64) -> i64 {
         self.voices.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.gone_on)
+    }
+
+    /// By how many batches a source lagged at first, if that is why it is not in the window.
+    pub fn lag(&self, source: u64) -> i64 {
+        self.voices.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.lag)
     }
 
     /// Whether all that agree have gone on by so many batches since anybody was heard in the window.

