@@ -23,7 +23,7 @@ TICK_RATE = 1712e6
 DAY = int(86400 * TICK_RATE) // CHUNK * CHUNK
 #: Where the senders are when nothing is wrong yet.
 START = 2**47 // CHUNK * CHUNK
-#: Of which a hundredth is more than the quorum, and half is a number of chunks.
+#: Of which a hundredth is more than may be lost, and half is a number of chunks.
 GOOD_BATCHES = {4: 416, 80: 208}
 
 
@@ -36,8 +36,9 @@ def layout(n_sources, *, tick_rate=TICK_RATE):
     )
 
 
-def quorum(n_sources):
-    return max(16, n_sources)
+def most_lost(n_sources):
+    """Heaps of sources in step before more than half of them have said where time is, and one that was wrong."""
+    return n_sources // 2 + 1
 
 
 class Array:
@@ -207,7 +208,7 @@ def test_garbage_timestamp_in_the_first_heap(array, shape, timestamp, fault_repo
     (received,) = array.received()
     lost = array.sent(0) - received
     fault_report(sent=array.sent(0), lost=lost, residual=array.residual)
-    assert 0 < lost <= quorum(shape[0])
+    assert 0 < lost <= most_lost(shape[0])
     assert array.residual == 0
     accounting = array.rx.iterator.accounting
     assert accounting.restarts == 1
@@ -238,7 +239,8 @@ def test_restarted_senders(array, shape, restart, fault_report):
     lost = array.sent(1) - after
     fault_report(sent=array.sent(1), lost=lost, residual=array.residual, note=restart)
     assert before == array.sent(0)
-    assert lost <= min(quorum(shape[0]), array.sent(1) // 100)
+    assert lost <= most_lost(shape[0])
+    assert lost < array.sent(1) // 100
     assert array.residual == 0
     accounting, ledger = array.rx.iterator.accounting, array.rx.stream.ledger.snapshot()
     assert ledger.rejected["implausible_timestamp_heaps"] == lost
@@ -280,7 +282,7 @@ def test_restart_backwards_without_resync(array, shape, caplog, fault_report):
     assert (before, after) == (array.sent(0), array.sent(1))
     assert rejected == lost
     assert left == 0
-    assert 0 < ledger.rejected["implausible_timestamp_heaps"] < 3 * quorum(shape[0])
+    assert 0 < ledger.rejected["implausible_timestamp_heaps"] <= 3 * most_lost(shape[0])
     assert ledger.rejected["backward_timestamp_heaps"] > rejected * 0.9
     assert array.rx.iterator.accounting.missing == (2 // array.n_streams - 1) * (array.sent(0) + array.sent(1))
     (record,) = caplog.records
@@ -298,7 +300,7 @@ def test_jump_ahead_without_resync(array, shape, fault_report):
     lost = array.sent(1) - after
     fault_report(sent=array.sent(1), lost=lost, residual=array.residual, note="ahead, without resync")
     assert before == array.sent(0)
-    assert lost < quorum(shape[0])
+    assert lost <= most_lost(shape[0])
     assert array.residual == 0
     accounting = array.rx.iterator.accounting
     assert (accounting.restarts, accounting.epoch_gap_heaps) == (0, 0)

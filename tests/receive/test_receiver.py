@@ -292,9 +292,8 @@ def test_survives_a_restart_and_a_stop_item():
         consumer.wait()
     stats = receiver.stats()
     assert stats.restarts == 1
-    quorum = 16
     lost = stats.rejected["implausible_timestamp_heaps"]
-    assert 0 < lost <= quorum
+    assert 0 < lost <= 2 * 4, "each source loses at most two"
     assert consumer.present == stats.present >= sum(first.truth.sent) + sum(again.truth.sent) - lost
     assert 0 in consumer.timestamps
 

@@ -96,213 +96,91 @@ class ReferenceChunk:
     occupied: set[int] = field(default_factory=set)
 
 
-@dataclass
-class Span:
-    """A run of chunks: their IDs are `shift` more than the number of chunks from time 0."""
-
-    first: int
-    newest: int
-    shift: int
-
-
 class ReferenceTimeline:
-    """What times a stream of its own believes, if none agrees with the clock.
+    """What becomes of the time of a heap, as long as nobody disputes where time is.
 
-    The rules one after the other, as doc/design/time.md has them; votes are counted again from the list of all that was
-    said for and against.
+    It knows nothing of majorities: `is_plain` says whether a heap can be judged without. Time does not begin again.
     """
 
-    def __init__(self, layout: Layout, window: int, resync: bool) -> None:
+    def __init__(self, layout: Layout, window: int) -> None:
         self.step = layout.time.step
         self.batches = layout.time.batches
         self.window = window
         self.max_jump = max(window - 1, 1)
-        self.resync = resync
-        self.has_tick_rate = layout.time.tick_rate is not None
-        n_sources = 1 if layout.sources is None else axis_sizes(layout)[layout.sources]
-        self.quorum = max(16, n_sources)
-        self.spans: list[Span] = []
-        self.restarts = -1  # the start is none
-        self.alive_since = 0
-        self.placed_before = 0
-        self.candidate: int | None = None
-        self.said: list[tuple[str, int]] = []  # "for", "against" and "placed" (a number of heaps)
-        self.refused = False
-        self.barren = 0  # votes since a heap was last placed
-        # What the stream has received; batches are counted in chunk IDs.
-        self.placed = 0
-        self.newest_batch = [-1] * n_sources
+        #: The newest chunk, and the newest batch of each source that was received.
+        self.newest: int | None = None
+        self.newest_batch: dict[int, int] = {}
+        #: The source that was last received elsewhere and has not gone on since, with its newest batch, and where.
+        self.doubted: tuple[int, int, int] | None = None
+
+    def is_plain(self, stamp: int, source: int) -> bool:
+        """Whether a heap's time is in the window or late, one source goes on alone, or a single heap is anywhere else."""
+        time = self._unwrap(stamp)
+        if self.newest is None:
+            return time % self.step == 0
+        ahead = time // self.chunk_step - self.newest
+        is_time = time >= 0 and time % self.step == 0
+        if is_time and -self.window < ahead <= 0:
+            return True
+        if is_time and 0 < ahead <= self.max_jump and not self.newest_batch.keys() <= {source}:
+            return False
+        if self.doubted is None:
+            return True
+        elsewhere = self._unwrap(self.doubted[2])
+        if is_time and 0 < ahead <= self.max_jump:
+            return abs(elsewhere - time) > self.window * self.chunk_step
+        # What is late stays late, however often.
+        return is_time and self._is_late(ahead) and self._is_late(elsewhere // self.chunk_step - self.newest)
 
     def judge(self, stamp: int, source: int | None) -> tuple[int, int] | str:
         """Find the chunk ID and the true timestamp of a heap, or the reason to reject it.
 
         A heap without a source is not on its axes: only its alignment is of interest, and the result if that is right.
         """
-        if not self.spans:
-            if stamp % self.step:
-                return "bad_timestamp_heaps"
-            if source is None:
-                return 0, stamp
-            self._enter(Span(0, stamp // self.chunk_step, 0))
-            return stamp // self.chunk_step, stamp
-        if source is None:
-            time = self._unwrap(self.spans[-1], stamp)
-            return (0, time) if time % self.step == 0 or self._previous(stamp) else "bad_timestamp_heaps"
-
-        span = self.spans[-1]
-        time = self._unwrap(span, stamp)
-        aligned = time % self.step == 0
-        chunk = time // self.chunk_step + span.shift
-        ahead = chunk - span.newest
-        placeable = aligned and time >= 0 and chunk >= span.first
-        if placeable and -self.window < ahead <= 0:
-            return chunk, time
-        if aligned and 0 < ahead <= self.max_jump and self._keeps_others(chunk, source):
-            span.newest = chunk
-            return chunk, time
-        if (found := self._previous(stamp)) is not None:
-            return found
-        if placeable and -2 * self.window < ahead < 0:
-            return chunk, time  # late
-        behind = max(self.newest_batch) // self.batches <= span.newest - self.window
-        own = self.newest_batch[source]
-        if behind and placeable and ahead < 0 and span.first * self.batches <= own < self._batch(chunk, time):
-            return chunk, time  # the stream lags
-        if ((aligned and time >= 0) or stamp % self.step == 0) and self._vote(stamp):
-            return self._win(stamp)
-        if not aligned:
+        time = self._unwrap(stamp)
+        if time % self.step:
+            self._doubt(stamp, source)
             return "bad_timestamp_heaps"
-        refused = self.refused and self.candidate is not None and self._agree(stamp, self.candidate)
-        return "backward_timestamp_heaps" if refused else "implausible_timestamp_heaps"
+        chunk = time // self.chunk_step
+        if source is None:
+            return chunk, time
+        if self.newest is None:
+            self.newest = chunk
+        ahead = chunk - self.newest
+        in_window = -self.window < ahead <= self.max_jump
+        if not in_window or time < 0:
+            self._doubt(stamp, source)
+        goes_on = ahead <= 0 and self.newest_batch.get(source, time // self.step) < time // self.step
+        if time < 0 or not (in_window or self._is_late(ahead) or goes_on):
+            return "implausible_timestamp_heaps"
+        self.newest = max(self.newest, chunk)
+        return chunk, time
 
-    def count(self, source: int, chunk: int, time: int, late: bool) -> None:
+    def count(self, source: int, time: int) -> None:
         """Note that a heap was placed."""
-        self.placed += not late
-        self.newest_batch[source] = max(self.newest_batch[source], self._batch(chunk, time))
+        batch = time // self.step
+        self.newest_batch[source] = max(self.newest_batch.get(source, batch), batch)
+        if self.doubted is not None and self.doubted[0] == source and self.doubted[1] < batch:
+            self.doubted = None
 
     @property
     def chunk_step(self) -> int:
         return self.step * self.batches
 
-    def _batch(self, chunk: int, time: int) -> int:
-        return chunk * self.batches + time // self.step % self.batches
+    def _is_late(self, ahead: int) -> bool:
+        return -2 * self.window < ahead <= -self.window
 
-    def _unwrap(self, span: Span, stamp: int) -> int:
-        start = (span.newest - span.shift) * self.chunk_step
+    def _doubt(self, stamp: int, source: int | None) -> None:
+        if source is not None:
+            self.doubted = source, self.newest_batch.get(source, -1), stamp
+
+    def _unwrap(self, stamp: int) -> int:
+        """The time nearest to the start of the newest chunk."""
+        if self.newest is None:
+            return stamp
+        start = self.newest * self.chunk_step
         half = TIMESTAMP_RANGE // 2
         return start + (stamp - start + half) % TIMESTAMP_RANGE - half
-
-    def _agree(self, stamp: int, other: int) -> bool:
-        half = TIMESTAMP_RANGE // 2
-        return abs((stamp - other + half) % TIMESTAMP_RANGE - half) <= self.max_jump * self.chunk_step
-
-    def _enter(self, span: Span) -> None:
-        self.restarts += 1
-        self.spans.append(span)
-        self.alive_since = span.first
-        self.placed_before = self.placed
-        self.candidate = None
-        self.barren = 0
-
-    def _keeps_others(self, chunk: int, source: int) -> bool:
-        """Whether the window up to a chunk still holds the newest times of one in eight other sources, or of one."""
-        if self.candidate is not None and self.refused and self._votes() > self.placed - self.said[-1][1]:
-            return True  # the others have gone back, and must not
-        start = min(chunk - self.window + 1, self.spans[-1].newest)
-        since = max(self.spans[-1].first, self.alive_since)
-        others = [batch // self.batches for other, batch in enumerate(self.newest_batch) if other != source]
-        alive = sorted((newest for newest in others if newest >= since), reverse=True)
-        return len(alive) <= 1 or start <= since or alive[max(len(alive) // 8, 1) - 1] >= start
-
-    def _previous(self, stamp: int) -> tuple[int, int] | str | None:
-        if len(self.spans) < 2:
-            return None
-        span = self.spans[-2]
-        time = self._unwrap(span, stamp)
-        chunk = time // self.chunk_step + span.shift
-        ahead = chunk - span.newest
-        if time % self.step or not -2 * self.window < ahead <= self.window:
-            return None
-        if ahead > 0:
-            return "implausible_timestamp_heaps"
-        return (chunk, time) if time >= 0 and chunk >= span.first else None
-
-    def _vote(self, stamp: int) -> bool:
-        if self.candidate is None:
-            self._stand(stamp)
-            return False
-        self.barren = 0 if self.placed > self.said[-1][1] else self.barren + 1
-        if self._poll(stamp):
-            return True
-        if self.barren < 8 * self.quorum or (self.refused and self._agree(stamp, self.candidate)):
-            return False
-        self._stand(stamp)
-        return True
-
-    def _poll(self, stamp: int) -> bool:
-        assert self.candidate is not None
-        if self._votes() <= self.placed - self.said[-1][1]:
-            self._stand(stamp)
-            return False
-        voice = "for" if self._agree(stamp, self.candidate) else "against"
-        self.said.append((voice, self.placed))
-        if self._votes() == 0:
-            self._stand(stamp)
-            return False
-        half = TIMESTAMP_RANGE // 2
-        if voice == "for" and 0 < (stamp - self.candidate) % TIMESTAMP_RANGE < half:
-            self.candidate = stamp
-        return self._votes() >= self.quorum and not self.refused
-
-    def _stand(self, stamp: int) -> None:
-        self.candidate, self.refused = stamp, False
-        self.said = [("for", self.placed)]
-
-    def _votes(self) -> int:
-        votes, placed = 0, self.said[0][1]
-        for voice, placed_then in self.said:
-            votes = max(votes - (placed_then - placed), 0)
-            votes = min(votes + 1, self.quorum) if voice == "for" else votes - 1
-            placed = placed_then
-        return votes
-
-    def _win(self, stamp: int) -> tuple[int, int] | str:
-        assert self.candidate is not None
-        span = self.spans[-1]
-        time = self._unwrap(span, self.candidate)
-        chunk = time // self.chunk_step + span.shift
-        ahead = chunk - span.newest
-        if time % self.step:
-            ahead = 0  # only a restart explains it
-        wraps = time // TIMESTAMP_RANGE != (span.newest - span.shift) * self.chunk_step // TIMESTAMP_RANGE
-        proven = self.placed - self.placed_before >= self.quorum
-        goes_on = ahead <= self.max_jump or (proven and not self.has_tick_rate and not (wraps and self.resync))
-        if ahead > 0 and goes_on:
-            span.newest = chunk
-            self.candidate = None
-            self.barren = 0
-            self.alive_since = max(chunk - self.window + 1, 0)
-        elif ahead > 0 and not self.resync:
-            self._enter(Span(span.first, chunk, span.shift))
-            del self.spans[-2]  # it is the same run of chunks still
-            self.alive_since = max(chunk - self.window + 1, 0)
-        elif self.resync:
-            first = span.newest + self.window
-            newest = first + self.window - 1
-            begins = time if self.candidate % self.step and time % self.step == 0 else self.candidate
-            shift = newest - begins // self.chunk_step
-            self._enter(Span(max(first, shift), newest, shift))
-        else:
-            self.refused = True
-            return "backward_timestamp_heaps"
-        span = self.spans[-1]
-        time = self._unwrap(span, stamp)
-        chunk = time // self.chunk_step + span.shift
-        if time % self.step:
-            return "bad_timestamp_heaps"
-        if chunk > span.newest or time < 0 or chunk < span.first:
-            return "implausible_timestamp_heaps"
-        return chunk, time
 
 
 class ReferenceStream:
@@ -316,15 +194,11 @@ class ReferenceStream:
         The fields of the stream's user data that the layout reads.
     window
         Number of chunks under construction.
-    resync
-        Whether time may begin again at an earlier time.
     fill
         Byte with which buffers for data and extra are filled before use.
     """
 
-    def __init__(
-        self, layout: Layout, user_data: Mapping[str, int], window: int, fill: int = 0, *, resync: bool = False
-    ) -> None:
+    def __init__(self, layout: Layout, user_data: Mapping[str, int], window: int, fill: int = 0) -> None:
         self.layout = layout
         self.user_data = user_data
         self.window = window
@@ -343,7 +217,7 @@ class ReferenceStream:
         self.too_old = 0
         self.unfinished = 0
         self.done: list[ReferenceChunk] = []
-        self.timeline = ReferenceTimeline(layout, window, resync)
+        self.timeline = ReferenceTimeline(layout, window)
         self._newest_chunk: int | None = None
         self._active: dict[int, ReferenceChunk] = {}
         self._next_chunk = 0
@@ -354,8 +228,11 @@ class ReferenceStream:
         names = ["metadata_heaps", "bad_timestamp_heaps", *axes, *last]
         return list(dict.fromkeys(names))
 
-    def place(self, items: Mapping[int, int]) -> Slot | str:
-        """Find the slot of a heap with these items, or the reason to reject it."""
+    def read(self, items: Mapping[int, int]) -> tuple[int, dict[str, int] | str] | str:
+        """Find the timestamp of a heap and its indices on all other axes, or the reason to reject it.
+
+        If only an axis is the reason, it comes in place of the indices.
+        """
         layout = self.layout
         time = layout.time
 
@@ -374,7 +251,7 @@ class ReferenceStream:
             return "bad_timestamp_heaps"
         if time.align == "mask":
             timestamp -= timestamp % time.step
-        # 3. The axes, if the time is aligned.
+        # 3. The axes.
         index = {}
         for axis in layout.axes:
             if axis.from_user_data is not None:
@@ -383,19 +260,36 @@ class ReferenceStream:
                 assert axis.item is not None
                 found = axis_index(axis, items[axis.item])
                 if found is None:
-                    verdict = self.timeline.judge(timestamp, None)
-                    return verdict if isinstance(verdict, str) else reject_name(axis)
+                    return timestamp, reject_name(axis)
                 index[axis.name] = found
+        return timestamp, index
 
-        # 4. Is the time plausible?
-        source = index[layout.sources] if layout.sources is not None else 0
-        verdict = self.timeline.judge(timestamp, source)
+    def is_plain(self, items: Mapping[int, int]) -> bool:
+        """Whether `ReferenceTimeline` can judge a heap with these items."""
+        read = self.read(items)
+        if isinstance(read, str) or isinstance(read[1], str):
+            return True
+        return self.timeline.is_plain(read[0], self._source(read[1]))
+
+    def _source(self, index: Mapping[str, int]) -> int:
+        return index[self.layout.sources] if self.layout.sources is not None else 0
+
+    def place(self, items: Mapping[int, int]) -> Slot | str:
+        """Find the slot of a heap with these items, or the reason to reject it."""
+        layout = self.layout
+        read = self.read(items)
+        if isinstance(read, str):
+            return read
+        timestamp, index = read
+        # A time that is not aligned comes before an axis.
+        verdict = self.timeline.judge(timestamp, None if isinstance(index, str) else self._source(index))
         if isinstance(verdict, str):
             return verdict
+        if isinstance(index, str):
+            return index
         chunk_id, timestamp = verdict
 
-        # 5. The slot.
-        index[time.name] = timestamp // time.step % time.batches
+        index[layout.time.name] = timestamp // layout.time.step % layout.time.batches
         heap_index = 0
         for name in axis_order(layout):
             heap_index = heap_index * self.sizes[name] + index[name]
@@ -404,7 +298,7 @@ class ReferenceStream:
             chunk_id=chunk_id,
             heap_index=heap_index,
             heap_offset=sum(index[name] * self.strides[name] for name in index),
-            source=source,
+            source=self._source(index),
             extra=b"".join(side_item_bytes(side, items.get(side.item, -1)) for side in layout.side_items),
         )
 
@@ -433,12 +327,10 @@ class ReferenceStream:
 
         # What our ledger knows. A heap behind the window cannot be told from its duplicate.
         self.placed[slot.source] += 1
-        newest_batch = self.timeline.newest_batch[slot.source]
+        self.timeline.count(slot.source, slot.timestamp)
+        self.newest[slot.source] = max(self.newest[slot.source], slot.timestamp)
         self._follow(slot.chunk_id)
         chunk = self._active.get(slot.chunk_id)
-        self.timeline.count(slot.source, slot.chunk_id, slot.timestamp, late=chunk is None)
-        if self.timeline.newest_batch[slot.source] > newest_batch:
-            self.newest[slot.source] = slot.timestamp
         if chunk is None:
             self.too_old += 1
             return slot
