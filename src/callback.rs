@@ -243,18 +243,14 @@ impl Context {
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
         let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
-        match placed.chunk.checked_sub(state.window.first_chunk) {
-            Some(chunk) => {
-                let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
-                self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
-            }
-            None => {
-                self.ledger.too_old(placed.source, placed.batch);
-                // The streams of a group share a window, of which spead2 may still have a chunk more, or two while one of
-                // them moves on: it is to find the heap too old all the same.
-                return Ok(Placed { chunk: placed.chunk.saturating_sub(2), ..placed });
-            }
-        }
+        let Some(chunk) = placed.chunk.checked_sub(state.window.first_chunk) else {
+            self.ledger.too_old(placed.source, placed.batch);
+            // The streams of a group share a window, of which spead2 may still have a chunk more, or two while one of them
+            // moves on: it is to find the heap too old all the same.
+            return Ok(Placed { chunk: placed.chunk.saturating_sub(2), ..placed });
+        };
+        let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
+        self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
         Ok(placed)
     }
 
@@ -472,10 +468,11 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     unsafe { store_side_items::<SIDE>(data, context) };
     let batch = window.first_batch.wrapping_add(placed.batch);
     let counted = context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
-    // SAFETY: the caller vouches for everything.
     match counted {
         Counted::New => {}
+        // SAFETY: the caller vouches for everything.
         Counted::Again => unsafe { count_again(data, context, placed.source) },
+        // SAFETY: the caller vouches for everything.
         Counted::Late => unsafe { count_late(data, context, placed.source, placed.chunk) },
     }
 }

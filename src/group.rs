@@ -140,7 +140,9 @@ impl Group {
         let newest = timeline.newest();
         if newest != before {
             // What the others know of the window is out of date: they must ask before they go on.
-            members.iter().for_each(|member| member.set_limit(0));
+            for member in members.iter() {
+                member.set_limit(0);
+            }
         }
         self.publish(timeline);
         let moved = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
@@ -159,7 +161,9 @@ impl Group {
         timeline.repeat(heap, &View { members, started: self.started() });
         if timeline.newest() != before {
             self.begins_again.store(true, Relaxed);
-            members.iter().for_each(|member| member.set_limit(0));
+            for member in members.iter() {
+                member.set_limit(0);
+            }
         }
     }
 

@@ -216,10 +216,7 @@ impl Timeline {
                     return verdict;
                 }
             }
-            if at.ahead > 0
-                && at.ahead <= signed(self.rules.max_jump)
-                && self.may_lead(heap, &at, &current, witness)
-            {
+            if at.ahead > 0 && at.ahead <= signed(self.rules.max_jump) && self.may_lead(heap, &at, &current, witness) {
                 return self.advance(heap.source, at, witness);
             }
         }

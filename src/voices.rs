@@ -120,7 +120,7 @@ pub(crate) struct Agreement {
 /// The voices of all sources: each has one, however many heaps it sends.
 #[derive(Debug)]
 pub(crate) struct Voices {
-    voices: Box<[Voice]>,
+    all: Box<[Voice]>,
     /// Ticks within which times agree: a window holds them, and a chunk before.
     span: i64,
     step: i64,
@@ -128,7 +128,7 @@ pub(crate) struct Voices {
     /// they fit one window.
     stay: u64,
     estranged: Arc<Estranged>,
-    /// Times to be sorted; never longer than `voices`.
+    /// Times to be sorted; never more than there are sources.
     times: Vec<i64>,
     /// The batch that half of the live sources had reached when last counted.
     median: i64,
@@ -150,7 +150,16 @@ pub(crate) struct Voices {
 
 impl Voice {
     fn new() -> Self {
-        Self { claim: None, placed: 0, turn: None, heard_at: NOWHERE, median: 0, was_heard: false, is_slow: false, batch: NOWHERE }
+        Self {
+            claim: None,
+            placed: 0,
+            turn: None,
+            heard_at: NOWHERE,
+            median: 0,
+            was_heard: false,
+            is_slow: false,
+            batch: NOWHERE,
+        }
     }
 
     /// What it claims, if that counts.
@@ -168,7 +177,7 @@ impl Voices {
     pub fn new(n_sources: u64, window: u64, grid: &Grid) -> Self {
         let span = signed(window.saturating_sub(2).max(1)).saturating_mul(signed(grid.chunk_step));
         Self {
-            voices: (0..n_sources).map(|_| Voice::new()).collect(),
+            all: (0..n_sources).map(|_| Voice::new()).collect(),
             span,
             step: signed(grid.step),
             stay: (span.unsigned_abs() >> 1).min(grid.chunk_step.saturating_mul(2)),
@@ -192,7 +201,7 @@ impl Voices {
 
     /// How many sources there are.
     pub fn len(&self) -> u64 {
-        self.voices.len() as u64
+        self.all.len() as u64
     }
 
     /// Whether two timestamps are of one mind: a window holds both, and they are whole steps apart.
@@ -204,7 +213,7 @@ impl Voices {
     /// A heap of a source is in the window, or it would be but for a flush.
     pub fn join(&mut self, source: u64, batch: i64) {
         let (turn, steps, median) = (self.turn, self.steps, self.median);
-        let Some(voice) = self.voices.get_mut(source as usize) else { return };
+        let Some(voice) = self.all.get_mut(source as usize) else { return };
         if voice.claim.is_some_and(|claim| batch > claim.newest) {
             voice.claim = None;
             self.claims = self.claims.saturating_sub(1);
@@ -221,7 +230,7 @@ impl Voices {
     pub fn claim(&mut self, heap: Sighting, kind: Kind, (first, lag): (i64, i64), witness: &impl Witness) -> u64 {
         let newest = witness.newest(heap.source);
         let stands = |claim: &Claim| !claim.is_over(newest, first) && self.agree(heap.stamp, claim.stamp);
-        let Some(voice) = self.voices.get(heap.source as usize) else { return 0 };
+        let Some(voice) = self.all.get(heap.source as usize) else { return 0 };
         let standing = voice.claim.filter(stands);
         let heaps = standing.map_or(1, |claim| {
             let is_copy = (claim.stamp, claim.slot) == (heap.stamp, heap.slot);
@@ -239,7 +248,7 @@ impl Voices {
         let lag = standing.map_or(lag, |claim| claim.lag);
         let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, lag, newest, kind };
         let turn = self.turn;
-        let Some(voice) = self.voices.get_mut(heap.source as usize) else { return 0 };
+        let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
         let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
         self.claims = self.claims.saturating_add(u64::from(voice.claim.is_none()));
         voice.claim = Some(claim);
@@ -263,7 +272,7 @@ impl Voices {
         self.median = *self.times.select_nth_unstable(half).1;
         // Two chunks, but no more than half of what the window leaves.
         let close = window.saturating_sub(2).clamp(1, 4).saturating_mul(signed(grid.batches)) >> 1;
-        for voice in self.voices.iter_mut().filter(|voice| voice.was_heard) {
+        for voice in self.all.iter_mut().filter(|voice| voice.was_heard) {
             voice.was_heard = false;
             voice.median = self.median;
             voice.is_slow = voice.batch < self.median.saturating_sub(close);
@@ -293,7 +302,7 @@ impl Voices {
 
     /// Note who has been heard since the last time.
     pub fn listen(&mut self, witness: &impl Witness) {
-        for (source, voice) in (0_u64..).zip(self.voices.iter_mut()) {
+        for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let placed = witness.placed(source);
             if placed != voice.placed {
                 (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.steps);
@@ -312,7 +321,7 @@ impl Voices {
         let start = current.window_start(grid, window);
         self.times.clear();
         (self.live, self.claims, self.total, self.heard) = (0, 0, 0, 0);
-        for (source, voice) in (0_u64..).zip(self.voices.iter_mut()) {
+        for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let (placed, newest) = (witness.placed(source), witness.newest(source));
             self.total = self.total.wrapping_add(placed);
             if placed != voice.placed {
@@ -323,7 +332,8 @@ impl Voices {
                 voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
                 self.heard = self.heard.saturating_add(u64::from(newest >= start));
             }
-            let is_over = |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));
+            let is_over =
+                |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));
             if voice.claim.is_some_and(is_over) {
                 voice.claim = None;
                 self.estranged.clear(source);
@@ -336,7 +346,7 @@ impl Voices {
         }
         self.find_slow(grid, window);
         if self.heard > 0 {
-            let claims = self.voices.iter_mut().filter_map(|voice| voice.claim.as_mut());
+            let claims = self.all.iter_mut().filter_map(|voice| voice.claim.as_mut());
             claims.for_each(|claim| claim.gone_on = 0);
         }
     }
@@ -356,7 +366,7 @@ impl Voices {
     ) -> Option<i64> {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
-        for (source, voice) in (0_u64..).zip(self.voices.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
+        for (source, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
             if source == except || is_silent {
                 continue;
@@ -376,9 +386,9 @@ impl Voices {
 
     /// The claims that agree with a timestamp, as many as fit a window.
     pub fn agreement(&mut self, stamp: u64) -> Agreement {
-        let Self { voices, times, step, span, .. } = self;
+        let Self { all, times, step, span, .. } = self;
         times.clear();
-        let counted = voices.iter().filter_map(Voice::counted);
+        let counted = all.iter().filter_map(Voice::counted);
         let ticks = counted.map(|claim| difference(claim.stamp, stamp));
         times.extend(ticks.filter(|ticks| ticks.checked_rem(*step) == Some(0)));
         times.sort_unstable();
@@ -415,7 +425,7 @@ impl Voices {
     /// A source that is the only one must say it twice.
     pub fn is_majority(&mut self, agreed: &Agreement) -> bool {
         let (mut for_it, mut asked, mut most) = (0_u64, 0_u64, 0_u64);
-        for voice in &self.voices {
+        for voice in &self.all {
             let is_of = voice.counted().is_some_and(|claim| self.is_of(&claim, agreed));
             if is_of {
                 for_it = for_it.saturating_add(1);
@@ -432,17 +442,17 @@ impl Voices {
 
     /// By how many batches a source has gone on elsewhere since anybody was heard in the window, for all that is known.
     pub fn gone_on(&self, source: u64) -> i64 {
-        self.voices.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.gone_on)
+        self.all.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.gone_on)
     }
 
     /// By how many batches a source lagged at first, if that is why it is not in the window.
     pub fn lag(&self, source: u64) -> i64 {
-        self.voices.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.lag)
+        self.all.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.lag)
     }
 
     /// Whether all that agree have gone on by so many batches since anybody was heard in the window.
     pub fn has_gone_on(&self, agreed: &Agreement, batches: i64) -> bool {
-        let claims = self.voices.iter().filter_map(|voice| voice.claim);
+        let claims = self.all.iter().filter_map(|voice| voice.claim);
         claims.filter(|claim| self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
     }
 
@@ -453,7 +463,7 @@ impl Voices {
 
     /// Sources that have been received in the current segment.
     pub fn received(&self) -> u64 {
-        self.voices.iter().filter(|voice| voice.batch != NOWHERE).count() as u64
+        self.all.iter().filter(|voice| voice.batch != NOWHERE).count() as u64
     }
 
     /// Sources that were live when last counted.
@@ -477,9 +487,9 @@ impl Voices {
     pub fn follow(&mut self, agreed: &Agreement, segment: &Segment, grid: &Grid, others_are_silent: bool) {
         let turn = self.turn;
         for source in 0..self.len() {
-            let Some(voice) = self.voices.get(source as usize) else { continue };
+            let Some(voice) = self.all.get(source as usize) else { continue };
             let claim = voice.claim.filter(|claim| self.is_of(claim, agreed));
-            let Some(voice) = self.voices.get_mut(source as usize) else { continue };
+            let Some(voice) = self.all.get_mut(source as usize) else { continue };
             let at = claim.and_then(|claim| segment.locate(grid, claim.stamp).ok());
             voice.batch = at.map_or(NOWHERE, |at| grid.batch_of(&at));
             if claim.is_some() {
@@ -496,7 +506,7 @@ impl Voices {
 
     /// Chunk IDs have been skipped: everybody is where they were, so many batches later.
     pub fn skip(&mut self, batches: i64) {
-        for voice in self.voices.iter_mut().filter(|voice| voice.batch != NOWHERE) {
+        for voice in self.all.iter_mut().filter(|voice| voice.batch != NOWHERE) {
             voice.batch = voice.batch.saturating_add(batches);
         }
     }

@@ -81,7 +81,6 @@ impl Window {
         Some(first.wrapping_sub(old))
     }
 
-
     /// Empty the window: a control heap has pushed out all chunks up to its own.
     ///
     /// Returns by how many chunks the beginning has moved.

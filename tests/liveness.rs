@@ -55,9 +55,7 @@ impl Madness {
             Self::Stuck => from,
             Self::Slow(every) => from + passed / every,
             Self::Random => random % (RANGE / 4096),
-            Self::Garbage(one_in, ahead) => {
-                now + if random % one_in == 0 { 1 + (random >> 8) % ahead } else { 0 }
-            }
+            Self::Garbage(one_in, ahead) => now + if random % one_in == 0 { 1 + (random >> 8) % ahead } else { 0 },
         })
     }
 }
@@ -205,11 +203,8 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
         receiver.pass(burst);
         for source in 0..sources {
             for now in batch..batch + burst {
-                let time = if is_good(source) {
-                    Some(now)
-                } else {
-                    case.madness[source % 8].batch(now, from, &mut dice)
-                };
+                let time =
+                    if is_good(source) { Some(now) } else { case.madness[source % 8].batch(now, from, &mut dice) };
                 let Some(time) = time else { continue };
                 let outcome = receiver.heap(time * 4096, source, source % streams);
                 if is_good(source) {

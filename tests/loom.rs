@@ -188,6 +188,25 @@ fn newest_times_are_of_the_epoch_of_their_heap() {
 }
 
 #[test]
+fn no_stream_goes_on_where_the_window_was() {
+    explore(|| {
+        let group = group();
+        let (first, second) = (context(&group), context(&group));
+        assert_eq!(place(&first, [16, 8]), 1);
+        let other = thread::spawn(move || {
+            let _ = place(&second, [16, 8]);
+            second
+        });
+        assert_eq!(place(&first, [32, 8]), 2);
+        let second = other.join().unwrap();
+        // What the window was when this stream came to it is no matter: its chunk has left the window of the group.
+        let too_old = second.ledger().snapshot().too_old[0];
+        place(&second, [16, 8]);
+        assert_eq!(second.ledger().snapshot().too_old[0], too_old + 1);
+    });
+}
+
+#[test]
 fn flush_is_an_epoch_before_its_control_heap_is_placed() {
     explore(|| {
         let group = group();

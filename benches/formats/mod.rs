@@ -71,7 +71,7 @@ unsafe extern "C" fn place_alone<const KIND: u8, const SIDE: usize, const REQUIR
     let (head, required) =
         unsafe { (&*data.items.cast::<[i64; 3]>(), &*data.items.add(3 + SIDE).cast::<[i64; REQUIRED]>()) };
     let items = Items { time: head[0], heap_length: head[1], axes: &head[2..], required };
-    let Some(placed) = alone.placer.place::<DENSE, KIND>(&alone.window, &items) else {
+    let Some(placed) = alone.placer.place::<DENSE, KIND>(&alone.window, alone.window.limit, &items) else {
         return leave_alone(data, alone, 3 + SIDE + REQUIRED);
     };
     data.chunk_id = alone.window.first_chunk.wrapping_add(placed.chunk) as i64;

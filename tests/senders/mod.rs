@@ -3,8 +3,8 @@
 
 use speadrx::epochs::Cause;
 use speadrx::layout::Layout;
-use speadrx::spec::LayoutSpec;
 use speadrx::segment::Moment;
+use speadrx::spec::LayoutSpec;
 use speadrx::timeline::{Sighting, TimeRules, Timeline, Verdict, Witness};
 
 pub const RANGE: i128 = 1 << 48;
@@ -214,7 +214,9 @@ impl Receiver {
             for (source, lost) in lost.iter_mut().enumerate() {
                 let time = batch * self.step;
                 let outcome = self.heap(time, source, source % self.streams());
-                *lost += usize::from(!matches!(outcome, Outcome::Received(_, at) if at.rem_euclid(RANGE) == time.rem_euclid(RANGE)));
+                *lost += usize::from(
+                    !matches!(outcome, Outcome::Received(_, at) if at.rem_euclid(RANGE) == time.rem_euclid(RANGE)),
+                );
             }
             self.pass(self.step);
         }
