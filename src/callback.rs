@@ -36,6 +36,7 @@ impl Stats {
     /// Statistics after our reasons.
     pub const MORE: usize = 3;
     const CONTROL: usize = 0;
+    const TOO_OLD: usize = 1;
     const REJECTED: usize = 2;
 }
 
@@ -222,8 +223,8 @@ impl Context {
         reason::internal_error(self.placer.layout().reasons().len())
     }
 
-    /// Judge a heap that the fast path did not place.
-    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<Placed, usize> {
+    /// Judge a heap that the fast path did not place: where it goes, and whether that has gone.
+    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<(Placed, bool), usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
         let n_reasons = self.placer.layout().reasons().len();
         let heap = Heap::new(&self.placer, items)?;
@@ -245,13 +246,11 @@ impl Context {
         let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
         let Some(chunk) = placed.chunk.checked_sub(state.window.first_chunk) else {
             self.ledger.too_old(placed.source, placed.batch);
-            // The streams of a group share a window, of which spead2 may still have a chunk more, or two while one of them
-            // moves on: it is to find the heap too old all the same.
-            return Ok(Placed { chunk: placed.chunk.saturating_sub(2), ..placed });
+            return Ok((placed, true));
         };
         let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
         self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
-        Ok(placed)
+        Ok((placed, false))
     }
 
     /// Count a placed heap that may not be simply a new one of the newest chunk.
@@ -556,7 +555,13 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
     // SAFETY: the caller vouches for everything.
     unsafe {
         match judged {
-            Ok(placed) => {
+            // The streams of a group share a window, of which spead2 may still have another chunk.
+            Ok((_, true)) if context.stats.is_some() => {
+                data.chunk_id = -1;
+                context.add_to_stat(data, Stats::TOO_OLD, 1);
+                context.add_to_stat(data, Stats::REJECTED, -1); // which spead2 will add
+            }
+            Ok((placed, _)) => {
                 data.chunk_id = placed.chunk as i64;
                 data.heap_index = placed.slot.index as usize;
                 data.heap_offset = placed.slot.offset as usize;

@@ -65,6 +65,8 @@ struct Claim {
     since: u64,
     /// By how many batches it has gone on since anybody was heard in the window: two for each heap at most.
     gone_on: i64,
+    /// Heaps of the source that had been placed before the last of them.
+    placed: u64,
     /// By how many batches its source lagged at first.
     lag: i64,
     /// The newest batch of the source at the last of them.
@@ -246,7 +248,8 @@ impl Voices {
             claim.gone_on.saturating_add(batches.clamp(-2, 2))
         });
         let lag = standing.map_or(lag, |claim| claim.lag);
-        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, lag, newest, kind };
+        let placed = witness.placed(heap.source);
+        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, placed, lag, newest, kind };
         let turn = self.turn;
         let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
         let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
@@ -371,7 +374,9 @@ impl Voices {
             if source == except || is_silent {
                 continue;
             }
-            match voice.counted().map(|claim| current.locate(grid, claim.stamp)) {
+            // Who was placed in the window since, though with no newer heap, is not slow. (The claim's own heap may be one.)
+            let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
+            match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
                 None if voice.batch != NOWHERE && !voice.is_slow => slowest = slower(slowest, voice.batch),
                 Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => slowest = slower(slowest, grid.batch_of(&at)),
                 Some(Ok(at)) if at.ahead <= 0 && at.ahead > window.saturating_mul(-2) => {
