@@ -90,6 +90,23 @@ def test_heaps_repeated_after_a_flush_are_too_old():
     assert rx.ledger.snapshot().too_old_by_source.tolist() == [0, 8, 0, 0]
 
 
+def test_sources_that_begin_again_after_a_flush():
+    """When all repeat what they sent before, time begins again; each may lose two heaps until that is known."""
+    with receiving(window=4) as (rx, queues, consumer):
+        for _again in range(2):
+            for batch in range(4000, 4008):
+                for antenna in range(2):
+                    queues.send(0, antenna, batch)
+            settle(rx, queues)
+            rx.flush()
+        queues.stop()
+        consumer.join(60)
+    stats = assert_identity(rx, queues.sent)
+    assert stats.restarts == 1
+    assert 0 < stats.too_old <= 2 * 2
+    assert (stats.present, stats.duplicates) == (32 - stats.too_old, 0)
+
+
 def test_heaps_that_come_through_two_streams_are_duplicates():
     """As with two paths through the network: of each heap one is present, and one a duplicate of its source."""
     with receiving(threads=2, window=4) as (rx, queues, consumer):
