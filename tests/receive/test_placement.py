@@ -391,6 +391,7 @@ class HeapSource:
         if kind != "wide":
             timestamp %= TIMESTAMP_RANGE
         items[time.item] = min(timestamp, self.max_value)
+
     def _bad_axis(self, items: dict[int, int]) -> None:
         rng = self.rng
         axes = [axis for axis in self.case.layout.axes if axis.item in items]

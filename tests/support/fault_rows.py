@@ -47,7 +47,7 @@ FAULTS = (
         "If the time is earlier, every heap is too old, for ever",
         "At least 99 % of the heaps after that arrive, with true timestamps, and the gap does not count as missing",
         rust=(
-            "timeline.rs::a_restart_costs_the_quorum",
+            "timeline.rs::a_restart_costs_a_heap_or_two",
             "timeline.rs::a_restart_with_the_clock_beyond_half_the_range_has_true_times",
             "timeline.rs::without_resync_time_never_goes_back",
         ),
@@ -85,7 +85,7 @@ FAULTS = (
         "They are delivered after a while, once and in order. Heaps of that chunk that come later are counted",
         rust=(
             "timeline.rs::what_was_flushed_is_too_old_and_what_comes_next_is_received",
-            "timeline.rs::an_outage_that_agrees_with_the_clock_costs_nothing",
+            "timeline.rs::an_outage_that_agrees_with_the_clock_is_no_restart",
         ),
     ),
     Fault(
