@@ -225,7 +225,7 @@ def assert_accounts(rx: Receiver, simulators: Sequence[Simulator]) -> None:
 def by_reason(rejected: Mapping[str, int]) -> dict[str, int]:
     """Heaps rejected, without the reasons that there are none for.
 
-    A time that most sources say at once, and that must not be, is backward instead of implausible: that depends on which
+    A time that most sources say at once, and that must not be, is backward, not implausible: that depends on which
     heaps happen to be the newest of their sources.
     """
     counts = Counter({"implausible_timestamp_heaps": rejected.get("backward_timestamp_heaps", 0)})

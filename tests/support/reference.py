@@ -114,7 +114,7 @@ class ReferenceTimeline:
         self.doubted: tuple[int, int, int] | None = None
 
     def is_plain(self, stamp: int, source: int) -> bool:
-        """Whether a heap's time is in the window or late, one source goes on alone, or a single heap is anywhere else."""
+        """Whether a heap is in the window or late, of one source that goes on alone, or a single one anywhere else."""
         time = self._unwrap(stamp)
         if self.newest is None:
             return time % self.step == 0
