@@ -3,8 +3,10 @@
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 #![expect(clippy::cast_precision_loss, reason = "what is compared with the clock has a tolerance of a tenth")]
 
-/// Nanoseconds after which the rate that a stream shows is believed.
+/// Nanoseconds after which the rate that a stream shows is told to others.
 const ENOUGH: u64 = 500_000_000;
+/// Nanoseconds after which time is expected to have gone on at that rate, if it is the faster one.
+const SOME: u64 = 1_000_000;
 /// By how much the clocks of senders and receiver may differ in rate.
 const CLOCK_DRIFT: f64 = 1e-4;
 /// How much further than expected time may have come, as a part of what has passed.
@@ -64,15 +66,20 @@ impl Pace {
 
     /// Ticks in a nanosecond that the stream shows, once it has shown it for long enough.
     pub fn measured(&self) -> Option<f64> {
-        let (first, last) = (self.first?, self.last?);
-        let passed = last.clock.saturating_sub(first.clock);
-        (passed >= ENOUGH).then(|| last.time.saturating_sub(first.time) as f64 / passed as f64)
+        self.measured_for(ENOUGH)
     }
 
-    /// The rate to reckon with: the faster one, for nothing is lost if time could have come further than it did.
+    fn measured_for(&self, enough: u64) -> Option<f64> {
+        let (first, last) = (self.first?, self.last?);
+        let passed = last.clock.saturating_sub(first.clock);
+        (passed >= enough).then(|| last.time.saturating_sub(first.time) as f64 / passed as f64)
+    }
+
+    /// The rate to reckon with, if the layout has one: the faster one, for nothing is lost if time could have come further
+    /// than it did.
     fn rate(&self) -> Option<f64> {
-        let measured = self.measured();
-        measured.zip(self.declared).map(|(a, b)| a.max(b)).or(measured).or(self.declared)
+        let declared = self.declared?;
+        Some(self.measured_for(SOME).map_or(declared, |measured| measured.max(declared)))
     }
 
     /// The time to expect, if a clock can tell.
@@ -81,8 +88,8 @@ impl Pace {
     }
 
     /// Whether it can be told how far time may have come.
-    pub fn can_tell(&self, clock: Option<u64>) -> bool {
-        self.declared.is_some() || self.expected(clock).is_some()
+    pub fn can_tell(&self) -> bool {
+        self.declared.is_some()
     }
 
     /// Whether time can have come from one moment to a later one, if nothing was restarted.

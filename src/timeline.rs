@@ -33,6 +33,8 @@ pub struct TimeRules {
     reach: u64,
     /// How many chunks a heap may be ahead of the newest.
     max_jump: u64,
+    /// Whether the window follows any heap so far ahead, whatever that does to others: the user says how far.
+    trusts: bool,
     /// Chunks of the window that all sources must have left behind, or they could lose heaps.
     margin: i64,
     /// Whether time may begin again at an earlier time.
@@ -70,6 +72,7 @@ impl TimeRules {
         Ok(Self {
             window,
             reach,
+            trusts: max_jump.is_some(),
             max_jump: max_jump.unwrap_or(window.saturating_sub(1).max(1)),
             margin: i64::from(window > 2),
             resync,
@@ -296,7 +299,7 @@ impl Timeline {
     /// all the same, as to any other majority.
     fn may_lead(&mut self, heap: Sighting, at: &Located, current: &Segment, witness: &impl Witness) -> bool {
         let n_sources = self.rules.n_sources;
-        if n_sources <= 1 {
+        if n_sources <= 1 || self.rules.trusts {
             return true;
         }
         if at.chunk <= self.lead {
@@ -448,10 +451,14 @@ impl Timeline {
     ) -> Option<Moment> {
         let at = here.as_ref().ok().filter(|at| at.ahead <= 0)?;
         let moment = current.moment(at)?;
-        let newest = u64::try_from(witness.newest(heap.source)).ok()?;
-        let batches = self.rules.grid.batches;
-        let batch = moment.chunk.saturating_mul(batches).saturating_add(moment.batch);
-        (newest >= current.first.saturating_mul(batches) && batch > newest).then_some(moment)
+        let newest = witness.newest(heap.source);
+        let grid = &self.rules.grid;
+        let window = signed(self.rules.window);
+        // Its heaps may come in another order, too.
+        let order = window.saturating_mul(signed(grid.batches));
+        let is_behind = newest < current.window_start(grid, window);
+        let goes_on = grid.batch_of(at) > newest.saturating_sub(if is_behind { order } else { 0 });
+        (newest >= signed(current.first).saturating_mul(signed(grid.batches)) && goes_on).then_some(moment)
     }
 
     /// Where time goes if more than half of the live sources say what a heap says; and whether it is because the others are
@@ -533,7 +540,7 @@ impl Timeline {
     /// Whether a time ahead is that of the same senders, after a gap that nothing was received of.
     fn has_gone_on(&self, newest: i64, at: &Located, clock: Option<u64>) -> bool {
         // A restart from 0 looks like this too, and is far more likely than an outage across a wrap, if nothing can tell.
-        let wraps = at.time >> TIME_BITS != newest >> TIME_BITS && !self.pace.can_tell(clock);
+        let wraps = at.time >> TIME_BITS != newest >> TIME_BITS && !self.pace.can_tell();
         // Time so far may have been that of a single wrong heap, or of a few sources that were heard first.
         let is_proven = self.voices.total().wrapping_sub(self.placed_before) >= 2
             && self.voices.received().saturating_mul(2) > self.voices.live();

@@ -102,6 +102,7 @@ struct Voice {
     /// It has been heard since it was last known whether it is slow: behind most others when it was heard.
     was_heard: bool,
     is_slow: bool,
+
     /// The newest batch of which it has a heap, counted from chunk 0, or [`NOWHERE`].
     batch: i64,
 }
@@ -259,7 +260,8 @@ impl Voices {
             voice.turn = Some(turn);
         }
         // It has been wrong twice, though not in the same way; or it just lags.
-        if !is_first && kind != Kind::Lagging {
+        let is_copy = standing.is_some_and(|claim| claim.stamp == heap.stamp && claim.slot == heap.slot);
+        if !is_first && (kind != Kind::Lagging || is_copy) {
             self.estranged.set(heap.source);
         }
         self.wanting = self.wanting.saturating_sub(u64::from(is_news));
@@ -273,8 +275,8 @@ impl Voices {
             return;
         }
         self.median = *self.times.select_nth_unstable(half).1;
-        // Two chunks, but no more than half of what the window leaves.
-        let close = window.saturating_sub(2).clamp(1, 4).saturating_mul(signed(grid.batches)) >> 1;
+        // A chunk, but no more than half of what the window leaves.
+        let close = window.saturating_sub(2).clamp(1, 2).saturating_mul(signed(grid.batches)) >> 1;
         for voice in self.all.iter_mut().filter(|voice| voice.was_heard) {
             voice.was_heard = false;
             voice.median = self.median;
@@ -356,11 +358,11 @@ impl Voices {
 
     /// The batch that the slowest live source has reached, or claims to, of all but one: None if nobody is slow.
     ///
-    /// Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
+    /// A window of two chunks has no room for that: half of them may be slower. Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
     /// the others went on by `patience` batches; those that claim times far from the window; those that are slow; and those that are late, unless they are more
     /// than half.
     pub fn slowest(
-        &self,
+        &mut self,
         except: u64,
         (since, patience): (i64, i64),
         current: &Segment,
@@ -369,6 +371,7 @@ impl Voices {
     ) -> Option<i64> {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
+        self.times.clear();
         for (source, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
             if source == except || is_silent {
@@ -377,6 +380,9 @@ impl Voices {
             // Who was placed in the window since, though with no newer heap, is not slow. (The claim's own heap may be one.)
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
+                None if voice.batch != NOWHERE && window <= 2 => {
+                    self.times.push(voice.batch);
+                }
                 None if voice.batch != NOWHERE && !voice.is_slow => slowest = slower(slowest, voice.batch),
                 Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => slowest = slower(slowest, grid.batch_of(&at)),
                 Some(Ok(at)) if at.ahead <= 0 && at.ahead > window.saturating_mul(-2) => {
@@ -386,7 +392,11 @@ impl Voices {
                 _ => {}
             }
         }
-        if late.saturating_mul(2) > self.live { slowest_late } else { slowest }
+        if late.saturating_mul(2) > self.live {
+            return slowest_late;
+        }
+        self.times.sort_unstable();
+        self.times.get((self.live >> 1) as usize).map_or(slowest, |&batch| slower(slowest, batch))
     }
 
     /// The claims that agree with a timestamp, as many as fit a window.

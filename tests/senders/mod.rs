@@ -114,7 +114,10 @@ impl Receiver {
         let behind = i128::from(newest.chunk) - chunk;
         let is_there = (0..self.window).contains(&behind) && chunk >= newest.epoch_first.into() && time >= 0;
         let batch = time.div_euclid(self.step).rem_euclid(self.batches);
-        (is_there && time % self.step == 0).then_some((chunk, batch, time))
+        // Where timestamps wrap within the window, the fast path ends.
+        let begin = (self.window_first() - i128::from(newest.epoch_offset)) * self.chunk_step();
+        let has_wrapped = time.div_euclid(RANGE) != begin.div_euclid(RANGE);
+        (is_there && time % self.step == 0 && !has_wrapped).then_some((chunk, batch, time))
     }
 
     /// ID of the newest chunk.
