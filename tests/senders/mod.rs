@@ -143,7 +143,7 @@ impl Receiver {
                 verdict => return Err(verdict),
             },
         };
-        assert_eq!(time.rem_euclid(RANGE), heap.stamp.into());
+        assert_eq!(time.rem_euclid(RANGE), i128::from(heap.stamp));
         let source = heap.source as usize;
         self.world.placed[source] += 1;
         let newest = &mut self.world.newest[source];
