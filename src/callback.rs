@@ -248,6 +248,10 @@ impl Context {
             self.ledger.too_old(placed.source, placed.batch);
             return Ok((placed, true));
         };
+        if chunk > state.window.newest() {
+            // It would move spead2's window, and not that of the group.
+            return Err(reason::implausible(n_reasons));
+        }
         let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
         self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
         Ok((placed, false))
@@ -291,8 +295,9 @@ impl Context {
     pub unsafe fn settle(&self) {
         // SAFETY: nobody else uses the state any more.
         let state = unsafe { &mut *self.state.get() };
-        let moved = state.window.clear(state.window.first_chunk.wrapping_add(state.window.newest()));
-        self.slide(state, moved);
+        if let Some(moved) = state.window.clear(state.window.first_chunk.wrapping_add(state.window.newest())) {
+            self.slide(state, moved);
+        }
         self.group.copies().follow(self.member, None);
     }
 
@@ -311,8 +316,7 @@ impl Context {
         let chunk = if value == cookie.flush {
             self.group.control()
         } else if value == cookie.end {
-            self.group.close(&self.ledger);
-            (!std::mem::replace(&mut state.has_ended, true)).then(|| self.group.end()).flatten()
+            (!std::mem::replace(&mut state.has_ended, true)).then(|| self.group.end(&self.ledger)).flatten()
         } else if value == cookie.done {
             self.group.note_done();
             None
@@ -321,21 +325,17 @@ impl Context {
         };
         // Its one byte goes where no data ever will: the chunk is not given to anybody. If data have overtaken it, they have
         // pushed out all that it should have.
-        let control = chunk.filter(|&chunk| chunk >= state.window.first_chunk);
-        data.chunk_id = control.map_or(-1, |chunk| chunk as i64);
+        let placed = chunk.and_then(|chunk| Some((chunk, self.group.place_control(chunk, &mut state.window)?)));
+        data.chunk_id = placed.map_or(-1, |(chunk, _)| chunk as i64);
         data.heap_index = 0;
         data.heap_offset = 0;
-        if let Some(control) = control {
-            let moved = state.window.clear(control);
-            self.slide(state, moved);
-            self.group.close(&self.ledger);
-        }
         // SAFETY: the caller vouches for `batch_stats`.
-        unsafe {
-            self.add_to_stat(data, Stats::CONTROL, 1);
-            if control.is_none() {
-                self.add_to_stat(data, Stats::REJECTED, -1); // which spead2 will add
-            }
+        unsafe { self.add_to_stat(data, Stats::CONTROL, 1) };
+        if let Some((_, moved)) = placed {
+            self.slide(state, moved);
+        } else {
+            // SAFETY: likewise.
+            unsafe { self.add_to_stat(data, Stats::REJECTED, -1) }; // which spead2 will add
         }
         true
     }

@@ -7,6 +7,7 @@ use crate::copies::Copies;
 use crate::epochs::Epochs;
 use crate::estranged::Estranged;
 use crate::ledger::Ledger;
+use crate::segment::Moment;
 use crate::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Relaxed, Release},
@@ -43,6 +44,10 @@ struct State {
     members: Vec<Ledger>,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
+    /// The newest chunk of all windows. A flush leaves it as it is until newer heaps come.
+    newest: Option<Moment>,
+    /// The first chunk that can still come out: those before a control heap have.
+    floor: u64,
     /// How many members have ended.
     ended: usize,
 }
@@ -55,7 +60,7 @@ impl Group {
         let estranged = std::sync::Arc::clone(timeline.estranged());
         Arc::new(Self {
             epochs: std::sync::Arc::clone(timeline.epochs()),
-            state: Mutex::new(State { timeline, members: Vec::new(), control: None, ended: 0 }),
+            state: Mutex::new(State { timeline, members: Vec::new(), control: None, newest: None, floor: 0, ended: 0 }),
             copies: Mutex::default(),
             estranged,
             refusals: AtomicU64::new(0),
@@ -134,23 +139,24 @@ impl Group {
     #[must_use]
     pub fn observe(&self, heap: Sighting, own: &Ledger, window: &mut Window) -> (Verdict, Option<u64>) {
         let mut state = self.lock();
-        let State { timeline, members, .. } = &mut *state;
-        let before = timeline.newest();
+        let State { timeline, members, newest, floor, .. } = &mut *state;
+        let first = window.first_chunk;
+        let cleared = floor.checked_sub(1).and_then(|control| window.clear(control));
         let verdict = timeline.observe(heap, &View { members, started: self.started() });
-        let newest = timeline.newest();
-        if newest != before {
+        if timeline.newest().is_some_and(|now| *newest != Some(now)) {
+            *newest = timeline.newest();
             // What the others know of the window is out of date: they must ask before they go on.
             for member in members.iter() {
                 member.set_limit(0);
             }
         }
         self.publish(timeline);
-        let moved = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
+        let followed = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
         own.set_limit(window.limit);
         // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen
         // it, because it has the lock.
         fence(Release);
-        (verdict, moved)
+        (verdict, cleared.or(followed).map(|_| window.first_chunk.wrapping_sub(first)))
     }
 
     /// Tell of a heap that came to a slot which has one: see [`Timeline::repeat`].
@@ -167,10 +173,21 @@ impl Group {
         }
     }
 
-    /// The window of a stream is empty: it must ask where the window is by now.
-    pub fn close(&self, own: &Ledger) {
-        let _state = self.lock();
-        own.set_limit(0);
+    /// A member places a control heap in a chunk: soon nothing can come out any more of the chunks up to it, of no member.
+    ///
+    /// The window of this one is empty from now on, and that of the others once they have asked. Returns by how many chunks
+    /// it has moved; None if there is no need, as another member has been there, or newer heaps have.
+    pub fn place_control(&self, control: u64, window: &mut Window) -> Option<u64> {
+        let mut state = self.lock();
+        if control < state.floor || state.newest.is_some_and(|newest| newest.chunk > control) {
+            return None;
+        }
+        let moved = window.clear(control)?;
+        state.floor = control.saturating_add(1);
+        for member in &state.members {
+            member.set_limit(0);
+        }
+        Some(moved)
     }
 
     /// Tell those who do not want to wait for the lock.
@@ -199,8 +216,9 @@ impl Group {
     /// For the last one, returns where to place a control heap, so that all chunks come out: before that, others have heaps
     /// that belong there.
     #[must_use]
-    pub fn end(&self) -> Option<u64> {
+    pub fn end(&self, own: &Ledger) -> Option<u64> {
         let mut state = self.lock();
+        own.set_limit(0);
         state.ended = state.ended.saturating_add(1);
         if state.ended < state.members.len() {
             return None;

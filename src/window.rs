@@ -81,13 +81,16 @@ impl Window {
         Some(first.wrapping_sub(old))
     }
 
-    /// Empty the window: a control heap has pushed out all chunks up to its own.
+    /// Empty the window: a control heap pushes out all chunks up to its own.
     ///
-    /// Returns by how many chunks the beginning has moved.
-    pub fn clear(&mut self, control: u64) -> u64 {
+    /// Returns by how many chunks the beginning has moved; None if the window is beyond that chunk, and stays as it is.
+    pub fn clear(&mut self, control: u64) -> Option<u64> {
         let old = self.first_chunk;
+        if control < old {
+            return None;
+        }
         self.floor = control.saturating_add(1);
         (self.limit, self.first_chunk, self.newest) = (0, self.floor, 0);
-        self.floor.wrapping_sub(old)
+        Some(self.floor.wrapping_sub(old))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ptr;
 
 use speadrx::abi::ChunkPlaceData;
-use speadrx::callback::Context;
+use speadrx::callback::{Context, Stats};
 use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
@@ -182,22 +182,56 @@ fn copies_of_another_stream_are_found_when_their_chunk_leaves_the_window() {
     let [first, second] = contexts();
     let duplicates = || [&first, &second].map(|context| context.ledger().snapshot().duplicates);
     for context in [&first, &second] {
-        for (time, antenna) in [(0, 1), (16, 2), (64, 1)] {
+        for (time, antenna) in [(0, 1), (16, 2), (64, 1), (64, 2)] {
             assert_eq!(place(context, [time, 8, antenna, 0]), time / 64);
         }
     }
-    assert_eq!(place(&second, [32, 8, 0, 0]), 0);
+    assert_eq!(place(&second, [32, 8, 1, 0]), 0);
     assert_eq!(duplicates(), [[0; 3]; 2].map(Vec::from));
-    place(&first, [128, 8, 0, 0]);
+    assert_eq!(place(&first, [128, 8, 1, 0]), 2);
     assert_eq!(duplicates(), [[0; 3]; 2].map(Vec::from));
-    place(&second, [144, 8, 0, 0]);
+    assert_eq!(place(&second, [144, 8, 1, 0]), 2);
     assert_eq!(duplicates(), [[0, 0, 0], [0, 1, 1]].map(Vec::from));
     // The last chunks never leave it.
-    place(&second, [128, 8, 0, 0]);
+    assert_eq!(place(&second, [128, 8, 1, 0]), 2);
     for context in [&first, &second] {
         // SAFETY: nobody calls the callback any more.
         unsafe { context.settle() };
     }
     let [found, more] = duplicates();
-    assert_eq!([0, 1, 2].map(|source| found[source] + more[source]), [1, 2, 1]);
+    assert_eq!([0, 1, 2].map(|source| found[source] + more[source]), [0, 3, 2]);
+}
+
+#[test]
+fn heap_older_than_the_shared_window_is_too_old_whatever_spead2_knows() {
+    let layout = Arc::new(Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap());
+    let group = Group::new(TimeRules::new(&layout, 2, 3, None, false).unwrap());
+    let geometry = layout.geometry(&BTreeMap::new()).unwrap();
+    let stats = Stats { base: 1, count: layout.reasons().len() };
+    let member = || Context::new(&geometry, 2, Some(stats), Arc::clone(&group), None).unwrap();
+    let (ahead, behind) = (member(), member());
+    let mut counts = vec![0_u64; 1 + stats.count + Stats::MORE];
+    let [too_old, rejected] = [1, 2].map(|i| 1 + stats.count + i);
+    let mut stream = Stream::new();
+    stream.data.batch_stats = counts.as_mut_ptr();
+    for chunk in 0..5 {
+        assert_eq!(stream.place(&ahead, [chunk * 64, 8, 1, 0]), chunk);
+    }
+    // It has placed chunk 4 itself, so spead2 would know.
+    assert_eq!(stream.place(&ahead, [2 * 64, 8, 1, 0]), -1);
+    assert_eq!((counts[too_old], counts[rejected]), (1, u64::MAX));
+    counts.fill(0);
+    // The other one never has placed any: spead2 would take a heap of any chunk.
+    let mut stream = Stream::new();
+    stream.data.batch_stats = counts.as_mut_ptr();
+    for copies in 1..3 {
+        assert_eq!(stream.place(&behind, [2 * 64, 8, 1, 0]), -1);
+        assert_eq!(counts[too_old], copies);
+        counts[rejected] = counts[rejected].wrapping_add(1); // as spead2 does then
+        assert_eq!(counts[rejected], 0);
+    }
+    assert_eq!(stream.place(&behind, [3 * 64, 8, 1, 0]), 3);
+    let ledgers = [&ahead, &behind].map(|context| context.ledger().snapshot());
+    assert_eq!(ledgers.each_ref().map(|ledger| ledger.too_old[1]), [1, 2]);
+    assert_eq!(ledgers.map(|ledger| (ledger.placed[1], ledger.duplicates[1])), [(6, 0), (3, 0)]);
 }

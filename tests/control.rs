@@ -91,7 +91,8 @@ fn window_begins_again_right_after_a_control_heap() {
     let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
     let mut window = Window::new(&layout, WINDOW);
     assert_eq!(window.follow(7, 0, 0), Some(6));
-    assert_eq!(window.clear(10), 5);
+    assert_eq!(window.clear(10), Some(5));
+    assert_eq!((window.clear(10), window.clear(3)), (None, None), "it is beyond these");
     for too_old in [7, 9, 10] {
         assert_eq!((window.follow(too_old, 0, 0), window.limit, window.first_chunk), (None, 0, 11));
     }

@@ -235,6 +235,15 @@ impl Stream {
             return None;
         }
         self.calls += 1;
+        let too_old = STATS_BASE + layout.reasons().len() + 1;
+        if self.batch_stats[too_old] != before[too_old] {
+            // It is older than the window, though spead2 would not know that.
+            self.batch_stats[too_old] -= 1;
+            self.will_be_rejected(layout);
+            assert_eq!((data.chunk_id, &self.batch_stats), (-1, &before));
+            self.placed += 1;
+            return None;
+        }
         let counted: u64 = self.batch_stats.iter().zip(&before).map(|(new, old)| new - old).sum();
         let Ok(chunk) = u64::try_from(data.chunk_id) else {
             assert_eq!(counted, 1, "a rejected heap has one reason");

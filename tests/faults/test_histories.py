@@ -12,14 +12,14 @@ def run(seed, threads, steps):
     history.run(steps, ENDS[seed % len(ENDS)])
 
 
-@pytest.mark.parametrize("threads", [1])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(8))
 def test_accounts_add_up_in_any_history(seed, threads):
     run(seed, threads, steps=60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [1])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(100, 200))
 def test_accounts_add_up_in_many_histories(seed, threads):
     run(seed, threads, steps=200)

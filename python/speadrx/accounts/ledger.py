@@ -28,9 +28,9 @@ class Epoch(NamedTuple):
 class LedgerSnapshot:
     """What the placement callback has counted. Counts only ever grow.
 
-    If every heap is a single packet, and the sender has ended the stream (with a stop item, or by stopping its queue),
-    then ``placed`` = heaps present in chunks + ``duplicates`` + spead2's ``too_old_heaps``. ``stop()`` of the stream
-    throws away the chunks in the window. Their heaps are then not in this sum.
+    If every heap is a single packet, and the stream has ended (by `drain`, or because its sender has ended it), then
+    ``placed`` = heaps present in chunks + ``duplicates`` + ``too_old``, in total and of each source. ``stop()`` of the
+    stream throws away the chunks in the window. Their heaps are then not in this sum.
     """
 
     #: Heaps placed, by source. They include duplicates, and heaps that spead2 then finds too old.

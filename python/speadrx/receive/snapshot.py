@@ -33,12 +33,12 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
     # Read in this order: otherwise a heap could be present that is not placed yet.
     has_ended = _has_ended(stream)
     totals = account._totals
-    packets, incomplete, too_old = _spead2_counts(stream)
+    packets, incomplete = _spead2_counts(stream)
     assert stream.ledger is not None
     ledger = stream.ledger.snapshot()
     present, missing = sum(totals.present), sum(totals.missing)
     # Nobody knows of a placed heap whether it will stay unfinished until its chunk has come out.
-    left = max(ledger.placed - present - ledger.duplicates - too_old, 0)
+    left = sum(_left(ledger, totals))
     tick_rate = stream.ledger._layout.declaration.time.tick_rate
     data, free = stream.data_ringbuffer, stream.free_ringbuffer
     return ReceiverStats(
@@ -54,7 +54,7 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         in_flight=0 if has_ended else left,
         duplicates=ledger.duplicates,
         rejected=ledger.rejected,
-        too_old=too_old,
+        too_old=ledger.too_old,
         unfinished=left if has_ended else 0,
         kernel_drops=stream.kernel_drops(),
         packets=packets,
@@ -72,15 +72,15 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
     )
 
 
-def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int, int, int]:
-    """Read what spead2 counted: packets (without control heaps), incomplete heaps, and heaps too old."""
+def _spead2_counts(stream: ChunkRingStream | ChunkStreamRingGroup) -> tuple[int, int]:
+    """Read what spead2 counted: packets (without control heaps), and incomplete heaps."""
     stats = [member.stats for member in stream._streams()]
 
     def total(name: str) -> int:
         return sum(counts[name] for counts in stats)
 
     incomplete = total("incomplete_heaps_evicted") + total("incomplete_heaps_flushed")
-    return total("packets") - total(CONTROL_STAT), incomplete, total("too_old_heaps")
+    return total("packets") - total(CONTROL_STAT), incomplete
 
 
 def in_flight_by_source(stream: ChunkRingStream | ChunkStreamRingGroup, totals: Totals) -> list[int]:
@@ -104,11 +104,13 @@ def _has_ended(stream: ChunkRingStream | ChunkStreamRingGroup) -> bool:
 
 
 def _left(ledger: LedgerSnapshot, totals: Totals) -> list[int]:
-    """Placed heaps of each source that are neither present nor known to be duplicate or too old."""
+    """Placed heaps of each source that are neither present nor known to be duplicate or too old.
+
+    They are never less than none, if the totals were read first.
+    """
     known = ledger.duplicates_by_source + ledger.too_old_by_source
-    left = ledger.placed_by_source.astype(np.int64) - known.astype(np.int64) - totals.present
-    heaps: list[int] = np.maximum(left, 0).tolist()
-    return heaps
+    left: list[int] = (ledger.placed_by_source.astype(np.int64) - known.astype(np.int64) - totals.present).tolist()
+    return left
 
 
 def _source_stats(ledger: LedgerSnapshot, totals: Totals, *, has_ended: bool) -> list[SourceStats]:
