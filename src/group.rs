@@ -176,14 +176,14 @@ impl Group {
     /// A member places a control heap in a chunk: soon nothing can come out any more of the chunks up to it, of no member.
     ///
     /// The window of this one is empty from now on, and that of the others once they have asked. Returns by how many chunks
-    /// it has moved; None if there is no need, as another member has been there, or newer heaps have.
+    /// it has moved; None if there is no need, because newer heaps have been placed, or another control heap.
     pub fn place_control(&self, control: u64, window: &mut Window) -> Option<u64> {
         let mut state = self.lock();
-        if control < state.floor || state.newest.is_some_and(|newest| newest.chunk > control) {
+        if state.newest.is_some_and(|newest| newest.chunk > control) {
             return None;
         }
         let moved = window.clear(control)?;
-        state.floor = control.saturating_add(1);
+        state.floor = state.floor.max(control.saturating_add(1));
         for member in &state.members {
             member.set_limit(0);
         }

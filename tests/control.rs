@@ -160,3 +160,54 @@ fn time_that_may_not_begin_again_is_refused() {
     assert!(group.refusals() > refusals.max(1));
     assert_eq!(group.epochs().len(), 1);
 }
+
+/// Both streams have chunks 7 and 8, each of its own antennas.
+fn two_streams_at_8() -> (Arc<Group>, [Context; 2]) {
+    let (group, streams) = streams(true);
+    for chunk in [7, 8] {
+        for (stream, antenna) in [(0, 0), (0, 1), (1, 2)] {
+            assert_eq!(place(&streams[stream], chunk, antenna), chunk);
+        }
+    }
+    (group, streams)
+}
+
+#[test]
+fn one_control_heap_serves_all_streams_of_a_group() {
+    let (group, [first, second]) = two_streams_at_8();
+    assert!(group.flush());
+    assert_eq!(control(&first, COOKIE.flush), 8 + REACH);
+    // The second's chunks have been pushed out, or soon will be: it has nothing to do with them any more.
+    place(&second, 8, 2);
+    assert_eq!(control(&second, COOKIE.flush), -1);
+    let snapshot = second.ledger().snapshot();
+    assert_eq!((snapshot.placed[2], snapshot.duplicates[2], snapshot.too_old[2]), (3, 0, 1));
+}
+
+#[test]
+fn control_heap_that_another_stream_has_overtaken_is_not_placed() {
+    let (group, [first, second]) = two_streams_at_8();
+    assert!(group.flush());
+    // spead2 may have moved on from there for the second stream too, which has had no heap since.
+    for antenna in [0, 1] {
+        assert_eq!(place(&first, 9, antenna), 9 + REACH);
+    }
+    assert_eq!(control(&second, COOKIE.flush), -1);
+}
+
+#[test]
+fn stream_that_was_left_behind_stays_so_after_a_flush() {
+    let (group, [first, second]) = two_streams_at_8();
+    for chunk in 9..12 {
+        for antenna in [0, 1] {
+            assert_eq!(place(&first, chunk, antenna), chunk);
+        }
+    }
+    assert!(group.flush());
+    // Time stands still until a newer heap comes, and yet the window is not where the stream saw it last.
+    for _copy in 0..2 {
+        place(&second, 8, 2);
+    }
+    let snapshot = second.ledger().snapshot();
+    assert_eq!((snapshot.placed[2], snapshot.duplicates[2], snapshot.too_old[2]), (4, 0, 2));
+}
