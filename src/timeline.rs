@@ -215,7 +215,7 @@ impl Timeline {
                     self.voices.join(heap.source, self.rules.grid.batch_of(&at));
                     return Verdict::Place(moment);
                 }
-                if let Some(verdict) = self.flushed(heap, witness) {
+                if let Some(verdict) = self.flushed(heap, &at, witness) {
                     return verdict;
                 }
             }
@@ -368,9 +368,11 @@ impl Timeline {
     /// A heap from before a flush, of a time that the window would still hold: what was flushed has been handed over.
     ///
     /// A source that goes on there has not gone back.
-    fn flushed(&mut self, heap: Sighting, witness: &impl Witness) -> Option<Verdict> {
+    fn flushed(&mut self, heap: Sighting, here: &Located, witness: &impl Witness) -> Option<Verdict> {
         let previous = self.previous?;
         let at = previous.locate(&self.rules.grid, heap.stamp).ok()?;
+        // After a restart the same timestamp was another time, perhaps one that never was.
+        let at = Some(at).filter(|at| at.time == here.time && at.ahead <= 0)?;
         let moment = previous.moment(&at)?;
         let batch = moment.chunk.saturating_mul(self.rules.grid.batches).saturating_add(moment.batch);
         if signed(batch) <= witness.newest(heap.source) {

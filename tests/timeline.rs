@@ -62,6 +62,22 @@ fn a_restart_with_the_clock_beyond_half_the_range_has_true_times() {
 }
 
 #[test]
+fn a_heap_from_before_time_zero_is_nowhere_after_a_restart() {
+    // Chunk IDs of the new epoch are those that its time would have had in the old one.
+    for stream in 0..2 {
+        let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, true, false);
+        for (time, source) in [(RANGE - 20 * 8 * 4096, 0), (0, 0), (4096, 0)] {
+            receiver.heap(time, source, stream);
+        }
+        assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+        for chunk in 1..20 {
+            let outcome = receiver.heap(RANGE - chunk * 8 * 4096, 1, stream);
+            assert!(!matches!(outcome, Outcome::Received(..)), "{chunk} chunks before: {outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn without_resync_time_never_goes_back() {
     let mut receiver = receiver(4, false, None);
     must_go_on(&mut receiver, LATER, 0);
