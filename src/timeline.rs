@@ -119,10 +119,6 @@ pub struct Timeline {
     lead: i64,
     /// The source that the window has followed last.
     leader: Option<u64>,
-    /// The source that went ahead first after others had last been heard in the window, and where it was then; and whether
-    /// others were heard since.
-    alone_since: (u64, i64),
-    was_heard: bool,
     /// How often sources may be counted for a heap that is news, until the next chunk.
     news: u64,
     /// How many heaps have paid for a count.
@@ -151,8 +147,6 @@ impl Timeline {
             previous: None,
             lead: 0,
             leader: None,
-            alone_since: (0, 0),
-            was_heard: false,
             news: NEWS,
             budget: 0,
             turned: 0,
@@ -290,7 +284,6 @@ impl Timeline {
     /// Ask what has become of all sources.
     fn count(&mut self, current: &Segment, witness: &impl Witness) {
         self.voices.count(current, &self.rules.grid, signed(self.rules.window), witness);
-        self.was_heard |= self.voices.anybody_heard();
     }
 
     /// Whether the window may go to where a heap is: not if it then leaves live sources behind, or nearly so.
@@ -313,27 +306,20 @@ impl Timeline {
         }
         self.count(current, witness);
         let (window, grid) = (signed(self.rules.window), &self.rules.grid);
-        // How often the window has moved on, or would have if it had followed a source that goes on alone.
-        let batch = grid.batch_of(at);
-        if std::mem::take(&mut self.was_heard) {
-            self.alone_since = (heap.source, batch);
-        }
-        let (first, from) = self.alone_since;
-        let goes_on = heaps >= 3 && first == heap.source;
-        let alone = batch.saturating_sub(from).checked_div(signed(grid.batches)).unwrap_or(0);
-        let steps = self.voices.steps().saturating_add(if goes_on { alone } else { 0 });
-        // If a single step is enough, who comes just after the one that made it may be no more right than that.
+        let room = window.saturating_sub(1).saturating_sub(self.rules.margin);
+        // So often has the window moved on, as far as that leaves nobody behind, since a source was heard that is silent. If a
+        // single step is enough, who comes just after the one that made it may be no more right than that.
         let patience = window.saturating_sub(2).max(1);
         let leads_again = self.leader == Some(heap.source);
-        let since = steps.saturating_sub(patience).saturating_sub(i64::from(patience == 1 && !leads_again));
+        let since = self.voices.steps().saturating_sub(patience).saturating_sub(i64::from(patience == 1 && !leads_again));
         let patience = (since, patience.saturating_mul(signed(grid.batches)));
-        let room = window.saturating_sub(1).saturating_sub(self.rules.margin);
-        let slowest = self.voices.slowest(heap.source, patience, current, grid, window);
-        self.lead = slowest.map_or(i64::MAX, |batch| {
+        let lead = |batch: i64, room: i64| {
             // A window of one chunk goes on when the last batch has come: nobody else can have reached the next chunk.
             let batch = batch.saturating_add(i64::from(window == 1));
             batch.checked_div(signed(grid.batches)).unwrap_or(0).saturating_add(room)
-        });
+        };
+        let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), patience, current, grid, window);
+        self.lead = slowest.map_or(i64::MAX, |batch| lead(batch, room)).max(median.map_or(0, |batch| lead(batch, window >> 1)));
         let may_lead = at.chunk <= self.lead;
         self.lead = self.lead.min(at.chunk.saturating_add(window));
         if may_lead {

@@ -145,8 +145,6 @@ pub(crate) struct Voices {
     claims: u64,
     /// All heaps placed, when last counted.
     total: u64,
-    /// Sources that had been heard in the window since the count before the last.
-    heard: u64,
     /// So much news must come before another majority can have come about.
     wanting: u64,
 }
@@ -192,7 +190,6 @@ impl Voices {
             live: 0,
             claims: 0,
             total: 0,
-            heard: 0,
             wanting: 0,
         }
     }
@@ -325,7 +322,8 @@ impl Voices {
         let first = signed(current.first).saturating_mul(signed(grid.batches));
         let start = current.window_start(grid, window);
         self.times.clear();
-        (self.live, self.claims, self.total, self.heard) = (0, 0, 0, 0);
+        (self.live, self.claims, self.total) = (0, 0, 0);
+        let mut is_anybody_heard = false;
         for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let (placed, newest) = (witness.placed(source), witness.newest(source));
             self.total = self.total.wrapping_add(placed);
@@ -335,7 +333,7 @@ impl Voices {
             }
             if voice.was_heard {
                 voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
-                self.heard = self.heard.saturating_add(u64::from(newest >= start));
+                is_anybody_heard |= newest >= start;
             }
             let is_over =
                 |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));
@@ -350,28 +348,31 @@ impl Voices {
             }
         }
         self.find_slow(grid, window);
-        if self.heard > 0 {
+        if is_anybody_heard {
             let claims = self.all.iter_mut().filter_map(|voice| voice.claim.as_mut());
             claims.for_each(|claim| claim.gone_on = 0);
         }
     }
 
-    /// The batch that the slowest live source has reached, or claims to, of all but one: None if nobody is slow.
+    /// The batch that the slowest live source has reached, or claims to, of all but one, who claims `own`; and that which half
+    /// of the live sources have reached, or claim to.
     ///
-    /// A window of two chunks has no room for that: half of them may be slower. Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
-    /// the others went on by `patience` batches; those that claim times far from the window; those that are slow; and those that are late, unless they are more
-    /// than half.
+    /// Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
+    /// the others went on by `patience` batches; those that claim times far from the window; and those that are late, unless
+    /// they are more than half. The slowest is none of those that are slow, either.
     pub fn slowest(
         &mut self,
         except: u64,
+        own: i64,
         (since, patience): (i64, i64),
         current: &Segment,
         grid: &Grid,
         window: i64,
-    ) -> Option<i64> {
+    ) -> (Option<i64>, Option<i64>) {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
         self.times.clear();
+        self.times.push(own);
         for (source, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
             if source == except || is_silent {
@@ -380,11 +381,16 @@ impl Voices {
             // Who was placed in the window since, though with no newer heap, is not slow. (The claim's own heap may be one.)
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
-                None if voice.batch != NOWHERE && window <= 2 => {
+                None if voice.batch != NOWHERE => {
                     self.times.push(voice.batch);
+                    if !voice.is_slow {
+                        slowest = slower(slowest, voice.batch);
+                    }
                 }
-                None if voice.batch != NOWHERE && !voice.is_slow => slowest = slower(slowest, voice.batch),
-                Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => slowest = slower(slowest, grid.batch_of(&at)),
+                Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => {
+                    self.times.push(grid.batch_of(&at));
+                    slowest = slower(slowest, grid.batch_of(&at));
+                }
                 Some(Ok(at)) if at.ahead <= 0 && at.ahead > window.saturating_mul(-2) => {
                     late = late.saturating_add(1);
                     slowest_late = slower(slowest_late, grid.batch_of(&at));
@@ -393,10 +399,11 @@ impl Voices {
             }
         }
         if late.saturating_mul(2) > self.live {
-            return slowest_late;
+            return (slowest_late, None);
         }
-        self.times.sort_unstable();
-        self.times.get((self.live >> 1) as usize).map_or(slowest, |&batch| slower(slowest, batch))
+        let half = self.times.len().saturating_sub(1) >> 1;
+        let median = if self.times.is_empty() { None } else { Some(*self.times.select_nth_unstable(half).1) };
+        (slowest, median)
     }
 
     /// The claims that agree with a timestamp, as many as fit a window.
@@ -484,11 +491,6 @@ impl Voices {
     /// Sources that were live when last counted.
     pub fn live(&self) -> u64 {
         self.live
-    }
-
-    /// Whether a heap was placed in the window between the last count and the one before.
-    pub fn anybody_heard(&self) -> bool {
-        self.heard > 0
     }
 
     /// All heaps placed, when last counted.
