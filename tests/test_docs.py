@@ -6,6 +6,7 @@ import pathlib
 import pkgutil
 import re
 import runpy
+import signal
 import threading
 from typing import Any
 
@@ -59,6 +60,8 @@ def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys)
             receivers.append(self)
 
     monkeypatch.setattr(speadrx, "Receiver", Remembered)
+    handlers = {}  # only the main thread can have real ones
+    monkeypatch.setattr("asyncio.SelectorEventLoop.add_signal_handler", lambda _, *handler: handlers.update([handler]))
     monkeypatch.chdir(tmp_path)
     (toml,) = code_blocks(ROOT / "README.md", "toml")
     pathlib.Path("array.toml").write_text(toml, "utf-8")
@@ -99,6 +102,7 @@ def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in lines] == [str(i * 64 * 2048) for i in range(8)]
     assert all(" (64, 4, 2048) 0.9" in line or " (64, 4, 2048) 0.8" in line for line in lines)
+    assert handlers == ({signal.SIGINT: receivers[0].drain} if block else {})
     stats = receivers[0].stats()
     assert [source.present for source in stats.sources] == simulator.truth.complete
     assert [source.missing for source in stats.sources] == simulator.truth.lost

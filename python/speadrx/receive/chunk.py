@@ -177,6 +177,9 @@ class Chunk(spead2.recv.Chunk):
     gap: int | None = 0
     # What its iterator knew of the ends of the account when it counted the chunk.
     _ends: Ends | None = None
+    # Blocks that the chunk was entered for since it was given out; and those in which it was recycled.
+    _open_blocks = 0
+    _spent_blocks = 0
 
     def __init__(
         self,
@@ -198,20 +201,35 @@ class Chunk(spead2.recv.Chunk):
         self.sink = weakref.ref(sink)
         self.device = device
         self.timestamp = timestamp
+        if (chunks := getattr(sink, "_chunks", None)) is not None:
+            chunks.add(self)
 
     def recycle(self) -> None:
-        """Give the chunk back to its sink. Do nothing if the sink no longer exists."""
+        """Give the chunk back to its sink. Do nothing if the sink no longer exists.
+
+        The end of a ``with`` block recycles a chunk only if it was not recycled within the block.
+        """
         sink = self.sink()
         if sink is not None:
+            # Before it is given back, since another thread may have it in a block of its own at once.
+            self._spent_blocks += self._open_blocks
+            self._open_blocks = 0
             sink.add_free_chunk(self)
 
     def __enter__(self) -> Self:
+        self._open_blocks += 1
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.recycle()
+        # If another thread has the chunk again already, the first of both blocks to end counts as spent: either way it
+        # is recycled once for each time that it was given out, and not before that block has ended.
+        if self._spent_blocks:
+            self._spent_blocks -= 1
+        else:
+            self._open_blocks -= 1
+            self.recycle()
 
 
 _Kind = TypeVar("_Kind", bound=Chunk)

@@ -6,8 +6,8 @@ import itertools
 import logging
 import operator
 import os
+import select
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import spead2
@@ -20,12 +20,14 @@ from speadrx.accounts.span import Span
 from .chunk import Chunk
 from .fill import chunk_filler
 from .gaps import GapChunks
+from .starvation import LOOK_INTERVAL, Starvation
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 logger = logging.getLogger(__name__)
 
 
-async def _wait_readable(fd: int) -> None:
+async def _wait_readable(fd: int, seconds: float) -> bool:
+    """Wait until a descriptor can be read, or for some seconds. Return False if it was so long."""
     import asyncio  # imported here because most programs do not need it
 
     loop = asyncio.get_running_loop()
@@ -34,9 +36,12 @@ async def _wait_readable(fd: int) -> None:
     try:
         event = asyncio.Event()
         loop.add_reader(fd, event.set)
+        timer = loop.call_later(seconds, event.set)
         try:
             await event.wait()
+            return loop.time() < timer.when()
         finally:
+            timer.cancel()
             loop.remove_reader(fd)
     finally:
         os.close(fd)
@@ -83,8 +88,13 @@ class ChunkIterator:
             )
         self._stream = stream
         self._ring = stream.data_ringbuffer
+        self._poll = select.poll()
+        self._poll.register(self._ring.data_fd, select.POLLIN)
         self._lock = threading.Lock()
         self._hand = _Hand()
+        #: Whether Ctrl-C while ``for`` waits drains the stream. `KeyboardInterrupt` comes when the rest was given out.
+        self._drains_on_interrupt = False
+        self._interrupt: KeyboardInterrupt | None = None
         layout = stream.layout
         self._fill = None if fill is None else chunk_filler(layout, stream._geometries, fill)
         self._gaps = GapChunks(stream, gaps, self._fill) if gaps else None
@@ -105,23 +115,44 @@ class ChunkIterator:
 
     def __next__(self) -> Chunk:
         hand = self._hand
+        while True:
+            try:
+                self._wait_for_chunk(hand)
+                break
+            except KeyboardInterrupt as exc:
+                if not self._drains_on_interrupt or self._interrupt is not None:
+                    raise
+                self._interrupt = exc
+                self._stream.drain()
+            except StopIteration:
+                if self._interrupt is None:
+                    raise
+                interrupt, self._interrupt = self._interrupt, None
+                raise interrupt from None
+        # No interrupt can come between these two lines, because they call nothing.
+        chunk = hand.chunk
+        hand.chunk = None
+        assert chunk is not None
+        return chunk
+
+    def _wait_for_chunk(self, hand: _Hand) -> None:
+        """Take the next chunk in hand. Raise `StopIteration` if the stream has ended."""
+        starvation = Starvation(self._stream)
         while hand.chunk is None:
             with self._lock:  # so that threads that share the iterator count chunks in the order of the ring
                 if self._stream._exiting:
                     raise StopIteration
                 try:
-                    # The C++ method, since the method of an asyncio ring is a coroutine.
-                    self._take(hand, spead2.recv.ChunkRingbuffer.get)
+                    self._take_now(hand)
+                    continue
                 except spead2.Stopped:
-                    self._stream.stop()  # it has ended, but its thread may not have counted everything yet
                     raise StopIteration from None
+                except spead2.Empty:
+                    pass
                 # Inside the lock, since the exit of the interpreter waits for the lock.
-                self._complete(hand)
+                if not self._poll.poll(LOOK_INTERVAL * 1000):
+                    starvation.look()
         self._complete(hand)  # if an interrupt came before it was done
-        # No interrupt can come between these two lines, because they call nothing.
-        chunk = hand.chunk
-        hand.chunk = None
-        return chunk
 
     async def __anext__(self) -> Chunk:
         import asyncio
@@ -130,20 +161,20 @@ class ChunkIterator:
         # taking a chunk and returning it, so cancellation cannot lose a chunk.
         await asyncio.sleep(0)
         hand = self._hand
+        starvation = Starvation(self._stream)
         while hand.chunk is None:
             with self._lock:  # held for a moment only, unless a thread waits in __next__
                 if self._stream._exiting:
                     raise StopAsyncIteration
                 try:
-                    self._take(hand, spead2.recv.ChunkRingbuffer.get_nowait)
-                    self._complete(hand)
+                    self._take_now(hand)
                     continue
                 except spead2.Stopped:
-                    self._stream.stop()
                     raise StopAsyncIteration from None
                 except spead2.Empty:
                     pass
-            await _wait_readable(self._ring.data_fd)
+            if not await _wait_readable(self._ring.data_fd, LOOK_INTERVAL):
+                starvation.look(other_tasks=len(asyncio.all_tasks()) > 1)
         self._complete(hand)
         chunk = hand.chunk
         hand.chunk = None
@@ -155,7 +186,16 @@ class ChunkIterator:
             self._fill(hand.chunk)
             hand.incomplete = False
 
-    def _take(self, hand: _Hand, get: Callable[[Any], spead2.recv.Chunk]) -> None:
+    def _take_now(self, hand: _Hand) -> None:
+        """Take a chunk, and fill its missing heaps. If there is none, raise `spead2.Empty` or `spead2.Stopped`."""
+        try:
+            self._take(hand)
+        except spead2.Stopped:
+            self._stream.stop()  # it has ended, but its thread may not have counted everything yet
+            raise
+        self._complete(hand)
+
+    def _take(self, hand: _Hand) -> None:
         """Take the next chunk, count it and set its timestamp. If it has no heap, recycle it.
 
         An interrupt (Ctrl-C) may come between any two steps, and the user may go on after it. So what was taken stays
@@ -163,7 +203,7 @@ class ChunkIterator:
         """
         resumed = bool(hand.taken)
         if not resumed:
-            self._get(hand, get)
+            self._get(hand)
         (chunk,) = hand.taken
         # Another iterator has just taken the one that waited, or an interrupt came just after it was recycled.
         if chunk is None or chunk.data is None:
@@ -203,14 +243,15 @@ class ChunkIterator:
             hand.chunk = chunk
             hand.taken = []
 
-    def _get(self, hand: _Hand, get: Callable[[Any], spead2.recv.Chunk]) -> None:
+    def _get(self, hand: _Hand) -> None:
         """Take a chunk in hand, in one call, so that no interrupt comes between get and keep."""
         last = -1 if self._progress is None else self._progress.last_chunk_id
         waiting = self._stream._waiting
         if newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]:
             hand.taken.extend(itertools.starmap(waiting.pop, [(min(newer), None)]))
         else:
-            hand.taken.extend(map(get, (self._ring,)))
+            # The C++ method, which is the same for every kind of ring.
+            hand.taken.extend(map(spead2.recv.ChunkRingbuffer.get_nowait, (self._ring,)))
 
     def _lacking(self, number: int, epoch: int) -> int | None:
         """Return how many whole chunks lie before a chunk; None if time began again in between."""
@@ -340,7 +381,9 @@ def iter_chunks(
     ChunkIterator
         For ``for`` and ``async for``. Its `accounting` says how many heaps are present and missing. It includes a chunk
         just before that chunk is given out. The iterator raises `ValueError` if a chunk is not newer than the last one,
-        which happens if streams share a data ring. That chunk is recycled.
+        which happens if streams share a data ring. That chunk is recycled. It raises `RuntimeError` if it would wait
+        for ever because its user keeps all chunks and nobody else is there to recycle one; the user may recycle, and go
+        on.
 
     Raises
     ------

@@ -43,7 +43,8 @@ class Receiver:
     All memory is allocated when the receiver is made. Sockets are opened when it is started, by ``with`` or by the
     loop. Then it receives in threads of its own, even while nobody iterates. The loop ends when the receiver is stopped
     or drained, or when what it receives (a capture file, an in-process queue) ends. Leaving the ``with`` block stops
-    the receiver.
+    the receiver. If Ctrl-C comes while ``for`` waits for a chunk, the receiver is drained: the loop gets what has come,
+    and then raises `KeyboardInterrupt`.
 
     It survives restarted senders (``resync``) and stop items, and takes the packets of a heap in any order.
 
@@ -202,6 +203,7 @@ class Receiver:
         )
         try:
             self._chunks = iter_chunks(self.stream, fill=fill, gaps=gaps)
+            self._chunks._drains_on_interrupt = True
             self.pool = ChunkPool(self.stream, n_chunks)
         except BaseException:
             self.stream.stop()  # someone may keep the exception, such as an interactive shell, and with it the stream

@@ -21,7 +21,7 @@ from speadrx.accounts.ledger import Epoch, Ledger
 from speadrx.accounts.span import Ends
 from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
-from .chunk import ChunkBuffers
+from .chunk import Chunk, ChunkBuffers
 from .control import ControlHeaps, drain
 from .gaps import GapChunk
 from .readers import member_sockets
@@ -109,6 +109,7 @@ class _Receiving(_RingPair):
         self.ledger = Ledger._sum(parts.ledgers) if parts.ledgers else None
         self._buffers = parts.buffers
         self._window = parts.window
+        self._stream_window: int = parts.chunk_configs[0].max_chunks
         self._geometries = parts.geometries
         self._placements = parts.placements
         self._core = parts.core
@@ -120,6 +121,8 @@ class _Receiving(_RingPair):
         # If the layout is not declarative, a single source stands for all.
         labels = parts.layout.source_labels if isinstance(parts.layout, DeclarativeLayout) else ("0",)
         self._accounts = StreamAccounts(labels)
+        #: All chunks that were made for it, and still exist.
+        self._chunks: weakref.WeakSet[Chunk] = weakref.WeakSet()
         #: Chunks from the data ring, by ID, that come after whole missing chunks which are given out first. They are
         #: kept here, because another iterator may go on.
         self._waiting: dict[int, spead2.recv.Chunk] = {}
