@@ -49,6 +49,18 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--seconds": [(f"{RECV} --seconds 0", ["0"])],
         "--chunks": [(f"{RECV} --chunks 0", ["0"])],
         "--metrics-port": [(f"{RECV} --metrics-port 65536", ["65536"])],
+        "--metrics-address": [
+            (f"{RECV} --metrics-port 0 --metrics-address 203.0.113.9", ["203.0.113.9", "Cannot assign"]),
+            (f"{RECV} --metrics-address 127.0.0.1", ["--metrics-port"]),
+        ],
+        "--label": [
+            (f"{RECV} --metrics-port 0 --label stream", ["'stream'", "stream=l-band"]),
+            (f"{RECV} --metrics-port 0 --label =wide", ["'=wide'", "stream=l-band"]),
+            (f"{RECV} --metrics-port 0 --label my-stream=wide", ["'my-stream'", "letters, digits and underscores"]),
+            (f"{RECV} --metrics-port 0 --label source=wide", ["'source'", "taken"]),
+            (f"{RECV} --metrics-port 0 --label stream=a --label stream=b", ["'stream'", "more than once"]),
+            (f"{RECV} --label stream=wide", ["--metrics-port"]),
+        ],
         "--interval": [(f"{RECV} --interval 0", ["0"])],
         "--threads": [(f"{RECV} --threads 0", ["0"]), (f"{RECV} --threads 2", ["2"])],
         "--window": [(f"{RECV} --window 0", ["0"])],

@@ -180,11 +180,19 @@ def test_many_sources_in_a_terminal(layout, udp_port):  # noqa: F811
         assert account.count("\n") <= 24 or not found
 
 
-def test_metrics(layout, udp_port):  # noqa: F811
-    with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--metrics-port=0") as process:
+@pytest.mark.parametrize("address", [None, "::", "::1", "127.0.0.2"])
+def test_metrics(layout, udp_port, address):  # noqa: F811
+    options = ["--metrics-port=0", "--label=stream=l-band", "--label=site=a=b"]
+    options += [] if address is None else [f"--metrics-address={address}"]
+    with piped("recv", *layout, f"127.0.0.1:{udp_port}", *options) as process:
         url = wait_for_line(process.stdout, "Metrics: ").split()[1]
+        assert url.startswith({None: "http://localhost:", "::": "http://localhost:"}.get(address, "http://"))
         with urllib.request.urlopen(url, timeout=PATIENCE) as page:
-            assert b"speadrx_" in page.read()
+            samples = [line for line in page.read().splitlines() if not line.startswith(b"#")]
+        assert samples
+        for sample in samples:
+            assert b'stream="l-band"' in sample
+            assert b'site="a=b"' in sample
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=PATIENCE)
 

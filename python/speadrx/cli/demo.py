@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 import spead2.recv
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +29,7 @@ from rich.table import Table
 from speadrx.accounts.account import Account
 from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
+from speadrx.metrics.server import MetricsServer
 from speadrx.metrics.stats import StatsCollector
 from speadrx.receive.chunk import ChunkPool
 from speadrx.receive.factory import make_stream
@@ -203,13 +204,8 @@ def _metrics(stream: ChunkRingStream) -> Iterator[int]:
         registry=registry,
     )
     collector.add_stream(stream)
-    server, thread = start_http_server(0, "127.0.0.1", registry)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with contextlib.closing(MetricsServer(registry, 0, "127.0.0.1")) as server:
+        yield server.port
 
 
 def _run(

@@ -91,6 +91,19 @@ def read_assignments(
     return found
 
 
+def read_labels(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """Read labels of metrics, such as ``stream=l-band``; each name may be given once."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as stream=l-band")
+        if name in labels:
+            raise click.BadParameter(f"{name!r} is given more than once")
+        labels[name] = value
+    return labels
+
+
 def read_integers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
     """Read integers that are separated by commas."""
     try:

@@ -7,13 +7,14 @@ import functools
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from speadrx.layout.base import DeclarativeLayout
 
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import describe, read_endpoints, read_finite, read_integers, read_size
+from .parameters import describe, read_endpoints, read_finite, read_integers, read_labels, read_size
 from .receiving import describe_receiver, make_receiver, receiver_options
 from .session import Session, conclude, lines, live
 from .tables import printable
@@ -48,6 +49,21 @@ from .tables import printable
     "--metrics-port",
     type=click.IntRange(0, 65535),
     help="Serve metrics for Prometheus on this port; 0 means any free port.  [default: do not]",
+)
+@click.option(
+    "--metrics-address",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to serve them on; 0.0.0.0 or :: means any, so that other machines can read them.",
+)
+@click.option(
+    "--label",
+    "labels",
+    callback=read_labels,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Label that all of these metrics get, such as stream=l-band. It may be given several times.",
 )
 @click.option(
     "--interval",
@@ -91,6 +107,7 @@ def recv(
     """  # noqa: D301 (click needs the backslash)
     console = Console(highlight=False, stderr=as_json)
     where = describe(endpoints)
+    _check_metrics(options)
     with interruptible() as interrupted:
         session = Session(make_receiver(layout, endpoints, **options), history)
         run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)
@@ -99,7 +116,7 @@ def recv(
         if not quiet:
             console.print(printable(describe_receiver(receiver, where)))
             if receiver.metrics_port is not None:
-                console.print(f"Metrics: http://localhost:{receiver.metrics_port}/metrics")
+                console.print(f"Metrics: {_metrics_url(options['metrics_address'], receiver.metrics_port)}")
             if console.is_terminal and not console.is_dumb_terminal:
                 watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
             elif not as_json:
@@ -108,3 +125,18 @@ def recv(
             run()
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
     click.get_current_context().exit(code)
+
+
+def _check_metrics(options: dict[str, Any]) -> None:
+    """Refuse what only changes metrics that are not served."""
+    source = click.get_current_context().get_parameter_source("metrics_address")
+    given = {"--label": options["labels"], "--metrics-address": source is not ParameterSource.DEFAULT}
+    for option, is_given in given.items():
+        if is_given and options["metrics_port"] is None:
+            raise click.BadParameter("no metrics are served without --metrics-port", param_hint=option)
+
+
+def _metrics_url(address: str, port: int) -> str:
+    """Where to read metrics on this machine."""
+    host = "localhost" if address in ("127.0.0.1", "0.0.0.0", "::") else f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}/metrics"

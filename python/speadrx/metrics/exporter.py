@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from speadrx.receive.stream import ChunkStreamRingGroup
 
@@ -18,6 +18,7 @@ from .kernel import KernelCollector
 from .labels import check_labelnames
 from .ledger import LedgerCollector
 from .rings import RingCollector
+from .server import MetricsServer
 from .stats import StatsCollector
 
 __all__ = ["Exporter"]
@@ -106,17 +107,19 @@ class Exporter:
         else:
             self._statistics.add_stream(stream, labels)
 
-    def serve(self, port: int, addr: str = "0.0.0.0") -> int:
-        """Serve the metrics over HTTP under ``/metrics``, from threads of its own, until `close`.
+    def serve(self, port: int, addr: str = "127.0.0.1") -> int:
+        """Serve the metrics over HTTP under ``/metrics``, from a thread of its own, until `close`.
 
-        While it serves, the exporter stays alive.
+        While it serves, the exporter stays alive. Few clients are served at a time, and none for long, so that clients
+        cannot take the descriptors that the process needs.
 
         Parameters
         ----------
         port
             TCP port; 0 for any free port.
         addr
-            Address to listen on. By default, on all addresses.
+            Address to listen on. By default, only programs of this machine reach the metrics; ``"0.0.0.0"`` is for all
+            addresses of IPv4, ``"::"`` for all.
 
         Returns
         -------
@@ -134,17 +137,9 @@ class Exporter:
             raise ValueError(f"port: {port} must be from 0 to 65535")
         if self._closed:
             raise ValueError("serve: the exporter is closed")
-        server, thread = start_http_server(port, addr, self.registry)
-
-        def stop() -> None:
-            try:
-                server.shutdown()  # takes up to half a second, in which Ctrl-C may come
-            finally:
-                server.server_close()
-            thread.join()
-
-        self._close.callback(stop)
-        return server.server_port
+        server = MetricsServer(self.registry, port, addr)
+        self._close.callback(server.close)
+        return server.port
 
     def close(self) -> None:
         """End the threads, and remove the metrics from the registry. It may be called again."""

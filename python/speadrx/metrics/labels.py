@@ -18,21 +18,21 @@ _OWN_LABELS = (names.SOURCE, names.REASON, names.RING, names.ENDPOINT, "le")
 _LABEL_NAME = re.compile("(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
-def check_labelnames(labelnames: Iterable[str]) -> tuple[str, ...]:
-    """Check the names of the labels that tell streams apart."""
+def check_labelnames(labelnames: Iterable[str], argument: str = "labelnames") -> tuple[str, ...]:
+    """Check the names of the labels that tell streams apart. Errors name the argument."""
     if isinstance(labelnames, str):
-        raise TypeError(f"labelnames: given the string {labelnames!r}, but wanted a list of strings")
+        raise TypeError(f"{argument}: given the string {labelnames!r}, but wanted a list of strings")
     checked = tuple(labelnames)
     for name in checked:
         if not _LABEL_NAME.fullmatch(name):
             raise ValueError(
-                f"labelnames: {name!r} is not a label name of Prometheus: wanted letters, digits and underscores, "
+                f"{argument}: {name!r} is not a label name of Prometheus: wanted letters, digits and underscores, "
                 "not beginning with a digit or with two underscores"
             )
         if name in _OWN_LABELS:
-            raise ValueError(f"labelnames: {name!r} is taken: some metrics have {', '.join(_OWN_LABELS)} already")
+            raise ValueError(f"{argument}: {name!r} is taken: some metrics have {', '.join(_OWN_LABELS)} already")
         if checked.count(name) > 1:
-            raise ValueError(f"labelnames: {name!r} is given more than once")
+            raise ValueError(f"{argument}: {name!r} is given more than once")
     return checked
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import threading
 import time
 import weakref
@@ -96,10 +97,12 @@ class Receiver:
         Seconds of silence after which to `flush`. By default never, because only the user knows how long a pause may
         be.
     metrics_port
-        Port on which to serve metrics to Prometheus, on all interfaces; 0 for any free port. By default, metrics are
-        not served.
+        Port on which to serve metrics to Prometheus; 0 for any free port. By default, metrics are not served.
+    metrics_address
+        Address on which to serve them. By default, only programs of this machine reach them. ``"0.0.0.0"`` is for
+        everyone who reaches this machine by IPv4, ``"::"`` for everyone; anybody may read them then.
     labels
-        Labels of these metrics, by name.
+        Labels that all of these metrics get, as a mapping from names to values.
     **stream_options
         Passed to `spead2.recv.StreamConfig`. A receiver does not take ``explicit_start``. Two defaults differ from
         spead2's. ``allow_out_of_order`` is True, so that no heap is lost because its packets overtake each other.
@@ -160,6 +163,7 @@ class Receiver:
         max_jump: int | None = None,
         flush_after: float | None = None,
         metrics_port: int | None = None,
+        metrics_address: str = "127.0.0.1",
         labels: Mapping[str, str] | None = None,
         **stream_options: Any,
     ) -> None:
@@ -176,6 +180,9 @@ class Receiver:
         if metrics_port is not None:
             check_integer("metrics_port", metrics_port, 0, 65535)
         self._wanted_port = metrics_port
+        if not isinstance(metrics_address, str):
+            raise TypeError(f"metrics_address: given {metrics_address!r}, but wanted an address, such as '127.0.0.1'")
+        self._metrics_address = metrics_address
         self._labels = settings.labels_of(labels)
         self._exporter: Any = None
         self._port: int | None = None
@@ -243,9 +250,12 @@ class Receiver:
         self._exporter = exporter = Exporter(tuple(self._labels))
         exporter.add(self.stream, tuple(self._labels.values()))
         try:
-            self._port = exporter.serve(port)
+            self._port = exporter.serve(port, self._metrics_address)
         except OSError as exc:
-            raise OSError(exc.errno, f"metrics_port: cannot serve on port {port}: {exc.strerror}") from exc
+            # Only these two errors are about the port.
+            what = "metrics_port" if exc.errno in (errno.EADDRINUSE, errno.EACCES) else "metrics_address"
+            where = f"port {port}" if what == "metrics_port" else f"{self._metrics_address!r}"
+            raise OSError(exc.errno, f"{what}: cannot serve on {where}: {exc.strerror}") from exc
         # This closes the exporter even if nobody stops the receiver. It depends on the stream, since an iterator holds
         # the stream and not the receiver. A new thread does it, since the garbage collector may run in the exporter's
         # own thread, which cannot wait for itself.

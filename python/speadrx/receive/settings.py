@@ -230,12 +230,16 @@ def labels_of(labels: Mapping[str, str] | None) -> dict[str, str]:
     ------
     TypeError
         If they are not a mapping.
+    ValueError
+        If Prometheus does not allow a name, or metrics have it already.
     """
     if labels is None:
         return {}
     if not isinstance(labels, Mapping):
         raise TypeError(f"labels: given {labels!r}, but wanted a mapping from names to values")
-    return {str(name): str(value) for name, value in labels.items()}
+    from speadrx.metrics.labels import check_labelnames
+
+    return dict(zip(check_labelnames(map(str, labels), "labels"), map(str, labels.values()), strict=True))
 
 
 def user_data_of(
