@@ -218,18 +218,18 @@ ALERTS = (
     Alert(
         "SpeadrxClocksAhead",
         "critical",
-        60,
+        150,  # when most sources fall silent, they still advance for a window, and the others seem to be ahead of them
         "@ahead",
         "The clock of source {{ $labels.source }} of stream {{ $labels.stream }} is ahead of the others",
         "The newest timestamp of the source is {{ $value | humanizeDuration }} ahead of the median of those that"
         " advance, and its heaps are placed.",
         f"""
-        A single clock cannot move the window (max_active_chunks) away from the others. Either it is ahead inside a
-        long window, which leaves less of the window to the reordering of the others; or several clocks run ahead
-        together, and the heaps of all others are too old ({m.HEAPS_TOO_OLD}).
+        The clocks of a few sources cannot move the window (max_active_chunks) away from the others. They are ahead
+        inside a long window, which leaves less of the window to the reordering of the others.
         1. Stop the sources that are named, or synchronise them again.
-        2. If the heaps of the others remain too old: with resync=True, time begins again in the stream as soon as the
-           sources that are named are right. Otherwise restart the receiver.
+        2. If the heaps of the others are too old ({m.HEAPS_TOO_OLD}), more than half of the sources have been ahead:
+           with resync=True, time begins again in the stream as soon as they are right. Otherwise restart the
+           receiver.
         """,
     ),
     Alert(

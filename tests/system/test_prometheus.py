@@ -40,7 +40,7 @@ SOURCES = ("m000", "m001", "m002", "m003", "m004")
 LAYOUT = Layout(
     name="system test",
     heap_bytes=64,
-    time=TimeAxis(item=0x1600, step=STEP, batches=16),
+    time=TimeAxis(item=0x1600, step=STEP, batches=8),
     axes=(Axis(name="antenna", item=0x4101, size=len(SOURCES)),),
     sources="antenna",
     source_labels=SOURCES,
@@ -48,8 +48,10 @@ LAYOUT = Layout(
 ALL_SOURCES = frozenset(range(len(SOURCES)))
 FIRST_BATCH = 10**6
 TICK_SECONDS = 0.02
-WINDOW_CHUNKS = 2
-POOL_CHUNKS = 8
+WINDOW_CHUNKS = 16
+POOL_CHUNKS = 22
+#: As much time as the alert's threshold becomes if it is scaled too; the window is 2.56 s long.
+AHEAD_SECONDS = 10 * TIME_SCALE
 
 # A burst is many times what fits into the buffer, and is repeated until the kernel has dropped some of it.
 TINY_BUFFER = 8192
@@ -68,9 +70,11 @@ class Array:
     batches = 1  # a tick
     faults = Faults()
     resync = False
-    #: Sources that have another clock while there is a fault, and its first batch and speed; None: that of the others.
+    #: Sources that have another clock while there is a fault, and its first batch (or by how much it is ahead of the
+    #: others then) and speed.
     odd_sources = frozenset()
     odd_first_batch = 0
+    odd_lead = None
     odd_speed = 1
     #: Alert and source of each alert that has to fire for as long as there is the fault, and of those that fire for a
     #: while when it begins or when it ends.
@@ -115,7 +119,7 @@ class Array:
         odd = self.odd_sources if self.faulty else frozenset()
         if odd:
             if self._odd_simulator is None:
-                first = self._batch if self.odd_first_batch is None else self.odd_first_batch
+                first = self.odd_first_batch if self.odd_lead is None else self._batch + self.odd_lead
                 self._odd_simulator = Simulator(LAYOUT, first_timestamp=first * STEP)
             self.send(self._odd_simulator, odd, self.batches * self.odd_speed)
         self.send(self._simulator, ALL_SOURCES - odd)
@@ -230,21 +234,33 @@ class Behind(Array):
     alerts = frozenset({("SpeadrxClockOutlier", "m003")})
 
 
-class Fast(Array):
-    """Two clocks run away from the others, and take the window along; when they are right again, time begins again.
+class Early(Array):
+    """The clocks of two antennas are ahead of the others, but not by more than the window is long."""
 
-    Most heaps come from them, so it is the others whose clocks are taken for wrong.
-    """
+    odd_sources = frozenset({0, 1})
+    odd_lead = round(1.5 * AHEAD_SECONDS / TICK_SECONDS)
+    alerts = frozenset({("SpeadrxClocksAhead", "m000"), ("SpeadrxClocksAhead", "m001")})
+
+
+class Fast(Array):
+    """Two clocks run away from the others. Most heaps come from them, but each source has one voice."""
 
     resync = True
     odd_sources = frozenset({0, 1})
-    odd_first_batch = None
+    odd_lead = 0
     odd_speed = 4
-    alerts = frozenset(("SpeadrxClockOutlier", source) for source in ("m002", "m003", "m004"))
-    # Before that, they are ahead of the others within the window.
-    passing_alerts = frozenset(
-        {("SpeadrxTimeRestarted", ""), ("SpeadrxClocksAhead", "m000"), ("SpeadrxClocksAhead", "m001")}
-    )
+    alerts = frozenset({("SpeadrxClockOutlier", "m000"), ("SpeadrxClockOutlier", "m001")})
+
+
+class FastMost(Array):
+    """Most clocks run away, and the others are too late for them; when they are right again, time begins again."""
+
+    resync = True
+    odd_sources = frozenset({0, 1, 2})
+    odd_lead = 0
+    odd_speed = 4
+    alerts = frozenset({("SpeadrxLoss", "m003"), ("SpeadrxLoss", "m004")})
+    passing_alerts = frozenset({("SpeadrxTimeRestarted", "")})
 
 
 class Refused(Array):
@@ -273,7 +289,10 @@ class Followed(Array):
         return source == 2
 
 
-KINDS = (Healthy, Dead, Silent, Lossy, Stalled, Dropping, Ahead, Behind, Fast, Refused, RefusedMost, Followed)
+KINDS = (
+    *(Healthy, Dead, Silent, Lossy, Stalled, Dropping, Ahead, Behind),
+    *(Early, Fast, FastMost, Refused, RefusedMost, Followed),
+)
 
 
 class Telescope:
@@ -358,7 +377,7 @@ def system(tmp_path_factory):
             prometheus_server(
                 tmp_path_factory.mktemp("prometheus"),
                 target=address,
-                rules=alerts.generate(time_scale=TIME_SCALE),
+                rules=alerts.generate(alerts.Thresholds(ahead=AHEAD_SECONDS), TIME_SCALE),
                 interval=f"{INTERVAL_MS}ms",
             )
         )
@@ -474,6 +493,22 @@ def test_loss_by_time(tmp_path):
         *(series(metrics.RING_BLOCKED_SECONDS, "0x20", stream="s", ring=ring) for ring in ("data", "free")),
     ]
     check_alert(tmp_path, "SpeadrxLoss", input_series, [firing("SpeadrxLoss", stream="s", source="m001")])
+
+
+def test_ahead(tmp_path):
+    """A clock that is ahead is named; those that go on when most sources fall silent are not."""
+    ticks = 1000  # in 30 s
+
+    def newest(stream, source, values):
+        return series(metrics.NEWEST_TIMESTAMP, values, stream=stream, source=source)
+
+    input_series = [
+        *(newest("odd", f"m00{i}", f"{ticks * (1 if i == 0 else 0)}+{ticks}x20") for i in range(3)),
+        *(newest("silent", f"m00{i}", f"0+{ticks}x15 {15 * ticks}x5") for i in range(3)),
+        *(newest("silent", f"m00{i}", f"0+{ticks}x20") for i in range(3, 5)),
+    ]
+    alert = "SpeadrxClocksAhead"
+    check_alert(tmp_path, alert, input_series, [firing(alert, stream="odd", source="m000")])
 
 
 def test_check_metrics(system):
