@@ -74,7 +74,7 @@ def test_agreement(workplace, layout, faults, seed):
     toml = run("inspect", "capture.pcap", "--toml")
     (workplace / "proposed.toml").write_text(toml, "utf-8")
     for proposed in (layout, "proposed.toml"):
-        replayed = numbers(f"replay capture.pcap -l {proposed} --history run.json")
+        replayed = numbers(f"replay capture.pcap -l {proposed} --history run.json --force")
         assert_agrees(replayed, truth)
         for drawn in (numbers("plot run.json"), numbers(f"plot capture.pcap -l {proposed}")):
             assert_agrees(drawn, truth)

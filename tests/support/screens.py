@@ -75,12 +75,12 @@ COMMANDS = (
     Command("layout --list"),
     Command("layout array.toml"),
     Command(
-        f"send -l array.toml --pcap capture.pcap --batches {BATCHES} --truth truth.json " + " ".join(FAULTS),
+        f"send -l array.toml --pcap capture.pcap --force --batches {BATCHES} --truth truth.json " + " ".join(FAULTS),
         leaves="capture.pcap",
     ),
     Command("inspect capture.pcap -o proposed.toml --force", leaves="proposed.toml"),
-    Command("replay capture.pcap -l proposed.toml --history run.json", leaves="run.json"),
-    Command("plot run.json -o run.png"),
+    Command("replay capture.pcap -l proposed.toml --history run.json --force", leaves="run.json"),
+    Command("plot run.json -o run.png --force"),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",
         # It ends first: what is sent meanwhile is all accounted for.

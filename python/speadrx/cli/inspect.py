@@ -34,7 +34,8 @@ from .findings import (
     toml_text,
 )
 from .interrupt import interruptible
-from .parameters import UnusableError, naming_options, read_finite
+from .options import force_option
+from .parameters import UnusableError, keep_files, naming_options, read_finite
 from .progress import Bar
 
 _POLL_SECONDS = 0.1
@@ -152,7 +153,7 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     help="Write the proposed layout to this file.",
 )
-@click.option("--force", is_flag=True, help="Allow --output to overwrite a file.")
+@force_option
 @click.option("--toml", "as_toml", is_flag=True, help="Print only the proposed layout.")
 @click.option("--json", "as_json", is_flag=True, help="Print all that was found as JSON.")
 @click.pass_context
@@ -190,8 +191,7 @@ def inspect(
     """  # noqa: D301 (click needs the backslash)
     if as_toml and as_json:
         raise click.UsageError("give either --toml or --json, not both")
-    if output is not None and output.exists() and not force:
-        raise click.BadParameter(f"{output} exists: use --force to overwrite it", param_hint="--output")
+    keep_files(source)
     if source == "-":
         source = "/dev/stdin"
     survey = Survey()

@@ -22,7 +22,8 @@ from speadrx.layout.items import SPECIAL_ITEMS, item_name
 from speadrx.layout.picture import address, axis_strides, escaped, nesting, svg_picture, text_picture
 from speadrx.simulate.packets import axis_size
 
-from .options import load_layout, set_option
+from .options import force_option, load_layout, set_option
+from .parameters import keep_files
 
 # Narrower terminals wrap lines: the picture would have no room for two indices of an axis.
 _LEAST_WIDTH = 70
@@ -197,6 +198,7 @@ def _list() -> str:
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
     help="Also write the picture, drawn to scale, to this file.",
 )
+@force_option
 @click.option("--toml", is_flag=True, help="Print the layout as TOML, with the changes of --set.")
 @click.option("--json", "as_json", is_flag=True, help="Print what follows from the layout as JSON.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of layouts, for editors.")
@@ -205,6 +207,7 @@ def layout(
     name_or_path: str | None,
     overrides: tuple[str, ...],
     svg: pathlib.Path | None,
+    force: bool,
     toml: bool,
     as_json: bool,
     schema: bool,
@@ -233,6 +236,7 @@ def layout(
         return
     if name_or_path is None:
         raise click.UsageError("which layout? Give a FILE, or a PRESET: --list shows all")
+    keep_files(name_or_path)
     loaded = load_layout(name_or_path, overrides, "FILE|PRESET")
     if svg is not None:
         try:

@@ -163,7 +163,7 @@ def usable_file(path: str, option: str) -> Iterator[None]:
 
 
 def keep_files(*read: str | None) -> None:
-    """Refuse to overwrite a file that the command also reads, or writes twice.
+    """Refuse to overwrite what exists, unless ``--force`` is given, and what the command reads or writes twice.
 
     Parameters
     ----------
@@ -181,10 +181,33 @@ def keep_files(*read: str | None) -> None:
         path = context.params.get(parameter.name or "")
         if not isinstance(parameter.type, click.Path) or path is None:
             continue
-        for other in seen:
-            if not parameter.type.exists and _is_same_file(other, path):  # files that need not exist are written
-                raise click.BadParameter(f"{str(path)!r} would overwrite {str(other)!r}", param=parameter)
+        if not parameter.type.exists:  # files that need not exist are written
+            for other in seen:
+                if _is_same_file(other, path):
+                    raise click.BadParameter(f"{str(path)!r} would overwrite {str(other)!r}", param=parameter)
+            refuse_to_overwrite(path, parameter, "-" if parameter.type.allow_dash else "")
         seen.append(path)
+
+
+def refuse_to_overwrite(path: str | os.PathLike[str], parameter: click.Parameter | None, stdout: str = "") -> None:
+    """Refuse to overwrite a file, unless ``--force`` is given. Devices and pipes can be written to.
+
+    Parameters
+    ----------
+    path
+        The file.
+    parameter
+        The parameter that says so.
+    stdout
+        What stands for standard output.
+
+    Raises
+    ------
+    click.BadParameter
+        If there is such a file.
+    """
+    if str(path) != stdout and os.path.isfile(path) and not click.get_current_context().params["force"]:
+        raise click.BadParameter(f"{path} exists: use --force to overwrite it", param=parameter)
 
 
 def _is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:

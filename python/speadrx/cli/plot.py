@@ -18,8 +18,8 @@ from speadrx.layout.declaration import Layout
 from speadrx.receive.receiver import Receiver
 
 from .interrupt import interruptible
-from .options import load_layout, set_option
-from .parameters import UnusableError, keep_files
+from .options import force_option, load_layout, set_option
+from .parameters import UnusableError, keep_files, refuse_to_overwrite
 from .progress import Bar
 
 SUFFIXES = (".png", ".svg")
@@ -153,6 +153,7 @@ def _gap_seconds(history: History) -> float | None:
     callback=_check_output,
     help="Figure to write, as .png or .svg.  [default: the name of SOURCE with .png, in this directory]",
 )
+@force_option
 @click.option(
     "--size",
     default=DEFAULT_SIZE,
@@ -169,6 +170,7 @@ def plot(
     layout: str | None,
     overrides: tuple[str, ...],
     output: pathlib.Path | None,
+    force: bool,
     size: tuple[int, int],
     as_json: bool,
 ) -> None:
@@ -190,12 +192,15 @@ def plot(
       2  wrong usage, or SOURCE cannot be used
     """  # noqa: D301 (click needs the backslash)
     keep_files(layout)
-    figures = None if as_json and output is None else _figures()
+    figures = None
+    if output is not None or not as_json:
+        figures = _figures()
+        output = output or pathlib.Path(f"{source.stem}.png")
+        refuse_to_overwrite(output, None)
     history = _load(source, layout, overrides)
     if as_json:
         click.echo(json.dumps(_numbers(source, history)))
-    if figures is not None:
-        output = output or pathlib.Path(f"{source.stem}.png")
+    if figures is not None and output is not None:
         title = f"{source.name}, layout {history.axes.layout}" if history.axes.layout else source.name
         try:
             figures.save(figures.draw(history, title=title, size=size), output)

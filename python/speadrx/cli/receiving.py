@@ -13,7 +13,7 @@ from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 
-from .options import all_sources_option
+from .options import all_sources_option, force_option
 from .parameters import (
     Tolerance,
     naming_options,
@@ -75,6 +75,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--history", type=click.Path(dir_okay=False), metavar="FILE", help="Record the run in FILE for 'speadrx plot'."
     ),
+    force_option,
     click.option(
         "--max-loss",
         type=click.FloatRange(0, 100),

@@ -84,6 +84,7 @@ def recv(
     interval: float,
     quiet: bool,
     history: str | None,
+    force: bool,
     max_loss: float | None,
     as_json: bool,
     all_sources: bool,

@@ -223,6 +223,7 @@ def replay(
     endpoints: list[tuple[str, int]],
     threads: int,
     history: str | None,
+    force: bool,
     max_loss: float | None,
     as_json: bool,
     all_sources: bool,

@@ -30,7 +30,7 @@ from speadrx.simulate import (
 from speadrx.simulate.pacing import Clock
 
 from .interrupt import interruptible
-from .options import all_sources_option, layout_options
+from .options import all_sources_option, force_option, layout_options
 from .parameters import (
     UnusableError,
     describe,
@@ -300,6 +300,7 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE",
     help="Write what was sent to FILE as JSON; - is standard output.",
 )
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary and the truth as JSON.")
 @all_sources_option
 def send(
@@ -323,6 +324,7 @@ def send(
     packet_bytes: int,
     address_bits: str,
     truth_path: str | None,
+    force: bool,
     as_json: bool,
     all_sources: bool,
     **faults: Any,
