@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import struct
+import subprocess
 
 import pytest
 
@@ -12,7 +13,7 @@ pytest.importorskip("rich")
 pytest.importorskip("dpkt")
 
 from simulated import FAULTS, assert_agrees, capture, layout  # noqa: F401
-from terminals import PATIENCE, Terminal, piped, run, run_here, wait_for_line
+from terminals import PATIENCE, SPEADRX, Terminal, environment, piped, run, run_here, wait_for_line
 
 WAYS = {"spead2": [], "paced": ["--pace=20"], "to": ["--to=239.1.2.3:7148"], "port": ["--to", ":7148"]}
 
@@ -88,6 +89,17 @@ def test_truncated_file(tmp_path, layout):  # noqa: F811
     account = replay(layout, path)
     assert account["present"] == truth["packets"] - 1
     assert account["capture"]["truncated"]
+
+
+def test_standard_input(tmp_path, layout):  # noqa: F811
+    """Through a pipe, as from tcpdump, and as a file."""
+    path, truth = capture(tmp_path, layout, "--chunks=4", *FAULTS)
+    command = [*SPEADRX, "replay", *layout, "-", "--json"]
+    for by in ("pipe", "file"):
+        with path.open("rb") as file:
+            given = {"input": file.read()} if by == "pipe" else {"stdin": file}
+            output = subprocess.run(command, **given, stdout=subprocess.PIPE, check=True, env=environment()).stdout
+        assert_agrees(json.loads(output), truth)
 
 
 def test_raw_ip(tmp_path, layout):  # noqa: F811

@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 import click
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console
 
 from speadrx.accounts.fields import FieldError
 from speadrx.accounts.history import History
@@ -17,10 +17,12 @@ from speadrx.accounts.loss import loss
 from speadrx.layout.declaration import Layout
 from speadrx.receive.receiver import Receiver
 
+from .captured import Feeder, open_capture, run_capture, show_capture
 from .interrupt import interruptible
 from .options import force_option, load_layout, set_option
 from .parameters import UnusableError, keep_files, refuse_to_overwrite
-from .progress import Bar
+from .receiving import usable
+from .session import Session
 
 SUFFIXES = (".png", ".svg")
 DEFAULT_SIZE = "1200x800"
@@ -65,30 +67,32 @@ def _is_history(path: pathlib.Path) -> bool:
         return file.read(64).lstrip()[:1] == b"{"
 
 
-def _receive(path: pathlib.Path, layout: Layout) -> History:
+def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feeder | None]:
     """Receive a capture to its end, or until Ctrl-C."""
     # A receiver warns if there are no free chunks for a while. Here that does no harm: a capture waits.
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     history = History(layout)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with interruptible() as interrupted, Bar(*columns) as progress, Receiver(layout, path) as receiver:
-        task = progress.add_task("receiving")
-        for chunk in receiver:
-            with chunk:
-                history.add(chunk)
-            progress.update(task, description=f"{path.name}: {history.chunks:,} chunks")
-            if interrupted.is_set():
-                receiver.drain()
-        history.finish(receiver.stats())
-    return history
+
+    def make(source: Any) -> Receiver:
+        with usable():
+            receiver = Receiver(layout, source)
+            receiver.start()
+        return receiver
+
+    with interruptible() as interrupted:
+        receiver, feeder = open_capture(make, str(path))
+        run_capture(Session(receiver, history), interrupted, feeder, str(path))
+    history.finish(receiver.stats())
+    return history, feeder
 
 
-def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> History:
+def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> tuple[History, Feeder | None]:
+    """Read a history, or receive a capture."""
     try:
         if _is_history(path):
             if layout is not None or overrides:
                 raise click.UsageError(f"{path} is a history: leave out --layout and --set")
-            return History.read(path)
+            return History.read(path), None
         if layout is None:
             raise click.UsageError(f"{path} is not a history; if it is a capture, give its layout with -l/--layout")
         return _receive(path, load_layout(layout, overrides, "-l/--layout"))
@@ -197,9 +201,10 @@ def plot(
         figures = _figures()
         output = output or pathlib.Path(f"{source.stem}.png")
         refuse_to_overwrite(output, None)
-    history = _load(source, layout, overrides)
+    history, feeder = _load(source, layout, overrides)
     if as_json:
-        click.echo(json.dumps(_numbers(source, history)))
+        about = {"capture": None if feeder is None else feeder.report()}
+        click.echo(json.dumps(_numbers(source, history) | about))
     if figures is not None and output is not None:
         title = f"{source.name}, layout {history.axes.layout}" if history.axes.layout else source.name
         try:
@@ -210,4 +215,6 @@ def plot(
             click.echo(f"{output}: {figures.summary(history)}.")
     elif not history.chunks:
         click.echo(f"{source}: nothing was received", err=True)
+    if feeder is not None:
+        show_capture(Console(highlight=False, quiet=as_json), feeder)
     context.exit(0 if history.chunks else 1)

@@ -37,7 +37,7 @@ class Session:
     receiver
         The receiver.
     history
-        File to write a `History` of the chunks to.
+        File to write a `History` of the chunks to; or a `History`, to which they are added.
 
     Raises
     ------
@@ -45,15 +45,15 @@ class Session:
         If the file cannot be written.
     """
 
-    def __init__(self, receiver: Receiver, history: str | None) -> None:
+    def __init__(self, receiver: Receiver, history: str | History | None) -> None:
         self.receiver = receiver
         #: Why it ended; ``"end"`` if there was nothing more to receive.
         self.ended_by = "end"
         #: Set when it must end: for the thread that feeds the receiver.
         self.ending = threading.Event()
-        self._history_path = history
-        self._history = None if history is None else History(receiver.layout)
-        if history is not None:
+        self._history_path = history if isinstance(history, str) else None
+        self._history = History(receiver.layout) if isinstance(history, str) else history
+        if isinstance(history, str):
             with usable_file(history, "--history"):
                 open(history, "ab").close()  # an error is better now than after hours
         # Heaps came between these times, in seconds since the start.
