@@ -209,8 +209,8 @@ ALERTS = (
         Only heaps of the source itself are lost, because the majority of sources decides the time of a stream.
         1. Synchronise the source again. If it was restarted alone, it must begin at the time of the other sources.
            Then its heaps are placed again. The receiver needs no restart.
-        2. If half of the sources are named, the receiver cannot know which half is right, and has kept the time
-           that it had. The other half may have jumped.
+        2. If half of the sources are named ({m.SOURCE_ESTRANGED} is 1 for them), the receiver cannot know which
+           half is right, and has kept the time that it had. The other half may have jumped.
         3. If it does not end, look at {m.HEAPS_REJECTED} of the source, reason {m.IMPLAUSIBLE}.
            If only a part of its heaps is wrong, a second sender may use its index.
         """,

@@ -227,10 +227,21 @@ TIME = Row(
             width=GRID_COLUMNS,
         ),
         Panel(
+            title="Sources that say another time",
+            description=(
+                "1 while a source says another time than most others: its heaps are lost. If that is half of the"
+                " sources, nobody can tell who is right, and time stays as it was."
+            ),
+            queries=(Query(f"{_source(m.SOURCE_ESTRANGED)} > 0", SOURCE_LEGEND),),
+            unit="none",
+            width=8,
+        ),
+        Panel(
             title="Restarts",
             description=("How often time began again: senders were restarted, or the time so far was wrong."),
             queries=(Query(_by(STREAM, f"increase({_all(m.RESTARTS)}[{INTERVAL}])"), STREAM_LEGEND),),
             unit="none",
+            width=8,
         ),
         Panel(
             title="Epoch gap",
@@ -240,6 +251,7 @@ TIME = Row(
             ),
             queries=(Query(_by(STREAM, f"increase({_all(m.EPOCH_GAP_HEAPS)}[{INTERVAL}])"), STREAM_LEGEND),),
             unit="suffix: heaps",
+            width=8,
         ),
     ),
 )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speadrx._core import Group as CoreGroup
 from speadrx._core import Ledger as CoreLedger
 from speadrx.layout.base import DeclarativeLayout
 
@@ -51,6 +52,9 @@ class LedgerSnapshot:
     #: Placed heaps by how many chunks behind the newest chunk they were: 0 (the sum of `late_batches`), 1, and so on.
     #: The last element counts heaps older than the whole window, which spead2 finds too old.
     late_chunks: np.ndarray
+    #: Whether each source says another time than most others. It stays so until a heap of it is placed again, or until
+    #: most others say what it says.
+    estranged_by_source: np.ndarray
     #: Heaps that came after `drain` had ended the stream. They count nowhere else.
     after_end: int
     #: Label of each source.
@@ -85,13 +89,18 @@ class LedgerSnapshot:
 class Ledger:
     """The counts of a stream's placement callback, or their sum over a group. It outlives the stream."""
 
-    def __init__(self, layout: DeclarativeLayout, cores: Sequence[CoreLedger]) -> None:
+    def __init__(
+        self, layout: DeclarativeLayout, cores: Sequence[CoreLedger], groups: Sequence[CoreGroup] = ()
+    ) -> None:
         self._layout = layout
         self._cores = tuple(cores)
+        self._groups = tuple(groups)
 
     @classmethod
     def _sum(cls, ledgers: Sequence[Ledger]) -> Ledger:
-        return cls(ledgers[0]._layout, [core for ledger in ledgers for core in ledger._cores])
+        cores = [core for ledger in ledgers for core in ledger._cores]
+        groups = {id(group): group for ledger in ledgers for group in ledger._groups}
+        return cls(ledgers[0]._layout, cores, list(groups.values()))
 
     def _newest(self) -> tuple[np.ndarray, np.ndarray]:
         """The newest heap of each source in each stream: index of its epoch, and batches from time 0; -1 if none."""
@@ -106,6 +115,9 @@ class Ledger:
         total = CoreLedger.sum(self._cores)
         names = self._layout.declaration._compiled.reject_names
         rejected = np.frombuffer(total.rejected_by_source, np.uint64).reshape(len(names), -1)
+        estranged = np.zeros(len(self._layout.source_labels), bool)
+        for group in self._groups:
+            estranged[group.estranged] = True
         return LedgerSnapshot(
             placed_by_source=np.frombuffer(total.placed, np.uint64),
             duplicates_by_source=np.frombuffer(total.duplicates, np.uint64),
@@ -114,6 +126,7 @@ class Ledger:
             rejected_by_source=dict(zip(names, rejected, strict=True)),
             late_batches=np.frombuffer(total.late_batches, np.uint64),
             late_chunks=np.frombuffer(total.late_chunks, np.uint64),
+            estranged_by_source=estranged,
             after_end=total.after_end,
             source_labels=self._layout.source_labels,
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from speadrx._words import counted, listed
 
 #: By how much the measured rate of time may differ from the layout's, as a fraction.
 RATE_TOLERANCE = 0.02
@@ -19,6 +22,25 @@ def rate_mismatch(measured: float | None, declared: float | None) -> str | None:
     if measured is None or declared is None or abs(measured - declared) <= RATE_TOLERANCE * declared:
         return None
     return f"time goes on at {measured:.4g} ticks per second, but the layout's tick_rate is {declared:.4g}"
+
+
+def disagreement(estranged: Sequence[str], others: int) -> str | None:
+    """Say which sources say another time than most others; None if there are none, or no others.
+
+    Parameters
+    ----------
+    estranged
+        Labels of those sources.
+    others
+        How many other sources are heard.
+    """
+    if not estranged or not others:
+        return None
+    names = listed(estranged)
+    what = f"source {names} says" if len(estranged) == 1 else f"{counted(len(estranged), 'source')} ({names}) say"
+    if len(estranged) < others:
+        return f"{what} another time than most others"
+    return f"{what} another time than the other {others:,}, and nobody can tell who is right: time stays as it was"
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,8 @@ class SourceStats:
     rejected: int
     #: Timestamp of its newest heap, in ticks; -1 before the first.
     newest_timestamp: int
+    #: Whether it says another time than most others, so that its heaps are not placed, or too old.
+    estranged: bool
 
 
 @dataclass(frozen=True)

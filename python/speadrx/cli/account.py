@@ -14,7 +14,7 @@ from rich.text import Text
 
 from speadrx._words import counted
 from speadrx.accounts.loss import loss
-from speadrx.accounts.report import ReceiverStats, SourceStats, rate_mismatch
+from speadrx.accounts.report import ReceiverStats, SourceStats, disagreement, rate_mismatch
 from speadrx.layout.base import DeclarativeLayout
 
 from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
@@ -94,6 +94,13 @@ def document(moment: Moment, **about: Any) -> dict[str, Any]:
     }
 
 
+def _disagreement(stats: ReceiverStats) -> str | None:
+    """Say which sources say another time than most others; None if none does."""
+    estranged = [source.label for source in stats.sources if source.estranged]
+    others = sum(source.placed > 0 and not source.estranged for source in stats.sources)
+    return disagreement(estranged, others)
+
+
 def _rings(stats: ReceiverStats) -> str:
     data, free = stats.data_ring, stats.free_ring
     return f"data ring {data.chunks}/{data.capacity}, free {free.chunks}/{free.capacity}"
@@ -118,7 +125,14 @@ def line(moment: Moment) -> str:
         f"{time.strftime('%H:%M:%S')}  {rates.gigabits_per_second:.3g} Gb/s  {exact(rates.heaps_per_second)} heaps/s  "
         f"{exact(stats.chunks)} chunks  missing {exact(stats.missing)} ({percentage(stats.loss)})  "
         f"rejected {exact(sum(stats.rejected.values()))}  drops {exact(stats.kernel_drops)}  {_rings(stats)}"
+        + ("" if (said := _disagreement(stats)) is None else f"  {said}")
     )
+
+
+def _time(stats: ReceiverStats) -> Iterator[Text]:
+    """Name the sources that say another time than most others, if there are any."""
+    if (said := _disagreement(stats)) is not None:
+        yield printable(f"Time: {said}.")
 
 
 class LiveView:
@@ -144,6 +158,7 @@ class LiveView:
                 f"too old {exact(stats.too_old)}, incomplete {exact(stats.incomplete)}"
             ),
             *tally("Rejected", stats.rejected),
+            *_time(stats),
             Text(),
         )
         yield above
@@ -188,6 +203,7 @@ class AccountView:
         yield Rows(self._moment.sources(), "sources", self._table, room=room)
         yield Text()
         yield from tally("Rejected", stats.rejected)
+        yield from _time(stats)
         yield from map(Text, self._sums())
 
     def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:

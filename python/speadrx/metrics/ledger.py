@@ -22,11 +22,15 @@ from .held import HeldStreams
 
 
 def _add(gone: LedgerSnapshot | None, ledgers: list[Ledger]) -> LedgerSnapshot | None:
-    """Add ledgers to the counts of streams that are gone. The newest timestamps are those of the ledgers alone."""
+    """Add ledgers to the counts of streams that are gone. What changes is that of the ledgers alone."""
     if not ledgers:
         if gone is None:
             return None
-        return dataclasses.replace(gone, newest_timestamp_by_source=np.full_like(gone.newest_timestamp_by_source, -1))
+        return dataclasses.replace(
+            gone,
+            newest_timestamp_by_source=np.full_like(gone.newest_timestamp_by_source, -1),
+            estranged_by_source=np.zeros_like(gone.estranged_by_source),
+        )
     snapshot = Ledger._sum(ledgers).snapshot()
     if gone is None:
         return snapshot
@@ -110,7 +114,7 @@ class LedgerCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        placed, duplicates, rejected, newest = (Counter[tuple[str, ...]]() for _ in range(4))
+        placed, duplicates, rejected, newest, estranged = (Counter[tuple[str, ...]]() for _ in range(5))
         late_batches, late_chunks = _Histogram(), _Histogram()
         with self._lock:
             for labels, label_set in self._label_sets:
@@ -121,6 +125,8 @@ class LedgerCollector(StreamCollector[_LabelSet]):
                     for key, timestamp in zip(keys, snapshot.newest_timestamp_by_source.tolist(), strict=True):
                         if timestamp >= 0:
                             newest[key] = max(newest[key], timestamp)
+                    for key, is_estranged in zip(keys, snapshot.estranged_by_source.tolist(), strict=True):
+                        estranged[key] = max(estranged[key], int(is_estranged))
                     sources = (*snapshot.source_labels, names.UNKNOWN_SOURCE)
                     for reason, heaps in snapshot.rejected_by_source.items():
                         for source, count in zip(sources, heaps.tolist(), strict=True):
@@ -132,8 +138,9 @@ class LedgerCollector(StreamCollector[_LabelSet]):
             self._counter(names.HEAPS_DUPLICATE, names.SOURCE),
             self._counter(names.HEAPS_REJECTED, names.REASON, names.SOURCE),
             self._gauge(names.NEWEST_TIMESTAMP, names.SOURCE),
+            self._gauge(names.SOURCE_ESTRANGED, names.SOURCE),
         ]
-        for metric, samples in zip(families, (placed, duplicates, rejected, newest), strict=True):
+        for metric, samples in zip(families, (placed, duplicates, rejected, newest, estranged), strict=True):
             add_samples(metric, samples)
         labelnames = self._label_sets.labelnames
         return [

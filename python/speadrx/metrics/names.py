@@ -24,6 +24,7 @@ HEAPS_PLACED = "speadrx_heaps_placed_total"
 HEAPS_DUPLICATE = "speadrx_heaps_duplicate_total"
 HEAPS_REJECTED = "speadrx_heaps_rejected_total"
 NEWEST_TIMESTAMP = "speadrx_newest_timestamp"
+SOURCE_ESTRANGED = "speadrx_source_estranged"
 
 # Histograms, from the ledger.
 HEAP_LATENESS_BATCHES = "speadrx_heap_lateness_batches"
@@ -61,6 +62,7 @@ HELP = {
     HEAPS_DUPLICATE: "Placed heaps whose place was taken already",
     HEAPS_REJECTED: "Heaps rejected, by reason; the source is empty if the heap does not tell it",
     NEWEST_TIMESTAMP: "Timestamp of the newest heap placed, in ticks",
+    SOURCE_ESTRANGED: "1 while the source says another time than most others, otherwise 0",
     HEAP_LATENESS_BATCHES: "Batches that a placed heap of the newest chunk was behind the newest batch",
     HEAP_LATENESS_CHUNKS: "Chunks that a placed heap was behind the newest chunk; +Inf: older than the window",
     HEAPS_PRESENT: "Heaps present in the chunks handed to the consumer",

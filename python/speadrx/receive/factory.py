@@ -295,7 +295,7 @@ def _own_callbacks(
         buffers=arguments.declared_buffers(layout, geometries, extra),
         geometries=geometries,
         placements=placements,
-        ledgers=tuple(Ledger(layout, [placement.ledger]) for placement in placements),
+        ledgers=tuple(Ledger(layout, [placement.ledger], [core]) for placement in placements),
         core=core,
         control=control,
     )

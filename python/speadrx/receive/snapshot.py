@@ -126,5 +126,6 @@ def _source_stats(ledger: LedgerSnapshot, totals: Totals, *, has_ended: bool) ->
         ledger.duplicates_by_source.tolist(),
         rejected.tolist(),
         ledger.newest_timestamp_by_source.tolist(),
+        ledger.estranged_by_source.tolist(),
     )
     return [SourceStats(*row) for row in zip(*columns, strict=True)]

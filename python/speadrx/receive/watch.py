@@ -11,6 +11,8 @@ from typing import Any
 
 from speadrx.accounts.report import rate_mismatch
 
+from .disagreement import Disagreement
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks, unless a stream wants to be flushed sooner.
@@ -44,6 +46,7 @@ class _Watched:
         #: Since when time goes on at another rate than the layout's.
         self._other_rate_since: float | None = None
         self._said_other_rate = False
+        self._disagreement = Disagreement()
 
     def look(self, now: float) -> bool:
         """Look at the stream. Return False if it is gone or stopped."""
@@ -58,6 +61,8 @@ class _Watched:
             self._flush_if_silent(owner, snapshot.placed, now)
             self._say_if_refused(owner)
             self._say_if_other_rate(owner, now)
+            for said in self._disagreement.look(snapshot, now):
+                logger.warning("%s", said)
         self._say_if_stuck(owner, seen, now)
         return True
 
