@@ -13,7 +13,7 @@ RUN = tools/uv run --locked $(if $(wildcard python/speadrx/_core.abi3.so),,--rei
 RUN_TEST = $(RUN) --group test
 
 # All that need anything begin by checking that the machine has it.
-HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults screens bench wheel
+HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults matrix screens bench wheel
 .PHONY: help preflight fresh clean $(HABITS)
 $(HABITS): preflight
 
@@ -66,6 +66,9 @@ soak: ## Receive at the highest rate without drops for SOAK_SECONDS=600: memory 
 
 faults: ## Run the tests of the faults, and write what they saw into doc/faults.md
 	@$(RUN_TEST) tools/faults $(ARGS)
+
+matrix: ## Play all that may happen to an array to receivers, and write what was lost into doc/matrix.md
+	@$(RUN_TEST) python tests/support/matrix.py $(ARGS)
 
 screens: ## Run every command in terminals, and write what they show into doc/screens.md
 	@$(RUN_TEST) python tests/support/screens.py

@@ -82,6 +82,7 @@ def silent(monkeypatch):
     monkeypatch.setattr(ends, "_SILENCE", 0.0)
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("members", [None, 2], ids=["1-thread", "2-threads"])
 @pytest.mark.parametrize("batches", [1, 4])
 def test_at_each_heap(batches, members, silent):
@@ -104,6 +105,7 @@ def test_at_each_heap(batches, members, silent):
         assert missing == truth
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("members", [None, 2], ids=["1-thread", "2-threads"])
 @pytest.mark.parametrize("batches", [1, 4])
 @pytest.mark.parametrize("burst", [1, 8])

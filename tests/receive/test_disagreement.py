@@ -85,7 +85,7 @@ def test_in_stats_and_metrics(array, registry):
         assert (array.estranged, exported()) == (["m002"], [0, 0, 1, 0])
         document = json.loads(json.dumps(dataclasses.asdict(array.rx.stats())))
         assert [source["estranged"] for source in document["sources"]] == [False, False, True, False]
-        array.send()
+        array.send(batches=24)
         assert (array.estranged, exported()) == ([], [0, 0, 0, 0])
     array.send(2)
     array.rx.stop()

@@ -176,4 +176,62 @@ FAULTS = (
         "",
         "Every heap is accounted for, and memory does not grow",
     ),
+    Fault(
+        24,
+        "A source with a wrong clock whose heaps come in bursts of up to 64, as spead2 reads a socket; one that "
+        "repeats a heap, or sends far more of them than the others",
+        "It takes the window, and most heaps of all others are lost",
+        "Each other source loses at most 2 heaps",
+    ),
+    Fault(
+        25,
+        "A minority of sources, up to just under half, has a wrong time: by half a window to days, drifting there, "
+        "heard first, or after a pause or an outage. Or two equal halves disagree",
+        "It can take the window away from all the others, for ever",
+        "Each other source loses at most 2 heaps, beside those read before more than half of the sources were read "
+        "again. Of two equal halves, the one whose time it was keeps it, and nothing turns to and fro",
+    ),
+    Fault(
+        26,
+        "One heap in a hundred has a time up to two windows ahead. Or there is garbage while time may not go back",
+        "Every heap after it is too old, or refused, for ever",
+        "Only these heaps are lost",
+    ),
+    Fault(
+        27,
+        "Some streams of a group are silent, lag, or only one wrong source of them is heard. Then all is right again",
+        "They are left behind for ever",
+        "Each source is back within 2 heaps",
+    ),
+    Fault(
+        28,
+        "A capture is played in a loop, and is shorter than two windows",
+        "It comes out once, and never again",
+        "It comes out each time, once the receiver has seen that time goes back",
+    ),
+    Fault(
+        29,
+        "Receiving starts in the midst of anything: after 48 bits have wrapped with a step that is no power of two, "
+        "with a wrong source first, in a restart",
+        "Every heap is rejected, or too old",
+        "Each source is received from its second heap on",
+    ),
+    Fault(
+        30,
+        "An outage, from part of a window to an hour: with the right tick rate, a wrong one or none",
+        "It is taken for a restart, so nothing is missing",
+        "All that was not sent is missing, exactly",
+    ),
+    Fault(
+        31,
+        "A run ends anywhere",
+        "What it was cut off from counts as missing",
+        "Nothing is missing that was sent",
+    ),
+    Fault(
+        32,
+        "Flush, drain, stop and readers of the counters come at once, from several threads, with a slow consumer",
+        "A heap comes out that nobody sent, and heaps count twice",
+        "Each heap counts under exactly one name, no counter falls, and nothing is invented",
+    ),
 )

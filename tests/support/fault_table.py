@@ -26,6 +26,9 @@ fault lost them or because they had to be rejected. The *residual* is the number
 It must be 0. Tests without such numbers are about errors and the like; they only say that they passed. The
 [glossary](glossary.md) explains the terms.
 
+Faults of time (3 to 6, 24 to 30) come in many combinations. [matrix.md](matrix.md) has more of them, and names those in
+which more is lost than may be.
+
 """
 HEADER = "| # | Fault | Elsewhere | Must happen here | Seen here |\n|---|---|---|---|---|\n"
 
