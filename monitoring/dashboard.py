@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alerts import Thresholds
 from speadrx import metrics as m
 from speadrx.accounts.loss import loss_expression
 
@@ -21,6 +22,24 @@ SELECTOR = 'instance=~"$instance",stream=~"$stream"'
 SOURCE_SELECTOR = SELECTOR + ',source=~"$source"'
 INTERVAL = "$__rate_interval"
 
+#: When the alerts fire, which is when panels turn red.
+THRESHOLDS = Thresholds()
+#: More than nothing.
+ANY = 1e-9
+
+
+@dataclass(frozen=True)
+class Step:
+    """A colour, and the value from which on a panel has it."""
+
+    colour: str
+    value: float | None = None
+
+
+ALL_GOOD = (Step("green"), Step("red", ANY))
+LOSS_STEPS = (Step("green"), Step("yellow", ANY), Step("red", THRESHOLDS.loss))
+BLOCKED_STEPS = (Step("green"), Step("yellow", ANY), Step("red", THRESHOLDS.blocked))
+
 
 @dataclass(frozen=True)
 class Query:
@@ -33,7 +52,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A panel. `unit` is Grafana's name of a unit."""
+    """A panel. `unit` is Grafana's name of a unit; `steps` are its thresholds, the first from the lowest value on."""
 
     title: str
     description: str
@@ -44,6 +63,7 @@ class Panel:
     height: int = 8
     minimum: float | None = 0
     maximum: float | None = None
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +115,19 @@ SUMMARY = Row(
             queries=(Query(_by(STREAM, _rate(_all(m.HEAPS_PLACED))), STREAM_LEGEND),),
             unit="suffix: heaps/s",
             type="stat",
-            width=5,
+            width=4,
             height=5,
+            steps=(Step("red"), Step("green", ANY)),
+        ),
+        Panel(
+            title="Received",
+            description="Payload of the heaps placed, in bits per second.",
+            queries=(Query(f"8 * {_by(STREAM, _rate(_all(m.RECEIVED_BYTES)))}", STREAM_LEGEND),),
+            unit="bps",
+            type="stat",
+            width=4,
+            height=5,
+            steps=(Step("red"), Step("green", ANY)),
         ),
         Panel(
             title="Loss",
@@ -104,8 +135,9 @@ SUMMARY = Row(
             queries=(Query(_loss(STREAM), STREAM_LEGEND),),
             unit="percentunit",
             type="stat",
-            width=5,
+            width=4,
             height=5,
+            steps=LOSS_STEPS,
         ),
         Panel(
             title="Silent sources",
@@ -113,8 +145,9 @@ SUMMARY = Row(
             queries=(Query(f"sum by ({STREAM}) ({_rate(_source(m.HEAPS_PLACED))} == bool 0)", STREAM_LEGEND),),
             unit="none",
             type="stat",
-            width=5,
+            width=4,
             height=5,
+            steps=ALL_GOOD,
         ),
         Panel(
             title="Consumer blocks",
@@ -122,8 +155,9 @@ SUMMARY = Row(
             queries=(Query(f"max by ({STREAM}) ({_rate(_all(m.RING_BLOCKED_SECONDS))})", STREAM_LEGEND),),
             unit="percentunit",
             type="stat",
-            width=5,
+            width=4,
             height=5,
+            steps=BLOCKED_STEPS,
         ),
         Panel(
             title="Kernel drops",
@@ -133,6 +167,7 @@ SUMMARY = Row(
             type="stat",
             width=4,
             height=5,
+            steps=ALL_GOOD,
         ),
     ),
 )
@@ -146,6 +181,7 @@ LOSS = Row(
             queries=(Query(_loss(f"{STREAM}, source"), SOURCE_LEGEND),),
             unit="percentunit",
             maximum=1,
+            steps=(Step("green"), Step("red", THRESHOLDS.loss)),
         ),
         Panel(
             title="Loss by reason",
@@ -273,6 +309,7 @@ RINGS = Row(
             queries=(Query(_rate(_all(m.RING_BLOCKED_SECONDS)), "{{stream}} {{ring}} ring"),),
             unit="percentunit",
             width=8,
+            steps=(Step("green"), Step("red", THRESHOLDS.blocked)),
         ),
         Panel(
             title="Heaps in flight",
@@ -323,6 +360,7 @@ KERNEL = Row(
                 ),
             ),
             unit="percentunit",
+            steps=(Step("green"), Step("yellow", 0.5), Step("red", 0.9)),
         ),
     ),
 )
@@ -341,6 +379,25 @@ RATES = Row(
             description="Packets that spead2 has received.",
             queries=(Query(_by(STREAM, _rate(_all(m.PACKETS))), STREAM_LEGEND),),
             unit="suffix: packets/s",
+        ),
+        Panel(
+            title="Received by source",
+            description="Payload of the heaps placed, in bits per second, with duplicates and heaps that are too old.",
+            queries=(Query(f"8 * {_by(f'{STREAM}, source', _rate(_source(m.RECEIVED_BYTES)))}", SOURCE_LEGEND),),
+            unit="bps",
+        ),
+        Panel(
+            title="Versions",
+            description="What each process runs.",
+            queries=(
+                Query(
+                    _by(f"{STREAM}, {', '.join(m.VERSIONS)}", _all(m.BUILD_INFO)),
+                    "{{instance}} {{stream}} " + " ".join(f"{{{{{version}}}}}" for version in m.VERSIONS),
+                    "table",
+                ),
+            ),
+            unit="none",
+            type="table",
         ),
     ),
 )
@@ -389,8 +446,13 @@ def _options(panel: Panel) -> dict[str, Any]:
 def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     limits = {"min": panel.minimum, "max": panel.maximum}
     defaults: dict[str, Any] = {"unit": panel.unit} | {k: v for k, v in limits.items() if v is not None}
+    if panel.steps:
+        steps = [{"color": step.colour, "value": step.value} for step in panel.steps]
+        defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     if panel.type == "timeseries":
-        defaults["custom"] = {"fillOpacity": 10}
+        # Lines keep the colours of their series, and a line shows the threshold.
+        style = {"thresholdsStyle": {"mode": "dashed"}} if panel.steps else {}
+        defaults["custom"] = {"fillOpacity": 10} | style
     return {
         "id": number,
         "type": panel.type,

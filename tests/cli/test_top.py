@@ -25,6 +25,9 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 
 
+HEAP_BYTES = 5000
+
+
 def page(sources, *, streams=("wide",), **others):
     """A page of metrics in the text format, as it is served; sources are rows of counters."""
     lines = []
@@ -38,6 +41,7 @@ def page(sources, *, streams=("wide",), **others):
         for source, row in sources.items():
             placed, present, missing, duplicates, rejected = row
             add(metrics.HEAPS_PLACED, placed, source=source, **labels)
+            add(metrics.RECEIVED_BYTES, HEAP_BYTES * placed, source=source, **labels)
             add(metrics.HEAPS_PRESENT, present, source=source, **labels)
             add(metrics.HEAPS_MISSING, missing, source=source, **labels)
             add(metrics.HEAPS_IN_FLIGHT, 3, source=source, **labels)
@@ -54,6 +58,8 @@ def page(sources, *, streams=("wide",), **others):
             add(metrics.RING_BLOCKED_SECONDS, blocked, ring=ring, **labels)
         for endpoint, drops in others.get("drops", {"239.1.0.1:7148": 0}).items():
             add(metrics.SOCKET_DROPS, drops, endpoint=endpoint, **labels)
+        versions = {"version": "1.2.3", "spead2_version": "4.5.1", "python_version": "3.11.7"}
+        add(metrics.BUILD_INFO, 1, **versions, **labels)
     add("process_start_time_seconds", 1.5e9)
     return "\n".join([*lines, ""])
 
@@ -142,7 +148,14 @@ def test_json(server):
     m001, m000, m002, unknown = result["sources"]  # lost now, lost once, rejected; of no source
     assert [row["source"] for row in result["sources"]] == ["m001", "m000", "m002", ""]
     assert m001["stream"] == {"stream": "wide"}
-    assert m001["counters"] == {"placed": 1180, "present": 1175, "missing": 25, "duplicates": 4, "rejected": 0}
+    assert m001["counters"] == {
+        "placed": 1180,
+        "present": 1175,
+        "missing": 25,
+        "duplicates": 4,
+        "rejected": 0,
+        "bytes": 1180 * HEAP_BYTES,
+    }
     assert m001["rates"] == pytest.approx(
         {
             "placed": 180 / seconds,
@@ -150,6 +163,7 @@ def test_json(server):
             "missing": 25 / seconds,
             "duplicates": 4 / seconds,
             "rejected": 0,
+            "bytes": 180 * HEAP_BYTES / seconds,
         }
     )
     assert m001["loss"] == 25 / 200
@@ -164,6 +178,7 @@ def test_json(server):
         "missing": None,
         "duplicates": None,
         "rejected": 3,
+        "bytes": None,
     }
 
     (stream,) = result["streams"]
@@ -174,6 +189,7 @@ def test_json(server):
     assert stream["counters"]["restarts"] == 2
     assert stream["counters"]["packets"] is None  # the page has none
     assert stream["rates"]["placed"] == result["rate"] == pytest.approx(380 / seconds)
+    assert stream["rates"]["bytes"] == result["byte_rate"] == pytest.approx(380 * HEAP_BYTES / seconds)
     assert stream["rates"]["too_old"] == pytest.approx(7 / seconds)
     assert stream["loss"] == 25 / (100 + 200 + 100)
     assert stream["rejected"] == {
@@ -242,7 +258,9 @@ def test_restart(server):
         row["source"]: {name: round(rate * seconds) for name, rate in row["rates"].items()} for row in result["sources"]
     }
     names = ("placed", "present", "missing", "duplicates", "rejected")
-    assert rises == {source: dict(zip(names, row, strict=True)) for source, row in again.items()}
+    assert rises == {
+        source: {**dict(zip(names, row, strict=True)), "bytes": row[0] * HEAP_BYTES} for source, row in again.items()
+    }
     assert {row["source"]: row["loss"] for row in result["sources"]} == {"m000": 0.4, "m001": 5 / 1200}
     (stream,) = result["streams"]
     assert stream["rates"]["kernel_drops"] * seconds == pytest.approx(11)
@@ -285,14 +303,20 @@ def test_table(server):
     output = run(server.url, "--once", "--interval", "0.01", COLUMNS="120")
     assert "\x1b" not in output
     assert server.url in output
+
+    def rates(source):
+        (found,) = re.findall(rf"{source} .*%\s+([\d.]+)\s+([\d,]+)", output)
+        assert float(found[0]) == pytest.approx(8e-9 * HEAP_BYTES * int(found[1].replace(",", "")), abs=0.0051)
+        return found
+
     assert rows(output) == {
-        "m001": ["12.50%", "2.08%", *re.findall(r"m001 .*%\s+([\d,]+)", output), "1,180", "1,175", "25", "4", "0"],
-        "m000": ["0.00%", "0.91%", *re.findall(r"m000 .*%\s+([\d,]+)", output), "1,100", "1,090", "10", "1", "0"],
-        "m002": ["0.00%", "0.00%", *re.findall(r"m002 .*%\s+([\d,]+)", output), "1,100", "1,100", "0", "0", "5"],
-        "(unknown)": ["-", "-", "-", "-", "-", "-", "-", "3"],
+        "m001": ["12.50%", "2.08%", *rates("m001"), "1,180", "1,175", "25", "4", "0"],
+        "m000": ["0.00%", "0.91%", *rates("m000"), "1,100", "1,090", "10", "1", "0"],
+        "m002": ["0.00%", "0.00%", *rates("m002"), "1,100", "1,100", "0", "0", "5"],
+        "(unknown)": ["-", "-", "-", "-", "-", "-", "-", "-", "3"],
     }
     (stream,) = (line.split() for line in output.splitlines() if line.startswith("wide"))
-    assert stream[3:] == ["9", "8", "7", "12", "3/8", "2.5", "5/8", "0.0"]
+    assert stream[4:] == ["8", "7", "12", "3/8", "2.5", "5/8", "0.0", "9"]
     assert "Rejected: 5 bad_timestamp_heaps, 3 metadata_heaps\n" in output
 
 
@@ -456,7 +480,14 @@ def test_receiver(udp_port):
 
         ledger, account = rx.stream.ledger.snapshot(), rx.iterator.accounting
         expected = [
-            {"placed": placed, "present": present, "missing": missing, "duplicates": duplicates, "rejected": rejected}
+            {
+                "placed": placed,
+                "present": present,
+                "missing": missing,
+                "duplicates": duplicates,
+                "rejected": rejected,
+                "bytes": 512 * placed,
+            }
             for placed, present, missing, duplicates, rejected in zip(
                 ledger.placed_by_source,
                 account.present_by_source,

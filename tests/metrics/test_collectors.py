@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import pathlib
+import sys
 import time
+import tomllib
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,11 +17,12 @@ import spead2.recv
 
 import speadrx
 from addresses import GROUP_PREFIX
-from handmade import SMALL
+from handmade import SMALL, Heap, encode
 from loopback import packets, received, send, wait_for
 from receiving import receiver
 from scraped import ANTENNA_ID, ANTENNAS, BATCHES, CHUNK, HEAP_BYTES, LAYOUT, STEP, TIME_ID, Metrics, feed
 from speadrx import Axis, BaseLayout, Layout, TimeAxis, metrics
+from speadrx.metrics.build import BuildCollector
 from speadrx.metrics.consumer import ConsumerCollector
 from speadrx.metrics.kernel import KernelCollector
 from speadrx.metrics.ledger import LedgerCollector
@@ -44,6 +48,8 @@ class TestLedger:
         wide = {"stream": "wide"}
         assert values(metrics.HEAPS_PLACED, source="0", **wide) == 4 + 2 + 1 + 1 + 1
         assert values(metrics.HEAPS_PLACED, source="1", **wide) == 4 + 1 + 1
+        assert values(metrics.RECEIVED_BYTES, source="0", **wide) == HEAP_BYTES * (4 + 2 + 1 + 1 + 1)
+        assert values(metrics.RECEIVED_BYTES, source="1", **wide) == HEAP_BYTES * (4 + 1 + 1)
         assert values(metrics.HEAPS_DUPLICATE, source="0", **wide) == 2
         assert values(metrics.HEAPS_DUPLICATE, source="1", **wide) == 1
         assert values(metrics.HEAPS_REJECTED, source="", reason="bad_antenna_heaps", **wide) == 2
@@ -65,10 +71,12 @@ class TestLedger:
         collector.add(stream)
         values = Metrics(registry).values
         counts = {
-            name: sum(key[0] == name for key in values) for name in (metrics.HEAPS_PLACED, metrics.HEAPS_REJECTED)
+            name: sum(key[0] == name for key in values)
+            for name in (metrics.HEAPS_PLACED, metrics.RECEIVED_BYTES, metrics.HEAPS_REJECTED)
         }
         assert counts == {
             metrics.HEAPS_PLACED: ANTENNAS,
+            metrics.RECEIVED_BYTES: ANTENNAS,
             metrics.HEAPS_REJECTED: (ANTENNAS + 1) * len(stream.ledger.snapshot().rejected),
         }
         assert set(values.values()) == {0}
@@ -94,6 +102,29 @@ class TestLedger:
         assert values.total(metrics.HEAPS_PLACED) == 8
         assert values(metrics.HEAP_LATENESS_CHUNKS + "_bucket", le="+Inf") == 8
 
+    def test_layouts_that_differ_in_bytes_only(self, registry):
+        larger = Layout(
+            heap_bytes=5 * HEAP_BYTES,
+            time=TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES),
+            axes=(Axis(name="antenna", item=ANTENNA_ID, size=ANTENNAS),),
+            sources="antenna",
+        )
+        collector = LedgerCollector(registry=registry)
+        with receiver(LAYOUT) as rx1, receiver(larger) as rx2:
+            collector.add(rx1.stream)
+            collector.add(rx2.stream)
+            feed(rx1.queues[0], [0, STEP], [0])
+            for antenna in (0, 1, 1):
+                items = {TIME_ID: 0, spead2.HEAP_LENGTH_ID: 5 * HEAP_BYTES, ANTENNA_ID: antenna}
+                for packet in encode(Heap(items, bytes(5 * HEAP_BYTES)), 1 + antenna, 48):
+                    rx2.queues[0].add_packet(packet)
+            rx1.finish()
+            rx2.finish()
+            values = Metrics(registry)
+        assert values(metrics.HEAPS_PLACED, source="0") == 3
+        assert values(metrics.RECEIVED_BYTES, source="0") == 7 * HEAP_BYTES
+        assert values(metrics.RECEIVED_BYTES, source="1") == 10 * HEAP_BYTES
+
     def test_own_callback(self, make, registry):
         """A layout that has one has no ledger; there is nothing to export, and that is no error."""
 
@@ -106,6 +137,21 @@ class TestLedger:
         collector = LedgerCollector(registry=registry)
         collector.add(make(layout=Foreign(), spead_items=SMALL.spead_items, chunks=0))
         assert Metrics(registry).values == {}
+
+
+class TestBuild:
+    def test_versions(self, make, registry):
+        collector = BuildCollector(["stream"], registry)
+        collector.add(make(), ["wide"])
+        collector.add(make(), ["wide"])
+        ((name, labels),) = ((key[0], dict(key[1:])) for key in Metrics(registry).values)
+        assert name == metrics.BUILD_INFO
+        version = ".".join(map(str, sys.version_info[:3]))
+        assert labels["python_version"].startswith(version)
+        assert labels["spead2_version"] == spead2.__version__
+        assert labels["stream"] == "wide"
+        with pathlib.Path(__file__).parents[2].joinpath("Cargo.toml").open("rb") as file:
+            assert labels["version"] == tomllib.load(file)["package"]["version"]
 
 
 class TestConsumer:

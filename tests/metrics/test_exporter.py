@@ -118,7 +118,7 @@ class TestExporter:
         assert values(metrics.HEAP_LATENESS_CHUNKS + "_bucket", le="+Inf", stream="x") == sent
         assert not any(key[0] == metrics.NEWEST_TIMESTAMP for key in values.values), "nobody receives any more"
         held = [label_set for collector in exporter._collectors for _, label_set in collector._label_sets]
-        assert len(held) == 4
+        assert len(held) == 5
         assert Metrics(exporter.registry).counters() == values.counters()
 
     def test_collector_goes_first(self, make):
@@ -252,7 +252,7 @@ class TestLive:
             rx._executor.shutdown()
             owner = [rx.stream]
             del rx
-            ledgers, consumer, rings, kernel = (c._label_sets.of(()) for c in exporter._collectors)
+            ledgers, consumer, rings, kernel, _ = (c._label_sets.of(()) for c in exporter._collectors)
             for stream, _ in rings._streams:
                 del stream
                 owner.clear()

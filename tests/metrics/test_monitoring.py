@@ -44,6 +44,29 @@ def test_dashboard_grid():
     assert len(taken) == 24 * len({y for _, y in taken})  # without gaps
 
 
+def test_thresholds_of_panels():
+    """Panels turn red where alerts fire; a value of nothing is good, unless it is what is received."""
+    limits = alerts.Thresholds()
+    red = {"Loss": limits.loss, "Loss by source": limits.loss, "Consumer blocks": limits.blocked}
+    red |= {"Time blocked": limits.blocked}
+    for panel in json.loads(dashboard.generate())["panels"]:
+        if panel["type"] == "row":
+            continue
+        defaults = panel["fieldConfig"]["defaults"]
+        if "thresholds" not in defaults:
+            assert panel["type"] != "stat", "Grafana would turn it red from 80 on"
+            assert panel["title"] not in red
+            continue
+        first, *others = defaults["thresholds"]["steps"]
+        values = [step["value"] for step in others]
+        assert first["value"] is None
+        assert values == sorted(set(values))
+        assert min(values) > 0
+        assert (first["color"] == "red") == (panel["title"] in ("Heaps placed", "Received"))
+        if panel["title"] in red:
+            assert others[-1] == {"color": "red", "value": red[panel["title"]]}
+
+
 def test_alerts():
     (group,) = alerts.rules()["groups"]
     recorded = set()

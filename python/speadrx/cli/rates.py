@@ -20,6 +20,7 @@ SOURCE_COUNTERS = {
     "missing": metrics.HEAPS_MISSING,
     "duplicates": metrics.HEAPS_DUPLICATE,
     "rejected": metrics.HEAPS_REJECTED,
+    "bytes": metrics.RECEIVED_BYTES,
 }
 #: Counters of a stream.
 STREAM_COUNTERS = {
@@ -73,6 +74,7 @@ class Report:
     seconds: float | None  # since the last scrape
     restarted: bool
     rate: float | None  # heaps placed per second, in all streams
+    byte_rate: float | None  # bytes of payload per second, in all streams
     streams: list[StreamReport]
     sources: list[SourceReport]
 
@@ -200,13 +202,17 @@ def make_report(url: str, now: Scrape, before: Scrape | None, sort: str, limit: 
     def key(row: SourceReport) -> Any:
         return row.source != metrics.UNKNOWN_SOURCE, SORTS[sort](row)  # the unknown source comes last
 
-    rates = [rate for report in streams if (rate := report.rates["placed"]) is not None]
+    def total(name: str) -> float | None:
+        rates = [rate for report in streams if (rate := report.rates[name]) is not None]
+        return sum(rates) if rates else None
+
     return Report(
         url=url,
         time=time.time(),
         seconds=seconds,
         restarted=restarted,
-        rate=sum(rates) if rates else None,
+        rate=total("placed"),
+        byte_rate=total("bytes"),
         streams=sorted(streams, key=_loss_key, reverse=True),
         sources=sorted(sources, key=key, reverse=True)[:limit],
     )

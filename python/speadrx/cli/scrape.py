@@ -88,7 +88,7 @@ def scrape(url: str) -> Scrape:
     except (ValueError, LookupError):
         raise ScrapeError(f"{url} does not serve metrics in the text format of Prometheus") from None
     for sample in samples:
-        if sample.name not in metrics.NAMES or not math.isfinite(sample.value):
+        if sample.name not in metrics.NAMES or sample.name == metrics.BUILD_INFO or not math.isfinite(sample.value):
             continue
         labels = tuple(sorted(sample.labels.items()))
         stream = found.streams[tuple(label for label in labels if label[0] not in OWN_LABELS)]

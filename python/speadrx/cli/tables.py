@@ -43,6 +43,15 @@ def percentage(fraction: float | None) -> str:
     return "<0.01%" if 0 < fraction < 0.0001 else f"{fraction:.2%}"
 
 
+def gigabits(byte_rate: float | None) -> str:
+    """Write bytes per second as gigabits per second, without the unit."""
+    if byte_rate is None:
+        return "-"
+    rate = byte_rate * 8e-9
+    # A small rate must not be shown as none.
+    return "<0.01" if 0 < rate < 0.005 else f"{rate:.2f}" if rate < 99.995 else f"{rate:,.0f}"
+
+
 def loss_style(loss: float | None, *, silent: bool = False) -> str:
     """Choose the colour of a row by its loss."""
     if silent or (loss or 0) >= 0.01:

@@ -22,9 +22,9 @@ from rich.text import Text
 from speadrx import metrics
 
 from .parameters import read_finite
-from .rates import SORTS, SOURCE_COUNTERS, Report, SourceReport, StreamReport, make_report
+from .rates import SORTS, Report, SourceReport, StreamReport, make_report
 from .scrape import Numbers, ScrapeError, read_url, scrape
-from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
+from .tables import Format, Rows, exact, gigabits, loss_style, percentage, printable, table_of, tally
 
 REDRAW_SECONDS = 0.25  # between looks at the size of the terminal
 
@@ -37,8 +37,8 @@ def _name(labels: Mapping[str, str]) -> Text:
 
 
 def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
-    columns = ("loss", "heaps/s", "in flight", "rejected", "too old", "drops", "data", "full s", "free", "empty s")
-    table = table_of(["stream"], columns)
+    counts = ("rejected", "too old", "drops", "data", "full s", "free", "empty s", "in flight")
+    table = table_of(["stream"], ("loss", "Gb/s", "heaps/s", *counts))
     for row in streams:
         rings = []
         for ring in (metrics.DATA_RING, metrics.FREE_RING):
@@ -50,17 +50,19 @@ def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
         table.add_row(
             _name(row.stream),
             percentage(row.loss),
+            gigabits(row.rates["bytes"]),
             number(row.rates["placed"]),
-            number(row.in_flight),
             *(number(row.counters[name]) for name in ("rejected", "too_old", "kernel_drops")),
             *rings,
+            number(row.in_flight),
             style=loss_style(row.loss, silent=row.rates["placed"] == 0),
         )
     return table
 
 
 def _source_table(sources: Sequence[SourceReport], number: Format, *, with_stream: bool) -> Table:
-    columns = ("loss", "overall", "heaps/s", "placed", "present", "missing", "dupl.", "rejected")
+    counts = ("placed", "present", "missing", "dupl.", "rejected")
+    columns = ("loss", "overall", "Gb/s", "heaps/s", *counts)
     table = table_of(["source", "stream"] if with_stream else ["source"], columns)
     for row in sources:
         table.add_row(
@@ -68,8 +70,9 @@ def _source_table(sources: Sequence[SourceReport], number: Format, *, with_strea
             *([_name(row.stream)] if with_stream else []),
             percentage(row.loss),
             percentage(row.loss_total),
+            gigabits(row.rates["bytes"]),
             number(row.rates["placed"]),
-            *(number(row.counters[name]) for name in SOURCE_COUNTERS),
+            *(number(row.counters[name]) for name in ("placed", "present", "missing", "duplicates", "rejected")),
             style=loss_style(row.loss, silent=row.rates["placed"] == 0),
         )
     return table
@@ -118,7 +121,8 @@ class View:
 
     def _head(self) -> Iterator[Text]:
         report = self.report
-        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), f"{exact(report.rate)} heaps/s"]
+        rates = f"{gigabits(report.byte_rate)} Gb/s", f"{exact(report.rate)} heaps/s"
+        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), *rates]
         if report.seconds is not None:
             parts.append(f"(in the last {report.seconds:.1f} s)")
         if report.restarted:
@@ -218,10 +222,10 @@ def _until_interrupted() -> Iterator[None]:
 def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: int | None) -> None:
     """Watch a speadrx process by the URL of its metrics.
 
-    The upper table shows the streams, the lower one their sources, worst first. "loss" and "heaps/s" are
-    since the last scrape; everything else is since the process started. "data" and "free" are the chunks in
-    the rings. "full s" and "empty s" are the seconds for which the data ring was full or the free ring was
-    empty, because the consumer was too slow. "drops" are packets that the kernel dropped.
+    The upper table shows the streams, the lower one their sources, worst first. "loss", "Gb/s" (of payload)
+    and "heaps/s" are since the last scrape; everything else is since the process started. "data" and "free"
+    are the chunks in the rings. "full s" and "empty s" are the seconds for which the data ring was full or
+    the free ring was empty, because the consumer was too slow. "drops" are packets that the kernel dropped.
 
     If the output is not a terminal, a report is printed after each interval. Ctrl-C ends the command. The exit
     code is 1 if the URL has no metrics of speadrx. After the first report, failures are shown and it goes on.

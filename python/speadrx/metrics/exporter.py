@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from speadrx.receive.stream import ChunkStreamRingGroup
 
 from . import names
+from .build import BuildCollector
 from .collector import Stream
 from .consumer import ConsumerCollector
 from .kernel import KernelCollector
@@ -36,8 +37,8 @@ _SPEAD2_STATISTICS = {
 class Exporter:
     """Export all that is known of streams and groups, and serve it over HTTP, from a thread of its own.
 
-    It exports the ledgers, the accounts of `iter_chunks`, the rings, what the kernel says of the sockets, and what
-    spead2 counts. It is a context manager that closes itself.
+    It exports the ledgers, the accounts of `iter_chunks`, the rings, what the kernel says of the sockets, what
+    spead2 counts, and the versions that run. It is a context manager that closes itself.
 
     Parameters
     ----------
@@ -65,7 +66,13 @@ class Exporter:
             registry=None,
         )
         rings = RingCollector(labels)
-        self._collectors = (LedgerCollector(labels), ConsumerCollector(labels), rings, KernelCollector(labels))
+        self._collectors = (
+            LedgerCollector(labels),
+            ConsumerCollector(labels),
+            rings,
+            KernelCollector(labels),
+            BuildCollector(labels),
+        )
         self._closed = False
         self._close = contextlib.ExitStack()
         self._close.callback(rings.close)

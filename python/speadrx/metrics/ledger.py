@@ -1,4 +1,4 @@
-"""Metrics of the ledgers: heaps placed, duplicate and rejected, newest timestamps, and how late heaps were."""
+"""Metrics of the ledgers: heaps placed, duplicate and rejected, bytes, newest timestamps, and how late heaps were."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class _Shape(NamedTuple):
     """What ledgers must have in common, so that their counts can be added up as arrays."""
 
     source_labels: tuple[str, ...]
+    heap_bytes: int
     reasons: tuple[str, ...]
     chunk_batches: int
     n_late_chunks: int
@@ -72,7 +73,9 @@ class _LabelSet:
         layout = stream.ledger._layout
         snapshot = stream.ledger.snapshot()
         reasons = tuple(snapshot.rejected_by_source)
-        shape = _Shape(layout.source_labels, reasons, layout.chunk_batches, len(snapshot.late_chunks))
+        shape = _Shape(
+            layout.source_labels, layout.heap_bytes, reasons, layout.chunk_batches, len(snapshot.late_chunks)
+        )
         if shape not in self._by_shape:
             self._by_shape[shape] = HeldStreams(None, _add)
         self._by_shape[shape].add(stream, stream.ledger)
@@ -114,13 +117,15 @@ class LedgerCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        placed, duplicates, rejected, newest, estranged = (Counter[tuple[str, ...]]() for _ in range(5))
+        placed, received, duplicates, rejected, newest, estranged = (Counter[tuple[str, ...]]() for _ in range(6))
         late_batches, late_chunks = _Histogram(), _Histogram()
         with self._lock:
             for labels, label_set in self._label_sets:
                 for shape, snapshot in label_set.snapshots():
                     keys = [(*labels, source) for source in snapshot.source_labels]
                     placed.update(dict(zip(keys, snapshot.placed_by_source.tolist(), strict=True)))
+                    in_bytes = (snapshot.placed_by_source * shape.heap_bytes).tolist()
+                    received.update(dict(zip(keys, in_bytes, strict=True)))
                     duplicates.update(dict(zip(keys, snapshot.duplicates_by_source.tolist(), strict=True)))
                     for key, timestamp in zip(keys, snapshot.newest_timestamp_by_source.tolist(), strict=True):
                         if timestamp >= 0:
@@ -135,12 +140,14 @@ class LedgerCollector(StreamCollector[_LabelSet]):
                     late_chunks.add(labels, range(len(snapshot.late_chunks) - 1), snapshot.late_chunks.tolist())
         families = [
             self._counter(names.HEAPS_PLACED, names.SOURCE),
+            self._counter(names.RECEIVED_BYTES, names.SOURCE),
             self._counter(names.HEAPS_DUPLICATE, names.SOURCE),
             self._counter(names.HEAPS_REJECTED, names.REASON, names.SOURCE),
             self._gauge(names.NEWEST_TIMESTAMP, names.SOURCE),
             self._gauge(names.SOURCE_ESTRANGED, names.SOURCE),
         ]
-        for metric, samples in zip(families, (placed, duplicates, rejected, newest, estranged), strict=True):
+        samples_of = (placed, received, duplicates, rejected, newest, estranged)
+        for metric, samples in zip(families, samples_of, strict=True):
             add_samples(metric, samples)
         labelnames = self._label_sets.labelnames
         return [

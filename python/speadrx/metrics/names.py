@@ -7,6 +7,8 @@ SOURCE = "source"
 REASON = "reason"
 RING = "ring"
 ENDPOINT = "endpoint"
+#: Labels of `BUILD_INFO`: of speadrx, spead2 and Python.
+VERSIONS = ("version", "spead2_version", "python_version")
 
 #: Values of the label `RING`.
 DATA_RING = "data"
@@ -21,6 +23,7 @@ BACKWARD = "backward_timestamp_heaps"
 
 # By source, from the ledger.
 HEAPS_PLACED = "speadrx_heaps_placed_total"
+RECEIVED_BYTES = "speadrx_received_bytes_total"
 HEAPS_DUPLICATE = "speadrx_heaps_duplicate_total"
 HEAPS_REJECTED = "speadrx_heaps_rejected_total"
 NEWEST_TIMESTAMP = "speadrx_newest_timestamp"
@@ -56,9 +59,13 @@ HEAPS_INCOMPLETE_FLUSHED = "speadrx_heaps_incomplete_flushed_total"
 PACKETS = "speadrx_packets_total"
 WORKER_BLOCKED = "speadrx_worker_blocked_total"
 
+# Of the process.
+BUILD_INFO = "speadrx_build_info"
+
 #: The help text of each metric, by its name.
 HELP = {
     HEAPS_PLACED: "Heaps placed in a chunk, including duplicates and heaps then found too old",
+    RECEIVED_BYTES: "Payload bytes of the heaps placed",
     HEAPS_DUPLICATE: "Placed heaps whose place was taken already",
     HEAPS_REJECTED: "Heaps rejected, by reason; the source is empty if the heap does not tell it",
     NEWEST_TIMESTAMP: "Timestamp of the newest heap placed, in ticks",
@@ -83,6 +90,7 @@ HELP = {
     HEAPS_INCOMPLETE_FLUSHED: "Heaps still incomplete when the stream ended",
     PACKETS: "Packets received",
     WORKER_BLOCKED: "How often a network thread waited for space in a ring or for a free chunk",
+    BUILD_INFO: "Always 1; the labels are the versions of speadrx, spead2 and Python",
 }
 
 #: All names. Histograms add suffixes to theirs.
