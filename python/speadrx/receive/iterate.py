@@ -8,6 +8,7 @@ import operator
 import os
 import select
 import threading
+import weakref
 from typing import Any, NamedTuple, Self
 
 import spead2
@@ -19,6 +20,7 @@ from speadrx.accounts.span import Span
 
 from .chunk import Chunk
 from .fill import chunk_filler
+from .fork import check_ours
 from .gaps import GapChunks
 from .starvation import LOOK_INTERVAL, Starvation
 from .stream import ChunkRingStream, ChunkStreamRingGroup
@@ -26,25 +28,42 @@ from .stream import ChunkRingStream, ChunkStreamRingGroup
 logger = logging.getLogger(__name__)
 
 
-async def _wait_readable(fd: int, seconds: float) -> bool:
-    """Wait until a descriptor can be read, or for some seconds. Return False if it was so long."""
-    import asyncio  # imported here because most programs do not need it
+class _Readable:
+    """Waits in event loops until a descriptor can be read. It needs one more descriptor, however often it waits.
 
-    loop = asyncio.get_running_loop()
-    # An event loop has one callback for each descriptor. The ring's own descriptor is left to its owner.
-    fd = os.dup(fd)
-    try:
-        event = asyncio.Event()
-        loop.add_reader(fd, event.set)
-        timer = loop.call_later(seconds, event.set)
+    An event loop has one callback for each descriptor, and the ring's own descriptor is left to its owner.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = os.dup(fd)
+        weakref.finalize(self, os.close, self._fd)
+        #: A future for each task that waits, by event loop.
+        self._futures: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until it can be read, or for some seconds. Return False if it was so long."""
+        import asyncio  # imported here because most programs do not need it
+
+        loop = asyncio.get_running_loop()
+        futures = self._futures.setdefault(loop, [])
+        future = loop.create_future()
+        if not futures:
+            loop.add_reader(self._fd, _answer, futures, True)
+        futures.append(future)
+        timer = loop.call_later(seconds, _answer, [future], False)
         try:
-            await event.wait()
-            return loop.time() < timer.when()
+            return bool(await future)
         finally:
             timer.cancel()
-            loop.remove_reader(fd)
-    finally:
-        os.close(fd)
+            futures.remove(future)
+            if not futures:
+                loop.remove_reader(self._fd)
+
+
+def _answer(futures: list[Any], readable: bool) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(readable)
 
 
 class _Hand(threading.local):
@@ -86,10 +105,12 @@ class ChunkIterator:
                 f"stream: given {type(stream).__name__}, but wanted a stream or group from make_stream "
                 "or make_stream_group"
             )
+        check_ours(stream)
         self._stream = stream
         self._ring = stream.data_ringbuffer
         self._poll = select.poll()
         self._poll.register(self._ring.data_fd, select.POLLIN)
+        self._readable: _Readable | None = None
         self._lock = threading.Lock()
         self._hand = _Hand()
         #: Whether Ctrl-C while ``for`` waits drains the stream. `KeyboardInterrupt` comes when the rest was given out.
@@ -115,6 +136,7 @@ class ChunkIterator:
 
     def __next__(self) -> Chunk:
         hand = self._hand
+        check_ours(self._stream)  # before the lock, which a thread of the parent may have had
         while True:
             try:
                 self._wait_for_chunk(hand)
@@ -160,6 +182,7 @@ class ChunkIterator:
         # Without this, a ring that is never empty would keep other tasks from running. There is no await between
         # taking a chunk and returning it, so cancellation cannot lose a chunk.
         await asyncio.sleep(0)
+        check_ours(self._stream)
         hand = self._hand
         starvation = Starvation(self._stream)
         while hand.chunk is None:
@@ -173,7 +196,9 @@ class ChunkIterator:
                     raise StopAsyncIteration from None
                 except spead2.Empty:
                     pass
-            if not await _wait_readable(self._ring.data_fd, LOOK_INTERVAL):
+            if self._readable is None:
+                self._readable = _Readable(self._ring.data_fd)
+            if not await self._readable.wait(LOOK_INTERVAL):
                 starvation.look(other_tasks=len(asyncio.all_tasks()) > 1)
         self._complete(hand)
         chunk = hand.chunk

@@ -14,7 +14,7 @@ import spead2.recv
 from .checks import check_integer
 from .endpoints import Endpoint, resolve
 from .pcap import check_pcap
-from .sockets import SocketSet, add_deferred_reader, make_socket, set_buffer
+from .sockets import SocketSet, add_deferred_reader, hide_from_programs, make_socket, set_buffer
 
 #: The largest UDP payload. spead2's default is smaller, and it drops larger packets.
 MAX_UDP_PAYLOAD = 65507
@@ -110,6 +110,8 @@ def _sockets_of(stream: Any) -> SocketSet | None:
     sockets: SocketSet | None = getattr(stream, "_sockets", member_sockets.get(stream))
     if sockets is not None and sockets.closed:
         raise ValueError("stream: has stopped, so it can receive nothing")
+    if getattr(stream, "_drained", False):
+        raise ValueError("stream: was drained, so it can receive nothing more: add readers before drain()")
     return sockets
 
 
@@ -137,6 +139,7 @@ def _add_udp(stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int,
             sock = add_deferred_reader(stream, endpoint, max_size)
             sockets.deferred.append(str(endpoint))
             if sock is not None:
+                hide_from_programs([sock])
                 set_buffer(sock, buffer)
                 sockets.add(sock, str(endpoint))
         return
@@ -147,6 +150,7 @@ def _add_udp(stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int,
             made.append(make_socket(endpoint, buffer, stack))  # noqa: PERF401
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
+        hide_from_programs(made)
         for sock, endpoint in zip(made, endpoints, strict=True):
             sockets.add(sock, str(endpoint))
         stack.pop_all()

@@ -24,6 +24,7 @@ from .checks import check_integer
 from .chunk import ChunkPool
 from .ends import find_begin
 from .factory import make_stream, make_stream_group
+from .fork import check_ours
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
 from .readers import add_reader
@@ -226,11 +227,19 @@ class Receiver:
         OSError
             If a socket cannot be bound, a group cannot be joined, or a file cannot be read. The message names it.
         """
+        check_ours(self.stream)
         with self._start_lock:
             if self._ended is not None:
                 raise ValueError("stream: has stopped, so it can receive nothing: wanted a new Receiver")
             if self._started is not None:
                 return
+            if self.stream._drained:
+                raise ValueError(
+                    "drain: was called before the start, so nothing can be received any more: wanted a new Receiver, "
+                    "started (by `with`, a loop or start()) before drain()"
+                )
+            if self.stream._stopped:
+                raise ValueError("stream: has stopped, so it can receive nothing: wanted a new Receiver")
             self._started = time.monotonic()
             try:
                 if self._wanted_port is not None:
@@ -274,7 +283,12 @@ class Receiver:
             add_reader(stream, src=endpoints, interface=self._interface, buffer=self._buffer)
 
     def stop(self) -> None:
-        """Stop receiving at once. The chunks in the window are thrown away; `drain` would hand them over."""
+        """Stop receiving at once. The chunks in the window are thrown away; `drain` would hand them over.
+
+        In a forked child, it does nothing.
+        """
+        if self.stream._inherited:
+            return
         self.stream.stop()
         if self._ended is None:
             self._ended = time.monotonic()
@@ -296,7 +310,8 @@ class Receiver:
     def drain(self) -> None:
         """Hand over the chunks in the window, and then stop. The loop gets these chunks, and then ends.
 
-        It returns at once. Packets that have reached this machine are received first.
+        It returns at once. Packets that have reached this machine are received first. A receiver that was not started
+        has none, and cannot be started any more.
         """
         self.stream.drain()
 
@@ -324,6 +339,7 @@ class Receiver:
         ReceiverStats
             Heaps in total, by source and by reason; times in seconds, timestamps in ticks.
         """
+        check_ours(self.stream)  # a thread of the parent may have had any lock
         now = time.monotonic() if self._ended is None else self._ended
         return read_stats(self.stream, self.accounting, 0.0 if self._started is None else now - self._started)
 
@@ -336,6 +352,7 @@ class Receiver:
         return aiter(self._chunks)
 
     def _start_once(self) -> None:
+        check_ours(self.stream)
         with self._start_lock:
             if self._started is None:  # after a stop it must not start again, but there may be chunks left
                 self.start()

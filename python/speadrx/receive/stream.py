@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import operator
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
 from .chunk import Chunk, ChunkBuffers
 from .control import ControlHeaps, drain
+from .fork import check_ours, leave_to_parent
 from .gaps import GapChunk
 from .readers import member_sockets
 from .sockets import SocketSet
@@ -90,6 +92,13 @@ def _stop_all() -> None:
         stream._accounts.wait_for_iterators(_EXIT_PATIENCE)
 
 
+def _forked() -> None:
+    leave_to_parent(_all)
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 if TYPE_CHECKING:
     _RingPair = spead2.recv.ChunkRingPair
 else:
@@ -132,6 +141,8 @@ class _Receiving(_RingPair):
         self._stopped = False
         self._drains = threading.Lock()  # taken by the first drain, and never given back
         self._exiting = False
+        self._process = os.getpid()
+        self._inherited = False  # whether this is a forked child of that process
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
         # is reentrant, because a signal handler or the garbage collector may stop the stream too.
         self._stop_lock = threading.RLock()
@@ -196,6 +207,7 @@ class _Receiving(_RingPair):
             If the stream was not made with ``resync=True``, or its layout has a callback of its own. Then chunk IDs
             would no longer tell the time.
         """
+        check_ours(self)
         if self._core is None or self._control is None or not self._resync:
             raise ValueError("flush: needs a stream made with resync=True and a declarative layout")
         if not self._stopped and self._core.flush():
@@ -214,10 +226,16 @@ class _Receiving(_RingPair):
         ValueError
             If the layout has a callback of its own.
         """
+        check_ours(self)
         if self._core is None or self._control is None:
             raise ValueError("drain: needs a declarative layout, but this one has a placement callback of its own")
         if not self._stopped and self._drains.acquire(blocking=False):
             drain(self)
+
+    @property
+    def _drained(self) -> bool:
+        """Whether it drains, or has done so."""
+        return self._drains.locked()
 
     def add_free_chunk(self, chunk: spead2.recv.Chunk) -> None:
         """Check the buffers of a chunk, and put the chunk into the free ring.
@@ -249,8 +267,11 @@ class _Receiving(_RingPair):
     def stop(self) -> None:
         """Stop receiving and close the sockets. It may be called again.
 
-        Call it even if the sender has ended the stream, so that the ports become free.
+        Call it even if the sender has ended the stream, so that the ports become free. In a forked child, it does
+        nothing.
         """
+        if self._inherited:
+            return
         with self._stop_lock:
             if not self._stopped:
                 super().stop()  # type: ignore[misc]
@@ -305,7 +326,12 @@ class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
         ------
         RuntimeError
             If an endpoint cannot be bound. The message names the endpoints of the stream.
+        ValueError
+            If the stream was drained before.
         """
+        check_ours(self)
+        if self._drained:
+            raise ValueError("drain: was called before the start, so nothing can be received any more: drain later")
         try:
             super().start()
         except RuntimeError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 import weakref
@@ -166,6 +167,15 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def _forked() -> None:
+    """Begin anew in a forked child: the thread is not there, and another one may have had the lock."""
+    global _watch
+    _watch = _Watch()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def watch(owner: Any, flush_after: float | None) -> None:
