@@ -9,8 +9,6 @@ import pytest
 
 from complaints import complaints
 
-pytestmark = pytest.mark.fault(34)
-
 PROGRAM = pathlib.Path(__file__).parents[1] / "support" / "forking.py"
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
+import resource
 import threading
 import time
 
@@ -393,6 +395,75 @@ class TestAsync:
         assert timestamps == [i * STEP for i in range(40)]
         assert chunks.accounting.missing == 39 * 11 + 2
 
+    async def test_one_descriptor_however_long_it_runs(self, make, ring):
+        """Also if none is left meanwhile."""
+        source = make(ring=ring)
+        queues = Queues(source)
+        chunks = iter_chunks(source)
+
+        async def send():
+            for i in range(40):
+                queues.send({0x10: i * STEP})
+                await asyncio.sleep(0.01)  # so that the other task does wait; if not, it is as well
+            queues.stop()
+
+        before = set(os.listdir("/proc/self/fd"))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sender = asyncio.create_task(send())
+        held = set()
+        timestamps = []
+        try:
+            async for chunk in chunks:
+                with chunk:
+                    timestamps.append(chunk.timestamp)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                held |= set(os.listdir("/proc/self/fd")) - before
+                resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await sender
+        assert len(timestamps) == 40
+        assert len(held) <= 2  # one of them lists the others
+
+    async def test_several_tasks_wait(self, make, ring):
+        source = make(ring=ring)
+        queues = Queues(source)
+        chunks = iter_chunks(source)
+        seen = []
+
+        async def take():
+            async for chunk in chunks:
+                with chunk:
+                    seen.append(chunk.timestamp)
+
+        tasks = [asyncio.create_task(take()) for _ in range(3)]
+        for i in range(40):
+            queues.send({0x10: i * STEP})
+            await asyncio.sleep(0.002)
+            if i == 20:
+                tasks[0].cancel()
+        queues.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert sorted(seen) == [i * STEP for i in range(40)]
+
+    def test_one_iterator_in_event_loops_one_after_the_other(self, make, ring):
+        source = make(ring=ring)
+        queues = Queues(source)
+        chunks = iter_chunks(source)
+
+        async def take():
+            asyncio.get_running_loop().call_later(0.01, queues.send, {0x10: (len(seen) + 2) * STEP})
+            async for chunk in chunks:
+                with chunk:
+                    seen.append(chunk.timestamp)
+                break
+
+        seen = []
+        queues.send({0x10: 0}, {0x10: STEP})
+        for _ in range(5):
+            asyncio.run(take())
+        assert seen == [i * STEP for i in range(5)]
+
     async def test_break_and_go_on(self, make, ring):
         source = make(ring=ring)
         queues = Queues(source)
@@ -483,6 +554,9 @@ class TestAsync:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        del task
+        await asyncio.sleep(0)  # the event loop keeps the last exception for a step, and so the last iterator
+        gc.collect()
         assert len(os.listdir("/proc/self/fd")) == descriptors
         queues.stop()
         await consume()

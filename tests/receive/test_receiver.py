@@ -340,6 +340,27 @@ def test_stopped_is_not_started(udp_port):
         iter(receiver)
 
 
+@pytest.mark.parametrize("of_stream", [False, True])
+def test_drained_is_not_started(of_stream):
+    """Without a word, it would ignore all that comes."""
+    queue = spead2.InprocQueue()
+    receiver = Receiver(LAYOUT, queue)
+    (receiver.stream if of_stream else receiver).drain()
+    for start in (receiver.start, receiver.__enter__, lambda: iter(receiver)):
+        with pytest.raises(ValueError, match=r"^drain: was called before the start, .* wanted a new Receiver"):
+            start()
+    wait_for(lambda: receiver.stream._stopped)
+    with pytest.raises(ValueError, match=r"^drain: "):
+        receiver.start()
+
+
+def test_stopped_stream_is_not_started():
+    receiver = Receiver(LAYOUT, spead2.InprocQueue())
+    receiver.stream.stop()
+    with pytest.raises(ValueError, match="has stopped"):
+        receiver.start()
+
+
 def test_making_that_fails_leaves_nothing(monkeypatch):
     """Also while the exception is kept, with all that its traceback refers to."""
 

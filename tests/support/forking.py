@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import spead2
 
 import speadrx
@@ -30,6 +31,9 @@ warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
 
 #: Seconds after which a child that hangs is killed, and those that its parent waits for anything.
 PATIENCE = 20
+
+#: What is there to the end.
+kept: list[Any] = []
 
 #: Programs by name.
 PROGRAMS: dict[str, Callable[[], object]] = {}
@@ -71,7 +75,7 @@ class Sent:
         def take() -> None:
             for chunk in self.receiver:
                 with chunk:
-                    present.append(int(chunk.present.sum()))
+                    present.append(int(np.sum(chunk.present)))
 
         thread = threading.Thread(target=take)
         thread.start()
@@ -121,23 +125,16 @@ def child_just_ends() -> None:
 
 @program
 def child_leaves_blocks() -> None:
-    """It ends inside ``with receiver`` and ``with chunk``, or lets go of all it has."""
+    """It ends inside ``with receiver`` and ``with chunk``."""
     for sent, put in every_kind():
-
-        def leave(sent: Sent = sent) -> None:
-            with sent.receiver:
-                sent.send(put, 20)
-                chunk = next(iter(sent.receiver))
-                with chunk:
-                    came = int(chunk.present.sum())
-                    pid = os.fork()
-                    if not pid:
-                        signal.alarm(PATIENCE)
-                        sys.exit(5)
-                    assert os.waitpid(pid, 0)[1] == 5 << 8
-                sent.check(put, came)
-
-        leave()
+        with sent.receiver:
+            sent.send(put, 20)
+            chunk = next(iter(sent.receiver))
+            with chunk:
+                came = int(np.sum(chunk.present))
+                fork(lambda: None)
+            fork(lambda: sys.exit(5), status=5)
+            sent.check(put, came)
 
 
 @program
@@ -160,11 +157,6 @@ def child_uses_it() -> None:
     for sent, put in every_kind():
         receiver = sent.receiver
         chunks = iter(receiver)
-
-        async def take(receiver: speadrx.Receiver = receiver) -> None:
-            async for _ in receiver:
-                pass
-
         uses: list[Callable[[], object]] = [
             receiver.start,
             receiver.flush,
@@ -172,25 +164,33 @@ def child_uses_it() -> None:
             receiver.stats,
             receiver.stream.flush,
             receiver.stream.drain,
-            lambda chunks=chunks: next(chunks),
-            lambda receiver=receiver: list(receiver),
-            lambda take=take: asyncio.run(take()),
-            lambda receiver=receiver: speadrx.iter_chunks(receiver.stream),
+            functools.partial(next, chunks),
+            functools.partial(list, receiver),
+            functools.partial(loop_in_task, receiver),
+            functools.partial(speadrx.iter_chunks, receiver.stream),
         ]
-
-        def use(receiver: speadrx.Receiver = receiver, uses: list[Callable[[], object]] = uses) -> None:
-            for one in uses:
-                try:
-                    one()
-                except RuntimeError as exc:
-                    assert str(exc).startswith(f"stream: belongs to process {os.getppid()},"), exc
-                else:
-                    raise AssertionError(f"{one} did not say that it cannot be used")
-            receiver.stop()
-            receiver.stream.stop()
-
-        fork(use)
+        fork(functools.partial(use_in_vain, receiver, uses))
         sent.check(put)
+
+
+def loop_in_task(receiver: speadrx.Receiver) -> None:
+    async def take() -> None:
+        async for _ in receiver:
+            pass
+
+    asyncio.run(take())
+
+
+def use_in_vain(receiver: speadrx.Receiver, uses: list[Callable[[], object]]) -> None:
+    for use in uses:
+        try:
+            use()
+            said = "nothing"
+        except RuntimeError as exc:
+            said = str(exc)
+        assert said.startswith(f"stream: belongs to process {os.getppid()},"), (use, said)
+    receiver.stop()
+    receiver.stream.stop()
 
 
 @program
@@ -202,7 +202,7 @@ def child_while_a_thread_waits() -> None:
     def take() -> None:
         for chunk in sent.receiver:
             with chunk:
-                seen.append(int(chunk.present.sum()))
+                seen.append(int(np.sum(chunk.present)))
 
     thread = threading.Thread(target=take)
     thread.start()
@@ -220,7 +220,7 @@ def child_receives() -> None:
     sent, put = over_udp()
 
     def receive() -> None:
-        own, put = over_udp()
+        own, _put = over_udp()
         own.receiver.stop()
         queue = spead2.InprocQueue()
         own = Sent(queue, window=4, flush_after=0.05)
@@ -229,13 +229,13 @@ def child_receives() -> None:
         seen = 0
         for chunk in own.receiver:
             with chunk:
-                seen += int(chunk.present.sum())
+                seen += int(np.sum(chunk.present))
             if seen == 12:
                 break
         if os.getppid() == parent:
             fork(receive)
         own.check(queue.add_packet, seen)
-        own, put = over_udp()  # it ends while this receives
+        kept.append(over_udp())  # it ends while this receives
 
     parent = os.getpid()
     fork(receive)

@@ -12,9 +12,10 @@ from typing import Any
 import spead2.recv
 
 from .checks import check_integer
+from .descriptors import hide_from_programs
 from .endpoints import Endpoint, resolve
 from .pcap import check_pcap
-from .sockets import SocketSet, add_deferred_reader, hide_from_programs, make_socket, set_buffer
+from .sockets import SocketSet, add_deferred_reader, make_socket, set_buffer
 
 #: The largest UDP payload. spead2's default is smaller, and it drops larger packets.
 MAX_UDP_PAYLOAD = 65507

@@ -7,13 +7,13 @@ import fcntl
 import logging
 import os
 import socket
-import stat
 import struct
 import termios
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from .descriptors import inode_of, own_sockets, same_sockets
 from .endpoints import Endpoint, resolve
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ class SocketSet:
     def leave(self) -> None:
         """Close what a forked child has of its parent's sockets, and spead2's duplicates, so that it holds no port."""
         self._lock = threading.RLock()  # a thread that is not here may have it
-        inodes = [_inode(sock) for sock in self._endpoints]
+        inodes = [inode_of(sock) for sock in self._endpoints]
         self.close()
-        for fd in _descriptors(inodes):
+        for fd in same_sockets(inodes):
             os.close(fd)
 
     def _read(self) -> dict[str, SocketCounts]:
@@ -264,9 +264,9 @@ def add_deferred_reader(stream: Any, endpoint: Endpoint, max_size: int) -> socke
     else:
         kwargs.update(multicast_group=endpoint.address, interface_address=endpoint.interface or "0.0.0.0")
     with _adopt_lock, _naming(endpoint):
-        before = set(_own_sockets().values())
+        before = set(own_sockets().values())
         stream.add_udp_reader(**kwargs)
-        new = [fd for fd, inode in _own_sockets().items() if inode not in before]
+        new = [fd for fd, inode in own_sockets().items() if inode not in before]
         candidates = [_Socket(fileno=os.dup(fd)) for fd in new]
     # Normally it is the only one, but other threads may have made sockets too.
     found = [sock for sock in candidates if _is_unbound(sock, endpoint.family)]
@@ -277,32 +277,6 @@ def add_deferred_reader(stream: Any, endpoint: Endpoint, max_size: int) -> socke
         return found[0]
     logger.warning("kernel drops of %s are not counted: spead2's socket for it was not found", endpoint)
     return None
-
-
-def hide_from_programs(sockets: Iterable[socket.socket]) -> None:
-    """Close sockets in all programs that this process starts, which would hold the ports: spead2's duplicates too."""
-    for fd in _descriptors([_inode(sock) for sock in sockets]):
-        os.set_inheritable(fd, False)
-
-
-def _inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
-
-
-def _descriptors(inodes: Container[int]) -> list[int]:
-    """All descriptors of this process for some sockets."""
-    return [fd for fd, inode in _own_sockets().items() if inode in inodes]
-
-
-def _own_sockets() -> dict[int, int]:
-    """Inodes of all sockets of this process, by descriptor."""
-    sockets = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # it may have been closed since
-            status = os.fstat(int(name))
-            if stat.S_ISSOCK(status.st_mode):
-                sockets[int(name)] = status.st_ino
-    return sockets
 
 
 def _is_unbound(sock: socket.socket, family: socket.AddressFamily) -> bool:
