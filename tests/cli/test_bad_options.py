@@ -74,7 +74,11 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--user-data": [(f"{RECV} --user-data pol", ["pol"]), (f"{RECV} --user-data pol=1", ["pol"])],
         "--fill": [(f"{RECV} --fill 70000", ["70000", "int16"]), (f"{RECV} --fill x", ["'x'"])],
         "--history": [(f"{RECV} --history /nonexistent/run.json", ["/nonexistent/run.json"])],
-        "--max-loss": [(f"{RECV} --max-loss 101", ["101"])],
+        "--max-loss": [
+            (f"{RECV} --max-loss 101", ["101"]),
+            (f"{RECV} --max-loss 5", ["5", "1%"]),
+            (f"{RECV} --max-loss 101%", ["101%"]),
+        ],
     },
     "send": {
         "DEST": [
@@ -156,12 +160,12 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "ENDPOINTS": [("doctor localhost", ["'localhost'", "localhost:7148"])],
         "--interface": [],  # a wrong one is what it is there to find
         "--sender": [("doctor 127.0.0.1:7148 --sender somebody.invalid", ["somebody.invalid"])],
-        "--buffer": [("doctor 127.0.0.1:7148 --buffer -1", ["-1"])],
-        "--packet-size": [("doctor 127.0.0.1:7148 --packet-size 65508", ["65508"])],
+        "--buffer": [("doctor 127.0.0.1:7148 --buffer -1", ["-1"]), ("doctor --buffer 64MB/s", ["'64MB/s'"])],
+        "--packet-bytes": [("doctor 127.0.0.1:7148 --packet-size 65508", ["65508"])],
         "--layout": [("doctor -l no.toml", ["no.toml"])],
         "--set": [("doctor -l array.toml --set time.step=0", ["time.step", "0"])],
         "--affinity": [("doctor --affinity x", ["'x'"])],
-        "--listen": [("doctor 127.0.0.1:7148 --listen -1", ["-1"])],
+        "--seconds": [("doctor 127.0.0.1:7148 --listen -1", ["-1"])],
     },
     "layout": {
         "FILE|PRESET": [

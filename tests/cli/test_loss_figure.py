@@ -196,8 +196,8 @@ def test_it_is_the_same_in_all_places(layout, rng, tmp_path):  # noqa: F811
     assert (read.loss, read.missing_by_source.tolist()) == (figure, truth)
     plotted = json.loads(run_here("plot", str(history), "--json"))
     assert (plotted["loss"], [source["loss"] for source in plotted["sources"]]) == (figure, figures)
-    for percent, code in ((100 * figure, 0), (99 * figure, 1)):
-        arguments = ["replay", str(capture), *layout, f"--max-loss={percent!r}", "--json"]
+    for most, code in ((repr(figure), 0), (repr(0.99 * figure), 1), (f"{101 * figure}%", 0), (f"{99 * figure}%", 1)):
+        arguments = ["replay", str(capture), *layout, f"--max-loss={most}", "--json"]
         assert CliRunner().invoke(group, arguments).exit_code == code
 
     with Receiver(Layout.from_toml(layout[1]), capture, metrics_port=0) as receiver:

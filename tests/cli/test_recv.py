@@ -104,8 +104,30 @@ def test_seconds_end_it_with_nothing(layout, udp_port):  # noqa: F811
     with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--seconds=0.3", "--quiet", "--json") as process:
         output, errors = process.communicate(timeout=PATIENCE)
     account = json.loads(output)
-    assert (process.returncode, complaints(errors)) == (1, "")
+    hint = f"No packet came. To find out what is wrong:\n    speadrx doctor 127.0.0.1:{udp_port}\n"
+    assert (process.returncode, complaints(errors)) == (1, hint)
     assert (account["ended_by"], account["present"], account["loss"]) == ("seconds", 0, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("heap_bytes=2048", "The layout says heap_bytes = 2048, but the heaps that came have 1,024 bytes."),
+        ("axes.antenna.item=0x4102", "The layout needs item 0x4102, but no heap that came has it."),
+    ],
+)
+def test_wrong_layout(layout, udp_port, change, told):  # noqa: F811
+    """It says what came in place of what the layout says, and where to see more."""
+    endpoint = f"127.0.0.1:{udp_port}"
+    with (
+        piped("send", *layout, endpoint, "--rate=0.001"),
+        piped("recv", *layout, "--set", change, endpoint, "--seconds=0.5", "--quiet") as process,
+    ):
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output.splitlines()[-1]) == (1, "Nothing was received.")
+    *lines, inspect = complaints(errors).splitlines()
+    assert lines == [told, "Packets came, but no heap of this layout. To see what they carry:"]
+    assert inspect == f"    speadrx inspect {endpoint}"
 
 
 def test_pipe(layout, udp_port):  # noqa: F811
@@ -131,7 +153,7 @@ def test_quiet(layout, udp_port):  # noqa: F811
     output = []
     with piped("recv", *layout, f"127.0.0.1:{udp_port}", "--seconds=0.5", "--interval=0.1", "--quiet") as process:
         output, errors = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, complaints(errors)) == (1, "")
+    assert (process.returncode, "speadrx doctor" in errors) == (1, True)
     assert output.startswith("antenna ")
     assert output.endswith("Nothing was received.\n")
 
@@ -229,13 +251,13 @@ def test_port_in_use(layout):  # noqa: F811
         (["7148"], "'7148' has no host: write host:7148, or :7148 for all interfaces"),
         (["127.0.0.1:0"], "port 0, but wanted 1 to 65535"),
         (["127.0.0.1:1", "--threads=2"], "--threads': 2 have only 1 sources"),
-        (["127.0.0.1:1", "--affinity=a"], "'a' is not a list of integers"),
+        (["127.0.0.1:1", "--affinity=a"], "'a': wanted processors, such as 2,4 or 2-5"),
         (["127.0.0.1:1", "--affinity=0,1"], "1 thread(s) want one processor each"),
         (["127.0.0.1:1", "--buffer=1 furlong"], "'1 furlong' is not a size"),
         (["127.0.0.1:1", "--tolerance=soon"], "'soon' is neither a time"),
         (["127.0.0.1:1", "--window=2", "--tolerance=64MiB"], "cannot be combined with window 2"),
-        (["127.0.0.1:1", "--flush-after=0"], "0.0 is not in the range x>0"),
-        (["127.0.0.1:1", "--seconds=nan"], "nan is not a finite number"),
+        (["127.0.0.1:1", "--flush-after=0"], "0 must be more than 0"),
+        (["127.0.0.1:1", "--seconds=nan"], "'nan' is not a time"),
         (["127.0.0.1:1", "--fill=1.5"], "--fill': 1.5"),
         (["127.0.0.1:1", "--interface=nowhere"], "nowhere"),
         (["127.0.0.1:1", "--user-data=pol=1"], "'pol' is not a field that the layout reads"),

@@ -168,11 +168,11 @@ def test_a_history_that_cannot_be_kept_keeps_the_account(tmp_path, layout):  # n
 
 def test_max_loss(tmp_path, layout):  # noqa: F811
     path, _ = capture(tmp_path, layout, "--chunks=30", "--loss=0.1")
-    run("replay", *layout, str(path), "--max-loss=50")
-    with piped("replay", *layout, str(path), "--max-loss=1") as process:
+    run("replay", *layout, str(path), "--max-loss=50%")
+    with piped("replay", *layout, str(path), "--max-loss=1%") as process:
         _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert re.search(r"Loss: [\d.]+ % is more than --max-loss 1\.", errors)
+    assert re.search(r"Loss: [\d.]+ % is more than --max-loss, 1 %\.", errors)
 
 
 def test_nothing_received(tmp_path, layout):  # noqa: F811
@@ -181,6 +181,14 @@ def test_nothing_received(tmp_path, layout):  # noqa: F811
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Nothing was received." in output
+
+
+def test_wrong_heap_bytes_are_named(tmp_path, layout):  # noqa: F811
+    path, _ = capture(tmp_path, layout, "--chunks=3")
+    with piped("replay", *layout, str(path), "--set=heap_bytes=512", "--json") as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors == "The layout says heap_bytes = 512, but the heaps that came have 1,024 bytes.\n"
 
 
 def test_noise_does_not_hold_up_the_rest(tmp_path, layout):  # noqa: F811

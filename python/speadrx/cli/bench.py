@@ -25,11 +25,11 @@ from speadrx.layout import presets
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Layout
 
+from . import quantities
 from .callback_cost import CallbackCost
 from .interrupt import interruptible
 from .loopback import Loopback, Rate
 from .options import load_layout, set_option
-from .parameters import read_finite
 from .progress import Bar
 
 #: Layout for the loopback interface, if none is given.
@@ -175,15 +175,16 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
 @set_option
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=1),
-    callback=read_finite,
-    default=20.0,
+    type=quantities.time(1),
+    default="20s",
     show_default=True,
-    help="Begin no more rounds after so many seconds. A round takes a few seconds.",
+    help="Begin no more rounds after this time. A round takes a few seconds.",
 )
 @click.option(
     "--packet-bytes",
-    type=click.IntRange(256, 65507),
+    "--packet-size",
+    "packet_bytes",
+    type=quantities.size(256, 65507),
     default=9000,
     show_default=True,
     help="Most bytes in a packet, including the SPEAD header but not the UDP header.",

@@ -38,8 +38,8 @@ from speadrx.receive.readers import add_reader
 from speadrx.receive.stream import ChunkRingStream
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator, Truth, UdpSink
 
+from . import quantities
 from .interrupt import interruptible, start_python
-from .parameters import read_finite
 
 #: Four digitisers with two polarisations. A heap has 4096 samples of 10 bits, and is sent in one packet.
 LAYOUT = Layout(
@@ -330,19 +330,17 @@ def _summary(sent: SenderReport, received: ReceiverReport, accounts: dict[str, i
 @click.command()
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, 8.0),
-    callback=read_finite,
-    default=4.0,
+    type=quantities.time(0.1, 8.0),
+    default="4s",
     show_default=True,
-    help="How long to send, in seconds.",
+    help="How long to send.",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0.01, 100.0),
-    callback=read_finite,
-    default=0.8,
+    type=quantities.rate(0.01, 100.0),
+    default="0.8Gb/s",
     show_default=True,
-    help="Rate to send at, in Gb/s. If it is too high for this machine, the kernel drops packets.",
+    help="Rate to send at. If it is too high for this machine, the kernel drops packets.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the data and the faults.")
 @click.pass_context

@@ -13,13 +13,13 @@ from rich.text import Text
 
 from speadrx.doctor import Case, Finding, diagnose
 from speadrx.doctor import listen as listen_to
-from speadrx.doctor.system import parse_cpus
 from speadrx.layout.declaration import Layout
 from speadrx.receive.settings import DEFAULT_BUFFER
 
+from . import quantities
 from .interrupt import interruptible
 from .options import load_layout, set_option
-from .parameters import read_endpoints, read_finite
+from .parameters import read_endpoints, read_processors
 
 _STYLES = {"problem": "bold red", "warning": "yellow", "unknown": "cyan", "ok": "green"}
 
@@ -30,19 +30,6 @@ def _senders(context: click.Context, parameter: click.Parameter, texts: Sequence
         return tuple(str(ipaddress.ip_address(text)).partition("%")[0] for text in texts)
     except ValueError:
         raise click.BadParameter(f"{', '.join(texts)}: wanted IP addresses, such as 10.0.0.7") from None
-
-
-def _affinity(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return ()
-    try:
-        # Part by part, so that a processor that is given twice stays twice.
-        found = [sorted(parse_cpus(part.strip())) for part in text.split(",")]
-        if not all(found):
-            raise ValueError("a part is empty")
-        return tuple(cpu for cpus in found for cpu in cpus)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: wanted processors, such as 2,4 or 2-5") from None
 
 
 def _print(console: Console, findings: Sequence[Finding], everything: bool) -> None:
@@ -76,14 +63,16 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 )
 @click.option(
     "--buffer",
-    type=click.IntRange(0),
-    default=DEFAULT_BUFFER,
+    type=quantities.size(),
+    default=f"{DEFAULT_BUFFER >> 20}MiB",
     show_default=True,
-    help="Bytes of socket buffer that the receiver asks for, shared by the endpoints.",
+    help="Socket buffer that the receiver asks for, shared by the endpoints.",
 )
 @click.option(
+    "--packet-bytes",
     "--packet-size",
-    type=click.IntRange(1, 65507),
+    "packet_size",
+    type=quantities.size(1, 65507),
     help="Bytes of UDP payload in the senders' largest packets (their max_packet_size).  [default: not known]",
 )
 @click.option(
@@ -91,15 +80,16 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 )
 @set_option
 @click.option(
-    "--affinity", metavar="CPUS", callback=_affinity, help="Processors for the receiver's threads: 2,4 or 2-5."
+    "--affinity", metavar="CPUS", callback=read_processors, help="Processors for the receiver's threads: 2,4 or 2-5."
 )
 @click.option(
+    "--seconds",
     "--listen",
-    type=click.FloatRange(0, 3600),
-    callback=read_finite,
-    default=2.0,
+    "listen",
+    type=quantities.time(0, 3600),
+    default="2s",
     show_default=True,
-    help="Listen to the endpoints for so many seconds; 0 means not at all.",
+    help="How long to listen to the endpoints; 0 means not at all.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 @click.option("--all", "everything", is_flag=True, help="Also print what is fine.")
@@ -113,7 +103,7 @@ def doctor(
     packet_size: int | None,
     name_or_path: str | None,
     overrides: tuple[str, ...],
-    affinity: tuple[int, ...],
+    affinity: list[int] | None,
     listen: float,
     as_json: bool,
     everything: bool,
@@ -127,7 +117,7 @@ def doctor(
 
     \b
     Example:
-        speadrx doctor 239.1.2.3+7:7148 --interface 10.0.0.5 --packet-size 8192
+        speadrx doctor 239.1.2.3+7:7148 --interface 10.0.0.5 --packet-bytes 8192
 
     \b
     Exit codes:
@@ -140,7 +130,7 @@ def doctor(
     layout: Layout | None = None
     if name_or_path is not None:
         layout = load_layout(name_or_path, overrides, "-l/--layout")
-    case = Case(tuple(endpoints), interface, senders, buffer, packet_size, layout, affinity)
+    case = Case(tuple(endpoints), interface, senders, buffer, packet_size, layout, tuple(affinity or ()))
     try:
         assert case.resolved is not None
     except ValueError as exc:

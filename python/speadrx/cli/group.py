@@ -13,7 +13,10 @@ COMMANDS = ("demo", "recv", "send", "replay", "inspect", "plot", "doctor", "layo
 
 
 class _Group(click.Group):
-    """A group that imports only the command that is run."""
+    """A group that imports only the command that is run.
+
+    Its `commands` only have the names, of which click proposes one if somebody mistypes it.
+    """
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -26,5 +29,10 @@ class _Group(click.Group):
 
 
 group = click.version_option(__version__, prog_name="speadrx")(
-    _Group("speadrx", help="Receive SPEAD streams; every heap is accounted for.")
+    _Group(
+        "speadrx",
+        commands={name: click.Command(name) for name in COMMANDS},
+        help="Receive SPEAD streams; every heap is accounted for.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 )

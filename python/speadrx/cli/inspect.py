@@ -22,6 +22,7 @@ from speadrx.survey.capture import read_datagrams
 from speadrx.survey.heaps import Survey
 from speadrx.survey.live import Listener
 
+from . import quantities
 from .findings import (
     MOST_SHOWN,
     Found,
@@ -35,7 +36,7 @@ from .findings import (
 )
 from .interrupt import interruptible
 from .options import force_option
-from .parameters import UnusableError, keep_files, naming_options, read_finite
+from .parameters import UnusableError, keep_files, naming_options
 from .progress import Bar
 
 _POLL_SECONDS = 0.1
@@ -135,11 +136,10 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 86400, min_open=True),
-    callback=read_finite,
-    default=5.0,
+    type=quantities.time(0, 86400, above_least=True),
+    default="5s",
     show_default=True,
-    help="How long to listen to endpoints, in seconds.",
+    help="How long to listen to endpoints.",
 )
 @click.option(
     "--packets", type=click.IntRange(min=1), metavar="N", help="Inspect only the first N packets.  [default: all]"

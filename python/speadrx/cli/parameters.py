@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,14 +14,7 @@ import click
 from speadrx._words import counted, listed
 from speadrx.receive.endpoints import format_endpoint, parse_endpoints
 
-_BYTES = {"B": 1} | {
-    prefix + suffix: base**power
-    for suffix, base, prefixes in (("B", 1000, "kMGT"), ("iB", 1024, "KMGT"))
-    for power, prefix in enumerate(prefixes, 1)
-}
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
-
+from .quantities import BYTES, SECONDS, read
 
 #: Names that the library uses for an option, if they differ from that of the option.
 _LIBRARY_NAMES = {
@@ -33,6 +25,10 @@ _LIBRARY_NAMES = {
     "timestamp_jitter": "jitter",
     "max_packet_size": "packet_bytes",
 }
+
+
+#: Where a context keeps the endpoints as they were typed.
+ENDPOINTS_AS_TYPED = "speadrx.endpoints"
 
 
 class UnusableError(click.ClickException):
@@ -51,30 +47,23 @@ class Tolerance:
 
 def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[tuple[str, int]]:
     """Read endpoints, which may be several in each argument; repeated ones count once."""
+    context.meta[ENDPOINTS_AS_TYPED] = texts
     try:
         return list(dict.fromkeys(endpoint for text in texts for endpoint in parse_endpoints(text)))
     except ValueError as exc:
         raise click.BadParameter(str(exc).removeprefix("endpoint: ")) from None
 
 
-def read_size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """Read a number of bytes, such as ``64MiB``."""
-    match = text and _QUANTITY.fullmatch(text)
-    if text is None or (match and (match[2] or "B") in _BYTES):
-        return round(float(match[1]) * _BYTES[match[2] or "B"]) if match else None
-    raise click.BadParameter(f"{text!r} is not a size: wanted bytes, or a number and one of {', '.join(_BYTES)}")
-
-
 def read_tolerance(context: click.Context, parameter: click.Parameter, text: str | None) -> Tolerance:
     """Read a time or a size, such as ``0.5s`` or ``64MiB``."""
-    match = text and _QUANTITY.fullmatch(text)
-    if match and match[2] in _SECONDS:
-        return Tolerance(seconds=float(match[1]) * _SECONDS[match[2]])
-    if match and match[2] in _BYTES:
-        return Tolerance(bytes=round(float(match[1]) * _BYTES[match[2]]))
-    if text is not None:
-        raise click.BadParameter(f"{text!r} is neither a time, such as 0.5s or 20ms, nor a size, such as 64MiB")
-    return Tolerance()
+    if text is None:
+        return Tolerance()
+    seconds, size = read(text, SECONDS, bare=False), read(text, BYTES, bare=False)
+    if seconds is not None and 0 <= seconds < math.inf:
+        return Tolerance(seconds=seconds)
+    if size is not None and 0 <= size < math.inf:
+        return Tolerance(bytes=round(size))
+    raise click.BadParameter(f"{text!r} is neither a time, such as 0.5s or 20ms, nor a size, such as 64MiB")
 
 
 def read_assignments(
@@ -104,12 +93,20 @@ def read_labels(context: click.Context, parameter: click.Parameter, texts: tuple
     return labels
 
 
-def read_integers(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
-    """Read integers that are separated by commas."""
+def read_processors(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int] | None:
+    """Read processors: numbers and ranges, separated by commas."""
+    if text is None:
+        return None
+    from speadrx.doctor.system import parse_cpus
+
     try:
-        return None if text is None else [int(part) for part in text.split(",")]
+        # Part by part, so that a processor that is given twice stays twice.
+        found = [sorted(parse_cpus(part.strip())) for part in text.split(",")]
+        if not all(found):
+            raise ValueError("a part is empty")
+        return [cpu for cpus in found for cpu in cpus]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of integers, such as 2,3") from None
+        raise click.BadParameter(f"{text!r}: wanted processors, such as 2,4 or 2-5") from None
 
 
 def read_finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:

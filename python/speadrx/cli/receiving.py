@@ -13,12 +13,12 @@ from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 
+from . import quantities
 from .options import all_sources_option, force_option
 from .parameters import (
     Tolerance,
     naming_options,
     read_assignments,
-    read_finite,
     read_number,
     read_tolerance,
     user_data_by_thread,
@@ -78,10 +78,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     force_option,
     click.option(
         "--max-loss",
-        type=click.FloatRange(0, 100),
-        callback=read_finite,
-        metavar="PERCENT",
-        help="Exit with 1 if more heaps are missing.  [default: 100]",
+        type=quantities.FRACTION,
+        help="Exit with 1 if more heaps are missing, such as 0.001 or 0.1%.  [default: 100%]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the account as JSON."),
     all_sources_option,

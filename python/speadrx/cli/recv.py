@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 from typing import Any
 
 import click
 from click.core import ParameterSource
 from rich.console import Console
 
+from speadrx.accounts.report import ReceiverStats
 from speadrx.layout.base import DeclarativeLayout
 
+from . import quantities
 from .interrupt import interruptible
+from .mismatch import on_network
 from .options import layout_options
-from .parameters import describe, read_endpoints, read_finite, read_integers, read_labels, read_size
+from .parameters import ENDPOINTS_AS_TYPED, describe, read_endpoints, read_labels, read_processors
 from .receiving import describe_receiver, make_receiver, receiver_options
 from .session import Session, conclude, lines, live
 from .tables import printable
@@ -22,25 +26,27 @@ from .tables import printable
 
 @click.command(
     epilog="\b\nExample:\n  speadrx recv -l meerkat-digitiser 239.1.2.3+7:7148 --interface 10.0.0.5 \\\n"
-    "    --tolerance 20ms --seconds 10 --max-loss 0.1"
+    "    --tolerance 20ms --seconds 10s --max-loss 0.1%"
 )
 @click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
 @layout_options
 @click.option("--interface", metavar="ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
-@click.option("--affinity", callback=read_integers, metavar="N,...", help="Processor for each thread.  [default: any]")
-@click.option("--buffer", callback=read_size, metavar="SIZE", help="Socket buffer of each thread.  [default: 64MiB]")
+@click.option(
+    "--affinity",
+    callback=read_processors,
+    metavar="CPUS",
+    help="Processor for each thread: 2,4 or 2-5.  [default: any]",
+)
+@click.option("--buffer", type=quantities.size(), help="Socket buffer of each thread.  [default: 64MiB]")
 @click.option(
     "--flush-after",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=read_finite,
-    metavar="SECONDS",
-    help="Complete the chunks in the window after a silence of so many seconds.  [default: never]",
+    type=quantities.time(above_least=True),
+    help="Complete the chunks in the window after so long a silence.  [default: never]",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=read_finite,
-    help="End after so many seconds.  [default: never]",
+    type=quantities.time(above_least=True),
+    help="End after this time.  [default: never]",
 )
 @click.option(
     "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks are complete.  [default: never]"
@@ -67,11 +73,10 @@ from .tables import printable
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
-    callback=read_finite,
-    default=1.0,
+    type=quantities.time(0.1),
+    default="1s",
     show_default=True,
-    help="Seconds between lines, if the output is not a terminal.",
+    help="Time between lines, if the output is not a terminal.",
 )
 @click.option("--quiet", is_flag=True, help="Show nothing until the end.")
 @receiver_options
@@ -125,7 +130,24 @@ def recv(
         with watching:
             run()
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
-    click.get_current_context().exit(code)
+    context = click.get_current_context()
+    stats = receiver.stats()
+    if not stats.present:
+        typed = [",".join(context.meta[ENDPOINTS_AS_TYPED])]
+        typed += [] if options["interface"] is None else ["--interface", options["interface"]]
+        if stats.packets:
+            for text in on_network(layout, endpoints, options["interface"]):
+                click.echo(text, err=True)
+        click.echo(_why_nothing(stats, typed), err=True)
+    context.exit(code)
+
+
+def _why_nothing(stats: ReceiverStats, where: list[str]) -> str:
+    """Say what to do next if no heap was received."""
+    if not stats.packets:
+        return f"No packet came. To find out what is wrong:\n    {shlex.join(['speadrx', 'doctor', *where])}"
+    text = "Packets came, but no heap of this layout. To see what they carry:\n    "
+    return text + shlex.join(["speadrx", "inspect", *where])
 
 
 def _check_metrics(options: dict[str, Any]) -> None:

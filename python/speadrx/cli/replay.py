@@ -12,11 +12,14 @@ from speadrx.layout.base import DeclarativeLayout
 
 from .captured import open_capture, run_capture, show_capture
 from .interrupt import interruptible
+from .mismatch import in_capture
 from .options import layout_options
 from .parameters import read_endpoints, read_finite
 from .receiving import describe_receiver, make_receiver, receiver_options
 from .session import Session, conclude
 from .tables import printable
+
+STDIN = "/dev/stdin"
 
 
 @click.command(epilog="\b\nExample:\n  speadrx replay capture.pcap -l meerkat-digitiser --to 239.1.2.3+7:7148 --json")
@@ -73,7 +76,7 @@ def replay(
             f"--threads {threads} needs at least {threads} endpoints in --to, to deal out to threads"
         )
     if path == "-":
-        path = "/dev/stdin"
+        path = STDIN
     console = Console(highlight=False, quiet=as_json)
     with interruptible() as interrupted:
         make = functools.partial(make_receiver, layout, threads=threads, **options)
@@ -83,6 +86,10 @@ def replay(
         run_capture(session, interrupted, feeder, path)
     about = {"file": path, "pace": pace, "capture": None if feeder is None else feeder.report()}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
+    stats = receiver.stats()
+    if stats.rejected["metadata_heaps"] > stats.present and path != STDIN:
+        for text in in_capture(layout, path):
+            click.echo(text, err=True)
     if feeder is not None:
         show_capture(console, feeder, pace)
     click.get_current_context().exit(code)

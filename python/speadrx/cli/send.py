@@ -29,6 +29,7 @@ from speadrx.simulate import (
 )
 from speadrx.simulate.pacing import Clock
 
+from . import quantities
 from .interrupt import interruptible
 from .options import all_sources_option, force_option, layout_options
 from .parameters import (
@@ -37,7 +38,6 @@ from .parameters import (
     naming_options,
     read_assignments,
     read_endpoints,
-    read_finite,
     usable_file,
 )
 from .progress import PolledProgress
@@ -48,7 +48,6 @@ RATE_TOLERANCE = 0.01
 #: Late heaps are late by so many chunks if nothing else is given. The default window has less.
 LATE_CHUNKS = 20
 _ADDRESS_BITS = (40, 48, 56)
-_PROBABILITY = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=0)
 
 
@@ -199,19 +198,24 @@ def _check(
 def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `Faults`."""
     options: list[tuple[str, Any, Any, str]] = [
-        ("--loss", _PROBABILITY, 0.0, "Probability that a heap is not sent at all."),
-        ("--packet-loss", _PROBABILITY, 0.0, "Probability that a packet is not sent."),
+        ("--loss", quantities.FRACTION, "0%", "Probability that a heap is not sent at all."),
+        ("--packet-loss", quantities.FRACTION, "0%", "Probability that a packet is not sent."),
         ("--reorder", _COUNT, 0, "Up to so many later heaps may overtake a heap."),
         ("--packet-reorder", _COUNT, 0, "Up to so many later packets may overtake a packet."),
-        ("--late", _PROBABILITY, 0.0, "Probability that a heap is sent later than the others, by --late-by heaps."),
+        (
+            "--late",
+            quantities.FRACTION,
+            0.0,
+            "Probability that a heap is sent later, by --late-by heaps.",
+        ),
         (
             "--late-by",
             _COUNT,
             None,
             f"How many heaps later.  [default: the heaps of {LATE_CHUNKS} chunks, which is too late]",
         ),
-        ("--duplicate", _PROBABILITY, 0.0, "Probability that a heap is sent twice."),
-        ("--garbage", _PROBABILITY, 0.0, "Probability that a garbage heap is sent before a heap."),
+        ("--duplicate", quantities.FRACTION, "0%", "Probability that a heap is sent twice."),
+        ("--garbage", quantities.FRACTION, "0%", "Probability that a garbage heap is sent before a heap."),
     ]
     kinds = click.option(
         "--garbage-kind",
@@ -228,7 +232,7 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     epilog="\b\nExample:\n  speadrx send -l meerkat-digitiser 239.1.2.3+7:7148 --interface 10.0.0.5 \\\n"
-    "    --packet-bytes 8972 --real-time --seconds 10 --loss 0.001 --truth truth.json"
+    "    --packet-bytes 8972 --real-time --seconds 10s --loss 0.1% --truth truth.json"
 )
 @click.argument("endpoints", nargs=-1, callback=read_endpoints, metavar="[DEST]...")
 @layout_options
@@ -243,15 +247,13 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Send N chunks.  [default: without end]")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=read_finite,
-    help="Send for so many seconds, and then to the end of the chunk.  [default: without end]",
+    type=quantities.time(above_least=True),
+    help="Send for so long, and then to the end of the chunk.  [default: without end]",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
-    callback=read_finite,
-    help="Rate in Gb/s of UDP payload, including SPEAD headers.  [default: as fast as possible]",
+    type=quantities.rate(above_least=True),
+    help="Rate of UDP payload (in Gb/s without a unit), including SPEAD headers.  [default: as fast as possible]",
 )
 @click.option("--real-time", is_flag=True, help="Send as fast as the timestamps say; needs the layout's tick_rate.")
 @_faults
@@ -281,7 +283,9 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--packet-bytes",
-    type=click.IntRange(1, 65507),  # the limit of IPv4
+    "--packet-size",
+    "packet_bytes",
+    type=quantities.size(1, 65507),  # the limit of IPv4
     default=spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
     show_default=True,
     help="Most bytes in a packet, including the SPEAD header but not the UDP header.",

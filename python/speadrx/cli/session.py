@@ -194,8 +194,8 @@ def conclude(
             click.echo(json.dumps(document(total, ended_by=session.ended_by, **about)))
         else:
             console.print(AccountView(total, all_sources=all_sources))
-    lost = 100 * (total.stats.loss or 0)
+    lost = total.stats.loss or 0
     if max_loss is not None and lost > max_loss:
-        click.echo(f"Loss: {lost:.4g} % is more than --max-loss {max_loss:g}.", err=True)
+        click.echo(f"Loss: {100 * lost:.4g} % is more than --max-loss, {100 * max_loss:.4g} %.", err=True)
         return 1
     return 1 if residual(total.stats) or not total.stats.present else 0

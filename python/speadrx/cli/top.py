@@ -21,7 +21,7 @@ from rich.text import Text
 
 from speadrx import metrics
 
-from .parameters import read_finite
+from . import quantities
 from .rates import SORTS, Report, SourceReport, StreamReport, make_report
 from .scrape import Numbers, ScrapeError, read_url, scrape
 from .tables import Format, Rows, exact, gigabits, loss_style, percentage, printable, table_of, tally
@@ -204,11 +204,10 @@ def _until_interrupted() -> Iterator[None]:
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a line of JSON.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0, 86400),
-    callback=read_finite,
-    default=1.0,
+    type=quantities.time(0, 86400),
+    default="1s",
     show_default=True,
-    help="Seconds between scrapes. With --once, 0 means a single scrape, without rates.",
+    help="Time between scrapes. With --once, 0 means a single scrape, without rates.",
 )
 @click.option(
     "--sort",

@@ -33,7 +33,7 @@ def arrival(case: Case) -> Iterator[Finding]:
     heard = case.heard
     if heard is None:
         if case.endpoints:
-            why = "Use --listen SECONDS to find out how far packets get."
+            why = "Use --seconds to find out how far packets get."
             yield Finding("arrival", "unknown", "nothing was listened to", why)
         return
     alike: dict[tuple[Severity, str, str], list[str]] = {}

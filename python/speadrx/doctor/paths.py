@@ -148,7 +148,7 @@ def _joined_well(case: Case, endpoint: Endpoint, link: Link) -> Iterator[Finding
     towards = {case.way_to(sender) for sender in case.senders} - {"", link.name}
     if towards and (case.heard is None or not case.heard.arrives(str(endpoint))):
         summary = f"the route to {endpoint.address} uses {link.name}, but the route to the sender {listed(towards)}"
-        why = "The group may be joined on the wrong interface: use --listen to find out."
+        why = "The group may be joined on the wrong interface: use --seconds to find out."
         yield Finding("multicast_route", "warning", summary, why)
     else:
         summary = f"{endpoint.address} is joined on {link.name}, as the route to it says"
@@ -236,13 +236,13 @@ def mtu(case: Case) -> Iterator[Finding]:
                 f"{link.name} (MTU {link.mtu}) dropped {counted(_drops(case, link), 'packet')}, perhaps because they "
                 f"have more than {most} bytes"
             )
-            why = "Nothing else came in, so packets may be too large. Use --packet-size to be sure."
+            why = "Nothing else came in, so packets may be too large. Use --packet-bytes to be sure."
             yield Finding("mtu", "warning", summary, why, (_set_mtu(link, _JUMBO_MTU),))
         elif case.layout is not None and most < (size := case.layout.heap_bytes + _SPEAD_BYTES) <= _JUMBO_PAYLOAD:
             summary = (
                 f"MTU {link.mtu} of {link.name} is too small for heaps of {case.layout.heap_bytes} bytes in one packet"
             )
-            why = "If senders do that, nothing comes in. Use --packet-size with the senders' maximum to be sure."
+            why = "If senders do that, nothing comes in. Use --packet-bytes with the senders' maximum to be sure."
             yield Finding("mtu", "warning", summary, why, (_set_mtu(link, size + overhead),))
         else:
             yield Finding("mtu", "ok", f"MTU {link.mtu} of {link.name} allows {most} bytes of UDP payload")
