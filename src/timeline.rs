@@ -81,6 +81,11 @@ impl TimeRules {
             grid: Grid::new(layout),
         })
     }
+
+    /// How many chunks ahead of the slowest source another one may lead, so that the slowest loses nothing.
+    fn room(&self) -> i64 {
+        signed(self.window).saturating_sub(1).saturating_sub(self.margin)
+    }
 }
 
 /// What becomes of a heap.
@@ -117,8 +122,6 @@ pub struct Timeline {
     pace: Pace,
     /// The newest chunk to which the window might go when the sources were last counted.
     lead: i64,
-    /// The source that the window has followed last.
-    leader: Option<u64>,
     /// How often sources may be counted for a heap that is news, until the next chunk.
     news: u64,
     /// How many heaps have paid for a count.
@@ -139,14 +142,13 @@ impl Timeline {
     pub fn new(rules: TimeRules) -> Self {
         let slack = signed(rules.window).saturating_mul(signed(rules.grid.chunk_step));
         Self {
-            voices: Voices::new(rules.n_sources, rules.window, &rules.grid),
+            voices: Voices::new(rules.n_sources, rules.window, rules.room(), &rules.grid),
             pace: Pace::new(rules.tick_rate, slack),
             rules,
             epochs: Arc::default(),
             current: None,
             previous: None,
             lead: 0,
-            leader: None,
             news: NEWS,
             budget: 0,
             turned: 0,
@@ -246,7 +248,10 @@ impl Timeline {
         let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64 };
         self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules.grid, time) {
-            Ok(at) => self.advance(heap.source, at, witness),
+            Ok(at) => {
+                self.voices.begin(self.rules.grid.batch_of(&at));
+                self.advance(heap.source, at, witness)
+            }
             Err(error) => error.into(),
         }
     }
@@ -295,44 +300,35 @@ impl Timeline {
         if n_sources <= 1 || self.rules.trusts {
             return true;
         }
-        if at.chunk <= self.lead {
-            self.voices.listen(witness);
-            self.step(heap.source);
+        if at.chunk <= self.lead && !self.voices.listen(witness) {
+            self.voices.lead(heap.source, at.chunk);
+            self.news = NEWS;
             return true;
         }
         let heaps = self.claim(heap, Kind::Elsewhere, Some(current), witness);
-        if !self.may_count(heaps == 1) {
+        let is_new_chunk = self.voices.lead(heap.source, at.chunk);
+        if !self.may_count(heaps == 1 || is_new_chunk) {
             return false;
         }
         self.count(current, witness);
         let (window, grid) = (signed(self.rules.window), &self.rules.grid);
-        let room = window.saturating_sub(1).saturating_sub(self.rules.margin);
-        // So often has the window moved on, as far as that leaves nobody behind, since a source was heard that is silent. If a
-        // single step is enough, who comes just after the one that made it may be no more right than that.
-        let patience = window.saturating_sub(2).max(1);
-        let leads_again = self.leader == Some(heap.source);
-        let since = self.voices.steps().saturating_sub(patience).saturating_sub(i64::from(patience == 1 && !leads_again));
-        let patience = (since, patience.saturating_mul(signed(grid.batches)));
+        let room = self.rules.room();
         let lead = |batch: i64, room: i64| {
             // A window of one chunk goes on when the last batch has come: nobody else can have reached the next chunk.
             let batch = batch.saturating_add(i64::from(window == 1));
             batch.checked_div(signed(grid.batches)).unwrap_or(0).saturating_add(room)
         };
-        let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), patience, current, grid, window);
-        self.lead = slowest.map_or(i64::MAX, |batch| lead(batch, room)).max(median.map_or(0, |batch| lead(batch, window >> 1)));
+        let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), current, grid, window);
+        // Who is alone leads from chunk to chunk, until others are heard.
+        let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
+        self.lead = by_all.max(median.map_or(0, |batch| lead(batch, window >> 1)));
         let may_lead = at.chunk <= self.lead;
-        self.lead = self.lead.min(at.chunk.saturating_add(window));
+        // Nor may others leave this one behind.
+        self.lead = self.lead.min(at.chunk.saturating_add(room));
         if may_lead {
-            self.step(heap.source);
+            self.news = NEWS;
         }
         may_lead
-    }
-
-    /// The window follows a source.
-    fn step(&mut self, source: u64) {
-        self.news = NEWS;
-        self.leader = Some(source);
-        self.voices.step();
     }
 
     /// Whether the sources may be counted, which takes as long as there are sources, to find out if one may lead that might

@@ -2,6 +2,7 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::estranged::Estranged;
@@ -95,14 +96,16 @@ struct Voice {
     placed: u64,
     /// The turn of the window in which it was last heard; None if it never was, or is known to be silent.
     turn: Option<u64>,
-    /// [`Voices::steps`] when it was last heard.
+    /// [`Voices::looks`] when it was last heard.
     heard_at: i64,
     /// [`Voices::median`] when it was last heard.
     median: i64,
     /// It has been heard since it was last known whether it is slow: behind most others when it was heard.
     was_heard: bool,
     is_slow: bool,
-
+    /// The newest chunk to which it has led, or would have, and [`Voices::looks`] when it did so the last times.
+    led_to: i64,
+    leads: VecDeque<i64>,
     /// The newest batch of which it has a heap, counted from chunk 0, or [`NOWHERE`].
     batch: i64,
 }
@@ -135,8 +138,12 @@ pub(crate) struct Voices {
     times: Vec<i64>,
     /// The batch that half of the live sources had reached when last counted.
     median: i64,
-    /// How often the window has moved on because a source had.
-    steps: i64,
+    /// The first batch of the segment of which a heap came.
+    began: i64,
+    /// Whether a source has been heard in the segment for the first time since all were counted.
+    is_anybody_new: bool,
+    /// How often all sources were looked at.
+    looks: i64,
     /// How often the window has moved on by its own length.
     turn: u64,
     /// Sources that are live, when last counted.
@@ -150,7 +157,7 @@ pub(crate) struct Voices {
 }
 
 impl Voice {
-    fn new() -> Self {
+    fn new(leads: usize) -> Self {
         Self {
             claim: None,
             placed: 0,
@@ -159,6 +166,8 @@ impl Voice {
             median: 0,
             was_heard: false,
             is_slow: false,
+            led_to: NOWHERE,
+            leads: vec![NOWHERE; leads].into(),
             batch: NOWHERE,
         }
     }
@@ -175,17 +184,21 @@ impl Voice {
 
 impl Voices {
     /// Voices of sources that have not been heard.
-    pub fn new(n_sources: u64, window: u64, grid: &Grid) -> Self {
+    pub fn new(n_sources: u64, window: u64, room: i64, grid: &Grid) -> Self {
         let span = signed(window.saturating_sub(2).max(1)).saturating_mul(signed(grid.chunk_step));
+        // This time, and before that as often as all could without leaving anybody behind.
+        let leads = room.max(1).unsigned_abs().saturating_add(1) as usize;
         Self {
-            all: (0..n_sources).map(|_| Voice::new()).collect(),
+            all: (0..n_sources).map(|_| Voice::new(leads)).collect(),
             span,
             step: signed(grid.step),
             stay: (span.unsigned_abs() >> 1).min(grid.chunk_step.saturating_mul(2)),
             estranged: Arc::new(Estranged::new(n_sources)),
             times: Vec::with_capacity(n_sources as usize),
             median: 0,
-            steps: 0,
+            began: 0,
+            is_anybody_new: false,
+            looks: 0,
             turn: 0,
             live: 0,
             claims: 0,
@@ -212,15 +225,16 @@ impl Voices {
 
     /// A heap of a source is in the window, or it would be but for a flush.
     pub fn join(&mut self, source: u64, batch: i64) {
-        let (turn, steps, median) = (self.turn, self.steps, self.median);
+        let (turn, looks, median) = (self.turn, self.looks, self.median);
         let Some(voice) = self.all.get_mut(source as usize) else { return };
         if voice.claim.is_some_and(|claim| batch > claim.newest) {
             voice.claim = None;
             self.claims = self.claims.saturating_sub(1);
             self.estranged.clear(source);
         }
+        self.is_anybody_new |= voice.batch == NOWHERE;
         voice.turn = Some(turn);
-        voice.heard_at = steps;
+        voice.heard_at = looks;
         voice.median = median;
         voice.batch = voice.batch.max(batch);
     }
@@ -286,31 +300,25 @@ impl Voices {
         self.wanting == 0 && self.claims.saturating_mul(2) > self.live
     }
 
-    /// How often the window has moved on because a source had.
-    pub fn steps(&self) -> i64 {
-        self.steps
-    }
-
-    /// It moves on again, however far: that may be a single wrong heap.
-    pub fn step(&mut self) {
-        self.steps = self.steps.saturating_add(1);
-    }
-
     /// The window has moved on by its own length: sources that are not heard any more cease to be live.
     pub fn turn(&mut self) {
         self.turn = self.turn.wrapping_add(1);
         self.wanting = 0;
     }
 
-    /// Note who has been heard since the last time.
-    pub fn listen(&mut self, witness: &impl Witness) {
+    /// Note who has been heard since the last time. Whether that, or what came before, is somebody of whom it was not known
+    /// when all were counted where in the segment they are.
+    pub fn listen(&mut self, witness: &impl Witness) -> bool {
+        self.looks = self.looks.saturating_add(1);
         for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let placed = witness.placed(source);
             if placed != voice.placed {
-                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.steps);
+                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.looks);
                 voice.was_heard = true;
+                self.is_anybody_new |= voice.batch == NOWHERE;
             }
         }
+        self.is_anybody_new
     }
 
     /// Ask what has become of all sources on the fast path. The window may have come to where some claim to be.
@@ -322,13 +330,15 @@ impl Voices {
         let first = signed(current.first).saturating_mul(signed(grid.batches));
         let start = current.window_start(grid, window);
         self.times.clear();
+        self.looks = self.looks.saturating_add(1);
         (self.live, self.claims, self.total) = (0, 0, 0);
+        self.is_anybody_new = false;
         let mut is_anybody_heard = false;
         for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let (placed, newest) = (witness.placed(source), witness.newest(source));
             self.total = self.total.wrapping_add(placed);
             if placed != voice.placed {
-                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.steps);
+                (voice.placed, voice.turn, voice.heard_at) = (placed, Some(self.turn), self.looks);
                 voice.was_heard = true;
             }
             if voice.was_heard {
@@ -354,37 +364,50 @@ impl Voices {
         }
     }
 
-    /// The batch that the slowest live source has reached, or claims to, of all but one, who claims `own`; and that which half
-    /// of the live sources have reached, or claim to.
+    /// A source leads to a chunk, or would. Whether it is the first time.
+    pub fn lead(&mut self, source: u64, chunk: i64) -> bool {
+        let Some(voice) = self.all.get_mut(source as usize).filter(|voice| chunk > voice.led_to) else { return false };
+        voice.led_to = chunk;
+        voice.leads.pop_front();
+        voice.leads.push_back(self.looks);
+        true
+    }
+
+    /// The batch that the slowest live source has reached, or claims to, of all but one, who would lead to batch `own`; and that
+    /// which half of the live sources have reached, or claim to.
     ///
-    /// Left out are those that are silent, for they were last heard after so many steps, `since`, or before, or before half of
-    /// the others went on by `patience` batches; those that claim times far from the window; and those that are late, unless
-    /// they are more than half. The slowest is none of those that are slow, either.
+    /// Left out are those that are silent, for they were last heard before this one, or half of the others, went on by all
+    /// batches that a window has room for; those that claim times far from the window; and those that are late, unless they
+    /// are more than half. The slowest is none of those that are slow, either.
     pub fn slowest(
         &mut self,
-        except: u64,
+        source: u64,
         own: i64,
-        (since, patience): (i64, i64),
         current: &Segment,
         grid: &Grid,
         window: i64,
     ) -> (Option<i64>, Option<i64>) {
-        let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
+        let patience = window.saturating_sub(2).max(1).saturating_mul(signed(grid.batches));
+        let since = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()).unwrap_or(NOWHERE);
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
+        let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
         self.times.push(own);
-        for (source, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| voice.is_live(self.turn)) {
+        let may_come = |voice: &Voice| voice.turn.is_none() || voice.is_live(self.turn);
+        for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
-            if source == except || is_silent {
+            if other == source || is_silent {
                 continue;
             }
             // Who was placed in the window since, though with no newer heap, is not slow. (The claim's own heap may be one.)
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
-                None if voice.batch != NOWHERE => {
-                    self.times.push(voice.batch);
+                None => {
+                    // Who has not been heard since the segment began is where it began.
+                    let batch = if voice.batch == NOWHERE { self.began } else { voice.batch };
+                    self.times.push(batch);
                     if !voice.is_slow {
-                        slowest = slower(slowest, voice.batch);
+                        slowest = slower(slowest, batch);
                     }
                 }
                 Some(Ok(at)) if at.ahead > 0 && at.ahead <= window => {
@@ -503,12 +526,14 @@ impl Voices {
     /// If nobody was heard but those, the others are silent.
     pub fn follow(&mut self, agreed: &Agreement, segment: &Segment, grid: &Grid, others_are_silent: bool) {
         let turn = self.turn;
+        self.began = segment.locate(grid, agreed.oldest).map_or(self.began, |at| grid.batch_of(&at));
         for source in 0..self.len() {
             let Some(voice) = self.all.get(source as usize) else { continue };
             let claim = voice.claim.filter(|claim| self.is_of(claim, agreed));
             let Some(voice) = self.all.get_mut(source as usize) else { continue };
             let at = claim.and_then(|claim| segment.locate(grid, claim.stamp).ok());
             voice.batch = at.map_or(NOWHERE, |at| grid.batch_of(&at));
+            voice.led_to = NOWHERE;
             if claim.is_some() {
                 voice.claim = None;
                 voice.turn = Some(turn);
@@ -521,9 +546,16 @@ impl Voices {
         self.wanting = 0;
     }
 
+    /// Time begins with a heap of this batch.
+    pub fn begin(&mut self, batch: i64) {
+        self.began = batch;
+    }
+
     /// Chunk IDs have been skipped: everybody is where they were, so many batches later.
     pub fn skip(&mut self, batches: i64) {
+        self.began = self.began.saturating_add(batches);
         for voice in self.all.iter_mut().filter(|voice| voice.batch != NOWHERE) {
+            voice.led_to = NOWHERE;
             voice.batch = voice.batch.saturating_add(batches);
         }
     }

@@ -200,7 +200,7 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
     let wrong = case.wrong.min((sources - 1) / 2);
     // Good sources must fit the window, also while some of them have been read and the others not yet.
     // As long as some are wrong, the window must hold that twice.
-    let room = if wrong > 0 && std::env::var_os("FULL").is_none() { window / 2 - 1 } else { window - 3 };
+    let room = if wrong > 0 { window / 2 - 1 } else { window - 3 };
     let burst = (case.burst % (room.max(0) * 8 + 1)).max(1);
     let from = (*clocks.iter().max().unwrap() + 1 + case.at).max(300);
     // What was given out by a flush is lost, by the user's own wish.
@@ -225,8 +225,10 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
                     read[source] = true;
                     let enough = 2 * read.iter().filter(|&&read| read).count() > sources;
                     // Sources that are read in turn, so many heaps each, may find the window in their midst until all have
-                    // been read a few times.
-                    let is_edge = burst > 1 && batch < from + 3 * burst;
+                    // been read twice. Where all have gone back a little, they are known to have been further on, until they
+                    // come there again.
+                    let rounds = if case.at < 0 { 3 } else { 2 };
+                    let is_edge = burst > 1 && batch < from + rounds * burst;
                     lost[source] += usize::from(enough && !is_edge && !matches!(outcome, Outcome::Received(..)));
                 }
             }
