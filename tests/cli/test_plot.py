@@ -1,6 +1,7 @@
 """`speadrx plot` as its users run it: histories and captures, numbers and figures."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -312,32 +313,93 @@ def waterfall(figure):
 @pytest.mark.parametrize("n_sources", [1, 7, 1000])
 @pytest.mark.parametrize("size", [(800, 500), (1200, 800), (2400, 1600)])
 def test_single_missing_heap_is_never_overlooked(n_sources, size, rng):
+    """One pixel has a colour of the scale, which says how much of it is missing; the others have that of none."""
     present = np.ones((4000, n_sources))
     batch, source = int(rng.integers(4000)), int(rng.integers(n_sources))
     present[batch, source] = 0
     figure = figures.draw(made(present, max_rows=4096), title="one", size=size)
-    pixels = waterfall(figure)
+    pixels, norm = waterfall(figure), figure.axes[0].images[0].norm
     width, height = figure.axes[0].get_window_extent().size
     assert pixels.shape[1] <= width
     assert pixels.shape[0] <= height or n_sources == pixels.shape[0]
-    assert pixels.max() == 1
-    found = np.argwhere(pixels == 1)
-    assert np.all(np.abs(found[:, 1] / pixels.shape[1] - batch / 4000) < 2 / 400)
+    found = np.argwhere(pixels >= norm.vmin)
+    assert 1 <= len(found) <= 2  # two, if it lies at the edge
+    assert np.all(np.abs(found[:, 1] / pixels.shape[1] - batch / 4000) < 2 / pixels.shape[1])
     assert np.all(np.abs(found[:, 0] / pixels.shape[0] - source / n_sources) <= 2 / min(n_sources, 100))
 
 
-def test_pixels_have_the_greatest_loss_of_what_they_cover(rng):
-    loss = rng.random((37, 23))
-    edges = np.concatenate(([0.0], np.cumsum(rng.random(37))))
+@pytest.mark.parametrize("loss", [0.0025, 0.05, 0.67])
+def test_colour_tells_the_loss(loss, rng):
+    """Pixels are as dark as the loss is, and all but a few have more in common than one missing heap."""
+    present = rng.random((2**17, 3)) >= loss
+    figure = figures.draw(made(present, batches=16), title="loss", size=(1200, 800))
+    pixels = np.asarray(waterfall(figure))
+    pixels = np.where(pixels < figure.axes[0].images[0].norm.vmin, 0, pixels)
+    assert np.median(pixels) == pytest.approx(loss, rel=0.3)
+    assert pixels.mean() == pytest.approx(loss, rel=0.1)
+    assert pixels.max() < min(0.02 + 3 * loss, 0.9)
+
+
+def test_little_most_and_all_differ():
+    """In lightness too, for who sees no colours, and on the scale beside it."""
+    image = figures.draw(made(np.ones((64, 2))), title="", size=(800, 500)).axes[0].images[0]
+
+    def lightness(loss):
+        red, green, blue, _ = image.cmap(image.norm(loss))
+        return 0.3 * red + 0.59 * green + 0.11 * blue
+
+    found = [lightness(loss) for loss in (0.001, 0.01, 0.05, 0.1, 0.25, 0.67, 0.9, 2.0)]
+    assert all(before - after > 0.02 for before, after in itertools.pairwise(found)), found
+    assert found[-1] == 0
+    present = np.ones((6400, 3))
+    present[:, 1] = 0
+    present[::3, 2] = 0
+    figure = figures.draw(made(present), title="", size=(800, 500))
+    by_source = np.asarray(waterfall(figure))
+    assert (by_source[1] > 1).all(), "beyond the scale: black"
+    assert by_source[2] == pytest.approx(1 / 3, abs=0.05)
+    ticks = [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+    assert {"1 %", "10 %", "50 %", "100 %"} <= set(ticks)
+    assert "all" in figure.axes[1].get_ylabel()
+
+
+def test_pixels_have_the_loss_of_what_they_cover(rng):
+    batches = rng.integers(1, 9, 37)
+    expected = batches * 3
+    missing = rng.integers(0, expected[:, np.newaxis] + 1, (37, 23))
+    edges = np.concatenate(([0], np.cumsum(batches)))
     for columns, lines in [(1, 1), (5, 4), (37, 23), (100, 100)]:
-        pixels = figures.pool(loss, edges, columns, lines)
+        pixels = figures.pool(missing, expected, batches, columns, lines)
         bounds = np.linspace(0, edges[-1], columns + 1)
         assert pixels.shape == (columns, min(lines, 23))
         for i in range(columns):
             rows = (edges[:-1] < bounds[i + 1]) & (edges[1:] > bounds[i])
             for j in range(pixels.shape[1]):
                 first, last = (j * 23 // lines, (j + 1) * 23 // lines) if lines < 23 else (j, j + 1)
-                assert pixels[i, j] == loss[rows, first:last].max()
+                whole = expected[rows].sum() * (last - first)
+                assert pixels[i, j] == missing[rows, first:last].sum() / whole
+
+
+def test_every_heap_that_is_missing_has_a_cause():
+    present = np.ones((64, 2))
+    present[3:13, 0] = 0
+    history = made(present)
+    history.finish({"too_old": 3, "unfinished": 2, "kernel_drops": 1, "rejected": {"metadata_heaps": 1}})
+    assert dict(figures.reasons(history)) == {
+        "too old": 3,
+        "never came (at least)": 3,
+        "unfinished": 2,
+        "packets dropped": 1,
+        "rejected: metadata": 1,
+    }
+
+
+def test_figure_says_when_it_began():
+    history = made(np.ones((64, 2)))
+    assert "UTC" not in figures.draw(history, title="", size=(800, 500)).axes[0].get_xlabel()
+    history.began = 1_700_000_000.0
+    label = figures.draw(History.from_json(history.to_json()), title="", size=(800, 500)).axes[0].get_xlabel()
+    assert label.endswith("(begins 2023-11-14 22:13:20 UTC)")
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,26 @@ import json
 import re
 import signal
 import socket
+import threading
+import time
 import urllib.request
 
 import pytest
+import spead2
 
 from addresses import GROUP_PREFIX
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
+from speadrx.history import History
+
 from complaints import complaints
+from handmade import SMALL, TIME_ID, encode, small_heap
+from loopback import wait_for
 from simulated import FAULTS, assert_agrees, layout  # noqa: F401
+from speadrx import Receiver
+from speadrx.cli import session
 from terminals import PATIENCE, Terminal, piped, run, run_here, wait_for_line
 
 #: So few and so slow that no socket's buffer overflows.
@@ -295,3 +304,29 @@ def test_error_of_the_system_names_what_the_user_gave(tmp_path, udp_port):
         ):
             errors = run("recv", "-l", "meerkat-digitiser", *arguments, code=2, COLUMNS="200")
             assert errors.splitlines()[-1] == message
+
+
+def test_history_is_there_while_the_run_goes_on(tmp_path, monkeypatch):
+    """It is whole whenever it is read, so a crash loses only the last seconds."""
+    monkeypatch.setattr(session, "HISTORY_SECONDS", 0.05)
+    queue = spead2.InprocQueue()
+    receiver = Receiver(SMALL, queue, window=2)
+    path, ended = tmp_path / "run.json", threading.Event()
+    run = session.Session(receiver, str(path))
+    assert History.read(path).chunks == 0
+    before = time.time()
+    runner = threading.Thread(target=run.run, args=(ended,))
+    runner.start()
+    try:
+        for batch in range(28):  # seven chunks
+            queue.add_packet(encode(small_heap({TIME_ID: batch * 16}), batch, 48)[0])
+            if batch in (15, 27):  # a chunk comes out once the one after the next begins
+                wait_for(lambda: History.read(path).chunks == batch // 4 - 1)  # noqa: B023
+        history = History.read(path)
+        assert history.present_by_source.sum() == history.chunks * 4
+        assert history.accounts["placed"] > 0
+        assert before <= history.began <= time.time()
+    finally:
+        ended.set()
+        runner.join()
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

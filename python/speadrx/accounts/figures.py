@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import os
 import warnings
@@ -12,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -24,18 +25,26 @@ from .loss import losses
 DOTS_PER_INCH = 100
 #: From the palette of Okabe and Ito, which colour-blind people can tell apart.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#555555"
-#: The colour where nothing is missing. The more is missing, the darker the colour.
-COMPLETE = "#e3eaf0"
+#: The colours where nothing and where everything is missing. In between, the more is missing, the darker the colour.
+COMPLETE, ABSENT = "#e3eaf0", "#000000"
+#: Above this loss the scale of colours is linear, so that 67 % differs from 90 %; below, it is logarithmic.
+LINEAR_FROM = 0.1
+#: The part of the scale that is logarithmic.
+LOGARITHMIC_PART = 0.6
 #: The smallest loss with a colour of its own.
 LEAST_LOSS = 1e-6
 #: Smallest width and height of a mark for missing heaps, in pixels, so that it can be seen.
 MARK = 2
+#: A mark covers at least so many heaps, so that its colour tells the loss: of a few heaps, one is too large a part. But
+#: there are always some marks.
+MARK_HEAPS, LEAST_MARKS = 100, 50
 #: Pixels: the width of a bar's label, the height of a source's label, the height of the bars with all around them.
 LABEL_WIDTH, LABEL_HEIGHT, BARS_HEIGHT = 34, 16, 250
 #: The largest number of restarts that are drawn as lines. More lines would hide the missing heaps.
 MAX_LINES = 40
-#: The largest number of bars for reasons. The rarest reasons are added up.
-MAX_REASONS = 7
+#: Pixels beside the bars for reasons (title, axis and its label), and of each bar. If there is no room for all reasons, the rarest are
+#: added up.
+REASONS_MARGIN, REASON_HEIGHT = 95, 19
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -74,14 +83,15 @@ def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
         rows = figure.add_gridspec(2, 1, height_ratios=[share, 1 - share])
         below = rows[1].subgridspec(1, 2, width_ratios=[1.4, 1])
         waterfall = figure.add_subplot(rows[0])
-        edges, loss = _draw_waterfall(waterfall, history)
+        least = _draw_waterfall(waterfall, history)
         panels = _draw_lateness(figure, below[0], history)
-        _draw_reasons(figure.add_subplot(below[1]), history)
+        room = int((1 - share) * size[1] - REASONS_MARGIN) // REASON_HEIGHT
+        _draw_reasons(figure.add_subplot(below[1]), history, room)
         # How much is drawn depends on the space that the labels leave.
         figure.draw_without_rendering()
         width, height = (int(length) for length in waterfall.get_window_extent().size)
         for image in waterfall.images:
-            image.set_data(pool(loss, edges, max(width // MARK, 1), max(height // MARK, 1)).T)
+            image.set_data(_pixels(history, max(width // MARK, 1), max(height // MARK, 1), least).T)
         waterfall.yaxis.set_major_locator(
             MaxNLocator(max(height // LABEL_HEIGHT, 1), integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
         )
@@ -151,71 +161,114 @@ def _time_unit(history: History) -> tuple[float, str]:
     return seconds / 1e-6, "\N{MICRO SIGN}s"
 
 
-def pool(loss: np.ndarray, edges: np.ndarray, columns: int, lines: int) -> np.ndarray:
-    """Make pixels of equal size. Each shows the greatest loss in what it covers, so that no loss is overlooked.
+def pool(missing: np.ndarray, expected: np.ndarray, batches: np.ndarray, columns: int, lines: int) -> np.ndarray:
+    """Make pixels of equal size. Each shows the loss of what it covers, so it is 0 only if nothing is missing there.
 
     Parameters
     ----------
-    loss
-        Shape (rows, sources).
-    edges
-        Where rows begin, and where the last row ends.
+    missing
+        Heaps, of shape (rows, sources).
+    expected
+        Heaps of each source, of shape (rows,).
+    batches
+        Length of each row.
 
     Returns
     -------
     numpy.ndarray
         Shape (pixels in time, pixels by source).
     """
-    bounds = np.linspace(edges[0], edges[-1], columns + 1)
+    ends = np.cumsum(batches)
+    edges = np.concatenate(([0], ends))
+    bounds = np.linspace(0, edges[-1], columns + 1)
+    # Rows that lie in two pixels count in both, so that a loss is never shown in too few heaps.
     first = np.searchsorted(edges, bounds[:-1], side="right") - 1
     last = np.maximum(np.searchsorted(edges, bounds[1:], side="left"), first + 1)
-    pixels = np.stack([loss[i:j].max(axis=0) for i, j in zip(first, last, strict=True)])
-    n_sources = loss.shape[1]
-    if n_sources > lines:
-        groups = np.arange(lines) * n_sources // lines
-        pixels = np.maximum.reduceat(pixels, groups, axis=1)
-    return pixels
+
+    def sums(counts: np.ndarray) -> np.ndarray:
+        upto = np.concatenate((np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)))
+        covered: np.ndarray = upto[last] - upto[first]
+        return covered
+
+    lost, whole = sums(missing), sums(expected)[:, np.newaxis] * np.ones(missing.shape[1], np.int64)
+    if missing.shape[1] > lines:
+        groups = np.arange(lines) * missing.shape[1] // lines
+        lost, whole = np.add.reduceat(lost, groups, axis=1), np.add.reduceat(whole, groups, axis=1)
+    return losses(lost, whole - lost)
+
+
+def _pixels(history: History, columns: int, lines: int, least: float) -> np.ndarray:
+    """Make the pixels of a waterfall, as its scale has them: below it if nothing is missing, above it if all is."""
+    expected = history.expected_by_row
+    enough = int(expected.sum()) // MARK_HEAPS
+    missing = expected[:, np.newaxis] - history.present_by_row
+    loss = pool(missing, expected, history.batches, min(columns, max(enough, LEAST_MARKS)), lines)
+    return np.select([loss == 0, loss == 1], [least / 2, 2.0], np.maximum(loss, least))
+
+
+def _scale(least: float) -> FuncNorm:
+    """A scale from the least loss to 1."""
+    decades = math.log10(LINEAR_FROM / least)
+
+    def forward(loss: np.ndarray) -> np.ndarray:
+        low = LOGARITHMIC_PART * np.log10(np.maximum(loss, least / 10) / least) / decades
+        high = LOGARITHMIC_PART + (1 - LOGARITHMIC_PART) * (loss - LINEAR_FROM) / (1 - LINEAR_FROM)
+        return np.where(loss < LINEAR_FROM, low, high)
+
+    def inverse(part: np.ndarray) -> np.ndarray:
+        low = least * 10 ** (np.minimum(part, LOGARITHMIC_PART) * decades / LOGARITHMIC_PART)
+        high = LINEAR_FROM + (part - LOGARITHMIC_PART) * (1 - LINEAR_FROM) / (1 - LOGARITHMIC_PART)
+        return np.where(part < LOGARITHMIC_PART, low, high)
+
+    return FuncNorm((forward, inverse), least, 1)
 
 
 def _loss_colors() -> LinearSegmentedColormap:
-    dark_end = mpl.colormaps["inferno_r"](np.linspace(0.12, 1.0, 256))  # without colours as pale as COMPLETE
-    colors = LinearSegmentedColormap.from_list("loss", dark_end)
-    colors.set_extremes(under=COMPLETE)
+    middle = mpl.colormaps["inferno_r"](np.linspace(0.12, 0.82, 256))  # without colours like COMPLETE and ABSENT
+    colors = LinearSegmentedColormap.from_list("loss", middle)
+    colors.set_extremes(under=COMPLETE, over=ABSENT)
     return colors
 
 
-def _draw_waterfall(axes: Axes, history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Draw all but the pixels. Return where rows begin and end, and which part of their heaps is missing."""
+def _draw_waterfall(axes: Axes, history: History) -> float:
+    """Draw all but the pixels. Return the least loss that has a colour of its own."""
     batch, unit = _time_unit(history)
     axes.set_ylabel(_shortened(history.axes.source_axis or "source", 24))
     axes.set_title("Heaps missing, by time and source")
     _label_sources(axes, history.axes.source_labels)
-    edges = np.concatenate(([0], np.cumsum(history.batches))) * batch
-    if not history.chunks:
+    if not len(history.batches):
         axes.text(0.5, 0.5, "Nothing was received.", transform=axes.transAxes, ha="center", va="center")
         axes.set_xticks([])
-        return edges, np.zeros(())
-    axes.set_xlabel(f"data received from timestamp {history.timestamps[0]} on, {unit}")
-    present = history.present_by_row
-    loss = losses(history.expected_by_row[:, np.newaxis] - present, present)
-    least = 10 ** np.floor(np.log10(np.clip(loss[loss > 0].min(initial=1), LEAST_LOSS, 0.01)))
+        return LEAST_LOSS
+    edges = np.concatenate(([0], np.cumsum(history.batches))) * batch
+    axes.set_xlabel(f"data received from timestamp {history.timestamps[0]} on, {unit}{_began(history)}")
+    source_loss = losses(history.missing_by_source, history.present_by_source)
+    smallest = float(source_loss[source_loss > 0].min(initial=0.01))
+    least: float = 10.0 ** math.floor(math.log10(max(smallest, LEAST_LOSS)))
     image = axes.imshow(
-        loss[:1].T,
+        np.full((len(history.axes.source_labels), 1), least),
         cmap=_loss_colors(),
-        norm=LogNorm(least, 1),
+        norm=_scale(least),
         aspect="auto",
         interpolation="nearest",
         extent=(0, edges[-1], len(history.axes.source_labels) - 0.5, -0.5),
     )
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=unit == "batches"))
-    bar = axes.figure.colorbar(image, ax=axes, extend="min", pad=0.01, aspect=18)
-    bar.ax.yaxis.set_major_locator(LogLocator())
-    bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
-    bar.set_label("missing (pale: none)")
+    bar = axes.figure.colorbar(image, ax=axes, extend="both", pad=0.01, aspect=18)
+    decades = -1 - round(math.log10(least))
+    ticks = [*(10.0**power for power in range(-1, -2 - decades, -math.ceil(decades / 3))), 0.5, 1]
+    bar.set_ticks(ticks, labels=[f"{100 * tick:.6g} %" for tick in ticks])
+    bar.minorticks_off()
+    bar.set_label("missing (pale: none, black: all)")
     _mark_restarts(axes, edges[:-1][history.row_restarts > 0])
-    # A logarithmic scale has no 0: a value below the scale stands for it.
-    return edges, np.where(loss > 0, np.maximum(loss, least), least / 2)
+    return least
+
+
+def _began(history: History) -> str:
+    """Say when the first heaps came, if that is known."""
+    if history.began is None:
+        return ""
+    return f" (begins {dt.datetime.fromtimestamp(history.began, dt.UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 def _label_sources(axes: Axes, labels: Sequence[str]) -> None:
@@ -318,15 +371,19 @@ def reasons(history: History) -> list[tuple[str, int]]:
     ]
     if rejected and not sum(rejected.values()):
         found.append(("rejected", 0))
+    if found:
+        # Rejected heaps may never have had a slot, and a heap may lack several packets.
+        missing = int(history.missing_by_source.sum())
+        found.append(("never came (at least)", max(missing - sum(heaps for _, heaps in found), 0)))
     return sorted(found, key=lambda reason: -reason[1])
 
 
-def _draw_reasons(axes: Axes, history: History) -> None:
+def _draw_reasons(axes: Axes, history: History, most: int) -> None:
     found = reasons(history)
     axes.set_title("Loss, by reason" if found else "Loss (reasons are not known)")
-    if len(found) > MAX_REASONS:
-        others = found[MAX_REASONS - 1 :]
-        found = [*found[: MAX_REASONS - 1], (f"{len(others)} others", sum(n for _, n in others))]
+    if len(found) >= most:
+        others = found[most - 2 :]
+        found = [*found[: most - 2], (f"{len(others)} others", sum(n for _, n in others))]
     bars = [("missing, for any reason", int(history.missing_by_source.sum())), *found]
     names, numbers = [_shortened(name, 40) for name, _ in bars], [number for _, number in bars]
     axes.set_yticks(range(len(names)), names)

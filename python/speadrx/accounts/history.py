@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -119,6 +120,8 @@ class History:
     #: Other counts of the run, as given to `finish`: `NUMBERS`, `BUCKETS` (lists), `NAMED` (by reason), and ``sources``
     #: (a list by source for each of `SOURCE_NUMBERS`). Counts that were not given are absent.
     accounts: dict[str, Any]
+    #: When the first heaps came, in seconds since 1970 (UTC), if whoever made the history has said so.
+    began: float | None
 
     def __init__(self, layout: DeclarativeLayout, *, max_rows: int = MAX_ROWS) -> None:
         if not isinstance(layout, DeclarativeLayout):
@@ -153,6 +156,7 @@ class History:
         self.row_batches = 1
         self.chunks = 0
         self.accounts = {}
+        self.began = None
         self._rows = 0
         self._first_batch = np.zeros(max_rows, np.int64)
         self._batches = np.zeros(max_rows, np.int64)
@@ -352,6 +356,13 @@ class History:
             accounts["sources"] = dict(sources)
         self.accounts = _check_accounts(accounts, len(self.axes.source_labels))
 
+    def copy(self) -> Self:
+        """Return a copy, which another thread may use."""
+        other = copy.copy(self)
+        for name in ("_first_batch", "_batches", "_restarts", "_present", "_outside"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
     def to_json(self) -> dict[str, Any]:
         """Return the history as JSON values.
 
@@ -375,6 +386,7 @@ class History:
                 "present": self.present_by_row.tolist(),
             },
             "outside": self._outside.tolist(),
+            "began": self.began,
             "accounts": self.accounts,
         }
 
@@ -382,24 +394,34 @@ class History:
         """Write the history to a file, as JSON.
 
         The document is an object with the fields ``format`` ("speadrx-history"), ``version`` (1), those of `Axes`,
-        ``chunks``, ``row_batches``, ``rows``, ``outside`` and ``accounts``. ``rows`` is an object of lists, each with
-        an element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of heaps by
-        source). A source should have ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source of heaps
-        that are in no row, because they came before the account began or after it ended. ``accounts`` has the content
-        of `accounts`.
+        ``chunks``, ``row_batches``, ``rows``, ``outside``, ``began`` and ``accounts``. ``rows`` is an object of lists,
+        each with an element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of
+        heaps by source). A source should have ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source
+        of heaps that are in no row, because they came before the account began or after it ended. ``accounts`` has the
+        content of `accounts`. ``began`` is null or a time in seconds since 1970 (UTC).
 
         Parameters
         ----------
         path
-            The file. If it exists, it is replaced.
+            The file. If it exists, it is replaced once the new one is whole.
 
         Raises
         ------
         OSError
             If the file cannot be written.
         """
-        text = json.dumps(self.to_json(), separators=(",", ":"))
-        pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(self.to_json(), separators=(",", ":")) + "\n"
+        file = pathlib.Path(os.path.realpath(path))
+        part = file.with_name(f"{file.name}.part")
+        if file.exists() and not file.is_file():  # a device or a pipe
+            file.write_text(text, encoding="utf-8")
+            return
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
@@ -483,6 +505,7 @@ class History:
         self._present = rows.counts("present", (n, len(labels)))
         if "outside" in document:
             self._outside = fields.counts("outside", (len(labels),))
+        self.began = fields.optional("began", float) if "began" in document else None
         if (n > 0) != (self.chunks > 0) and not self._outside.any():
             raise FieldError(f"chunks: {self.chunks} does not go with {n} rows: both must be 0, or neither")
         self._check_rows(rows.counts("timestamp", (n,)))

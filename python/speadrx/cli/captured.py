@@ -26,6 +26,7 @@ from .receiving import usable
 from .session import Session
 from .tables import tally
 
+_A_YEAR = 365 * 86400.0
 #: Most packets in the queues that the receiver has not taken yet.
 _MOST_WAITING = 4096
 _LOOK_EVERY = 256  # packets
@@ -42,6 +43,11 @@ def _address(host: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         raise ValueError(f"endpoints: {host!r} is not an IP address; a capture has no host names") from None
+
+
+def _since_1970(when: float) -> float | None:
+    """A time of a capture; None if it is a simulated one, whose first packet has the time 0."""
+    return when if when >= _A_YEAR else None
 
 
 class Feeder:
@@ -77,6 +83,8 @@ class Feeder:
         self.taken = self.elsewhere = 0
         #: Why the rest of the capture cannot be read.
         self.error: str | None = None
+        #: When the first was captured, if that is known.
+        self.began: float | None = None
         self.clock = WallClock()
         self._queues = queues
         self._pace = pace
@@ -105,6 +113,8 @@ class Feeder:
     def _run(self, receiver: Receiver, ending: threading.Event) -> None:
         start, first, due = self.clock.now(), None, 0.0
         for datagram in self.capture:
+            if self.began is None:
+                self.began = _since_1970(datagram.time)
             queue = self._queue(datagram.destination)
             if queue is None:
                 self.elsewhere += 1
@@ -225,6 +235,10 @@ def show_capture(console: Console, feeder: Feeder, pace: float | None = None) ->
 def run_capture(session: Session, interrupted: threading.Event, feeder: Feeder | None, path: str) -> None:
     """Receive until the capture ends, or the command is interrupted, and show how far it is."""
     receiver = session.receiver
+    session.is_live = False
+    if feeder is None:
+        with contextlib.suppress(OSError, ValueError), read_datagrams(path) as capture:
+            session.began = next((_since_1970(datagram.time) for datagram in capture), None)
     size = os.path.getsize(path) or None
     feed: Callable[[], None] | None = None
     if feeder is not None:
@@ -232,6 +246,7 @@ def run_capture(session: Session, interrupted: threading.Event, feeder: Feeder |
 
         def feed() -> None:
             feeder.run(receiver, session.ending)
+            session.began = feeder.began
 
     def poll() -> tuple[float, str]:
         position = _position_of(path) if feeder is None else feeder.capture.position

@@ -81,8 +81,9 @@ def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feeder | None
 
     with interruptible() as interrupted:
         receiver, feeder = open_capture(make, str(path))
-        run_capture(Session(receiver, history), interrupted, feeder, str(path))
-    history.finish(receiver.stats())
+        session = Session(receiver, history)
+        run_capture(session, interrupted, feeder, str(path))
+    session.keep_history(receiver.stats())
     return history, feeder
 
 
@@ -120,6 +121,7 @@ def _numbers(source: pathlib.Path, history: History) -> dict[str, Any]:
         "restarts": history.restarts,
         **accounts,
         "epoch_gap_seconds": _gap_seconds(history),
+        "began": history.began,
         "sources": [
             {
                 "label": label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -24,6 +25,9 @@ from .parameters import usable_file
 
 #: Seconds between checks for a reason to end.
 _LOOK = 0.1
+#: Seconds between writes of the history, so that a crash loses no more. If a write takes long, it is longer.
+HISTORY_SECONDS = 10.0
+_HISTORY_SHARE = 0.05
 #: Current rates are means over at least so many seconds, after that time.
 _RATE_SECONDS = 2.0
 _REFRESHES_PER_SECOND = 2
@@ -53,9 +57,19 @@ class Session:
         self.ending = threading.Event()
         self._history_path = history if isinstance(history, str) else None
         self._history = History(receiver.layout) if isinstance(history, str) else history
-        if isinstance(history, str):
+        if isinstance(history, str) and self._history is not None:
             with usable_file(history, "--history"):
-                open(history, "ab").close()  # an error is better now than after hours
+                # An error is better now than after hours.
+                if os.path.isfile(history) or not os.path.exists(history):
+                    self._history.write(history)
+                else:
+                    open(history, "ab").close()
+        self._history_lock = threading.Lock()
+        self._history_due = time.monotonic() + HISTORY_SECONDS
+        #: When the first heaps came, in seconds since 1970; None if that is not known (yet).
+        self.began: float | None = None
+        #: Whether heaps come now, and not as they were captured once.
+        self.is_live = True
         # Heaps came between these times, in seconds since the start.
         self._last_without = self._last_growth = 0.0
         self._placed = 0
@@ -92,6 +106,7 @@ class Session:
             while not all(future.done() for future in work):
                 concurrent.futures.wait(work, _LOOK)
                 self._note()
+                self._keep_so_far()
                 reasons = {
                     "signal": interrupted.is_set(),
                     "seconds": end is not None and time.monotonic() >= end,
@@ -113,17 +128,37 @@ class Session:
         for chunk in self.receiver:
             with chunk:
                 if self._history is not None:
-                    self._history.add(chunk)
+                    with self._history_lock:
+                        self._history.add(chunk)
 
     def keep_history(self, stats: ReceiverStats) -> None:
-        """Write the history, if there is one."""
-        if self._history is not None and self._history_path is not None:
+        """Complete the history, if there is one, and write it."""
+        if self._history is not None:
             self._history.finish(stats)
-            with usable_file(self._history_path, "--history"):
-                self._history.write(self._history_path)
+            self._history.began = self.began
+            if self._history_path is not None:
+                with usable_file(self._history_path, "--history"):
+                    self._history.write(self._history_path)
+
+    def _keep_so_far(self) -> None:
+        """Write the history as it is now, if it is time to."""
+        begin = time.monotonic()
+        if self._history is None or self._history_path is None or begin < self._history_due:
+            return
+        if os.path.isfile(self._history_path):  # a pipe gets it once, at the end
+            with self._history_lock:
+                history = self._history.copy()
+            history.finish(self.receiver.stats())
+            history.began = self.began
+            with contextlib.suppress(OSError):  # it is said at the end, if it is so then
+                history.write(self._history_path)
+        end = time.monotonic()
+        self._history_due = end + max(HISTORY_SECONDS, (end - begin) / _HISTORY_SHARE)
 
     def _note(self) -> None:
         stats = self.receiver.stats()
+        if stats.placed and self.began is None and self.is_live:
+            self.began = time.time()
         if not stats.placed:
             self._last_without = self._last_growth = stats.seconds
         elif stats.placed != self._placed:
