@@ -42,8 +42,8 @@ MARK_HEAPS, LEAST_MARKS = 100, 50
 LABEL_WIDTH, LABEL_HEIGHT, BARS_HEIGHT = 34, 16, 250
 #: The largest number of restarts that are drawn as lines. More lines would hide the missing heaps.
 MAX_LINES = 40
-#: Pixels beside the bars for reasons (title, axis and its label), and of each bar. If there is no room for all reasons, the rarest are
-#: added up.
+#: Pixels beside the bars for reasons (title, axis and its label), and of each bar. If there is no room for all reasons,
+#: the rarest are added up.
 REASONS_MARGIN, REASON_HEIGHT = 95, 19
 _STYLE: Any = {
     "font.size": 9,
