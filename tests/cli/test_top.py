@@ -17,6 +17,7 @@ from speadrx.collectors import Exporter
 
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader, metrics
+from speadrx.cli.tables import gigabits
 from speadrx.simulate import Faults, Simulator, UdpSink
 from terminals import HEEDING, PATIENCE, SPEADRX, Terminal, environment, run_here
 from terminals import run as run_command
@@ -306,7 +307,7 @@ def test_table(server):
 
     def rates(source):
         (found,) = re.findall(rf"{source} .*%\s+([\d.]+)\s+([\d,]+)", output)
-        assert float(found[0]) == pytest.approx(8e-9 * HEAP_BYTES * int(found[1].replace(",", "")), abs=0.0051)
+        assert float(found[0]) == pytest.approx(8e-9 * HEAP_BYTES * int(found[1].replace(",", "")), rel=0.01)
         return found
 
     assert rows(output) == {
@@ -331,6 +332,25 @@ def test_large_numbers(server, columns):
     assert len(lines) > 160  # all of them: a pipe has no bottom
     assert "…" not in output
     assert ("1,000,000,000,079" if columns == 200 else "1.00T") in output
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (None, "-"),
+        (0, "0.000"),
+        (1, "<0.001"),
+        (125e3, "0.001"),
+        (62.4e6, "0.499"),
+        (124.9e6, "0.999"),
+        (125e6, "1.00"),
+        (12.4e9, "99.20"),
+        (12.5e9, "100"),
+        (125e12, "1,000,000"),
+    ],
+)
+def test_gigabits(rate, text):
+    assert gigabits(rate) == text
 
 
 def test_foreign_text(server):

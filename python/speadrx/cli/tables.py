@@ -48,8 +48,9 @@ def gigabits(byte_rate: float | None) -> str:
     if byte_rate is None:
         return "-"
     rate = byte_rate * 8e-9
-    # A small rate must not be shown as none.
-    return "<0.01" if 0 < rate < 0.005 else f"{rate:.2f}" if rate < 99.995 else f"{rate:,.0f}"
+    if 0 < rate < 0.001:
+        return "<0.001"  # a small rate must not be shown as none
+    return f"{rate:.3f}" if rate < 0.9995 else f"{rate:.2f}" if rate < 99.995 else f"{rate:,.0f}"
 
 
 def loss_style(loss: float | None, *, silent: bool = False) -> str:

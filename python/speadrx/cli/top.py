@@ -121,10 +121,10 @@ class View:
 
     def _head(self) -> Iterator[Text]:
         report = self.report
-        rates = f"{gigabits(report.byte_rate)} Gb/s", f"{exact(report.rate)} heaps/s"
-        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), *rates]
+        rates = f"{gigabits(report.byte_rate)} Gb/s, {exact(report.rate)} heaps/s"
         if report.seconds is not None:
-            parts.append(f"(in the last {report.seconds:.1f} s)")
+            rates += f" in {report.seconds:.1f} s"
+        parts = [time.strftime("%H:%M:%S", time.localtime(report.time)), rates]
         if report.restarted:
             parts.append("RESTARTED")
         yield printable("  ".join([*parts, report.url]))
