@@ -52,7 +52,11 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A panel. `unit` is Grafana's name of a unit; `steps` are its thresholds, the first from the lowest value on."""
+    """A panel.
+
+    `unit` is Grafana's name of a unit; `steps` are its thresholds, the first from the lowest value on; `quiet` says
+    that it is empty while there are no faults.
+    """
 
     title: str
     description: str
@@ -64,6 +68,7 @@ class Panel:
     minimum: float | None = 0
     maximum: float | None = None
     steps: tuple[Step, ...] = ()
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +276,7 @@ TIME = Row(
             queries=(Query(f"{_source(m.SOURCE_ESTRANGED)} > 0", SOURCE_LEGEND),),
             unit="none",
             width=8,
+            quiet=True,
         ),
         Panel(
             title="Restarts",
