@@ -251,6 +251,48 @@ class TestClients:
         server.close()
 
 
+#: Forks a child that lives as long as it does, and serves again on the same port when it is told to.
+FORKING = """
+import os, sys
+import speadrx
+from speadrx.collectors import Exporter
+
+exporter = Exporter()
+port = exporter.serve(0)
+end, kept_open = os.pipe()
+if os.fork() == 0:
+    os.close(1)
+    os.close(kept_open)
+    os.read(end, 1)
+    exporter.close()
+    os._exit(0)
+print(port, flush=True)
+sys.stdin.readline()
+exporter.close()
+Exporter().serve(port)
+print("serves again", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.timeout(30)
+def test_forked_child():
+    """It serves nobody, and keeps neither the port nor the connections."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert "HTTP/1.0 200 OK" in str(ask(port, GET), "ascii")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "serves again\n"
+        assert "HTTP/1.0 200 OK" in str(ask(port, GET), "ascii")
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+
+
 #: Receives with few descriptors. For each line of input it sends itself so many chunks, and says what came out.
 PROGRAM = """
 import asyncio, resource, struct, sys, threading

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import select
 import socket
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -108,6 +110,7 @@ class MetricsServer:
         except BaseException:
             self._listener.server_close()
             raise
+        _servers.add(self)
         self._task = self._loop.create_task(self._serve())
         self._thread = threading.Thread(target=self._run, name="speadrx-metrics", daemon=True)
         self._thread.start()
@@ -117,6 +120,12 @@ class MetricsServer:
         with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
+
+    def _let_go(self) -> None:
+        # Not through the event loop: what it changes in the kernel belongs to both processes.
+        self._listener.server_close()
+        for client in self._clients:
+            client.sock.close()
 
     def _run(self) -> None:
         try:
@@ -208,3 +217,15 @@ class MetricsServer:
         latest = time.monotonic() - PATIENCE_SECONDS
         slow = [each for each in self._clients if each.since <= latest and each.sock.fileno() not in ready]
         return min(slow, key=lambda client: client.since, default=None)
+
+
+_servers: weakref.WeakSet[MetricsServer] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Close the sockets in a forked child, which has no thread to serve them and may outlive its parent."""
+    for server in list(_servers):
+        server._let_go()
+
+
+os.register_at_fork(after_in_child=_forked)
