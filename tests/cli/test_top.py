@@ -414,7 +414,7 @@ def test_second_scrape_fails(server):
         (["http://"], "is not an http:// or https:// URL"),
         (["http://[::1"], "is not an http:// or https:// URL"),
         (["localhost:1", "--interval", "0"], "--interval: 0 is only possible with --once"),
-        (["localhost:1", "--interval", "nan"], "nan is not a finite number"),
+        (["localhost:1", "--interval", "nan"], "'nan' is not a time"),
         (["localhost:1", "--sort", "colour"], "colour"),
         (["localhost:1", "--sources", "0"], "--sources"),
         ([], "URL"),
