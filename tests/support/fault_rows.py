@@ -181,7 +181,7 @@ FAULTS = (
         "A source with a wrong clock whose heaps come in bursts of up to 64, as spead2 reads a socket; one that "
         "repeats a heap, or sends far more of them than the others",
         "It takes the window, and most heaps of all others are lost",
-        "Each other source loses at most 2 heaps",
+        "Each other source loses at most 2 heaps. The account, the metrics and the log name the wrong one",
     ),
     Fault(
         25,
