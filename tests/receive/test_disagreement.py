@@ -120,7 +120,7 @@ def test_log_says_so_once_and_when_it_is_over(array, caplog):
     for _ in range(3):
         array.send()
     assert [record.getMessage() for record in caplog.records[1:]] == [
-        "source m002 agrees with most others about the time again"
+        "source m002 agrees with the others about the time again"
     ]
 
 

@@ -38,7 +38,7 @@ class Disagreement:
         labels = snapshot.source_labels
         if back := self._told - estranged:
             self._told -= back
-            yield f"{_named(back, labels)} with most others about the time again"
+            yield f"{_named(back, labels)} with the others about the time again"
         # Those that have fallen silent say nothing.
         lasting = {
             source
