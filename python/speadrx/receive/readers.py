@@ -16,6 +16,7 @@ from .descriptors import hide_from_programs
 from .endpoints import Endpoint, resolve
 from .pcap import check_pcap
 from .sockets import SocketSet, add_deferred_reader, make_socket, set_buffer
+from .watch import watch_groups
 
 #: The largest UDP payload. spead2's default is smaller, and it drops larger packets.
 MAX_UDP_PAYLOAD = 65507
@@ -134,27 +135,46 @@ def _endpoints(src: Any, interface: Any, ibv: bool) -> list[Endpoint]:
 
 
 def _add_udp(stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int, sockets: SocketSet) -> None:
-    if stream.config.explicit_start:
-        # A socket of ours, bound now, would queue packets before the start.
-        for endpoint in endpoints:
-            sock = add_deferred_reader(stream, endpoint, max_size)
-            sockets.deferred.append(str(endpoint))
-            if sock is not None:
-                hide_from_programs([sock])
-                set_buffer(sock, buffer)
-                sockets.add(sock, str(endpoint))
-        return
+    add = _add_deferred if stream.config.explicit_start else _add_bound
+    made = add(stream, endpoints, buffer, max_size, sockets)
+    groups = {sock: endpoint for sock, endpoint in made.items() if endpoint.multicast}
+    if groups:
+        sockets.keep_joined(groups)
+        watch_groups(sockets)
+
+
+def _add_deferred(
+    stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int, sockets: SocketSet
+) -> dict[socket.socket, Endpoint]:
+    """Let spead2 make the sockets: if bound now, they would queue packets before the start."""
+    made = {}
+    for endpoint in endpoints:
+        sock = add_deferred_reader(stream, endpoint, max_size)
+        sockets.deferred.append(str(endpoint))
+        if sock is not None:
+            hide_from_programs([sock])
+            set_buffer(sock, buffer)
+            sockets.add(sock, str(endpoint))
+            made[sock] = endpoint
+    return made
+
+
+def _add_bound(
+    stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int, sockets: SocketSet
+) -> dict[socket.socket, Endpoint]:
+    """Make the sockets, and let the stream read them."""
     with contextlib.ExitStack() as stack:
-        made = []
+        made = {}
         for endpoint in endpoints:
             # No comprehension: if one is interrupted, Python 3.13 leaves the block without closing the stack.
-            made.append(make_socket(endpoint, buffer, stack))  # noqa: PERF401
+            made[make_socket(endpoint, buffer, stack)] = endpoint
         for sock in made:
             stream.add_udp_reader(sock, max_size=max_size)
         hide_from_programs(made)
-        for sock, endpoint in zip(made, endpoints, strict=True):
+        for sock, endpoint in made.items():
             sockets.add(sock, str(endpoint))
         stack.pop_all()
+    return made
 
 
 def _add_ibv(

@@ -95,8 +95,8 @@ class Receiver:
     max_jump
         How many chunks a heap may be ahead of the newest chunk; see `make_stream`. The default is the window less one.
     flush_after
-        Seconds of silence after which to `flush`. By default never, because only the user knows how long a pause may
-        be.
+        Seconds without a heap that is placed after which to `flush`, whatever else comes. By default never, because
+        only the user knows how long a pause may be.
     metrics_port
         Port on which to serve metrics to Prometheus; 0 for any free port. By default, metrics are not served.
     metrics_address

@@ -10,11 +10,12 @@ import socket
 import struct
 import termios
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .descriptors import inode_of, own_sockets, same_sockets
 from .endpoints import Endpoint, resolve
+from .groups import Membership, join
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,11 @@ _SO_MEMINFO = 55
 _MEMINFO = struct.Struct("9I")
 _INT = struct.Struct("i")
 _MEMINFO_QUEUE, _MEMINFO_BUFFER, _MEMINFO_DROPS = 0, 1, 8
+
+#: The least memory that a packet takes in a receive buffer: the kernel's own structures.
+_LEAST_MEMORY = 512
+#: The packets that spead2 reads at once.
+_BATCH_PACKETS = 64
 
 #: The largest receive buffer that Linux ever grants a socket: it counts twice the size, in 31 bits.
 MAX_BUFFER = 2**30 - 1
@@ -74,6 +80,7 @@ class SocketSet:
         self._endpoints: dict[socket.socket, str] = {}
         self._last: dict[socket.socket, int] = {}
         self._drops: dict[str, int] = {}
+        self._memberships: list[Membership] = []
         self._warned = False
         self.closed = False
         #: Endpoints that spead2 binds only when the stream starts.
@@ -88,6 +95,17 @@ class SocketSet:
                 self._endpoints[sock] = endpoint
                 self._last[sock] = 0
                 self._drops.setdefault(endpoint, 0)
+
+    def keep_joined(self, groups: Mapping[socket.socket, Endpoint]) -> None:
+        """Join groups again if their interface goes away and comes back; see `look`."""
+        with self._lock:
+            self._memberships += [Membership(sock, group) for sock, group in groups.items() if sock in self._endpoints]
+
+    def look(self) -> None:
+        """Look whether all groups are joined still."""
+        with self._lock:
+            for membership in self._memberships:
+                membership.look()
 
     def expect_packets(self) -> None:
         """Note that the stream is to receive from a network: its heaps come as time passes."""
@@ -109,6 +127,15 @@ class SocketSet:
             pending = (fcntl.ioctl(sock, termios.FIONREAD, bytes(_INT.size)) for sock in self._endpoints)
             return all(_INT.unpack(size) == (0,) for size in pending)
 
+    def unread_batches(self) -> int:
+        """At most how many batches a stream reads until it has read all packets that the kernel has now."""
+        with self._lock:
+            if self.are_read():
+                return 0
+            queues = [_meminfo(sock)[_MEMINFO_QUEUE] for sock in self._endpoints]
+            # A batch has as many packets as there are, but not more than that. The sockets of a stream take turns.
+            return len(queues) * max(queue // (_LEAST_MEMORY * _BATCH_PACKETS) + 2 for queue in queues)
+
     def close(self) -> None:
         """Close the sockets. Otherwise they would keep their ports, since spead2 has duplicates."""
         with self._lock:
@@ -120,6 +147,7 @@ class SocketSet:
                     sock.close()
                 self._endpoints.clear()
                 self._last.clear()
+                self._memberships.clear()
 
     def leave(self) -> None:
         """Close what a forked child has of its parent's sockets, and spead2's duplicates, so that it holds no port."""
@@ -134,7 +162,7 @@ class SocketSet:
         buffers = dict(queues)
         for sock, endpoint in list(self._endpoints.items()):
             try:
-                meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+                meminfo = _meminfo(sock)
             except OSError as exc:
                 if sock in self._endpoints and not self._warned:  # otherwise a signal handler has just closed it
                     self._warned = True
@@ -147,6 +175,10 @@ class SocketSet:
             queues[endpoint] += meminfo[_MEMINFO_QUEUE]
             buffers[endpoint] += meminfo[_MEMINFO_BUFFER]
         return {name: SocketCounts(drops, queues[name], buffers[name]) for name, drops in self._drops.items()}
+
+
+def _meminfo(sock: socket.socket) -> tuple[int, ...]:
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
 
 
 @contextlib.contextmanager
@@ -175,13 +207,7 @@ def make_socket(endpoint: Endpoint, buffer: int, stack: contextlib.ExitStack) ->
         set_buffer(sock, buffer)
         sock.bind(endpoint.bind_address)
         if endpoint.multicast:
-            group = socket.inet_pton(endpoint.family, endpoint.address)
-            if endpoint.family == socket.AF_INET6:
-                membership = group + struct.pack("@I", endpoint.interface_index)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
-            else:
-                membership = group + socket.inet_aton(endpoint.interface or "0.0.0.0")
-                sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+            join(sock, endpoint)
         return sock
 
 

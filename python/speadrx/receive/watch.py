@@ -13,6 +13,8 @@ from typing import Any
 from speadrx.accounts.report import rate_mismatch
 
 from .disagreement import Disagreement
+from .silence import Silence
+from .sockets import SocketSet
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ RATE_SECONDS = 1.0
 #: How often a silent stream is looked at before it is flushed.
 _LOOKS_PER_FLUSH = 4
 
+#: Seconds between looks at multicast groups.
+_GROUPS_INTERVAL = 0.25
+
 
 class _Watched:
     """What was seen of a stream or group at the last look."""
@@ -36,8 +41,7 @@ class _Watched:
         self.owner = weakref.ref(owner)
         self.flush_after = flush_after
         self.interval = LOOK_INTERVAL if flush_after is None else min(LOOK_INTERVAL, flush_after / _LOOKS_PER_FLUSH)
-        self._placed = 0
-        self._changed = time.monotonic()
+        self._silence = Silence()
         self._seen = -1
         self._ready = False
         self._stuck: str | None = None
@@ -68,11 +72,10 @@ class _Watched:
         return True
 
     def _flush_if_silent(self, owner: Any, placed: int, now: float) -> None:
-        # A stream that waits for its consumer is not silent: the next packets are still in the kernel.
-        waits = owner.free_ringbuffer.empty() or owner.data_ringbuffer.full()
-        if placed != self._placed or waits or not all(sockets.are_read() for sockets in owner._socket_sets):
-            self._placed, self._changed = placed, now
-        elif self.flush_after is not None and now - self._changed >= self.flush_after:
+        silence = self._silence.look(owner, placed, now)
+        if self.flush_after is None or silence < self.flush_after:
+            return
+        if owner.ledger.snapshot().placed == placed:  # otherwise a heap has just come
             owner.flush()  # does nothing if it was flushed already
 
     def _say_if_refused(self, owner: Any) -> None:
@@ -119,12 +122,31 @@ class _Watched:
         self._seen, self._stuck = seen, stuck
 
 
-def _look(one: _Watched, now: float) -> bool:
+class _WatchedGroups:
+    """The multicast groups of a stream, which are lost when an interface goes away."""
+
+    interval = _GROUPS_INTERVAL
+
+    def __init__(self, sockets: SocketSet) -> None:
+        self._sockets = weakref.ref(sockets)
+
+    def look(self, now: float) -> bool:
+        """Look at the groups. Return False if the sockets are gone or closed."""
+        sockets = self._sockets()
+        if sockets is None or sockets.closed:
+            return False
+        sockets.look()
+        return True
+
+
+def _look(one: _Watched | _WatchedGroups, now: float) -> bool:
     """Look at a stream. An error must not prevent looking at the other streams."""
     try:
         return one.look(now)
     except Exception:
-        logger.exception("a stream is no longer watched: it will not be flushed when it is silent")
+        logger.exception(
+            "a stream is no longer watched: it will not be flushed when it is silent, nor join its groups again"
+        )
         return False
 
 
@@ -132,10 +154,10 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._watched: list[_Watched] = []
+        self._watched: list[_Watched | _WatchedGroups] = []
         self._running = False
 
-    def add(self, watched: _Watched) -> None:
+    def add(self, watched: _Watched | _WatchedGroups) -> None:
         with self._lock:
             self._watched.append(watched)
             if self._running:
@@ -145,7 +167,7 @@ class _Watch:
                 threading.Thread(target=self._run, name="speadrx-watch", daemon=True).start()
 
     def _run(self) -> None:
-        due: dict[_Watched, float] = {}
+        due: dict[_Watched | _WatchedGroups, float] = {}
         while True:
             now = time.monotonic()
             with self._lock:
@@ -181,3 +203,8 @@ os.register_at_fork(after_in_child=_forked)
 def watch(owner: Any, flush_after: float | None) -> None:
     """Look at a stream or group from time to time, until it stops or is deleted. It is held weakly."""
     _watch.add(_Watched(owner, flush_after))
+
+
+def watch_groups(sockets: SocketSet) -> None:
+    """Look at multicast groups from time to time, until their sockets are closed. They are held weakly."""
+    _watch.add(_WatchedGroups(sockets))
