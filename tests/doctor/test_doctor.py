@@ -181,6 +181,19 @@ def test_unicast_address_of_another_machine():
 
 
 @needs_ip
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.9", "::1"])
+def test_loopback_is_down(address):
+    """As in a new network namespace. Then it has no address either, which is not what to mend."""
+    case = Case(((address, 7148),))
+    lo = next(link for link in case.links.values() if link.loopback)
+    down = replace(lo, flags=type(lo.flags)(flag for flag in lo.flags if flag != "UP"), addresses=())
+    case.__dict__["links"] = {lo.name: down}
+    (finding,) = by_check(diagnose(case))["interface"]
+    assert (finding.severity, finding.mend) == ("problem", (f"ip link set dev {lo.name} up",))
+    assert finding.summary == f"{lo.name}, the loopback interface, is down"
+
+
+@needs_ip
 def test_unicast_at_another_interface():
     other = next((link for link in Case().links.values() if link.ipv4 and not link.loopback), None)
     if other is None:

@@ -522,3 +522,16 @@ def test_layout_of_ones_own_needs_a_callback() -> None:
         layout.chunk_place(np.zeros((), [("stats_base", np.uintp)]))
     with pytest.raises(TypeError):
         BaseLayout()  # type: ignore[abstract]
+
+
+def test_sources_are_labelled_by_their_values() -> None:
+    """Unless they have labels; and those that nobody gave follow the axis."""
+    assert SMALL.source_labels == ("7", "3", "5")
+    other = replace(SMALL, axes=(Axis(name="antenna", item=AXIS_ID, size=4),))
+    assert other.source_labels == ("0", "1", "2", "3")
+    assert replace(other, axes=SMALL.axes).source_labels == ("7", "3", "5")
+    named = replace(SMALL, source_labels=("0", "1", "2"))
+    assert replace(named, heap_bytes=8).source_labels == ("0", "1", "2")
+    assert "source_labels" in named.to_toml()
+    assert "source_labels" not in SMALL.to_toml()
+    assert copy.deepcopy(SMALL) == SMALL == replace(SMALL, source_labels=("7", "3", "5"))

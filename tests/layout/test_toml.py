@@ -138,3 +138,23 @@ def test_bad_toml_says_where(old: str, new: str, parts: list[str], tmp_path: pat
 def test_missing_toml_file(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError):
         Layout.from_toml(tmp_path / "none.toml")
+
+
+def test_item_ids_are_written_as_everybody_writes_them(tmp_path: pathlib.Path) -> None:
+    layout = Layout(
+        heap_bytes=8,
+        time=TimeAxis(item=0x1600, step=16, batches=4),
+        axes=(Axis(name="item", item=0x4101, mask=0xFF, values=(16, 17)),),
+        side_items=(SideItem(name="mask", item=0x3102, dtype="u16"),),
+        required_items=(0x1234, 0x40),
+        sources="item",
+        name="item = 17",
+    )
+    text = layout.to_toml()
+    for line in ("item = 0x4101", "mask = 0xff", "item = 0x3102", "required_items = [0x1234, 0x40]"):
+        assert f"\n{line}\n" in text
+    assert "values = [16, 17]\n" in text
+    assert 'name = "item = 17"\n' in text
+    path = tmp_path / "layout.toml"
+    path.write_text(text, "utf-8")
+    assert Layout.from_toml(path) == layout

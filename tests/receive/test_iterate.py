@@ -95,7 +95,7 @@ class TestAccounting:
                 assert chunks.accounting.chunks == i + 1
                 assert chunks.accounting.last_timestamp == chunk.timestamp
         account = chunks.accounting
-        assert account.source_labels == ("0", "1", "2")
+        assert account.source_labels == ("7", "3", "5")
         assert account.present_by_source.tolist() == [12, 12, 12]
         assert account.expected_by_source.tolist() == [12, 12, 12]
         assert account.missing_by_source.tolist() == [0, 0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from speadrx._words import counted, listed
-from speadrx.layout.declaration import Layout
 from speadrx.layout.items import item_name
 from speadrx.layout.picture import escaped
 from speadrx.receive.endpoints import format_endpoint
@@ -80,11 +78,6 @@ def look(survey: Survey) -> list[Found]:
     ]
 
 
-def _hexadecimal(layout: Layout) -> str:
-    """Write a layout as TOML, with hexadecimal item IDs."""
-    return re.sub(r"^item = (\d+)$", lambda match: f"item = {int(match[1]):#x}", layout.to_toml(), flags=re.MULTILINE)
-
-
 def toml_text(found: Found, origin: str) -> str:
     """Write the proposed layout, with comments that say why it is so, and what is uncertain."""
     assert found.proposal.layout is not None
@@ -94,7 +87,7 @@ def toml_text(found: Found, origin: str) -> str:
     comments = "\n".join(
         textwrap.fill(text, _TOML_COLUMNS, initial_indent="# ", subsequent_indent="#   ") for text in said
     )
-    return f"{comments}\n\n{_hexadecimal(found.proposal.layout)}"
+    return f"{comments}\n\n{found.proposal.layout.to_toml()}"
 
 
 def json_document(origin: Origin, survey: Survey, streams: list[Found]) -> dict[str, Any]:
@@ -161,7 +154,7 @@ def _stream_json(found: Found) -> dict[str, Any]:
         ]
         + [{"id": item, "name": name, "immediate": False} for item, name in found.payload],
         "proposal": {
-            "toml": None if proposal.layout is None else _hexadecimal(proposal.layout),
+            "toml": None if proposal.layout is None else proposal.layout.to_toml(),
             "reasons": proposal.reasons,
             "uncertain": proposal.uncertain,
             "obstacle": proposal.obstacle,
@@ -298,7 +291,7 @@ def _show_proposal(console: Console, proposal: Proposal) -> None:
         console.print(Text(f"No layout can be proposed: {proposal.obstacle}."))
     else:
         console.print("Proposed layout:\n")
-        console.print(Text(textwrap.indent(_hexadecimal(proposal.layout), "    ")), soft_wrap=True)
+        console.print(Text(textwrap.indent(proposal.layout.to_toml(), "    ")), soft_wrap=True)
     for mark, texts in (("-", proposal.reasons), ("?", proposal.uncertain)):
         for text in texts:
             console.print(

@@ -95,7 +95,7 @@ def _items(layout: Layout) -> list[dict[str, Any]]:
         )
     for item in layout.required_items:
         uses.setdefault(item, []).append("required")
-    return [{"id": item, "name": item_name(item), "uses": use} for item, use in uses.items()]
+    return [{"id": item, "hex": f"{item:#x}", "name": item_name(item), "uses": use} for item, use in uses.items()]
 
 
 def _index(axis: TimeAxis | Axis) -> str:

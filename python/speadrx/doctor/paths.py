@@ -64,7 +64,13 @@ def interface(case: Case) -> Iterator[Finding]:
 def _own_address(case: Case, endpoint: Endpoint, known: str) -> Iterator[Finding]:
     """Check that a unicast endpoint belongs to this machine, and to the interface if one is given."""
     local = (case.route(endpoint.address) or {}).get("type") == "local"  # such as all of 127.0.0.0/8
-    if not local and case.inlet(endpoint) is None:
+    down = [link for link in case.links.values() if link.loopback and "UP" not in link.flags]
+    if ipaddress.ip_address(endpoint.address).is_loopback and down:
+        why = f"It has no address then, so the receiver cannot get packets at {endpoint}."
+        for link in down:
+            summary = f"{link.name}, the loopback interface, is down"
+            yield Finding("interface", "problem", summary, why, (f"ip link set dev {link.name} up",))
+    elif not local and case.inlet(endpoint) is None:
         summary = f"{endpoint.address} is not an address of this machine (there are: {known})"
         yield Finding("interface", "problem", summary, f"The receiver cannot bind {endpoint}.")
     elif case.link is not None and endpoint.address not in case.link.addresses:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -140,7 +141,7 @@ class Layout(DeclarativeLayout):
     sources
         Name of the axis whose index is the source: the accounts count heaps by source.
     source_labels
-        Name of each source in the accounts (default: its index).
+        Name of each source in the accounts (default: its value, if the axis has `values`, or its index).
     required_items
         IDs of other items that a heap must have. Heaps without them are rejected.
     dtype, heap_shape
@@ -172,6 +173,8 @@ class Layout(DeclarativeLayout):
     name: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.source_labels, _DefaultLabels):  # from dataclasses.replace: the axis may be another now
+            object.__setattr__(self, "source_labels", ())
         for name in ("axes", "order", "side_items", "source_labels", "required_items", "heap_shape"):
             value = getattr(self, name)
             if value is not None:
@@ -189,14 +192,18 @@ class Layout(DeclarativeLayout):
         # The readable name if it says everything ("int16"), else the one with the byte order (">i2").
         object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
         n_sources = self._compiled.n_sources
-        if self._has_default_labels:
-            object.__setattr__(self, "source_labels", _index_labels(n_sources))
+        if not self.source_labels or self._has_default_labels:
+            object.__setattr__(self, "source_labels", self._default_labels(n_sources))
         self._check_view()
+
+    def _default_labels(self, n_sources: int) -> _DefaultLabels:
+        """The values of the axis of sources if it has any, or else the indices."""
+        values = next((axis.values for axis in self.axes if axis.name == self.sources), None)
+        return _DefaultLabels(str(value) for value in (range(n_sources) if values is None else values))
 
     @property
     def _has_default_labels(self) -> bool:
-        # dataclasses.replace passes default labels on too: then their number may have to change with the axis.
-        return self.source_labels == _index_labels(len(self.source_labels))
+        return self.source_labels == self._default_labels(len(self.source_labels))
 
     def _check_view(self) -> None:
         dtype = np.dtype(self.dtype)
@@ -286,8 +293,15 @@ class Layout(DeclarativeLayout):
             raise LayoutError(f"{label}: {exc}") from None
 
     def to_toml(self) -> str:
-        """Return the layout as TOML text that `from_toml` reads back to an equal layout."""
-        return spec_to_toml(self._spec())
+        """Return the layout as TOML text that `from_toml` reads back to an equal layout.
+
+        Item IDs and masks are hexadecimal.
+        """
+
+        def hexadecimal(match: re.Match[str]) -> str:
+            return _NUMBER.sub(lambda number: f"{int(number[0]):#x}", match[0])
+
+        return _ITEMS_AND_MASKS.sub(hexadecimal, spec_to_toml(self._spec()))
 
 
 def read_toml(path: str | os.PathLike[str]) -> bytes:
@@ -317,5 +331,12 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _index_labels(n: int) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(n))
+# In the TOML of this crate, which has no name of a user before the "=".
+_ITEMS_AND_MASKS = re.compile(r"^(?:item|mask) = [0-9]+$|^required_items = \[[0-9, \n]*\]$", re.MULTILINE)
+_NUMBER = re.compile(r"\b[0-9]+\b")
+
+
+class _DefaultLabels(tuple[str, ...]):
+    """Labels that nobody gave. They are those of any other tuple."""
+
+    __slots__ = ()
