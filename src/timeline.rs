@@ -300,7 +300,8 @@ impl Timeline {
         if n_sources <= 1 || self.rules.trusts {
             return true;
         }
-        if at.chunk <= self.lead && !self.voices.listen(witness) {
+        let is_next = at.ahead == 1;
+        if is_next && at.chunk <= self.lead && !self.voices.listen(witness) {
             self.voices.lead(heap.source, at.chunk);
             self.news = NEWS;
             return true;
@@ -322,7 +323,8 @@ impl Timeline {
         // Who is alone leads from chunk to chunk, until others are heard.
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
         self.lead = by_all.max(median.map_or(0, |batch| lead(batch, window >> 1)));
-        let may_lead = at.chunk <= self.lead;
+        // Further ahead than the next chunk, a single heap may be wrong.
+        let may_lead = at.chunk <= self.lead && (is_next || heaps >= 2);
         // Nor may others leave this one behind.
         self.lead = self.lead.min(at.chunk.saturating_add(room));
         if may_lead {

@@ -66,6 +66,9 @@ struct Claim {
     since: u64,
     /// By how many batches it has gone on since anybody was heard in the window: two for each heap at most.
     gone_on: i64,
+    /// And how far from there it is, and was at most: who goes back and forth does not go on.
+    at: i64,
+    furthest: i64,
     /// Heaps of the source that had been placed before the last of them.
     placed: u64,
     /// By how many batches its source lagged at first.
@@ -255,13 +258,16 @@ impl Voices {
         let has_moved = difference(heap.stamp, since).unsigned_abs() > self.stay;
         let is_news = standing.is_none_or(|standing| has_moved || (standing.heaps < heaps && heaps == 2));
         let since = if is_news { heap.stamp } else { since };
-        let gone_on = standing.map_or(0, |claim| {
+        let (gone_on, at, furthest) = standing.map_or((0, 0, 0), |claim| {
             let batches = difference(heap.stamp, claim.stamp).checked_div(self.step).unwrap_or(0);
-            claim.gone_on.saturating_add(batches.clamp(-2, 2))
+            let at = claim.at.saturating_add(batches);
+            let more = at.saturating_sub(claim.furthest).clamp(0, 2);
+            (claim.gone_on.saturating_add(more), at, claim.furthest.max(at))
         });
         let lag = standing.map_or(lag, |claim| claim.lag);
         let placed = witness.placed(heap.source);
-        let claim = Claim { stamp: heap.stamp, slot: heap.slot, heaps, since, gone_on, placed, lag, newest, kind };
+        let (stamp, slot) = (heap.stamp, heap.slot);
+        let claim = Claim { stamp, slot, heaps, since, gone_on, at, furthest, placed, lag, newest, kind };
         let turn = self.turn;
         let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
         let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
@@ -360,7 +366,7 @@ impl Voices {
         self.find_slow(grid, window);
         if is_anybody_heard {
             let claims = self.all.iter_mut().filter_map(|voice| voice.claim.as_mut());
-            claims.for_each(|claim| claim.gone_on = 0);
+            claims.for_each(|claim| (claim.gone_on, claim.at, claim.furthest) = (0, 0, 0));
         }
     }
 
