@@ -88,6 +88,18 @@ class TestAddress:
         with Exporter() as exporter:
             assert "speadrx" in scrape(exporter.serve(0, "::1"), "[::1]")
 
+    def test_no_name_server_is_asked(self, monkeypatch):
+        """It may take long to answer, if it ever does."""
+
+        def ask(*_):
+            raise AssertionError("asked for a name")
+
+        for function in ("getfqdn", "gethostbyaddr", "gethostname"):
+            monkeypatch.setattr(socket, function, ask)
+        with Exporter() as exporter:
+            for address in ("127.0.0.1", "0.0.0.0", "::1"):
+                assert exporter.serve(0, address) > 0
+
     def test_not_ours(self):
         receiver = speadrx.Receiver(SMALL, spead2.InprocQueue(), metrics_port=0, metrics_address="203.0.113.9")
         with pytest.raises(OSError, match=r"metrics_address: cannot serve on '203\.0\.113\.9': Cannot assign"):

@@ -8,6 +8,7 @@ import io
 import os
 import select
 import socket
+import socketserver
 import threading
 import time
 import weakref
@@ -54,6 +55,12 @@ class _Listener(WSGIServer):
         )[0]
         super().__init__(address, _Exchange)  # type: ignore[arg-type]  # IPv6 addresses have more than two parts
         self.socket.setblocking(False)
+
+    def server_bind(self) -> None:
+        # Without the name of the address, which may take a name server long to find.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        self.setup_environ()
 
 
 @dataclass(eq=False)
