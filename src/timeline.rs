@@ -329,6 +329,8 @@ impl Timeline {
         self.lead = self.lead.min(at.chunk.saturating_add(room));
         if may_lead {
             self.news = NEWS;
+            let first = at.chunk.saturating_sub(window.saturating_sub(1)).saturating_mul(signed(grid.batches));
+            self.voices.leave(heap.source, first);
         }
         may_lead
     }

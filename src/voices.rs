@@ -379,6 +379,14 @@ impl Voices {
         true
     }
 
+    /// A source leads to where the window begins with batch `first`: who is silent, and behind, is not live any more.
+    pub fn leave(&mut self, source: u64, first: i64) {
+        let Some(since) = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()) else { return };
+        for voice in self.all.iter_mut().filter(|voice| voice.heard_at <= since && voice.batch < first) {
+            voice.turn = None;
+        }
+    }
+
     /// The batch that the slowest live source has reached, or claims to, of all but one, who would lead to batch `own`; and that
     /// which half of the live sources have reached, or claim to.
     ///
@@ -399,7 +407,7 @@ impl Voices {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
         self.times.push(own);
-        let may_come = |voice: &Voice| voice.turn.is_none() || voice.is_live(self.turn);
+        let may_come = |voice: &Voice| voice.heard_at == NOWHERE || voice.is_live(self.turn);
         for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
             if other == source || is_silent {
