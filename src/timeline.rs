@@ -291,7 +291,7 @@ impl Timeline {
         self.voices.count(current, &self.rules.grid, signed(self.rules.window), witness);
     }
 
-    /// Whether the window may go to where a heap is: not if it then leaves live sources behind, or nearly so.
+    /// Whether the window may go to where a heap is: only if it then leaves no live source behind, or stays near most of them.
     ///
     /// Otherwise one clock that runs ahead would drag the window away from all others. If most are ahead, time goes to them
     /// all the same, as to any other majority.

@@ -387,12 +387,12 @@ impl Voices {
         }
     }
 
-    /// The batch that the slowest live source has reached, or claims to, of all but one, who would lead to batch `own`; and that
-    /// which half of the live sources have reached, or claim to.
+    /// The batch that the slowest live source has reached, or claims to, of all but one, who would lead to batch `own`; and the
+    /// one that half of the live sources, with this one, have reached, or claim to.
     ///
-    /// Left out are those that are silent, for they were last heard before this one, or half of the others, went on by all
-    /// batches that a window has room for; those that claim times far from the window; and those that are late, unless they
-    /// are more than half. The slowest is none of those that are slow, either.
+    /// Left out are those that are silent, for they were last heard before this one led to as many chunks as it may, or before
+    /// half of the others went on by a window; those that claim times far from the window; and those that are late, unless
+    /// they are more than half. The slowest is none of those that are slow, either.
     pub fn slowest(
         &mut self,
         source: u64,
