@@ -439,8 +439,8 @@ impl Voices {
             return (slowest_late, None);
         }
         let half = self.times.len().saturating_sub(1) >> 1;
-        let median = if self.times.is_empty() { None } else { Some(*self.times.select_nth_unstable(half).1) };
-        (slowest, median)
+        let median = *self.times.select_nth_unstable(half).1;
+        (slowest, Some(median))
     }
 
     /// The claims that agree with a timestamp, as many as fit a window.
