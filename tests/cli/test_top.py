@@ -311,10 +311,10 @@ def test_table(server):
         return found
 
     assert rows(output) == {
-        "m001": ["12.50%", "2.08%", *rates("m001"), "1,180", "1,175", "25", "4", "0"],
-        "m000": ["0.00%", "0.91%", *rates("m000"), "1,100", "1,090", "10", "1", "0"],
-        "m002": ["0.00%", "0.00%", *rates("m002"), "1,100", "1,100", "0", "0", "5"],
-        "(unknown)": ["-", "-", "-", "-", "-", "-", "-", "-", "3"],
+        "m001": ["12.50%", "2.08%", *rates("m001"), "1,180", "1,175", "25", "4", "0", "3", "4833280"],
+        "m000": ["0.00%", "0.91%", *rates("m000"), "1,100", "1,090", "10", "1", "0", "3", "4505600"],
+        "m002": ["0.00%", "0.00%", *rates("m002"), "1,100", "1,100", "0", "0", "5", "3", "4505600"],
+        "(unknown)": ["-", "-", "-", "-", "-", "-", "-", "-", "3", "-", "-"],
     }
     (stream,) = (line.split() for line in output.splitlines() if line.startswith("wide"))
     assert stream[4:] == ["8", "7", "12", "3/8", "2.5", "5/8", "0.0", "9"]
@@ -581,8 +581,10 @@ def test_terminal(server, terminal, columns):
     assert worst[head + 1].split()[:2] == ["m041", "10.00%"]
     assert ("1,000,900,000" if columns == 200 else "1.00G") in worst[head + 1]
     shown = sum(line.startswith("m0") for line in worst)
-    assert f"... and {80 - shown} more sources" in worst[-1]
-    assert shown == 24 - 1 - (head + 1)  # the screen is full
+    assert f"... and {80 - shown} more sources" in worst[-2]
+    assert worst[-1].startswith("q: quit   s: sort (by loss) ")
+    assert shown == 24 - 2 - (head + 1)  # the screen is full
+    assert ("newest timestamp" in worst[head]) == (columns == 200)
     term.type("\x03")
     assert term.wait() == 0
     assert_terminal_is_right(term)
@@ -594,6 +596,40 @@ def assert_terminal_is_right(term):
     assert term.output.rindex("\x1b[?25h") > term.output.rindex("\x1b[?25l")
     left = re.sub(r"\x1b\[\?\d+[hl]", "", term.output[term.output.rindex("\x1b[?1049l") :])
     assert left.strip() in ("", "^C")
+
+
+def test_keys(server, terminal):
+    """They act at once, however long the interval is, and leave nothing in the terminal."""
+    server.pages = [page({f"m{i:03}": (1000 + i, 1000 + i, 80 - i, 0, i) for i in range(80)})]
+    term = terminal(server.url, "--interval", "300", rows=24)
+
+    def first_source():
+        lines = term.frames()[-2 if "\x1b[" in term.output[-4:] else -1]
+        (head,) = (i for i, line in enumerate(lines) if line.startswith("source "))
+        return lines[head + 1].split()[0]
+
+    def press(key, source, sort="loss"):
+        before = len(term.output)
+        term.type(key)
+        term.read_until(lambda: f"(by {sort})" in term.output[before:] and source in term.output[before:])
+        assert first_source() == source
+
+    term.read_until(lambda: "(by loss)" in term.output)
+    assert first_source() == "m000"
+    press("j", "m001")
+    press("\x1b[B", "m002")
+    press("\x1b[6~", "m014")
+    press("k", "m013")
+    press("\x1b[H", "m000")
+    press("\x1b[B\x1b[B ", "m014")
+    for sort in ("rate", "placed"):
+        press("s", "m000", sort)
+    press("S", "m000", "rate")
+    press("SS", "m000", "source")
+    press("S", "m079", "rejected")
+    term.type("q")
+    assert term.wait() == 0
+    assert_terminal_is_right(term)
 
 
 def test_terminal_resized(server, terminal):

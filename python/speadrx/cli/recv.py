@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
+import threading
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from speadrx.layout.base import DeclarativeLayout
 
 from . import quantities
 from .interrupt import interruptible
+from .keys import Keys
 from .mismatch import on_network
 from .options import layout_options
 from .parameters import ENDPOINTS_AS_TYPED, describe, read_endpoints, read_labels, read_processors
@@ -101,7 +103,7 @@ def recv(
     8 groups. A terminal shows a live view, with the worst source first. Otherwise a line is printed after each
     --interval. The data is not kept.
 
-    Ctrl-C, SIGTERM, SIGHUP, --seconds and --chunks end it. The chunks in the window are then completed too, so there
+    q (in the live view), Ctrl-C, SIGTERM, SIGHUP, --seconds and --chunks end it. The chunks in the window are then completed too, so there
     may be a few more than --chunks. At the end, the full account is printed.
 
     \b
@@ -127,7 +129,9 @@ def recv(
                 watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
             elif not as_json:
                 run = functools.partial(run, look=lines(session, interval))
-        with watching:
+        with watching, contextlib.nullcontext() if quiet else Keys() as keys:
+            if keys is not None and keys.are_read:
+                run = functools.partial(run, look=lambda: _heed(keys, interrupted))
             run()
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
     context = click.get_current_context()
@@ -140,6 +144,12 @@ def recv(
                 click.echo(text, err=True)
         click.echo(_why_nothing(stats, typed), err=True)
     context.exit(code)
+
+
+def _heed(keys: Keys, interrupted: threading.Event) -> None:
+    """End the command if its user has pressed q."""
+    if {"q", "Q"}.intersection(keys.pressed(0)):
+        interrupted.set()
 
 
 def _why_nothing(stats: ReceiverStats, where: list[str]) -> str:

@@ -73,14 +73,29 @@ def tally(title: str, counts: Mapping[str, float]) -> Iterator[Text]:
         yield Text(f"{title}: ").append_text(printable(text))
 
 
-def table_of(names: Iterable[str], numbers: Iterable[str]) -> Table:
-    """Make an empty table: columns of names, then columns of numbers."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+class FittedTable(Table):
+    """A table whose last columns are left out if there is no room for them."""
+
+    #: How many of its columns are the first to go.
+    extra = 0
+
+
+def table_of(names: Iterable[str], numbers: Iterable[str], extra: Sequence[str] = ()) -> FittedTable:
+    """Make an empty table: columns of names, then columns of numbers. The `extra` ones are for wide terminals."""
+    table = FittedTable(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for name in names:
         table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=NAME_COLUMNS)
-    for name in numbers:
+    for name in (*numbers, *extra):
         table.add_column(name, no_wrap=True, justify="right")
+    table.extra = len(extra)
     return table
+
+
+def _leave_out_extra(table: Table, console: Console, options: ConsoleOptions) -> None:
+    extra = table.extra if isinstance(table, FittedTable) else 0
+    while extra and _excess(table, console, options) > 0:
+        table.columns.pop()
+        extra -= 1
 
 
 def _excess(table: Table, console: Console, options: ConsoleOptions) -> int:
@@ -126,8 +141,10 @@ class Rows:
         things, room = self._things, self._room
         shown = things if room is None or len(things) <= room else things[: max(0, room - 1)]
         table = self._make(shown, exact)
+        _leave_out_extra(table, console, options)
         if _excess(table, console, options) > 0:
             table = self._make(shown, short)
+            _leave_out_extra(table, console, options)
             _fit(table, console, options)
         yield table
         if len(shown) < len(things):

@@ -22,8 +22,9 @@ from rich.text import Text
 from speadrx import metrics
 
 from . import quantities
+from .keys import Keys
 from .rates import SORTS, Report, SourceReport, StreamReport, make_report
-from .scrape import Numbers, ScrapeError, read_url, scrape
+from .scrape import Numbers, Scrape, ScrapeError, read_url, scrape
 from .tables import Format, Rows, exact, gigabits, loss_style, percentage, printable, table_of, tally
 
 REDRAW_SECONDS = 0.25  # between looks at the size of the terminal
@@ -38,7 +39,8 @@ def _name(labels: Mapping[str, str]) -> Text:
 
 def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
     counts = ("rejected", "too old", "drops", "data", "full s", "free", "empty s", "in flight")
-    table = table_of(["stream"], ("loss", "Gb/s", "heaps/s", *counts))
+    extra = ("overall", "placed", "present", "missing", "dupl.", "incompl.", "packets/s", "chunks", "restarts")
+    table = table_of(["stream"], ("loss", "Gb/s", "heaps/s", *counts), extra)
     for row in streams:
         rings = []
         for ring in (metrics.DATA_RING, metrics.FREE_RING):
@@ -55,15 +57,27 @@ def _stream_table(streams: Sequence[StreamReport], number: Format) -> Table:
             *(number(row.counters[name]) for name in ("rejected", "too_old", "kernel_drops")),
             *rings,
             number(row.in_flight),
+            percentage(row.loss_total),
+            *(number(row.counters[name]) for name in ("placed", "present", "missing", "duplicates")),
+            number(_incomplete(row)),
+            number(row.rates["packets"]),
+            *(number(row.counters[name]) for name in ("chunks", "restarts")),
             style=loss_style(row.loss, silent=row.rates["placed"] == 0),
         )
     return table
 
 
+def _incomplete(row: StreamReport) -> float | None:
+    """Heaps that spead2 gave up; None if neither count is known."""
+    counts = [row.counters[name] for name in ("incomplete_evicted", "incomplete_flushed")]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
 def _source_table(sources: Sequence[SourceReport], number: Format, *, with_stream: bool) -> Table:
     counts = ("placed", "present", "missing", "dupl.", "rejected")
     columns = ("loss", "overall", "Gb/s", "heaps/s", *counts)
-    table = table_of(["source", "stream"] if with_stream else ["source"], columns)
+    table = table_of(["source", "stream"] if with_stream else ["source"], columns, ("in flight", "newest timestamp"))
     for row in sources:
         table.add_row(
             printable(row.source or "(unknown)"),
@@ -73,6 +87,8 @@ def _source_table(sources: Sequence[SourceReport], number: Format, *, with_strea
             gigabits(row.rates["bytes"]),
             number(row.rates["placed"]),
             *(number(row.counters[name]) for name in ("placed", "present", "missing", "duplicates", "rejected")),
+            number(row.in_flight),
+            "-" if row.newest_timestamp is None or row.newest_timestamp < 0 else f"{row.newest_timestamp:.0f}",
             style=loss_style(row.loss, silent=row.rates["placed"] == 0),
         )
     return table
@@ -97,27 +113,37 @@ class View:
         Why there is no newer report.
     cut
         Show only as many rows as fit in the height of the terminal.
+    skip
+        How many of the first sources to leave out.
+    keys
+        What keys do, for the last line. It is left out if it is empty.
     """
 
-    def __init__(self, report: Report, error: str | None = None, *, cut: bool = False) -> None:
+    def __init__(
+        self, report: Report, error: str | None = None, *, cut: bool = False, skip: int = 0, keys: str = ""
+    ) -> None:
         self.report = report
         self.error = error
         self.cut = cut
+        self.skip = skip
+        self.keys = keys
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = options.max_height if self.cut else None
 
-        streams, sources = self.report.streams, self.report.sources
+        streams, sources = self.report.streams, self.report.sources[self.skip :]
         above = Group(
             *self._head(),
             Rows(streams, "streams", _stream_table, room=None if height is None else max(2, height // 3)),
             *_rejected(streams),
             Text(),
         )
-        room = None if height is None else height - len(console.render_lines(above, options)) - 1
+        room = None if height is None else height - len(console.render_lines(above, options)) - 1 - bool(self.keys)
         make = functools.partial(_source_table, with_stream=len(streams) > 1)
         yield above
         yield Rows(sources, "sources", make, room=room)
+        if self.keys:
+            yield Text(self.keys, style="dim", no_wrap=True, overflow="crop", end="")
 
     def _head(self) -> Iterator[Text]:
         report = self.report
@@ -134,53 +160,99 @@ class View:
             yield text
 
 
+class _Watcher:
+    """Scrapes again and again, and reports the last two scrapes."""
+
+    def __init__(self, url: str, sort: str, limit: int | None) -> None:
+        self.sort = sort
+        #: Why there is no newer scrape.
+        self.error: str | None = None
+        self._url, self._limit = url, limit
+        self._before: Scrape | None = None
+        self._now = scrape(url)
+
+    def look(self) -> None:
+        """Scrape. If it fails, the last scrapes stay."""
+        try:
+            now = scrape(self._url)
+        except ScrapeError as exc:
+            self.error = exc.message
+        else:
+            self._before, self._now, self.error = self._now, now, None
+
+    def report(self) -> Report:
+        """Report what the last scrapes say."""
+        return make_report(self._url, self._now, self._before, self.sort, self._limit)
+
+
 def _reports(
-    url: str, interval: float, sort: str, limit: int | None, wait: Callable[[float], None]
+    watcher: _Watcher, interval: float, wait: Callable[[float], None] = time.sleep
 ) -> Iterator[tuple[Report, str | None]]:
-    """Scrape for ever. If a later scrape fails, the last report comes again, with the reason."""
-    before = scrape(url)
-    report = make_report(url, before, None, sort, limit)
-    yield report, None
+    """Report for ever, first without rates. If a scrape fails, the last report comes again, with the reason."""
     due = time.monotonic()
     while True:
+        yield watcher.report(), watcher.error
         clock = time.monotonic()
         due = max(due + interval, clock)
         wait(due - clock)
-        try:
-            now = scrape(url)
-        except ScrapeError as exc:
-            yield report, exc.message
-        else:
-            report = make_report(url, now, before, sort, limit)
-            yield report, None
-            before = now
+        watcher.look()
 
 
-def _live(console: Console, url: str, interval: float, sort: str, limit: int | None) -> None:
-    """Show reports on the whole terminal, and restore it at the end."""
-    live = Live(console=console, screen=True, auto_refresh=False)
-    size = console.size
+class _Screen:
+    """Shows reports on the whole terminal, and heeds keys."""
 
-    def draw(report: Report, error: str | None) -> None:
-        nonlocal size
-        size = console.size
-        live.update(View(report, error, cut=True), refresh=True)
+    def __init__(self, console: Console, watcher: _Watcher, keys: Keys) -> None:
+        self.live = Live(console=console, screen=True, auto_refresh=False)
+        #: Whether the user has had enough.
+        self.done = False
+        self._console, self._watcher, self._keys = console, watcher, keys
+        self._size = console.size
+        self._skip = 0
 
-    def wait(seconds: float) -> None:
-        nonlocal size
+    def draw(self, report: Report, error: str | None) -> None:
+        """Draw a report."""
+        self._size = self._console.size
+        self._skip = max(0, min(self._skip, len(report.sources) - 1))
+        keys = ""
+        if self._keys.are_read:
+            keys = f"q: quit   s: sort (by {self._watcher.sort})   arrows, page up, page down: scroll"
+        self.live.update(View(report, error, cut=True, skip=self._skip, keys=keys), refresh=True)
+
+    def wait(self, seconds: float) -> None:
+        """Wait, and meanwhile redraw the report if the terminal changes, or a key asks for it."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, REDRAW_SECONDS))
-            if console.size != size:
-                size = console.size
-                live.refresh()
+        while (left := end - time.monotonic()) > 0 and not self.done:
+            pressed = self._keys.pressed(min(left, REDRAW_SECONDS))
+            for key in pressed:
+                self._heed(key)
+            if pressed or self._console.size != self._size:
+                self.draw(self._watcher.report(), self._watcher.error)
 
-    reports = _reports(url, interval, sort, limit, wait)
-    first = next(reports)  # an error here ends the command before the terminal is changed
-    with live:
-        draw(*first)
-        for report, error in reports:
-            draw(report, error)
+    def _heed(self, key: str) -> None:
+        page = max(self._console.height // 2, 1)
+        steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -page, "page down": page, " ": page}
+        if key in ("q", "Q"):
+            self.done = True
+        elif key in ("s", "S"):
+            names = list(SORTS)
+            step = 1 if key == "s" else -1
+            self._watcher.sort = names[(names.index(self._watcher.sort) + step) % len(names)]
+            self._skip = 0
+        elif key == "home":
+            self._skip = 0
+        else:
+            self._skip = max(0, self._skip + steps.get(key, 0))
+
+
+def _live(console: Console, watcher: _Watcher, interval: float) -> None:
+    """Show reports on the whole terminal, and restore it at the end."""
+    with Keys() as keys:
+        screen = _Screen(console, watcher, keys)
+        with screen.live:
+            for report, error in _reports(watcher, interval, screen.wait):
+                if screen.done:
+                    return
+                screen.draw(report, error)
 
 
 @contextlib.contextmanager
@@ -226,6 +298,9 @@ def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: 
     are the chunks in the rings. "full s" and "empty s" are the seconds for which the data ring was full or
     the free ring was empty, because the consumer was too slow. "drops" are packets that the kernel dropped.
 
+    In a terminal, q ends the command, s sorts by the next column (S: by the one before), and arrows and page keys
+    scroll the sources. The wider it is, the more columns there are.
+
     If the output is not a terminal, a report is printed after each interval. Ctrl-C ends the command. The exit
     code is 1 if the URL has no metrics of speadrx. After the first report, failures are shown and it goes on.
     """
@@ -241,20 +316,20 @@ def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: 
         else:
             console.print(View(report))
 
+    watcher = _Watcher(url, sort, limit)  # an error here ends the command before the terminal is changed
     if once:
-        reports = _reports(url, interval, sort, limit, time.sleep)
-        report, error = next(reports)
         if interval:
-            report, error = next(reports)
-        if error is not None:
-            raise ScrapeError(error)
-        show(report)
+            time.sleep(interval)
+            watcher.look()
+        if watcher.error is not None:
+            raise ScrapeError(watcher.error)
+        show(watcher.report())
         return
     with _until_interrupted():
         if sys.stdout.isatty() and not as_json and not console.is_dumb_terminal:
-            _live(console, url, interval, sort, limit)
+            _live(console, watcher, interval)
         else:
-            reports = _reports(url, interval, sort, limit, time.sleep)
+            reports = _reports(watcher, interval)
             next(reports)  # it has no rates
             for report, error in reports:
                 if error is None:
