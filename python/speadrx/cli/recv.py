@@ -103,8 +103,8 @@ def recv(
     8 groups. A terminal shows a live view, with the worst source first. Otherwise a line is printed after each
     --interval. The data is not kept.
 
-    q (in the live view), Ctrl-C, SIGTERM, SIGHUP, --seconds and --chunks end it. The chunks in the window are then completed too, so there
-    may be a few more than --chunks. At the end, the full account is printed.
+    q (in the live view), Ctrl-C, SIGTERM, SIGHUP, --seconds and --chunks end it. The chunks in the window are then
+    completed too, so there may be a few more than --chunks. At the end, the full account is printed.
 
     \b
     Exit codes:
