@@ -53,8 +53,9 @@ POOL_CHUNKS = 22
 #: As much time as the alert's threshold becomes if it is scaled too; the window is 2.56 s long.
 AHEAD_SECONDS = 10 * TIME_SCALE
 
-# A burst is many times what fits into the buffer, and is repeated until the kernel has dropped some of it.
-TINY_BUFFER = 8192
+# What comes in a few tenths of a second fits into the buffer. A burst is more, and is repeated until the kernel has
+# dropped some of it.
+TINY_BUFFER = 32768
 BURST_BATCHES = 32
 BURST_TICKS = 10
 MAX_BURSTS = 50
@@ -187,7 +188,7 @@ class Stalled(Array):
     """The consumer holds on to a chunk, so that in the end the kernel drops packets too."""
 
     udp = True
-    buffer = 16 * TINY_BUFFER
+    buffer = 4 * TINY_BUFFER
     alerts = frozenset({("SpeadrxConsumerSlow", "")})
 
     def tick(self):
