@@ -18,6 +18,7 @@ pytest.importorskip("rich")
 
 from speadrx.history import History
 
+import screens
 from complaints import complaints
 from handmade import SMALL, TIME_ID, encode, small_heap
 from loopback import wait_for
@@ -330,3 +331,22 @@ def test_history_is_there_while_the_run_goes_on(tmp_path, monkeypatch):
         ended.set()
         runner.join()
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_warning_in_the_live_view(layout, udp_port):  # noqa: F811
+    """It stands above the view, which is gone at the end."""
+    endpoint = f"127.0.0.1:{udp_port}"
+    wrong = ["--set", "time.tick_rate=1"]
+    terminal = Terminal("recv", *layout, *wrong, endpoint, columns=80, rows=40)
+    try:
+        with piped("send", *layout, endpoint, "--rate=0.01"):
+            terminal.read_until(lambda: "WARNING: time goes on" in terminal.output)
+            shown = len(re.findall("data ring ", terminal.output))
+            terminal.read_until(lambda: len(re.findall("data ring ", terminal.output)) > shown + 2)
+            terminal.type("q")
+            assert terminal.wait() == 0
+    finally:
+        terminal.close()
+    lines = screens.drawn(terminal.output, 80)
+    assert sum(line.startswith("WARNING: time goes on") for line in lines) == 1
+    assert not any("data ring " in line for line in lines)

@@ -111,7 +111,9 @@ def make_receiver(
     click.BadParameter, UnusableError
         If the arguments cannot be used.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)  # receivers log warnings
+    # Receivers log warnings. This handler writes to what is sys.stderr then: a live view puts it above itself.
+    assert logging.lastResort is not None
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[logging.lastResort])
     if fill is not None:
         options["fill"] = fill
     with usable():

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -187,6 +188,7 @@ def live(console: Console, session: Session, where: str) -> Iterator[None]:
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
         transient=True,
+        redirect_stderr=sys.stderr.isatty(),
     )
     view.start()
     try:
