@@ -340,6 +340,12 @@ def test_colour_tells_the_loss(loss, rng):
     assert pixels.max() < min(0.02 + 3 * loss, 0.9)
 
 
+def test_colour_tells_the_loss_of_a_short_run(rng):
+    """A mark has a hundred heaps: one of a few that is missing would look like a great loss."""
+    figure = figures.draw(made(rng.random((8192, 3)) >= 0.05), title="", size=(1200, 800))
+    assert np.asarray(waterfall(figure)).max() < 0.2
+
+
 def test_little_most_and_all_differ():
     """In lightness too, for who sees no colours, and on the scale beside it."""
     image = figures.draw(made(np.ones((64, 2))), title="", size=(800, 500)).axes[0].images[0]

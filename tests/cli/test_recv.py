@@ -181,6 +181,8 @@ def test_terminal(layout, udp_port, columns):  # noqa: F811
         terminal.read_until(lambda: "data ring " in terminal.output)
         with piped("send", *layout, endpoint, "--rate=0.01", "--loss=0.2", "--garbage=0.1"):
             terminal.read_until(lambda: re.search(r"m003 +\d[\d.]*%", plain()))
+            terminal.type("s")
+            terminal.read_until(lambda: "s: sort (by rate)" in terminal.output)
             terminal.type("\x03" if columns == 80 else "q")
             assert terminal.wait() == 0
     finally:

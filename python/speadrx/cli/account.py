@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, SourceStats, disagreement, rate_mismatch
 from speadrx.layout.base import DeclarativeLayout
 
+from .keys import Browsing
 from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
 
 #: Lines of the full account besides the table of sources, so that all of it fits in the terminal.
@@ -135,12 +136,35 @@ def _time(stats: ReceiverStats) -> Iterator[Text]:
         yield printable(f"Time: {said}.")
 
 
-class LiveView:
-    """Shows what a receiver has seen while it runs, as far as it fits in the terminal."""
+#: Orders of the sources in the live view: the largest comes first. Sources are in the order of their loss before.
+SORTS: dict[str, Callable[[SourceRow], float]] = {
+    "loss": lambda row: 0,
+    "rate": lambda row: -row.heaps_per_second,
+    "placed": lambda row: -row.stats.placed,
+    "present": lambda row: -row.stats.present,
+    "missing": lambda row: row.stats.missing,
+    "duplicates": lambda row: row.stats.duplicates,
+    "rejected": lambda row: row.stats.rejected,
+}
 
-    def __init__(self, moment: Moment, where: str) -> None:
+
+class LiveView:
+    """Shows what a receiver has seen while it runs, as far as it fits in the terminal.
+
+    Parameters
+    ----------
+    moment
+        What it has seen.
+    where
+        What it receives.
+    browsing
+        What keys have chosen, if there are keys.
+    """
+
+    def __init__(self, moment: Moment, where: str, browsing: Browsing | None = None) -> None:
         self._moment = moment
         self._where = where
+        self._browsing = browsing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         moment, stats, rates = self._moment, self._moment.stats, self._moment.rates()
@@ -163,7 +187,13 @@ class LiveView:
         )
         yield above
         room = options.max_height - len(console.render_lines(above, options)) - 2
-        yield Rows(moment.sources(), "sources", self._table, room=max(room, 1))
+        rows: Sequence[SourceRow] = moment.sources()
+        if self._browsing is not None:
+            rows = self._browsing.rows(sorted(rows, key=SORTS[self._browsing.sort], reverse=True))
+            room -= 1
+        yield Rows(rows, "sources", self._table, room=max(room, 1))
+        if self._browsing is not None:
+            yield Text(self._browsing.hint, style="dim", no_wrap=True, overflow="crop")
 
     def _table(self, rows: Sequence[SourceRow], number: Format) -> Table:
         names = ("loss", "overall", "heaps/s", "placed", "present", "missing", "in flight", "dupl.", "rejected")

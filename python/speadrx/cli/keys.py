@@ -9,8 +9,11 @@ import sys
 import termios
 import time
 import tty
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+_T = TypeVar("_T")
 
 #: What terminals send for keys without a letter.
 _NAMED = {
@@ -25,6 +28,52 @@ _NAMED = {
     "\x1b[1~": "home",
 }
 _MOST_BYTES = 1024
+
+
+class Browsing:
+    """What keys have chosen in a table of sources: the order, and how many rows are above the screen.
+
+    Parameters
+    ----------
+    sorts
+        Names of the orders.
+    sort
+        The first order.
+    """
+
+    #: How many of the first rows to leave out.
+    skip = 0
+    #: Whether the user has had enough.
+    done = False
+
+    def __init__(self, sorts: Iterable[str], sort: str) -> None:
+        self.sort = sort
+        self._sorts = list(sorts)
+
+    @property
+    def hint(self) -> str:
+        """What keys do."""
+        return f"q: quit   s: sort (by {self.sort})   arrows, page up, page down: scroll"
+
+    def heed(self, key: str, height: int) -> None:
+        """Do what a key asks for, in a terminal with so many lines."""
+        page = max(height // 2, 1)
+        steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -page, "page down": page, " ": page}
+        if key in ("q", "Q"):
+            self.done = True
+        elif key in ("s", "S"):
+            step = 1 if key == "s" else -1
+            self.sort = self._sorts[(self._sorts.index(self.sort) + step) % len(self._sorts)]
+            self.skip = 0
+        elif key == "home":
+            self.skip = 0
+        else:
+            self.skip = max(0, self.skip + steps.get(key, 0))
+
+    def rows(self, things: Sequence[_T]) -> Sequence[_T]:
+        """Return the rows from the first on that is to be shown; the last is always shown."""
+        self.skip = max(0, min(self.skip, len(things) - 1))
+        return things[self.skip :]
 
 
 class Keys:

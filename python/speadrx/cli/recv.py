@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
-import threading
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,7 +17,6 @@ from speadrx.layout.base import DeclarativeLayout
 
 from . import quantities
 from .interrupt import interruptible
-from .keys import Keys
 from .mismatch import on_network
 from .options import layout_options
 from .parameters import ENDPOINTS_AS_TYPED, describe, read_endpoints, read_labels, read_processors
@@ -120,19 +119,17 @@ def recv(
         session = Session(make_receiver(layout, endpoints, **options), history)
         run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)
         receiver = session.receiver
-        watching: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        watching: contextlib.AbstractContextManager[Callable[[], None] | None] = contextlib.nullcontext()
         if not quiet:
             console.print(printable(describe_receiver(receiver, where)))
             if receiver.metrics_port is not None:
                 console.print(f"Metrics: {_metrics_url(options['metrics_address'], receiver.metrics_port)}")
             if console.is_terminal and not console.is_dumb_terminal:
-                watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}")
+                watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}", interrupted)
             elif not as_json:
                 run = functools.partial(run, look=lines(session, interval))
-        with watching, contextlib.nullcontext() if quiet else Keys() as keys:
-            if keys is not None and keys.are_read:
-                run = functools.partial(run, look=lambda: _heed(keys, interrupted))
-            run()
+        with watching as look:
+            run() if look is None else run(look=look)
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
     context = click.get_current_context()
     stats = receiver.stats()
@@ -144,12 +141,6 @@ def recv(
                 click.echo(text, err=True)
         click.echo(_why_nothing(stats, typed), err=True)
     context.exit(code)
-
-
-def _heed(keys: Keys, interrupted: threading.Event) -> None:
-    """End the command if its user has pressed q."""
-    if {"q", "Q"}.intersection(keys.pressed(0)):
-        interrupted.set()
 
 
 def _why_nothing(stats: ReceiverStats, where: list[str]) -> str:

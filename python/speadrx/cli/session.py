@@ -21,7 +21,8 @@ from speadrx.accounts.history import History
 from speadrx.accounts.report import ReceiverStats
 from speadrx.receive.receiver import Receiver
 
-from .account import AccountView, LiveView, Moment, document, line, residual
+from .account import SORTS, AccountView, LiveView, Moment, document, line, residual
+from .keys import Browsing, Keys
 from .parameters import usable_file
 
 #: Seconds between checks for a reason to end.
@@ -181,23 +182,34 @@ class Session:
 
 
 @contextlib.contextmanager
-def live(console: Console, session: Session, where: str) -> Iterator[None]:
-    """Show a live view below what the terminal shows; it disappears at the end."""
+def live(console: Console, session: Session, where: str, interrupted: threading.Event) -> Iterator[Callable[[], None]]:
+    """Show a live view below what the terminal shows; it disappears at the end.
+
+    It gives a function to call often: it heeds keys, one of which sets `interrupted`.
+    """
+    keys, browsing = Keys(), Browsing(SORTS, "loss")
+
+    def look() -> None:
+        for key in keys.pressed(0):
+            browsing.heed(key, console.height)
+        if browsing.done:
+            interrupted.set()
+
     view = Live(
-        get_renderable=lambda: LiveView(session.moment(), where),
+        get_renderable=lambda: LiveView(session.moment(), where, browsing if keys.are_read else None),
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
         transient=True,
         redirect_stderr=sys.stderr.isatty(),
     )
-    view.start()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(
-            OSError
-        ):  # the terminal has gone away, which must not keep the account from being kept
-            view.stop()
+    with keys:
+        view.start()
+        try:
+            yield look
+        finally:
+            # The terminal may have gone away, which must not keep the account from being kept.
+            with contextlib.suppress(OSError):
+                view.stop()
 
 
 def lines(session: Session, interval: float) -> Callable[[], None]:

@@ -22,7 +22,7 @@ from rich.text import Text
 from speadrx import metrics
 
 from . import quantities
-from .keys import Keys
+from .keys import Browsing, Keys
 from .rates import SORTS, Report, SourceReport, StreamReport, make_report
 from .scrape import Numbers, Scrape, ScrapeError, read_url, scrape
 from .tables import Format, Rows, exact, gigabits, loss_style, percentage, printable, table_of, tally
@@ -113,37 +113,38 @@ class View:
         Why there is no newer report.
     cut
         Show only as many rows as fit in the height of the terminal.
-    skip
-        How many of the first sources to leave out.
-    keys
-        What keys do, for the last line. It is left out if it is empty.
+    browsing
+        What keys have chosen, if there are keys.
     """
 
     def __init__(
-        self, report: Report, error: str | None = None, *, cut: bool = False, skip: int = 0, keys: str = ""
+        self, report: Report, error: str | None = None, *, cut: bool = False, browsing: Browsing | None = None
     ) -> None:
         self.report = report
         self.error = error
         self.cut = cut
-        self.skip = skip
-        self.keys = keys
+        self.browsing = browsing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = options.max_height if self.cut else None
 
-        streams, sources = self.report.streams, self.report.sources[self.skip :]
+        streams, sources = self.report.streams, self.report.sources
         above = Group(
             *self._head(),
             Rows(streams, "streams", _stream_table, room=None if height is None else max(2, height // 3)),
             *_rejected(streams),
             Text(),
         )
-        room = None if height is None else height - len(console.render_lines(above, options)) - 1 - bool(self.keys)
+        room = (
+            None
+            if height is None
+            else height - len(console.render_lines(above, options)) - 1 - (self.browsing is not None)
+        )
         make = functools.partial(_source_table, with_stream=len(streams) > 1)
         yield above
-        yield Rows(sources, "sources", make, room=room)
-        if self.keys:
-            yield Text(self.keys, style="dim", no_wrap=True, overflow="crop", end="")
+        yield Rows(sources if self.browsing is None else self.browsing.rows(sources), "sources", make, room=room)
+        if self.browsing is not None:
+            yield Text(self.browsing.hint, style="dim", no_wrap=True, overflow="crop", end="")
 
     def _head(self) -> Iterator[Text]:
         report = self.report
@@ -203,45 +204,26 @@ class _Screen:
 
     def __init__(self, console: Console, watcher: _Watcher, keys: Keys) -> None:
         self.live = Live(console=console, screen=True, auto_refresh=False)
-        #: Whether the user has had enough.
-        self.done = False
+        self.browsing = Browsing(SORTS, watcher.sort)
         self._console, self._watcher, self._keys = console, watcher, keys
         self._size = console.size
-        self._skip = 0
 
     def draw(self, report: Report, error: str | None) -> None:
         """Draw a report."""
         self._size = self._console.size
-        self._skip = max(0, min(self._skip, len(report.sources) - 1))
-        keys = ""
-        if self._keys.are_read:
-            keys = f"q: quit   s: sort (by {self._watcher.sort})   arrows, page up, page down: scroll"
-        self.live.update(View(report, error, cut=True, skip=self._skip, keys=keys), refresh=True)
+        browsing = self.browsing if self._keys.are_read else None
+        self.live.update(View(report, error, cut=True, browsing=browsing), refresh=True)
 
     def wait(self, seconds: float) -> None:
         """Wait, and meanwhile redraw the report if the terminal changes, or a key asks for it."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self.done:
+        while (left := end - time.monotonic()) > 0 and not self.browsing.done:
             pressed = self._keys.pressed(min(left, REDRAW_SECONDS))
             for key in pressed:
-                self._heed(key)
+                self.browsing.heed(key, self._console.height)
             if pressed or self._console.size != self._size:
+                self._watcher.sort = self.browsing.sort
                 self.draw(self._watcher.report(), self._watcher.error)
-
-    def _heed(self, key: str) -> None:
-        page = max(self._console.height // 2, 1)
-        steps = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -page, "page down": page, " ": page}
-        if key in ("q", "Q"):
-            self.done = True
-        elif key in ("s", "S"):
-            names = list(SORTS)
-            step = 1 if key == "s" else -1
-            self._watcher.sort = names[(names.index(self._watcher.sort) + step) % len(names)]
-            self._skip = 0
-        elif key == "home":
-            self._skip = 0
-        else:
-            self._skip = max(0, self._skip + steps.get(key, 0))
 
 
 def _live(console: Console, watcher: _Watcher, interval: float) -> None:
@@ -250,7 +232,7 @@ def _live(console: Console, watcher: _Watcher, interval: float) -> None:
         screen = _Screen(console, watcher, keys)
         with screen.live:
             for report, error in _reports(watcher, interval, screen.wait):
-                if screen.done:
+                if screen.browsing.done:
                     return
                 screen.draw(report, error)
 
