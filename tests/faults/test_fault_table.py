@@ -40,7 +40,7 @@ def collected(tmp_path_factory):
 
 
 def test_rows_are_numbered():
-    assert [fault.number for fault in FAULTS] == list(range(1, 33))
+    assert [fault.number for fault in FAULTS] == [*range(1, 33), 34, 35]
 
 
 def test_every_fault_has_tests(collected):

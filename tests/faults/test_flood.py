@@ -14,6 +14,8 @@ from loopback import send, wait_for
 from speadrx import Receiver
 from speadrx.receive.silence import Silence
 
+pytestmark = pytest.mark.fault(9)
+
 #: Sends a packet again and again, to several ports in turn.
 FLOOD = """
 import socket, sys

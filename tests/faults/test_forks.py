@@ -9,6 +9,8 @@ import pytest
 
 from complaints import complaints
 
+pytestmark = pytest.mark.fault(34)
+
 PROGRAM = pathlib.Path(__file__).parents[1] / "support" / "forking.py"
 
 
@@ -23,6 +25,7 @@ PROGRAM = pathlib.Path(__file__).parents[1] / "support" / "forking.py"
         "child_receives",
         "multiprocessing_by_fork",
         "child_holds_no_port",
+        "child_leaves_metrics",
         "programs_hold_no_port",
     ],
 )

@@ -157,6 +157,7 @@ def test_exit(program, environment):
     assert errors == ""
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("program", ["exit_thread_waits", "exit_thread_lets_go"])
 def test_exit_while_nothing_comes(program):
     code, _, errors = run(program, CAREFUL, data=False)

@@ -234,4 +234,17 @@ FAULTS = (
         "A heap comes out that nobody sent, and heaps count twice",
         "Each heap counts under exactly one name, no counter falls, and nothing is invented",
     ),
+    Fault(
+        34,
+        "A process forks or starts a program while it receives, or a thread lets go of streams while it exits",
+        "The child hangs when it ends, and its parent goes deaf or crashes. The program holds the port",
+        "The child is inert, and the parent goes on. Both can make receivers. No port is held. All exit with the right "
+        "status",
+    ),
+    Fault(
+        35,
+        "The interface of a multicast group goes away, and comes back",
+        "Nothing comes any more, without a word",
+        "The log says so, and the group is joined again",
+    ),
 )

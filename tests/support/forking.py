@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ import spead2
 import speadrx
 from addresses import own_port
 from handmade import SMALL, encode, small_heap
+from speadrx.metrics.exporter import Exporter
 
 #: Newer versions of Python warn of each fork of a process with threads.
 warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
@@ -280,6 +282,33 @@ def child_holds_no_port() -> None:
     with speadrx.Receiver(SMALL, ("127.0.0.1", port)):
         os.kill(pid, signal.SIGUSR1)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+@program
+def child_leaves_metrics() -> None:
+    """Parent and child both leave the blocks of an exporter and a receiver whose metrics are served."""
+    queue = spead2.InprocQueue()
+    with Exporter() as exporter:
+        ports = [exporter.serve(0)]
+        sent = Sent(queue, window=4, metrics_port=0)
+        with sent.receiver:
+            assert sent.receiver.metrics_port is not None
+            ports.append(sent.receiver.metrics_port)
+            exporter.add(sent.receiver.stream)
+            parent = os.getpid()
+            pid = os.fork()
+            if not pid:
+                signal.alarm(PATIENCE)
+        if os.getpid() == parent:
+            assert os.waitpid(pid, 0)[1] == 0
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/metrics") as reply:
+                assert b"speadrx_heaps_placed" in reply.read()
+    if os.getpid() != parent:
+        sys.exit(0)
+    for port in ports:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections are remembered for a while
+            sock.bind(("127.0.0.1", port))
 
 
 @program
