@@ -343,7 +343,7 @@ def test_colour_tells_the_loss(loss, rng):
 def test_colour_tells_the_loss_of_a_short_run(rng):
     """A mark has a hundred heaps: one of a few that is missing would look like a great loss."""
     figure = figures.draw(made(rng.random((8192, 3)) >= 0.05), title="", size=(1200, 800))
-    assert np.asarray(waterfall(figure)).max() < 0.2
+    assert np.asarray(waterfall(figure)).std() < 0.03
 
 
 def test_little_most_and_all_differ():
