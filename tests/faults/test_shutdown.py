@@ -29,7 +29,7 @@ START_SECONDS = 60
 
 NORMAL = {}
 #: As the interpreter's own developers would run it: with all its warnings, checks of memory and a traceback of a crash.
-CAREFUL = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error", "PYTHONASYNCIODEBUG": "0"}
+CAREFUL = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"}
 #: The careful one finds more, and so is the one that is always run.
 ENVIRONMENTS = [pytest.param(NORMAL, id="normal", marks=pytest.mark.slow), pytest.param(CAREFUL, id="careful")]
 
