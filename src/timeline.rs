@@ -323,8 +323,10 @@ impl Timeline {
         // Who is alone leads from chunk to chunk, until others are heard.
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
         self.lead = by_all.max(median.map_or(0, |batch| lead(batch, window >> 1)));
-        // Further ahead than the next chunk, a single heap may be wrong.
-        let may_lead = at.chunk <= self.lead && (is_next || heaps >= 2);
+        // Further ahead than the next chunk, a single heap may be wrong. Then its source is still where it was.
+        let is_bold =
+            !is_next && heaps < 2 && slowest.is_some() && at.chunk > lead(self.voices.place(heap.source), room);
+        let may_lead = at.chunk <= self.lead && !is_bold;
         // Nor may others leave this one behind.
         self.lead = self.lead.min(at.chunk.saturating_add(room));
         if may_lead {

@@ -370,6 +370,12 @@ impl Voices {
         }
     }
 
+    /// The newest batch of a source: who has not been heard since the segment began is where it began.
+    pub fn place(&self, source: u64) -> i64 {
+        let place = self.all.get(source as usize).map_or(NOWHERE, |voice| voice.batch);
+        if place == NOWHERE { self.began } else { place }
+    }
+
     /// A source leads to a chunk, or would. Whether it is the first time.
     pub fn lead(&mut self, source: u64, chunk: i64) -> bool {
         let Some(voice) = self.all.get_mut(source as usize).filter(|voice| chunk > voice.led_to) else { return false };
@@ -407,7 +413,10 @@ impl Voices {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
         self.times.push(own);
-        let may_come = |voice: &Voice| voice.heard_at == NOWHERE || voice.is_live(self.turn);
+        // Once any other has been heard, those that have not been are expected, too.
+        let is_other = |&(other, voice): &(u64, &Voice)| other != source && voice.heard_at != NOWHERE;
+        let is_first = !(0_u64..).zip(self.all.iter()).any(|voice| is_other(&voice));
+        let may_come = |voice: &Voice| (voice.heard_at == NOWHERE && !is_first) || voice.is_live(self.turn);
         for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
             if other == source || is_silent {
@@ -417,7 +426,6 @@ impl Voices {
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
                 None => {
-                    // Who has not been heard since the segment began is where it began.
                     let batch = if voice.batch == NOWHERE { self.began } else { voice.batch };
                     self.times.push(batch);
                     if !voice.is_slow {
