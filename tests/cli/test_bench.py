@@ -284,7 +284,7 @@ def test_interrupt_reports_the_rounds_so_far(signum):
     [
         (["--seconds", "0"], "--seconds"),
         (["--seconds", "soon"], "--seconds"),
-        (["--seconds", "nan"], "nan is not a finite number"),
+        (["--seconds", "nan"], "'nan' is not a time"),
         (["--packet-bytes", "100"], "--packet-bytes"),
         (["--set", "heap_bytes=8"], "--set changes a layout: give one with -l/--layout"),
         (["-l", "nowhere.toml"], "nowhere.toml"),

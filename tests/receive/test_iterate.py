@@ -535,6 +535,7 @@ class TestAsync:
         """However often and whenever a consumer is cancelled, no chunk is lost."""
         source = make(ring=ring)
         queues = Queues(source)
+        gc.collect()  # what other tests have left
         descriptors = len(os.listdir("/proc/self/fd"))
         got = []
 
