@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from .sockets import leave_sockets
+
 
 def check_ours(owner: Any) -> None:
     """Check that this process may use a stream or group.
@@ -37,9 +39,7 @@ def leave_to_parent(streams: Iterable[Any]) -> None:
         stream._inherited = stream._exiting = True
     _keep_for_ever(streams)
     _end_without_spead2()
-    for stream in streams:
-        for sockets in stream._socket_sets:
-            sockets.leave()
+    leave_sockets(sockets for stream in streams for sockets in stream._socket_sets)
 
 
 def _keep_for_ever(objects: list[Any]) -> None:

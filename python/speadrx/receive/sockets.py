@@ -10,6 +10,7 @@ import socket
 import struct
 import termios
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -50,8 +51,16 @@ class _Socket(socket.socket):
     more.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _made.add(self)
+
     def __del__(self) -> None:
         """Leave it open."""
+
+
+#: All that there are, also those that are in no set yet.
+_made: weakref.WeakSet[_Socket] = weakref.WeakSet()
 
 
 class SocketCounts(NamedTuple):
@@ -81,6 +90,7 @@ class SocketSet:
         self._last: dict[socket.socket, int] = {}
         self._drops: dict[str, int] = {}
         self._memberships: list[Membership] = []
+        self._inodes: list[int] = []
         self._warned = False
         self.closed = False
         #: Endpoints that spead2 binds only when the stream starts.
@@ -93,6 +103,7 @@ class SocketSet:
                 sock.close()
             else:
                 self._endpoints[sock] = endpoint
+                self._inodes.append(inode_of(sock))
                 self._last[sock] = 0
                 self._drops.setdefault(endpoint, 0)
 
@@ -149,13 +160,17 @@ class SocketSet:
                 self._last.clear()
                 self._memberships.clear()
 
-    def leave(self) -> None:
-        """Close what a forked child has of its parent's sockets, and spead2's duplicates, so that it holds no port."""
+    def leave(self) -> list[int]:
+        """Close what a forked child has of its parent's sockets, so that it holds no port.
+
+        Returns
+        -------
+        list of int
+            The inodes of all sockets that it ever had: spead2 may have duplicates even of those that were closed.
+        """
         self._lock = threading.RLock()  # a thread that is not here may have it
-        inodes = [inode_of(sock) for sock in self._endpoints]
         self.close()
-        for fd in same_sockets(inodes):
-            os.close(fd)
+        return self._inodes
 
     def _read(self) -> dict[str, SocketCounts]:
         queues = dict.fromkeys(self._drops, 0)
@@ -175,6 +190,17 @@ class SocketSet:
             queues[endpoint] += meminfo[_MEMINFO_QUEUE]
             buffers[endpoint] += meminfo[_MEMINFO_BUFFER]
         return {name: SocketCounts(drops, queues[name], buffers[name]) for name, drops in self._drops.items()}
+
+
+def leave_sockets(sets: Iterable[SocketSet]) -> None:
+    """Close what a forked child has of its parent's sockets, in sets and still on their way into one."""
+    inodes = {inode for sockets in sets for inode in sockets.leave()}
+    on_the_way = [sock for sock in list(_made) if sock.fileno() >= 0]
+    inodes.update(inode_of(sock) for sock in on_the_way)
+    for sock in on_the_way:
+        sock.close()
+    for fd in same_sockets(inodes):
+        os.close(fd)
 
 
 def _meminfo(sock: socket.socket) -> tuple[int, ...]:
