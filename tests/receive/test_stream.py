@@ -457,7 +457,7 @@ class TestReceive:
         assert chunks[0].data[1, 1, 0].tobytes() == b"data"
         assert chunks[0].extra[1, 1, 0]["status"] == 0x1234
         snapshot = stream.ledger.snapshot()
-        assert snapshot.source_labels == ("0", "1", "2")
+        assert snapshot.source_labels == ("7", "3", "5")
         assert snapshot.placed_by_source.tolist() == [0, 3, 1]
         assert snapshot.duplicates_by_source.tolist() == [0, 1, 0]
         assert snapshot.newest_timestamp_by_source.tolist() == [-1, 160, 80]
