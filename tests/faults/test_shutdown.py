@@ -158,7 +158,7 @@ def test_exit(program, environment):
 
 
 @pytest.mark.fault(34)
-@pytest.mark.parametrize("program", ["exit_thread_waits", "exit_thread_lets_go"])
+@pytest.mark.parametrize("program", ["exit_thread_waits", "exit_thread_lets_go", "exit_thread_ends"])
 def test_exit_while_nothing_comes(program):
     code, _, errors = run(program, CAREFUL, data=False)
     assert code == 0, errors

@@ -32,6 +32,7 @@ PATIENCE = 120
 SPECIAL: dict[str, tuple[int, int | None, bool]] = {
     "exit_thread_waits": (0, None, False),
     "exit_thread_lets_go": (0, None, False),
+    "exit_thread_ends": (0, None, False),
     "exit_from_loop": (3, None, True),
     "exit_from_async_loop": (3, None, True),
     "raise_in_loop": (1, None, True),

@@ -220,6 +220,21 @@ def exit_thread_lets_go() -> None:
 
 
 @program
+def exit_thread_ends() -> None:
+    """Threads end because their streams have stopped, and let go of the last references while the interpreter exits."""
+    receive(make())
+    streams = [make() for _ in range(20)]
+    for stream in streams:
+        in_thread(lambda stream=stream: list(speadrx.iter_chunks(stream)))
+    kept.clear()
+    time.sleep(0.2)
+    for _ in range(len(streams)):
+        streams.pop().stop()
+    del stream
+    ready()
+
+
+@program
 def exit_thread_in_group_loop() -> None:
     consumer = Consumer(receive(make(members=2)))
     in_thread(consumer.take)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import operator
@@ -72,6 +73,9 @@ class StreamParts:
 _all: weakref.WeakSet[_Receiving] = weakref.WeakSet()
 #: Those that were there when the interpreter began to exit.
 _last: list[_Receiving] = []
+#: Held while a stream goes away that a daemon thread has let go of.
+_going = threading.Lock()
+_exits = False
 
 
 @atexit.register
@@ -83,6 +87,10 @@ def _stop_all() -> None:
     a stream: the exit handler of spead2 goes through all streams without keeping them, and crashes if one goes away
     meanwhile.
     """
+    global _exits
+    _exits = True
+    if _going.acquire(timeout=_EXIT_PATIENCE):
+        _going.release()
     _last.extend(_all)
     for stream in _last:
         stream._exiting = True
@@ -92,7 +100,17 @@ def _stop_all() -> None:
         stream._accounts.wait_for_iterators(_EXIT_PATIENCE)
 
 
+def _let_go(held: list[_Receiving]) -> None:
+    """Let go of the last reference to a stream, unless the interpreter exits: it would not wait for this thread."""
+    with _going:
+        if _exits:
+            _last.extend(held)
+        held.clear()
+
+
 def _forked() -> None:
+    global _going
+    _going = threading.Lock()  # a thread of the parent may have it
     leave_to_parent(_all)
     _all.clear()
 
@@ -298,8 +316,16 @@ class _Receiving(_RingPair):
             callback(self)
 
     def __del__(self) -> None:
-        if "_callbacks" in self.__dict__:  # otherwise its constructor failed
-            self.stop()
+        if "_callbacks" not in self.__dict__:  # its constructor failed
+            return
+        self.stop()
+        if threading.current_thread().daemon:
+            # The threads of spead2 end after this, and the interpreter may exit before they have. So it goes away in a
+            # thread that the interpreter waits for.
+            try:
+                _thread.start_new_thread(_let_go, ([self],))
+            except RuntimeError:  # it exits already
+                _last.append(self)
 
 
 class ChunkRingStream(_Receiving, spead2.recv.ChunkRingStream):
