@@ -338,10 +338,19 @@ impl LayoutSpec {
     ///
     /// [`LayoutError::Malformed`] if a number does not fit TOML's 64-bit signed integers.
     pub fn to_toml(&self) -> Result<String, LayoutError> {
-        let text = toml::to_string(self).map_err(|error| LayoutError::Malformed(error.to_string()))?;
+        let text = self.write_toml()?;
         // Larger numbers are written all the same; reading them finds the first, and names its field.
         Self::from_toml(&text)?;
         Ok(text)
+    }
+
+    /// Write the declaration of a proven layout, whose numbers all fit. Python has a reader of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Malformed`] if it cannot be TOML.
+    pub fn write_toml(&self) -> Result<String, LayoutError> {
+        toml::to_string(self).map_err(|error| LayoutError::Malformed(error.to_string()))
     }
 }
 

@@ -15,7 +15,7 @@ __all__ = [
     "Placement",
     "__version__",
     "foreign_capsule",
-    "spec_from_toml",
+    "spec_fields",
     "spec_to_toml",
 ]
 
@@ -23,7 +23,7 @@ __version__: str
 
 class LayoutError(ValueError): ...
 
-def spec_from_toml(text: str) -> dict[str, Any]: ...
+def spec_fields(spec: Mapping[str, Any]) -> dict[str, Any]: ...
 def spec_to_toml(spec: Mapping[str, Any]) -> str: ...
 def foreign_capsule(address: int, user_data_address: int) -> object: ...
 

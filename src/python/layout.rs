@@ -18,16 +18,16 @@ fn read_spec(spec: &Bound<'_, PyAny>) -> PyResult<LayoutSpec> {
     Ok(LayoutSpec::read(&mut pythonize::Depythonizer::from_object(spec))?)
 }
 
-/// Read a declaration from TOML into a dict of the fields that it sets.
+/// Check that a dict has the fields of a declaration, of the right types, and return those that are set.
 #[pyfunction]
-pub fn spec_from_toml(py: Python<'_>, text: &str) -> PyResult<Py<PyAny>> {
-    Ok(pythonize(py, &LayoutSpec::from_toml(text)?)?.unbind())
+pub fn spec_fields(spec: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+    Ok(pythonize(spec.py(), &read_spec(spec)?)?.unbind())
 }
 
 /// Write a declaration as TOML.
 #[pyfunction]
 pub fn spec_to_toml(spec: &Bound<'_, PyAny>) -> PyResult<String> {
-    Ok(read_spec(spec)?.to_toml()?)
+    Ok(read_spec(spec)?.write_toml()?)
 }
 
 /// A proven layout.

@@ -26,7 +26,7 @@ mod _core {
     #[pymodule_export]
     use super::group::Group;
     #[pymodule_export]
-    use super::layout::{Geometry, Layout, spec_from_toml, spec_to_toml};
+    use super::layout::{Geometry, Layout, spec_fields, spec_to_toml};
     #[pymodule_export]
     use super::ledger::{Ledger, LedgerSnapshot};
     #[pymodule_export]

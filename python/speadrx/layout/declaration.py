@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from speadrx._core import Layout as CompiledLayout
-from speadrx._core import LayoutError, spec_from_toml, spec_to_toml
+from speadrx._core import LayoutError, spec_fields, spec_to_toml
 
 from .base import DeclarativeLayout
 
@@ -276,8 +276,10 @@ class Layout(DeclarativeLayout):
         change: Callable[[dict[str, Any]], None] = lambda spec: None,
     ) -> Layout:
         """Read a layout from TOML; `change` may change its fields before the layout is made."""
+        import tomllib  # imported here because most programs do not need it
+
         try:
-            spec = spec_from_toml(text.decode())
+            spec = spec_fields(tomllib.loads(text.decode()))
             change(spec)
             spec["time"] = TimeAxis(**spec["time"])
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
@@ -289,8 +291,10 @@ class Layout(DeclarativeLayout):
             raise LayoutError(
                 f"{label}: line {line} has the byte {byte}, which is not UTF-8; TOML files must be UTF-8"
             ) from None
-        except LayoutError as exc:
+        except (LayoutError, tomllib.TOMLDecodeError) as exc:
             raise LayoutError(f"{label}: {exc}") from None
+        except RecursionError:
+            raise LayoutError(f"{label}: brackets within brackets, more than any layout has") from None
 
     def to_toml(self) -> str:
         """Return the layout as TOML text that `from_toml` reads back to an equal layout.
