@@ -152,12 +152,9 @@ fn increment_after(counter: &AtomicU64) {
 #[inline(always)]
 fn mark(filled: &mut Filled, row: u64, index: u64) -> bool {
     let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return false };
-    let bit = 1_u64.wrapping_shl(index as u32);
-    if *word & bit != 0 {
-        return true;
-    }
-    *word |= bit;
-    false
+    let before = *word;
+    *word = before | 1_u64.wrapping_shl(index as u32);
+    before & 1_u64.wrapping_shl(index as u32) != 0
 }
 
 fn zeros(n: u64) -> Arc<[AtomicU64]> {
