@@ -25,7 +25,7 @@ def report(seen, fault_report):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_cells(name):
-    """All cells that are the same in each run, but those that are known to be outside. The document has the others, too."""
+    """All cells that are the same in each run, but those that are known to be outside: the document has the others."""
     every = {str(cell): cell for cell in cells(BY_NAME[name])}
     known_here = {text for text in KNOWN if text.startswith(f"{name} | ")}
     assert every.keys() >= known_here, "run make matrix"
