@@ -426,7 +426,7 @@ impl Voices {
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
                 None => {
-                    let batch = if voice.batch == NOWHERE { self.began } else { voice.batch };
+                    let batch = self.place(other);
                     self.times.push(batch);
                     if !voice.is_slow {
                         slowest = slower(slowest, batch);
