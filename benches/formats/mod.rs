@@ -41,7 +41,7 @@ const TIED_ARRAY: &str = r#"
 heap_bytes = 8192
 order = ["pol", "time", "substream"]
 sources = "substream"
-required_items = [0x4104]
+required_items = [0x5004]
 time = { item = 0x1600, step = 2097152, batches = 8 }
 axes = [{ name = "substream", item = 0x4103, step = 64, size = 64 }, { name = "pol", from_user_data = "pol", size = 2 }]
 "#;

@@ -95,8 +95,8 @@ def test_json() -> None:
     assert facts["axes"][0]["from_user_data"] == "pol"
     assert facts["axes"][1]["stride_from_user_data"] == "rows"
     assert facts["user_data"] == ["pol", "rows"]
-    assert [item["id"] for item in facts["items"]] == [0x1600, 2, 0x4103, 0x4104]
-    assert facts["items"][3] == {"id": 0x4104, "hex": "0x4104", "name": "beam_ants", "uses": ["required"]}
+    assert [item["id"] for item in facts["items"]] == [0x1600, 2, 0x4103, 0x5004]
+    assert facts["items"][3] == {"id": 0x5004, "hex": "0x5004", "name": "beam_ants", "uses": ["extra beam_ants: u16"]}
     assert "bad_frequency_heaps" in facts["rejected"]
 
 

@@ -363,7 +363,7 @@ def test_side_items_are_packed() -> None:
     ("layout", "heap_bytes", "shape", "samples", "step", "n_items"),
     [
         (MEERKAT[0], 5120, (2, 256), 4096, 2**20, 4),
-        (MEERKAT[1], 4096, (8, 80), 2048, 2**24, 3),
+        (MEERKAT[1], 4096, (8, 80), 1024, 2**24, 3),
         (MEERKAT[2], 32768, (2, 4, 64), 16384, 2**23, 4),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseLayout) else "",

@@ -13,7 +13,7 @@ import spead2.recv.asyncio
 from handmade import Heap, encode
 from speadrx.compat import katgpucbf as recv
 
-TIMESTAMP_ID, FENG_ID_ID, FREQUENCY_ID, BEAM_ANTS_ID = 0x1600, 0x4101, 0x4103, 0x4104
+TIMESTAMP_ID, FENG_ID_ID, FREQUENCY_ID, BEAM_ANTS_ID = 0x1600, 0x4101, 0x4103, 0x5004
 DIGITISER_ID_ID, DIGITISER_STATUS_ID = 0x3101, 0x3102
 ADDRESS_BITS = 48
 

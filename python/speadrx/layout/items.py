@@ -33,12 +33,12 @@ _MEERKAT = {
     meerkat.XENG_RAW_ID: "xeng_raw",
     meerkat.DIGITISER_ID_ID: "digitiser_id",
     meerkat.DIGITISER_STATUS_ID: "digitiser_status",
-    meerkat.RAW_DATA_ID: "raw_data",
+    meerkat.ADC_SAMPLES_ID: "adc_samples",
     meerkat.FENG_ID_ID: "feng_id",
     meerkat.FREQUENCY_ID: "frequency",
-    meerkat.BEAM_ANTS_ID: "beam_ants",
     meerkat.FENG_RAW_ID: "feng_raw",
     meerkat.BF_RAW_ID: "bf_raw",
+    meerkat.BEAM_ANTS_ID: "beam_ants",
 }
 # As in mpikat's edd_fits_interface.py; its timestamp_count has the ID of MeerKAT's timestamp.
 _EDD = {

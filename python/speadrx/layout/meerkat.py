@@ -16,12 +16,13 @@ TIMESTAMP_ID = 0x1600
 XENG_RAW_ID = 0x1800
 DIGITISER_ID_ID = 0x3101
 DIGITISER_STATUS_ID = 0x3102
-RAW_DATA_ID = 0x3300
+ADC_SAMPLES_ID = 0x3300
+RAW_DATA_ID = ADC_SAMPLES_ID  # as katgpucbf called it before
 FENG_ID_ID = 0x4101
 FREQUENCY_ID = 0x4103
-BEAM_ANTS_ID = 0x4104
 FENG_RAW_ID = 0x4300
 BF_RAW_ID = 0x5000
+BEAM_ANTS_ID = 0x5004
 
 #: Bits of the digitiser status below the count of saturated samples.
 DIGITISER_STATUS_SATURATION_COUNT_SHIFT = 32
@@ -166,21 +167,21 @@ class AntennaChannelisedVoltageLayout(DeclarativeLayout):
             "sample_bits",
             "heaps_per_fengine_per_chunk",
         )
-        bits = self.heap_sample_count * COMPLEX * self.sample_bits
+        bits = self.heap_sample_count * N_POLS * COMPLEX * self.sample_bits
         _check(bits % BYTE_BITS == 0, f"sample_bits: {self.sample_bits} makes heaps of {bits} bits, not whole bytes")
         _ = self.declaration
 
     @property
     def heap_sample_count(self) -> int:
-        """Complex samples in a heap, both polarisations."""
-        return self.n_channels_per_substream * self.n_spectra_per_heap * N_POLS
+        """Complex samples of each polarisation in a heap: katgpucbf's metrics count so."""
+        return self.n_channels_per_substream * self.n_spectra_per_heap
 
     @functools.cached_property
     def declaration(self) -> Layout:  # noqa: D102
         shape = (self.n_channels_per_substream, self.n_spectra_per_heap, N_POLS, COMPLEX)
         return Layout(
             name="antenna-channelised-voltage",
-            heap_bytes=self.heap_sample_count * COMPLEX * self.sample_bits // BYTE_BITS,
+            heap_bytes=self.heap_sample_count * N_POLS * COMPLEX * self.sample_bits // BYTE_BITS,
             time=TimeAxis(item=TIMESTAMP_ID, step=self.heap_timestamp_step, batches=self.heaps_per_fengine_per_chunk),
             axes=(Axis(name="antenna", item=FENG_ID_ID, size=self.n_ants, reject_name="bad_feng_id_heaps"),),
             sources="antenna",
