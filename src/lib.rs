@@ -21,6 +21,7 @@ pub mod group;
 pub mod layout;
 pub mod ledger;
 mod pace;
+pub mod packet;
 pub mod place;
 #[cfg(feature = "python")]
 mod python;
