@@ -2,17 +2,17 @@
 #![expect(unsafe_code, reason = "capsules carry raw pointers")]
 
 use std::ffi::c_void;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{PyBytes, PyCapsule};
 
 use super::group::Group;
 use super::ledger::Ledger;
-use crate::abi::CAPSULE_NAME;
+use crate::abi::{CAPSULE_NAME, ChunkPlaceData};
 use crate::callback::{Context, Cookie, Stats};
 use crate::layout::Geometry;
 use crate::sync::Arc;
@@ -21,6 +21,8 @@ use crate::sync::Arc;
 #[pyclass(frozen, module = "speadrx._core")]
 pub struct Placement {
     context: Arc<Context>,
+    /// Items that the callback reads of each heap.
+    n_items: usize,
     /// A context serves one stream: two would use its state at once.
     given_out: AtomicBool,
 }
@@ -36,7 +38,16 @@ impl Placement {
         let stats = stats.map(|(base, count)| Stats { base, count });
         let cookie = cookie.map(|(flush, end, done)| Cookie { flush, end, done });
         let context = Arc::new(Context::new(geometry, window, stats, Arc::clone(&group.0), cookie)?);
-        Ok(Self { context, given_out: AtomicBool::new(false) })
+        let n_items = geometry.layout().items().len() + usize::from(cookie.is_some());
+        Ok(Self { context, n_items, given_out: AtomicBool::new(false) })
+    }
+
+    /// Claim the context for one user.
+    fn claim(&self) -> PyResult<()> {
+        if self.given_out.swap(true, Relaxed) {
+            return Err(PyValueError::new_err("placement: serves a stream already; make another for another stream"));
+        }
+        Ok(())
     }
 }
 
@@ -69,9 +80,7 @@ impl Placement {
 
     /// The callback as a capsule, which keeps its context alive; it serves one stream, and can be had once.
     fn capsule<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
-        if self.given_out.swap(true, Relaxed) {
-            return Err(PyValueError::new_err("placement: serves a stream already; make another for another stream"));
-        }
+        self.claim()?;
         let function = NonNull::new(self.context.function() as *mut c_void)
             .ok_or_else(|| PyValueError::new_err("the callback has no address"))?;
         let context = Arc::into_raw(Arc::clone(&self.context)).cast_mut().cast::<c_void>();
@@ -80,6 +89,44 @@ impl Placement {
             unsafe { PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context)) }?;
         set_context(&capsule, context)?;
         Ok(capsule)
+    }
+
+    /// Place heaps that have come already, by the items of each, in place of a stream; it can be done once.
+    ///
+    /// `items` has the values that the callback reads, heap after heap, as native `i64` (-1 for absent ones). Returns two
+    /// `i64` for each: its chunk (-1: it was rejected) and its index there.
+    fn try_heaps<'py>(&self, py: Python<'py>, items: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        const VALUE: usize = size_of::<i64>();
+        let row_bytes = self.n_items * VALUE;
+        if items.len() % row_bytes != 0 {
+            let text = format!("items: {} bytes are not a multiple of the {row_bytes} of a heap", items.len());
+            return Err(PyValueError::new_err(text));
+        }
+        self.claim()?;
+        let mut row = vec![0; self.n_items];
+        let places = items.chunks_exact(row_bytes).flat_map(|heap| {
+            for (value, bytes) in row.iter_mut().zip(heap.chunks_exact(VALUE)) {
+                *value = i64::from_ne_bytes(bytes.try_into().unwrap_or_default());
+            }
+            let mut data = ChunkPlaceData {
+                packet: ptr::null(),
+                packet_size: 0,
+                items: row.as_ptr(),
+                chunk_id: -1,
+                heap_index: 0,
+                heap_offset: 0,
+                batch_stats: ptr::null_mut(),
+                extra: ptr::null_mut(),
+                extra_offset: 0,
+                extra_size: 0,
+            };
+            let context = Arc::as_ptr(&self.context).cast_mut().cast::<c_void>();
+            // SAFETY: the context is ours alone since `claim`, has all items in `row`, and no place for side items.
+            unsafe { self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context) };
+            [data.chunk_id, data.heap_index as i64]
+        });
+        let bytes: Vec<u8> = places.flat_map(i64::to_ne_bytes).collect();
+        Ok(PyBytes::new(py, &bytes))
     }
 
     /// Count what is only known once the stream has stopped, and its callback is not called any more.

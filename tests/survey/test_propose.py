@@ -123,7 +123,7 @@ def table(items, heap_bytes=64, targets=None, senders=None):
     n = len(next(iter(items.values()), ()))
     zeros = np.zeros(n, np.int64)
     return Stream(
-        flavour=None,
+        flavour=Flavour(48),
         heap_bytes=heap_bytes,
         destinations=(GROUP,),
         items=items,

@@ -24,6 +24,8 @@ from speadrx.survey.values import Profile, profile
 
 #: Most streams, addresses and lengths to show. JSON has all of them.
 MOST_SHOWN = 10
+#: Senders have a habit if it shows in more than this fraction of the packets.
+_HABIT = 0.01
 _TOML_COLUMNS = 100
 
 
@@ -42,7 +44,8 @@ class Found:
 
     stream: Stream
     items: list[Item]
-    payload: list[tuple[int, str | None]]
+    #: IDs and names of the items in the payload, and the heaps that have them if each heap has one of several.
+    payload: list[tuple[int, str | None, int | None]]
     proposal: Proposal
 
 
@@ -67,15 +70,20 @@ def look(survey: Survey) -> list[Found]:
     def name(item: int) -> str | None:
         return escaped(described[item].name) if item in described else item_name(item)
 
-    return [
-        Found(
-            stream,
-            [Item(item, name(item), profile(values)) for item, values in stream.items.items()],
-            [(item, name(item)) for item in stream.payload_items],
-            propose(stream, described=described, seconds=survey.seconds),
-        )
-        for stream in survey.streams()
-    ]
+    unrepeated = survey.not_repeated > _HABIT * survey.packets
+    found = []
+    for stream in survey.streams():
+        values = dict(stream.items)
+        payload: list[tuple[int, str | None, int | None]] = [(item, name(item), None) for item in stream.payload_items]
+        if stream.one_of is not None:
+            values |= {item: stream.one_of.values[stream.one_of.which == item] for item in stream.one_of.items}
+        if stream.payload_one_of is not None:
+            which = stream.payload_one_of.which
+            payload += [(item, name(item), int((which == item).sum())) for item in stream.payload_one_of.items]
+        items = [Item(item, name(item), profile(column)) for item, column in sorted(values.items())]
+        proposal = propose(stream, described=described, seconds=survey.seconds, unrepeated=unrepeated)
+        found.append(Found(stream, items, payload, proposal))
+    return found
 
 
 def toml_text(found: Found, origin: str) -> str:
@@ -152,12 +160,14 @@ def _stream_json(found: Found) -> dict[str, Any]:
             {"id": item.id, "name": item.name, "immediate": True, **dataclasses.asdict(item.profile)}
             for item in found.items
         ]
-        + [{"id": item, "name": name, "immediate": False} for item, name in found.payload],
+        + [{"id": item, "name": name, "immediate": False, "heaps": heaps} for item, name, heaps in found.payload],
         "proposal": {
             "toml": None if proposal.layout is None else proposal.layout.to_toml(),
             "reasons": proposal.reasons,
             "uncertain": proposal.uncertain,
             "obstacle": proposal.obstacle,
+            "trial": None if proposal.trial is None else dataclasses.asdict(proposal.trial),
+            "attempt": None if proposal.attempt is None else proposal.attempt.to_toml(),
         },
     }
 
@@ -264,11 +274,15 @@ def show_stream(console: Console, number: int, found: Found) -> None:
 
 def _items_table(console: Console, found: Found) -> Table:
     rows = [(item.id, item.name, item.profile) for item in found.items]
-    payload = [(item, name, None) for item, name in found.payload]
+    payload = [(item, name, None) for item, name, _ in found.payload]
     everything: list[tuple[int, str | None, Profile | None]] = [*rows, *payload]
 
     def cells(get: Callable[[Profile], Any]) -> list[str]:
         return ["" if p is None or get(p) is None else str(get(p)) for _, _, p in everything]
+
+    def heaps() -> list[str]:
+        counts = [item.profile.heaps for item in found.items] + [heaps for _, _, heaps in found.payload]
+        return ["" if n is None else str(n) for n in counts]
 
     return _fitted(
         console,
@@ -280,7 +294,7 @@ def _items_table(console: Console, found: Found) -> Table:
             ("step", True, cells(lambda p: p.step)),
             ("least", True, cells(lambda p: p.minimum)),
             ("greatest", True, cells(lambda p: p.maximum)),
-            ("heaps", True, cells(lambda p: p.heaps)),
+            ("heaps", True, heaps()),
             ("first", False, cells(lambda p: ", ".join(map(str, p.first)))),
         ],
     )
@@ -289,9 +303,10 @@ def _items_table(console: Console, found: Found) -> Table:
 def _show_proposal(console: Console, proposal: Proposal) -> None:
     if proposal.layout is None:
         console.print(Text(f"No layout can be proposed: {proposal.obstacle}."))
-    else:
-        console.print("Proposed layout:\n")
-        console.print(Text(textwrap.indent(proposal.layout.to_toml(), "    ")), soft_wrap=True)
+    shown = proposal.layout or proposal.attempt
+    if shown is not None:
+        console.print("Proposed layout:\n" if proposal.layout else "What comes nearest:\n")
+        console.print(Text(textwrap.indent(shown.to_toml(), "    ")), soft_wrap=True)
     for mark, texts in (("-", proposal.reasons), ("?", proposal.uncertain)):
         for text in texts:
             console.print(

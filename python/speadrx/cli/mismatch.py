@@ -51,8 +51,19 @@ def _differences(layout: DeclarativeLayout, datagrams: Iterable[Datagram]) -> It
     if layout.heap_bytes not in lengths:
         came = listed((f"{length:,}" for length, _ in lengths.most_common()), most=_MOST_LENGTHS)
         yield f"The layout says heap_bytes = {layout.heap_bytes}, but the heaps that came have {came} bytes."
-    there = {item for stream in survey.streams() for item in stream.items}
+    streams = survey.streams()
+    alternatives = [stream.payload_one_of for stream in streams if stream.payload_one_of is not None]
+    addressed = {item for stream in streams for item in stream.payload_items}
+    addressed |= {item for one_of in alternatives for item in one_of.items}
+    there = {item for stream in streams for item in stream.items}
+    there |= {item for stream in streams if stream.one_of is not None for item in stream.one_of.items}
     lacking = [item for item in layout.spead_items if item not in SPECIAL_ITEMS and item not in there]
     for item in lacking if there else ():
         name = f" ({name})" if (name := item_name(item)) else ""
-        yield f"The layout needs item {item:#x}{name}, but no heap that came has it."
+        if item in addressed:
+            yield (
+                f"The layout needs the value of item {item:#x}{name}, but in the heaps that came it is addressed: its "
+                "value is in the payload, where placement does not look."
+            )
+        else:
+            yield f"The layout needs item {item:#x}{name}, but no heap that came has it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -22,10 +23,25 @@ _FEW_TIMES = 3
 _COLLISIONS = 0.002
 
 
+class From(IntEnum):
+    """Where the values of a column come from; of two that say the same, the later one here is preferred."""
+
+    #: The ID of an item in the payload.
+    PAYLOAD = 0
+    #: Bits of the heap counter.
+    COUNTER = 1
+    #: The ID of the one of several items that is present.
+    PRESENT = 2
+    #: The value of an item.
+    ITEM = 3
+
+
 @dataclass
 class Column:
-    """The values of an item that may be an axis, in all heaps whose time is good."""
+    """Values that may be an axis, in all heaps whose time is good."""
 
+    origin: From
+    #: The item, if the values are of one.
     item: int
     values: np.ndarray
     #: The values that are not garbage, in rising order.
@@ -34,6 +50,9 @@ class Column:
     good: np.ndarray
     #: At how many times the typical value is seen.
     times: int
+    #: The bits of the item that are the values.
+    shift: int = 0
+    mask: int | None = None
 
     @property
     def recurs(self) -> bool:
@@ -41,7 +60,7 @@ class Column:
         return self.times >= 2 and self.established.size > 0
 
 
-def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
+def sort_out(item: int, values: np.ndarray, times: np.ndarray, origin: From = From.ITEM) -> Column:
     """Tell the good values of an item from garbage, which may be anything, but does not last."""
     distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     index = index.reshape(-1)
@@ -59,7 +78,7 @@ def sort_out(item: int, values: np.ndarray, times: np.ndarray) -> Column:
     established = n_times >= least
     established &= density >= _DENSITY * np.median(density[index])
     established &= rate >= _RATE * np.median(rate[index])
-    return Column(item, values, distinct[established], established[index], int(typical))
+    return Column(origin, item, values, distinct[established], established[index], int(typical))
 
 
 def all_good(columns: list[Column], heaps: int) -> np.ndarray:
@@ -73,23 +92,27 @@ def all_good(columns: list[Column], heaps: int) -> np.ndarray:
 def distinguishing(times: np.ndarray, columns: list[Column], known: Container[int]) -> list[Column] | None:
     """Find the smallest set of items that tells the heaps of a time apart; None if all recurring items do not.
 
-    If either of two items would do, the one with fewer values is taken, then one that is `known`, then one that
-    has garbage values.
+    If either of two items would do, the value of an item is taken rather than an ID or the heap counter, then the one
+    with fewer values, then one that is `known`, then one that has garbage values.
     """
     recurring = [column for column in columns if column.recurs]
     clean = all_good(recurring, times.size)
     _, rows = np.unique(joint(times[clean], *(column.values[clean] for column in columns)), return_index=True)
     times = times[clean][rows]
-    values = {column.item: column.values[clean][rows] for column in recurring}
+    values = {id(column): column.values[clean][rows] for column in recurring}
 
     def collisions(chosen: list[Column]) -> int:
-        return rows.size - count(joint(times, *(values[column.item] for column in chosen)))
+        return rows.size - count(joint(times, *(values[id(column)] for column in chosen)))
 
     allowed = collisions(recurring) + max(1, int(_COLLISIONS * rows.size))
     if allowed > max(2, 0.05 * rows.size):
         return None
     chosen = list(recurring)
-    for column in sorted(recurring, key=lambda c: (-c.established.size, c.item in known, not c.good.all(), -c.item)):
+
+    def rank(column: Column) -> tuple[int, ...]:
+        return column.origin, -column.established.size, column.item in known, not column.good.all(), -column.item
+
+    for column in sorted(recurring, key=rank):
         without = [other for other in chosen if other is not column]
         if collisions(without) <= allowed:
             chosen = without

@@ -70,7 +70,12 @@ def _flavour(address_bytes: int) -> tuple[Flavour, int, int, int, int, int]:
     return flavour, (1 << flavour.address_bits) - 1, cnt, length, offset, payload
 
 
-def decode(data: bytes, length: int | None = None) -> PacketHeader | str:
+#: Why packets do not decode that make sense if each is a heap of its own.
+NO_OFFSET = "no heap counter, payload offset or payload length"
+BEYOND_HEAP = "payload beyond the heap"
+
+
+def decode(data: bytes, length: int | None = None, *, whole: bool = False) -> PacketHeader | str:
     """Decode a packet, by the rules of spead2.
 
     Parameters
@@ -79,6 +84,8 @@ def decode(data: bytes, length: int | None = None) -> PacketHeader | str:
         The packet. Its payload is not needed, and may have been cut off.
     length
         Bytes of the whole packet (default: those of `data`).
+    whole
+        Take the packet as a whole heap, whatever it says of the heap's length and of its own place there.
 
     Returns
     -------
@@ -108,6 +115,9 @@ def decode(data: bytes, length: int | None = None) -> PacketHeader | str:
     flavour, mask, cnt, heap_length, offset, payload_length = _flavour(address_bytes)
     shift = flavour.address_bits
     pointers = {pointer >> shift: pointer & mask for pointer in _pointers(n).unpack_from(data, _HEADER.size)}
+    if whole:
+        size = min(pointers.get(payload_length, packet_bytes), max(0, packet_bytes - start))
+        return PacketHeader(flavour, pointers, pointers.get(cnt, 0), size, 0, size, packet_bytes)
     try:
         header = PacketHeader(
             flavour,
@@ -119,9 +129,9 @@ def decode(data: bytes, length: int | None = None) -> PacketHeader | str:
             packet_bytes,
         )
     except KeyError:
-        return "no heap counter, payload offset or payload length"
+        return NO_OFFSET
     if start + header.payload_bytes > packet_bytes:
         return "payload beyond the end"
     if header.heap_bytes is not None and header.offset + header.payload_bytes > header.heap_bytes:
-        return "payload beyond the heap"
+        return BEYOND_HEAP
     return header

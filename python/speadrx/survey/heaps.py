@@ -9,7 +9,7 @@ import numpy as np
 import spead2
 import spead2.recv
 
-from .decode import Flavour, PacketHeader, decode
+from .decode import BEYOND_HEAP, NO_OFFSET, Flavour, PacketHeader, decode
 from .kinds import NO_DATA, Address, Kind, Stream, sort_into_streams
 
 #: Values of items to keep (8 bytes each). Heaps after that are only counted.
@@ -42,8 +42,16 @@ class Descriptor:
     description: str
     #: Length of each dimension; None if it is not fixed.
     shape: tuple[int | None, ...]
-    #: The numpy dtype; None if numpy has no such type.
+    #: The numpy dtype; None if numpy has no such type, or it has fields.
     dtype: str | None
+    #: ``"C"`` or ``"F"`` (Fortran): the order of the elements.
+    order: str = "C"
+    #: Name and numpy dtype of each field of a structure, if its fields are plain and lie side by side.
+    fields: tuple[tuple[str, str], ...] | None = None
+    #: The type in SPEAD's own words, instead of numpy's: code and bits of each field.
+    format: tuple[tuple[str, int], ...] | None = None
+    #: Why the type is not understood.
+    problem: str | None = None
 
 
 @dataclass
@@ -114,7 +122,9 @@ class Survey:
         self.destinations: dict[Address, Traffic] = {}
         self._room = most_values
         self._incomplete = 0
-        self._kinds: dict[tuple[Address, Flavour, tuple[int, ...]], Kind] = {}
+        self._kept = 0
+        # Packets that are heaps of their own, though they do not say so, apart from all others: spead2 drops them.
+        self._kinds: dict[tuple[Address, Flavour, tuple[int, ...], bool], Kind] = {}
         self._unfinished: dict[tuple[Address, Address, int], _Unfinished] = {}
         self._unsized: set[tuple[Address, Address, int]] = set()
         self._indices: dict[Address, int] = {}
@@ -161,12 +171,15 @@ class Survey:
             self.undecodable[header] += 1
             for of_address in traffic:
                 of_address.undecodable += 1
+            if header in (NO_OFFSET, BEYOND_HEAP):
+                self._keep_whole(sender, destination, data, length)
             return
         if 8 + 8 * len(header.pointers) + header.payload_bytes < size:
             self.trailing += 1
         heap = (sender, destination, header.heap_cnt)
         if header.heap_bytes is None:
             self._add_unsized(heap)
+            self._keep_whole(sender, destination, data, length)
         elif self._is_first(heap, header, data):
             for of_address in traffic:
                 of_address.heaps += 1
@@ -220,24 +233,37 @@ class Survey:
             self.descriptors += 1
         elif not header.heap_bytes:
             self.empty += 1
-        else:
-            kind = self._kinds.get((destination, flavour, keys))
-            if self._room < len(keys) or (kind is None and len(self._kinds) >= MOST_KINDS):
-                self.unkept += 1
-                return
-            if kind is None:
-                kind = Kind(self._index(destination), flavour, keys)
-                self._kinds[destination, flavour, keys] = kind
-            self._room -= len(keys)
-            kind.values.extend(pointers.values())
-            kind.numbers.append(self.heaps)
-            kind.senders.append(self._index(sender))
+        elif not self._keep(header, sender, destination, whole=False):
+            self.unkept += 1
+
+    def _keep_whole(self, sender: Address, destination: Address, data: bytes, length: int | None) -> None:
+        """Keep the values of a packet that spead2 drops, as those of a heap."""
+        header = decode(data, length, whole=True)
+        if not isinstance(header, str) and header.heap_bytes:
+            self._keep(header, sender, destination, whole=True)
+
+    def _keep(self, header: PacketHeader, sender: Address, destination: Address, *, whole: bool) -> bool:
+        """Keep the values of a heap, if there is room."""
+        flavour, keys = header.flavour, tuple(header.pointers)
+        kind = self._kinds.get((destination, flavour, keys, whole))
+        if self._room < len(keys) or (kind is None and len(self._kinds) >= MOST_KINDS):
+            return False
+        if kind is None:
+            kind = Kind(self._index(destination), flavour, keys, whole)
+            self._kinds[destination, flavour, keys, whole] = kind
+        self._room -= len(keys)
+        self._kept += 1
+        kind.values.extend(header.pointers.values())
+        kind.bytes.append(header.payload_bytes if whole else header.heap_bytes or 0)
+        kind.numbers.append(self._kept)
+        kind.senders.append(self._index(sender))
+        return True
 
     def _index(self, address: Address) -> int:
         return self._indices.setdefault(address, len(self._indices))
 
     def heap_bytes(self) -> collections.Counter[int]:
-        """Count the heaps whose values were kept, by length.
+        """Count the heaps whose values were kept, by the length that they give.
 
         Returns
         -------
@@ -246,6 +272,8 @@ class Survey:
         """
         lengths: collections.Counter[int] = collections.Counter()
         for kind in self._kinds.values():
+            if kind.whole:
+                continue
             distinct, counts = np.unique(kind.lengths(), return_counts=True)
             for length, heaps in zip(distinct, counts, strict=True):
                 lengths[int(length)] += int(heaps)
@@ -270,14 +298,11 @@ class Survey:
             for raw in heap.get_descriptors():
                 try:
                     item = spead2.Item.from_raw(raw, heap.flavour)
-                except (ValueError, TypeError, SyntaxError):  # spead2 does not accept its format
-                    continue
-                found[item.id] = Descriptor(
-                    item.name,
-                    item.description,
-                    tuple(item.shape),
-                    None if item.dtype is None else np.dtype(item.dtype).str,
-                )
+                except (ValueError, TypeError, SyntaxError) as exc:  # spead2 does not accept its format
+                    name = raw.name.decode("ascii", "replace")
+                    found[raw.id] = Descriptor(name, "", (), None, problem=str(exc) or type(exc).__name__)
+                else:
+                    found[item.id] = _descriptor(item)
         return found
 
     def streams(self) -> list[Stream]:
@@ -292,6 +317,22 @@ class Survey:
             Their items, senders and destinations; `propose` proposes a layout for one.
         """
         return sort_into_streams(self._kinds.values(), list(self._indices))
+
+
+def _descriptor(item: spead2.Item) -> Descriptor:
+    shape = tuple(item.shape)
+    if item.dtype is None:
+        own = tuple((str(code), int(bits)) for code, bits in item.format or ())
+        return Descriptor(item.name, item.description, shape, None, format=own)
+    dtype = np.dtype(item.dtype)
+    if dtype.names is None and dtype.subdtype is None:
+        return Descriptor(item.name, item.description, shape, dtype.str, item.order)
+    parts = {name: dtype[name] for name in dtype.names or ()}
+    plain = all(part.kind in "biufc" for part in parts.values())
+    if not parts or not plain or sum(part.itemsize for part in parts.values()) < dtype.itemsize:
+        return Descriptor(item.name, item.description, shape, None, item.order, problem=f"its type is {dtype}")
+    fields = tuple((name, part.str) for name, part in parts.items())
+    return Descriptor(item.name, item.description, shape, None, item.order, fields)
 
 
 def _traffic(of: dict[Address, Traffic], address: Address) -> Traffic:

@@ -6,7 +6,7 @@ import collections
 import functools
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,8 @@ Address = tuple[str, int]
 NO_DATA = frozenset((0, *SPECIAL_ITEMS, spead2.DESCRIPTOR_ID, spead2.STREAM_CTRL_ID))
 #: Heaps that are alike make a stream if they are at least this fraction of the most frequent at their destination.
 _STREAM_SHARE = 0.25
+#: At least so many heaps of a stream must have an item before it can be one of several.
+_LEAST_OF_EACH = 3
 
 
 @dataclass
@@ -31,7 +33,10 @@ class Kind:
     destination: int
     flavour: Flavour
     keys: tuple[int, ...]
+    #: Whether each is a packet that was taken as a whole heap, because spead2 drops it as it is.
+    whole: bool = False
     values: array[int] = field(default_factory=lambda: array("Q"))  # a row for each heap
+    bytes: array[int] = field(default_factory=lambda: array("Q"))  # of the payload of each heap
     numbers: array[int] = field(default_factory=lambda: array("Q"))  # position of each heap among all heaps
     senders: array[int] = field(default_factory=lambda: array("Q"))
 
@@ -52,11 +57,31 @@ class Kind:
 
     def lengths(self) -> np.ndarray:
         """Bytes of each heap."""
-        return self.column(spead2.HEAP_LENGTH_ID)
+        return np.frombuffer(self.bytes, np.uint64)
 
     def column(self, item: int) -> np.ndarray:
-        """Immediate values of an item, by its ID."""
-        return self.table()[:, self.keys.index(self.flavour.immediate | item)]
+        """Immediate values of an item, by its ID; 0 if heaps lack it."""
+        key = self.flavour.immediate | item
+        return self.table()[:, self.keys.index(key)] if key in self.keys else np.zeros(len(self.numbers), np.uint64)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Items of which each heap has exactly one.
+
+    Attributes
+    ----------
+    items
+        Their IDs.
+    which
+        The ID of the one that each heap has; 0 if it has none.
+    values
+        Its immediate value; its place in the payload if it has none.
+    """
+
+    items: tuple[int, ...]
+    which: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,12 @@ class Stream:
         For each heap, a number for the host and port of its sender, and the index of its destination.
     others
         Heaps to the same destinations with another length, flavour or set of items.
+    counters
+        The heap counter of each heap.
+    one_of, payload_one_of
+        Items with an immediate value, and items in the payload, of which each heap has one; None if there are no such.
+    whole
+        Whether each heap is a packet that spead2 drops as it is, because it does not say that it is a heap.
     """
 
     flavour: Flavour
@@ -90,6 +121,10 @@ class Stream:
     senders: np.ndarray
     targets: np.ndarray
     others: int
+    counters: np.ndarray | None = None
+    one_of: OneOf | None = None
+    payload_one_of: OneOf | None = None
+    whole: bool = False
 
     @property
     def heaps(self) -> int:
@@ -112,34 +147,72 @@ def sort_into_streams(kinds: Iterable[Kind], addresses: list[Address]) -> list[S
 
 
 @dataclass(frozen=True)
+class _Set:
+    """Items of a stream: those that all heaps have, and those of which each heap has one."""
+
+    common: frozenset[int]
+    one_of: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, sets: Mapping[frozenset[int], int]) -> _Set:
+        """Find them in the sets of items that heaps have, with the number of heaps."""
+        common = frozenset.intersection(*sets)
+        rests = [(one - common, heaps) for one, heaps in sets.items()]
+        # Of items that always come together, one will do.
+        one_of = frozenset(min(rest) for rest, _ in rests if rest)
+        apart = sum(len(rest) for rest, _ in rests) == len(frozenset().union(*(rest for rest, _ in rests)))
+        if len(one_of) < len(rests) or len(rests) < 2 or not apart or min(sets.values()) < _LEAST_OF_EACH:
+            one_of = frozenset()
+        return cls(common, one_of)
+
+    def __bool__(self) -> bool:
+        return bool(self.common or self.one_of)
+
+    def which(self, items: frozenset[int]) -> int | None:
+        """Which of the items of which there is one is among these; None if none is, or several are."""
+        found = self.one_of & items
+        return next(iter(found)) if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
 class _Signature:
     """What the heaps of a stream have in common."""
 
     flavour: Flavour
+    whole: bool
     heap_bytes: int
-    immediate: frozenset[int]
-    payload: frozenset[int]
+    immediate: _Set
+    payload: _Set
 
 
 def _signatures(kinds: list[Kind]) -> Iterator[_Signature]:
     """The signatures that are frequent among the kinds of a destination."""
-    counts: collections.Counter[_Signature] = collections.Counter()
+    counts: collections.Counter[tuple[tuple[Flavour, bool, int], frozenset[int], frozenset[int]]]
+    counts = collections.Counter()
     for kind in kinds:
         for length, n in zip(*np.unique(kind.lengths(), return_counts=True), strict=True):
-            counts[_Signature(kind.flavour, int(length), kind.immediate, kind.payload)] += int(n)
+            counts[(kind.flavour, kind.whole, int(length)), kind.immediate, kind.payload] += int(n)
     most = max(counts.values(), default=0)
-    frequent = [signature for signature, n in counts.items() if n >= _STREAM_SHARE * most]
-    # Some heaps of a length may have more items than others: then the items that all of them have are taken.
-    by_size: dict[tuple[Flavour, int], list[_Signature]] = {}
-    for signature in frequent:
-        by_size.setdefault((signature.flavour, signature.heap_bytes), []).append(signature)
-    for (flavour, heap_bytes), alike in by_size.items():
-        immediate = frozenset.intersection(*(signature.immediate for signature in alike))
-        payload = frozenset.intersection(*(signature.payload for signature in alike))
+    by_size: dict[tuple[Flavour, bool, int], dict[tuple[frozenset[int], frozenset[int]], int]] = {}
+    for (size, immediates, payloads), n in counts.items():
+        if n >= _STREAM_SHARE * most:
+            by_size.setdefault(size, {})[immediates, payloads] = n
+    for size, alike in by_size.items():
+        immediate, payload = _Set.of(_summed(alike, 0)), _Set.of(_summed(alike, 1))
+        # Some heaps of a length may have more items than others: then the items that all of them have are taken.
         if immediate:
-            yield _Signature(flavour, heap_bytes, immediate, payload)
+            yield _Signature(*size, immediate, payload)
         else:
-            yield from alike
+            for immediates, payloads in alike:
+                yield _Signature(*size, _Set(immediates), _Set(payloads))
+
+
+def _summed(alike: Mapping[tuple[frozenset[int], frozenset[int]], int], part: int) -> dict[frozenset[int], int]:
+    """The number of heaps by one of the two parts of their items."""
+    heaps: collections.Counter[frozenset[int]] = collections.Counter()
+    for sets, n in alike.items():
+        heaps[sets[part]] += n
+    return heaps
 
 
 def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Address]) -> Stream:
@@ -147,23 +220,46 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
     parts: list[tuple[Kind, np.ndarray]] = []
     heaps = 0
     for kind in kinds:
+        if kind.whole != signature.whole:
+            continue
         heaps += len(kind.numbers)
-        if kind.flavour == signature.flavour and kind.immediate >= signature.immediate:
+        if kind.flavour == signature.flavour and kind.immediate >= signature.immediate.common:
             rows = np.flatnonzero(kind.lengths() == signature.heap_bytes)
-            if rows.size:
+            if rows.size and (not signature.immediate.one_of or signature.immediate.which(kind.immediate) is not None):
                 parts.append((kind, rows))
     order = np.argsort(np.concatenate([np.frombuffer(kind.numbers, np.uint64)[rows] for kind, rows in parts]))
 
-    def gather(columns: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(columns)[order]
+    def gather(get: Callable[[Kind], np.ndarray]) -> np.ndarray:
+        return np.concatenate([get(kind)[rows] for kind, rows in parts])[order]
+
+    def one_of(items: _Set, of: Callable[[Kind], frozenset[int]], bit: int) -> OneOf | None:
+        if not items.one_of:
+            return None
+
+        def which(kind: Kind) -> int:
+            return items.which(of(kind)) or 0
+
+        def values(kind: Kind) -> np.ndarray:
+            key = which(kind) | bit
+            return kind.table()[:, kind.keys.index(key)] if which(kind) else np.zeros(len(kind.numbers), np.uint64)
+
+        return OneOf(
+            tuple(sorted(items.one_of)),
+            gather(lambda kind: np.full(len(kind.numbers), which(kind), np.uint64)),
+            gather(values),
+        )
 
     return Stream(
         flavour=signature.flavour,
         heap_bytes=signature.heap_bytes,
         destinations=tuple(destinations.values()),
-        items={item: gather([kind.column(item)[rows] for kind, rows in parts]) for item in sorted(signature.immediate)},
-        payload_items=tuple(sorted(signature.payload)),
-        senders=gather([np.frombuffer(kind.senders, np.uint64)[rows] for kind, rows in parts]),
-        targets=gather([np.full(rows.size, list(destinations).index(kind.destination)) for kind, rows in parts]),
+        items={item: gather(lambda kind: kind.column(item)) for item in sorted(signature.immediate.common)},  # noqa: B023
+        payload_items=tuple(sorted(signature.payload.common)),
+        senders=gather(lambda kind: np.frombuffer(kind.senders, np.uint64)),
+        targets=gather(lambda kind: np.full(len(kind.numbers), list(destinations).index(kind.destination))),
         others=heaps - int(order.size),
+        counters=gather(lambda kind: kind.column(spead2.HEAP_CNT_ID)),
+        one_of=one_of(signature.immediate, lambda kind: kind.immediate, signature.flavour.immediate),
+        payload_one_of=one_of(signature.payload, lambda kind: kind.payload, 0),
+        whole=signature.whole,
     )

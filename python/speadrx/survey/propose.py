@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import spead2
 
 from speadrx._core import LayoutError
 from speadrx._words import counted
 from speadrx.layout import presets
-from speadrx.layout.declaration import Axis, Layout, TimeAxis
+from speadrx.layout.declaration import Axis, Layout
 from speadrx.layout.items import TIMESTAMP_BITS, item_name
-from speadrx.layout.meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID, TIMESTAMP_ID
+from speadrx.layout.meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID
 
-from .columns import Column, all_good, distinguishing, guards, sort_out
+from . import habits
+from .columns import Column, From, all_good, distinguishing, guards, sort_out
+from .contents import contents
 from .heaps import Descriptor
 from .kinds import Stream
-from .values import RISING, common_step, count, joint, most_frequent, rise, unwrapped
+from .times import NoProposalError, Notes, TimeItem, Times, read_times, time_items
+from .trial import LEAST_FITTING, Trial, try_layout
+from .values import count, joint
 
 #: Known items, and the names of their axes.
 _AXIS_NAMES = {FENG_ID_ID: "antenna", DIGITISER_ID_ID: "digitiser", FREQUENCY_ID: "frequency"}
 #: Items of these that say where a heap comes from.
 _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 
-#: Fraction of the heaps whose times must be on the grid of the step.
-_ON_GRID = 0.7
-#: A time is garbage if it differs by more than so many steps from the times of the heaps around it.
-_FAR_STEPS = 4096
-_NEIGHBOURS = 256
 #: Values make a grid if at least this fraction of its indices were seen. Otherwise they are listed.
 _GRID_FILL = 0.75
 #: Longest list of values.
 _MOST_LISTED = 65536
+#: Bits of the heap counter that may be an axis: a shift and a mask.
+_COUNTER_BITS = ((16, 0xFFFF), (0, 0xFFFF), (32, 0xFFFF))
 
 _CHUNK_BYTES = 2**24
 _CHUNK_HEAPS = 2**16
@@ -58,28 +61,28 @@ class Proposal:
         Sentences about fields that may be wrong.
     obstacle
         Why there is no proposal; None if there is one.
+    trial
+        What the layout does with the heaps that were seen; None if none was tried.
+    attempt
+        The layout that comes nearest, if too few heaps fit.
     """
 
     layout: Layout | None
     reasons: tuple[str, ...]
     uncertain: tuple[str, ...]
     obstacle: str | None = None
-
-
-class _NoProposalError(Exception):
-    """There is no proposal; the message says why."""
-
-
-@dataclass
-class _Notes:
-    reasons: list[str] = field(default_factory=list)
-    uncertain: list[str] = field(default_factory=list)
+    trial: Trial | None = None
+    attempt: Layout | None = None
 
 
 def propose(
-    stream: Stream, *, described: Mapping[int, Descriptor] | None = None, seconds: float | None = None
+    stream: Stream,
+    *,
+    described: Mapping[int, Descriptor] | None = None,
+    seconds: float | None = None,
+    unrepeated: bool = False,
 ) -> Proposal:
-    """Propose a layout.
+    """Propose a layout, and try it on the heaps that were seen.
 
     The data of heaps is taken as bytes unless a descriptor gives a type. Some things cannot be found in the heaps: axes
     whose index depends on the stream (``from_user_data``), senders that were silent, bits of an item that no heap had
@@ -93,151 +96,167 @@ def propose(
         Descriptors of its items, from `Survey.described`.
     seconds
         Time from its first heap to its last, in seconds. It decides how much data a chunk should hold.
+    unrepeated
+        Whether only the first packets of heaps have all items.
 
     Returns
     -------
     Proposal
         A layout with reasons, or the reason why there is none.
     """
-    failed: Proposal | None = None
+    described = described or {}
+    reversed_items = habits.little_endian(stream)
+    shared = habits.shared_counters(stream)
+    said = tuple(habits.said(stream, shared, reversed_items, unrepeated))
+    right = habits.mended(stream, reversed_items)
+    best: Proposal | None = None
     try:
-        candidates = _time_items(stream)
-    except _NoProposalError as exc:
-        return Proposal(None, (), (), str(exc))
-    for item in candidates:
-        notes = _Notes()
-        obstacle: str | None = None
-        layout: Layout | None = None
-        try:
-            layout = _propose(stream, item, described or {}, seconds, notes)
-        except _NoProposalError as exc:
-            obstacle = str(exc)
-        except LayoutError as exc:
-            obstacle = f"what was found does not make a valid layout: {exc}"
-        proposal = Proposal(layout, tuple(notes.reasons), tuple(notes.uncertain), obstacle)
-        if layout is not None:
-            return proposal
-        failed = failed or proposal
-    assert failed is not None
-    return failed
+        for item in time_items(right, described):
+            proposal = _attempt(right, item, described, seconds)
+            if proposal.layout is not None:
+                best = proposal
+                break
+            if best is None or _fitting(proposal) > _fitting(best):
+                best = proposal
+    except NoProposalError as exc:
+        best = Proposal(None, (), (), str(exc))
+    assert best is not None
+    return dataclasses.replace(best, uncertain=(*said, *best.uncertain))
+
+
+def _fitting(proposal: Proposal) -> int:
+    return -1 if proposal.trial is None else proposal.trial.fitting
+
+
+def _attempt(stream: Stream, item: TimeItem, described: Mapping[int, Descriptor], seconds: float | None) -> Proposal:
+    """Propose a layout that takes the time from an item, and try it."""
+    notes = Notes()
+    trial: Trial | None = None
+    layout: Layout | None = None
+    obstacle: str | None = None
+    try:
+        layout, apart = _propose(stream, item, described, seconds, notes)
+        trial = try_layout(layout, stream, by_destination=apart)
+    except NoProposalError as exc:
+        obstacle = str(exc)
+    except LayoutError as exc:
+        obstacle = f"what was found does not make a valid layout: {exc}"
+    if trial is None:
+        return Proposal(None, tuple(notes.reasons), tuple(notes.uncertain), obstacle)
+    if trial.passed:
+        notes.reasons.append(f"tried: {trial}.")
+        return Proposal(layout, tuple(notes.reasons), tuple(notes.uncertain), None, trial)
+    obstacle = f"of the layout that comes nearest, {trial}"
+    return Proposal(None, tuple(notes.reasons), tuple(notes.uncertain), obstacle, trial, layout)
 
 
 def _propose(
-    stream: Stream, item: int, described: Mapping[int, Descriptor], seconds: float | None, notes: _Notes
-) -> Layout:
-    """Propose a layout that takes the time from an item."""
+    stream: Stream, item: TimeItem, described: Mapping[int, Descriptor], seconds: float | None, notes: Notes
+) -> tuple[Layout, bool]:
+    """Propose a layout that takes the time from an item; and say whether each destination needs a stream of its own."""
     notes.reasons.append(f"heap_bytes: {stream.heap_bytes}, the length of {counted(stream.heaps, 'heap')}.")
     if stream.others:
         left_out = f"{counted(stream.others, 'heap')} with another length, flavour or set of items"
         notes.reasons.append(f"{left_out} {'was' if stream.others == 1 else 'were'} left out.")
-    times, step, align = _time(stream, item, notes)
-    good = times >= 0
-    columns = [sort_out(other, values[good], times[good]) for other, values in stream.items.items() if other != item]
-    chosen = distinguishing(times[good], columns, _AXIS_NAMES)
-    if chosen is None:
-        scattered = ", ".join(f"{column.item:#x}" for column in columns if not column.recurs)
-        raise _NoProposalError(
-            "many heaps have the same time, and the same value of every item whose values come again (they differ only "
-            f"in {scattered}, whose values do not come again): nothing says where such heaps belong"
-        )
+    times = read_times(stream, item, notes)
+    good = times.numbers >= 0
+    numbers = times.numbers[good]
+    chosen, columns = _choose(stream, times)
     clean = all_good(chosen, int(good.sum()))
     others = [column for column in columns if column.recurs and column not in chosen]
-    guarding = [column for column in others if guards(column, times[good], chosen)]
+    guarding = [column for column in others if guards(column, numbers, chosen)]
     chosen.sort(key=lambda column: int(np.count_nonzero(np.diff(column.values[clean]))))
     axes = _axes(chosen, guarding, described, notes)
-    _note_targets(stream, good, clean, times[good], chosen, notes)
-    sources = _sources(chosen, axes, stream.senders[good], notes)
-    batch_heaps = math.prod(axis.size or len(axis.values or ()) for axis in axes)
-    batches = _batches(stream.heap_bytes, batch_heaps, step, np.unique(times[good]).size, seconds, notes)
-    dtype, heap_shape = _contents(stream, described, notes)
-    _note_known(stream, item, axes, notes)
-    labels = next((tuple(map(str, axis.values)) for axis in axes if axis.name == sources and axis.values), ())
-    return Layout(
+    apart = _note_targets(stream, good, clean, numbers, chosen, notes)
+    sources = _sources(chosen, axes, stream.senders[good], times, notes)
+    batch_heaps = math.prod(_size(axis) for axis in axes)
+    batches = _batches(stream.heap_bytes, batch_heaps, times, np.unique(numbers).size, seconds, notes)
+    _note_known(stream, item.field, axes, notes)
+    source_axis = next((axis for axis in axes if axis.name == sources), None)
+    labels = () if source_axis is None or source_axis.values is None else tuple(map(str, source_axis.values))
+    layout = Layout(
         heap_bytes=stream.heap_bytes,
-        time=TimeAxis(item=item, step=step, batches=batches, align=align),
+        time=times.axis(batches, None if times.source is None else _phases(times, source_axis)),
         axes=axes,
         sources=sources,
         source_labels=labels,
-        dtype=dtype,
-        heap_shape=heap_shape,
+        **contents(stream, described, notes),
+    )
+    return layout, apart
+
+
+def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
+    """Find what tells heaps of the same time apart; and all columns that were looked at."""
+    good = times.numbers >= 0
+    numbers = times.numbers[good]
+    used = times.item.ids
+    columns = [sort_out(item, values[good], numbers) for item, values in stream.items.items() if item not in used]
+    for one_of, origin in ((stream.one_of, From.PRESENT), (stream.payload_one_of, From.PAYLOAD)):
+        if one_of is not None:
+            columns.append(sort_out(0, one_of.which[good], numbers, origin))
+    chosen = distinguishing(numbers, columns, _AXIS_NAMES)
+    if chosen is not None and times.source is not None:
+        # Each source has its own phase, so its axis is needed even if no two ever have a heap of the same time.
+        chosen += [column for column in columns if column.item == times.source and column not in chosen]
+    if stream.counters is None or spead2.HEAP_CNT_ID in used:
+        if chosen is None:
+            raise NoProposalError(_indistinct(columns))
+        return chosen, columns
+    alike = _alike(stream, good, numbers, chosen or [])
+    if chosen is not None and alike <= 1 - LEAST_FITTING:
+        return chosen, columns
+    for shift, mask in _COUNTER_BITS:
+        field = (stream.counters[good] >> np.uint64(shift)) & np.uint64(mask)
+        column = sort_out(spead2.HEAP_CNT_ID, field, numbers, From.COUNTER)
+        more = distinguishing(numbers, [*columns, dataclasses.replace(column, shift=shift, mask=mask)], _AXIS_NAMES)
+        if more is not None and _alike(stream, good, numbers, more) <= 1 - LEAST_FITTING:
+            return more, columns
+    raise NoProposalError(_indistinct(columns) if chosen is None else _alike_text(alike))
+
+
+def _alike(stream: Stream, good: np.ndarray, numbers: np.ndarray, chosen: list[Column]) -> float:
+    """The fraction of the heaps that have the time and the chosen values of another heap to the same destination."""
+    assert stream.counters is not None
+    clean = all_good(chosen, int(good.sum()))
+    slots = joint(stream.targets[good][clean], numbers[clean], *(column.values[clean] for column in chosen))
+    heaps = joint(slots, stream.senders[good][clean], stream.counters[good][clean])
+    return 1 - count(slots) / max(1, count(heaps))
+
+
+def _indistinct(columns: list[Column]) -> str:
+    scattered = ", ".join(f"{column.item:#x}" for column in columns if not column.recurs)
+    return (
+        "many heaps have the same time, and the same value of every item whose values come again (they differ only "
+        f"in {scattered}, whose values do not come again): nothing says where such heaps belong"
     )
 
 
-def _time_items(stream: Stream) -> list[int]:
-    """Find items that may be the time, the likeliest first. If MeerKAT's timestamp is there, it is the only one."""
-    if not stream.items:
-        raise _NoProposalError("the heaps have no items with immediate values, so nothing says their time")
-    distinct = {item: np.unique(values).size for item, values in stream.items.items()}
-    rises = {item: rise(values) for item, values in stream.items.items()}
-    if TIMESTAMP_ID in rises:
-        if rises[TIMESTAMP_ID] < RISING and distinct[TIMESTAMP_ID] <= 2:
-            raise _NoProposalError(
-                f"all heaps together have only {counted(distinct[TIMESTAMP_ID], 'time')} (item {TIMESTAMP_ID:#x}), "
-                "which is not enough to find the step of the time axis: take more packets"
-            )
-        return [TIMESTAMP_ID]
-    found = [item for item, value in rises.items() if value >= RISING]
-    if not found:
-        best = max(rises, key=lambda item: rises[item])
-        raise _NoProposalError(
-            f"no item rises as the heaps arrive, so none can be the time (best: item {best:#x}, with a rank "
-            f"correlation of {rises[best]:.2f} of the {RISING} wanted): take more packets, or see the items"
-        )
-    # A counter of heaps has a new value in each heap, and comes last. What changes less often than time, such as a
-    # status, has fewer values.
-    return sorted(found, key=lambda item: (distinct[item] == stream.heaps, -distinct[item], item))
+def _alike_text(alike: float) -> str:
+    return (
+        f"{alike:.0%} of the heaps have the same time and the same values of all items as another heap (only the heap "
+        "counter or the sender is another): nothing says where such heaps belong"
+    )
 
 
-def _time(stream: Stream, item: int, notes: _Notes) -> tuple[np.ndarray, int, Literal["reject", "mask"]]:
-    """For each heap the number of its step (-1 if its time is garbage), the step, and how to align times."""
-    values = stream.items[item]
-    known = ", MeerKAT's timestamp," if item == TIMESTAMP_ID else ""
-    step = common_step(values)
-    if step is None:
-        raise _NoProposalError(f"all heaps have the same time (item {item:#x}): take more packets")
-    phase = most_frequent(values % np.uint64(step))
-    good = (values % np.uint64(step) == phase) & (values < np.uint64(1 << TIMESTAMP_BITS))
-    on_grid = np.count_nonzero(good) / values.size
-    if on_grid < _ON_GRID:
-        raise _NoProposalError(
-            f"the times (item {item:#x}) have no common step: the most frequent step is {step}, but only {on_grid:.0%} "
-            "of the heaps are multiples of it apart"
-        )
-    align: Literal["reject", "mask"] = "reject"
-    if phase:
-        if step & (step - 1):
-            raise _NoProposalError(
-                f"the times (item {item:#x}) go in steps of {step}, but are {phase} above its multiples, and a layout "
-                "cannot express that"
-            )
-        align = "mask"
-        notes.uncertain.append(f"Times are {phase} above the multiples of the step, so the low bits are masked off.")
-    correlation = rise(values)
-    how = "rises as heaps arrive, in steps" if correlation >= RISING else "goes in steps"
-    notes.reasons.append(f"time: item {item:#x}{known} {how} of {step} ({on_grid:.2%} of the heaps are on this grid).")
-    if correlation < RISING:
-        notes.uncertain.append(
-            f"Times do not rise as heaps arrive (rank correlation {correlation:.2f}; {RISING} or more is expected): "
-            "senders may have restarted, or do not agree on the time."
-        )
-    numbers = (unwrapped(values) // np.uint64(step)).astype(np.int64)
-    good &= _plausible(numbers, good, step)
-    return np.where(good, numbers, -1), step, align
+def _phases(times: Times, axis: Axis | None) -> tuple[int, ...]:
+    """The phase of each source, by index."""
+    if axis is None or axis.item != times.source:
+        raise NoProposalError(f"the times have a phase for each value of item {times.source:#x}, which is no axis")
+    values = axis.values or range(0, (axis.size or 0) * axis.step, axis.step)
+    return tuple(times.phases.get(value, 0) for value in values)
 
 
-def _plausible(numbers: np.ndarray, good: np.ndarray, step: int) -> np.ndarray:
-    """For each heap, whether its time is near that of the heaps that came with it."""
-    most = min(_FAR_STEPS, 2**TIMESTAMP_BITS // step // 8)
-    plausible = np.ones(numbers.size, bool)
-    for start in range(0, numbers.size, _NEIGHBOURS):
-        part = slice(start, start + _NEIGHBOURS)
-        if good[part].any():
-            plausible[part] = np.abs(numbers[part] - np.median(numbers[part][good[part]])) <= most
-    return plausible
+def _size(axis: Axis) -> int:
+    """The number of indices on an axis."""
+    listed = (axis.size, axis.values, getattr(axis, "payload_items", None), getattr(axis, "present_items", None))
+    return next(one if isinstance(one, int) else len(one) for one in listed if one is not None)
 
 
-def _axis_name(item: int, described: Mapping[int, Descriptor], taken: set[str]) -> str:
-    name = _AXIS_NAMES.get(item) or (described[item].name if item in described else item_name(item) or "")
+def _axis_name(column: Column, described: Mapping[int, Descriptor], taken: set[str]) -> str:
+    item = column.item
+    names = {From.PAYLOAD: "payload", From.PRESENT: "present", From.COUNTER: "counter"}
+    name = names.get(column.origin) or _AXIS_NAMES.get(item)
+    name = name or (described[item].name if item in described else item_name(item) or "")
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
     if not name or name[0].isdigit() or name in taken:
         name = f"item_{item:04x}"
@@ -246,44 +265,62 @@ def _axis_name(item: int, described: Mapping[int, Descriptor], taken: set[str]) 
 
 
 def _axes(
-    chosen: list[Column], guarding: list[Column], described: Mapping[int, Descriptor], notes: _Notes
+    chosen: list[Column], guarding: list[Column], described: Mapping[int, Descriptor], notes: Notes
 ) -> tuple[Axis, ...]:
     taken = {"time"}
     axes = []
     for column in [*chosen, *guarding]:
-        name = _axis_name(column.item, described, taken)
-        values = [int(value) for value in column.established]
-        step = math.gcd(*values)
-        size = values[-1] // step + 1 if step else 1
-        grid = set(range(0, values[-1] + 1, step)) if step and size <= 2 * len(values) else {0}
-        bad = set(map(int, np.unique(column.values[~column.good])))
-        # A rare value between others is garbage. A value that was never seen may be a silent sender.
-        if len(values) >= _GRID_FILL * size and values[0] == 0 and not bad & grid:
-            axes.append(Axis(name=name, item=column.item, size=size, step=step or 1))
-            how = f"{counted(size, 'value')} from 0" + (f" in steps of {step}" if step > 1 else "")
-            if len(values) < size:
-                silent = ", ".join(map(str, sorted(grid - set(values))[:8]))
-                notes.uncertain.append(f"Axis {name}: some values between others were not seen: {silent}.")
-        elif len(values) <= _MOST_LISTED:
-            axes.append(Axis(name=name, item=column.item, values=tuple(values)))
-            how = f"{counted(len(values), 'value')} in a list"
-        else:
-            raise _NoProposalError(f"item {column.item:#x} has {len(values):,} values, which are too many to list")
+        name = _axis_name(column, described, taken)
+        fields, how = _indices(column, name, notes)
+        axes.append(Axis(name=name, **fields))
         why = "tells heaps of the same time apart"
         if column in guarding:
             why = "keeps out garbage: other values are rare, and their heaps share a slot with a good one"
-        elif len(values) == 1:
+        elif column.established.size == 1:
             why = "keeps out garbage, which has another value"
-        notes.reasons.append(f"axis {name}: item {column.item:#x} {why}; {how}.")
+        what = {
+            From.PAYLOAD: "the ID of the item in the payload",
+            From.PRESENT: "which of several items a heap has",
+            From.COUNTER: f"bits {column.shift} to {column.shift + 15} of the heap counter",
+        }
+        notes.reasons.append(f"axis {name}: {what.get(column.origin, f'item {column.item:#x}')} {why}; {how}.")
     if not chosen:
         notes.reasons.append("axes: no item tells heaps of the same time apart, so there is one heap for each time.")
     return tuple(axes)
 
 
+def _indices(column: Column, name: str, notes: Notes) -> tuple[dict[str, Any], str]:
+    """The fields of an axis that say what its indices are, and the same in words."""
+    values = [int(value) for value in column.established]
+    if column.origin in (From.PAYLOAD, From.PRESENT):
+        field = "payload_items" if column.origin is From.PAYLOAD else "present_items"
+        if field not in Axis.__dataclass_fields__:
+            raise NoProposalError(
+                f"heaps of the same time differ only in the ID of an item ({', '.join(f'{v:#x}' for v in values)})"
+            )
+        return {field: tuple(values)}, ", ".join(f"{value:#x}" for value in values)
+    step = math.gcd(*values)
+    size = values[-1] // step + 1 if step else 1
+    grid = set(range(0, values[-1] + 1, step)) if step and size <= 2 * len(values) else {0}
+    bad = set(map(int, np.unique(column.values[~column.good])))
+    part = {"shift": column.shift, "mask": column.mask} if column.origin is From.COUNTER else {}
+    # A rare value between others is garbage. A value that was never seen may be a silent sender.
+    if len(values) >= _GRID_FILL * size and values[0] == 0 and not bad & grid:
+        if len(values) < size:
+            silent = ", ".join(map(str, sorted(grid - set(values))[:8]))
+            notes.uncertain.append(f"Axis {name}: some values between others were not seen: {silent}.")
+        how = f"{counted(size, 'value')} from 0" + (f" in steps of {step}" if step > 1 else "")
+        return {"item": column.item, "size": size, "step": step or 1, **part}, how
+    if len(values) <= _MOST_LISTED:
+        return {"item": column.item, "values": tuple(values), **part}, f"{counted(len(values), 'value')} in a list"
+    raise NoProposalError(f"item {column.item:#x} has {len(values):,} values, which are too many to list")
+
+
 def _note_targets(
-    stream: Stream, good: np.ndarray, clean: np.ndarray, times: np.ndarray, chosen: list[Column], notes: _Notes
-) -> None:
-    """Note if the same heaps seem to come more than once."""
+    stream: Stream, good: np.ndarray, clean: np.ndarray, times: np.ndarray, chosen: list[Column], notes: Notes
+) -> bool:
+    """Note if the same heaps seem to come more than once; say whether they come to several destinations."""
+    apart = False
     slots = joint(times[clean], *(column.values[clean] for column in chosen))
     for what, numbers in (("to {} destinations", stream.targets), ("from {} senders", stream.senders)):
         pairs = joint(slots, numbers[good][clean])
@@ -295,35 +332,43 @@ def _note_targets(
                 "says, such as the polarisation. Receive each in a stream of its own, or add an axis with "
                 "from_user_data."
             )
+            apart |= numbers is stream.targets
+    return apart
 
 
-def _sources(chosen: list[Column], axes: tuple[Axis, ...], senders: np.ndarray, notes: _Notes) -> str | None:
+def _sources(
+    chosen: list[Column], axes: tuple[Axis, ...], senders: np.ndarray, times: Times, notes: Notes
+) -> str | None:
     if not chosen:
         return None
-    named = {column.item: axis.name for column, axis in zip(chosen, axes, strict=False)}
+    named = [(column, axis.name) for column, axis in zip(chosen, axes, strict=False)]
+    for column, name in named:
+        if column.origin is From.ITEM and column.item == times.source:
+            notes.reasons.append(f"sources: {name}, because the times of each have a phase of their own.")
+            return name
     for item in _SOURCE_ITEMS:
-        if item in named:
-            notes.reasons.append(f"sources: {named[item]}, because item {item:#x} says where heaps come from.")
-            return named[item]
+        for column, name in named:
+            if column.item == item:
+                notes.reasons.append(f"sources: {name}, because item {item:#x} says where heaps come from.")
+                return name
     n_senders = np.unique(senders).size
-    for column in chosen if n_senders > 1 else ():
+    for column, name in named if n_senders > 1 else ():
         if count(joint(senders[column.good], column.values[column.good])) == n_senders:
-            notes.reasons.append(
-                f"sources: {named[column.item]}, because each of {n_senders} senders has one value of it."
-            )
-            return named[column.item]
-    name = named[chosen[0].item]
+            notes.reasons.append(f"sources: {name}, because each of {n_senders} senders has one value of it.")
+            return name
+    name = named[0][1]
     if len(chosen) > 1:
         notes.uncertain.append(f"sources: {name} is a guess: nothing says which heaps come from the same source.")
     return name
 
 
-def _batches(heap_bytes: int, batch_heaps: int, step: int, n_times: int, seconds: float | None, notes: _Notes) -> int:
+def _batches(heap_bytes: int, batch_heaps: int, times: Times, n_times: int, seconds: float | None, notes: Notes) -> int:
     """Choose the batches of a chunk: a power of two."""
+    bits = TIMESTAMP_BITS if times.bits is None else times.bits
     limits = {
         f"{_CHUNK_BYTES >> 20} MiB": _CHUNK_BYTES / (heap_bytes * batch_heaps),
         f"{_CHUNK_HEAPS:,} heaps": _CHUNK_HEAPS / batch_heaps,
-        f"1/{2 * _WINDOW} of the range of timestamps": 2 ** (TIMESTAMP_BITS - 1) / _WINDOW / step,
+        f"1/{2 * _WINDOW} of the range of timestamps": 2 ** (bits - 1) / _WINDOW / times.step,
     }
     if seconds:
         limits[f"{_CHUNK_SECONDS:g} s"] = _CHUNK_SECONDS * n_times / seconds
@@ -338,21 +383,7 @@ def _batches(heap_bytes: int, batch_heaps: int, step: int, n_times: int, seconds
     return batches
 
 
-def _contents(stream: Stream, described: Mapping[int, Descriptor], notes: _Notes) -> tuple[str, tuple[int, ...] | None]:
-    for item in stream.payload_items:
-        descriptor = described.get(item)
-        if descriptor is None or descriptor.dtype is None or None in descriptor.shape:
-            continue
-        shape = tuple(n for n in descriptor.shape if n is not None)
-        if math.prod(shape) * np.dtype(descriptor.dtype).itemsize == stream.heap_bytes:
-            dtype = np.dtype(descriptor.dtype)
-            notes.reasons.append(f"dtype: {dtype} of shape {shape}, from the descriptor of item {item:#x}.")
-            return dtype.str, shape
-    notes.uncertain.append("dtype: uint8, because no descriptor says what heaps hold.")
-    return "uint8", None
-
-
-def _note_known(stream: Stream, time: int, axes: tuple[Axis, ...], notes: _Notes) -> None:
+def _note_known(stream: Stream, time: int | tuple[int, ...], axes: tuple[Axis, ...], notes: Notes) -> None:
     """Note if a layout that comes with speadrx has the same time and axes: it knows what heaps hold."""
     found = {axis.item for axis in axes}
     matches: dict[str, set[int]] = {}

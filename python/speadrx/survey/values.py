@@ -75,24 +75,24 @@ def profile(values: np.ndarray) -> Profile:
     )
 
 
-def rise(values: np.ndarray) -> float:
+def rise(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> float:
     """Rank correlation (Spearman's) of values with their order: 1 if they always rise.
 
-    Timestamps wrap at 48 bits. The wrap does not count as a fall.
+    Timestamps wrap, MeerKAT's at 48 bits. The wrap does not count as a fall.
     """
-    return max(_correlation(values), _correlation(_rotated(values)))
+    return max(_correlation(values), _correlation(_rotated(values, bits)))
 
 
-def unwrapped(values: np.ndarray) -> np.ndarray:
-    """The values; if they wrap at 48 bits on the way, they are moved by half of that range, so that they rise."""
+def unwrapped(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> np.ndarray:
+    """The values; if they wrap at so many bits on the way, they are moved by half of that range, so that they rise."""
     if _correlation(values) >= RISING:
         return values
-    rotated = _rotated(values)
+    rotated = _rotated(values, bits)
     return rotated if _correlation(rotated) >= RISING else values
 
 
-def _rotated(values: np.ndarray) -> np.ndarray:
-    half, full = np.uint64(1 << (TIMESTAMP_BITS - 1)), np.uint64(1 << TIMESTAMP_BITS)
+def _rotated(values: np.ndarray, bits: int) -> np.ndarray:
+    half, full = np.uint64(1 << (bits - 1)), np.uint64(1 << bits)
     return np.where(values < full, (values + half) % full, values)
 
 
@@ -104,13 +104,13 @@ def _correlation(values: np.ndarray) -> float:
     return float(np.corrcoef(ranks[inverse.reshape(-1)], np.arange(values.size))[0, 1])
 
 
-def common_step(values: np.ndarray) -> int | None:
+def common_step(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> int | None:
     """The most frequent difference between neighbouring values; None if there is only one value.
 
     A difference counts as often as the less frequent of its two values. A common divisor of all differences would be
     simpler, but a single bad value would spoil it.
     """
-    distinct, index, counts = np.unique(unwrapped(values), return_inverse=True, return_counts=True)
+    distinct, index, counts = np.unique(unwrapped(values, bits), return_inverse=True, return_counts=True)
     # If many heaps share the typical value, a value that only a few have is garbage, and may lie between good ones.
     frequent = counts >= _FREQUENT * np.median(counts[index.reshape(-1)])
     if np.count_nonzero(frequent) > 1:

@@ -1,0 +1,276 @@
+"""Find the item that tells the time of heaps, the steps that it goes in, and from where they count."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import spead2
+
+from speadrx._words import counted, listed
+from speadrx.layout.declaration import TimeAxis
+from speadrx.layout.items import TIMESTAMP_BITS, item_name
+from speadrx.layout.meerkat import TIMESTAMP_ID
+
+from .heaps import Descriptor
+from .kinds import Stream
+from .values import RISING, common_step, most_frequent, profile, rise, unwrapped
+
+#: Fraction of the heaps whose times must be on the grid of the step.
+_ON_GRID = 0.7
+#: A time is garbage if it differs by more than so many steps from the times of the heaps around it.
+_FAR_STEPS = 4096
+_NEIGHBOURS = 256
+#: Most sources that are looked at for phases of their own, and times that the typical one must have.
+_MOST_PHASES = 4096
+_LEAST_TIMES = 3
+#: Most bits of a time that a layout takes.
+_MOST_BITS = 60
+
+
+class NoProposalError(Exception):
+    """There is no proposal; the message says why."""
+
+
+@dataclass
+class Notes:
+    """What is said of a proposal."""
+
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    uncertain: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TimeItem:
+    """An item that may tell the time, or several, of which each heap has one."""
+
+    ids: tuple[int, ...]
+    values: np.ndarray
+
+    def __str__(self) -> str:
+        """Name the items."""
+        ids = listed((f"{item:#x}" for item in self.ids), 4)
+        return f"item {ids}" if len(self.ids) == 1 else f"items {ids}"
+
+    @property
+    def field(self) -> int | tuple[int, ...]:
+        """As a layout has it."""
+        return self.ids[0] if len(self.ids) == 1 else self.ids
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of heaps, as a layout can express them.
+
+    Attributes
+    ----------
+    numbers
+        For each heap the number of its step; -1 if its time is garbage.
+    item, step, origin, bits
+        Fields of the layout's time axis; None where it needs none.
+    source
+        Item whose values have times with a phase of their own; None if all have the same.
+    phases
+        The phase of each of these values.
+    """
+
+    numbers: np.ndarray
+    item: TimeItem
+    step: int
+    origin: int | None = None
+    bits: int | None = None
+    source: int | None = None
+    phases: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    def axis(self, batches: int, phases: tuple[int, ...] | None) -> TimeAxis:
+        """The time axis of a layout; phases by index of the source."""
+        wanted: dict[str, Any] = {"origin": self.origin, "bits": self.bits, "phases": phases}
+        more = {name: value for name, value in wanted.items() if value is not None}
+        if "origin" not in TimeAxis.__dataclass_fields__:
+            more = self._without_origin(phases)
+        return TimeAxis(item=self.item.field, step=self.step, batches=batches, **more)  # type: ignore[arg-type]
+
+    def _without_origin(self, phases: tuple[int, ...] | None) -> dict[str, Any]:
+        if len(self.item.ids) > 1 or self.item.ids == (spead2.HEAP_CNT_ID,) or phases:
+            raise NoProposalError(f"the time is in {self.item}, and a layout cannot express that")
+        if self.origin and self.step & (self.step - 1):
+            raise NoProposalError(
+                f"the times ({self.item}) go in steps of {self.step}, but are {self.origin} above its multiples, and a "
+                "layout cannot express that"
+            )
+        return {"align": "mask"} if self.origin else {}
+
+
+def bits_of(stream: Stream) -> int:
+    """How many bits the times of a stream have: those of an item, but MeerKAT's wrap at 48 bits."""
+    return min(stream.flavour.address_bits, TIMESTAMP_BITS)
+
+
+def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[TimeItem]:
+    """Find items that may be the time, the likeliest first. If MeerKAT's timestamp is there, it is the only one.
+
+    Raises
+    ------
+    NoProposalError
+        If there is none.
+    """
+    in_payload = _in_payload(stream, described)
+    if not stream.items and stream.one_of is None:
+        raise NoProposalError(f"the heaps have no items with immediate values, so nothing says their time{in_payload}")
+    bits = bits_of(stream)
+    items = [TimeItem((item,), values) for item, values in stream.items.items()]
+    if stream.one_of is not None:
+        items.insert(0, TimeItem(stream.one_of.items, stream.one_of.values))
+    rises = {item.ids: rise(item.values, bits) for item in items}
+    distinct = {item.ids: np.unique(item.values).size for item in items}
+    for item in items:
+        if item.ids == (TIMESTAMP_ID,):
+            if rises[item.ids] < RISING and distinct[item.ids] <= 2:
+                raise NoProposalError(
+                    f"all heaps together have only {counted(distinct[item.ids], 'time')} (item {TIMESTAMP_ID:#x}), "
+                    "which is not enough to find the step of the time axis: take more packets"
+                )
+            return [item]
+    found = [item for item in items if rises[item.ids] >= RISING]
+    # A counter of heaps has a new value in each heap, and comes last. What changes less often than time, such as a
+    # status, has fewer values.
+    found.sort(key=lambda item: (distinct[item.ids] == stream.heaps, -distinct[item.ids], item.ids))
+    if not in_payload and stream.counters is not None and profile(stream.counters).kind == "counter":
+        found.append(TimeItem((spead2.HEAP_CNT_ID,), stream.counters))
+    if not found:
+        best = max(items, key=lambda item: rises[item.ids])
+        raise NoProposalError(
+            f"no item rises as the heaps arrive, so none can be the time (best: {best}, with a rank correlation of "
+            f"{rises[best.ids]:.2f} of the {RISING} wanted)" + (in_payload or ": take more packets, or see the items")
+        )
+    if in_payload:
+        raise NoProposalError(in_payload.removeprefix("; "))
+    return found
+
+
+def _in_payload(stream: Stream, described: Mapping[int, Descriptor]) -> str:
+    """Say that an item that seems to be the time is addressed; nothing if there is none."""
+    for item in stream.payload_items:
+        name = (described[item].name if item in described else item_name(item)) or ""
+        if item == TIMESTAMP_ID or "time" in name.lower() or name == "dump_index":
+            return (
+                f"; item {item:#x} ({name}) seems to be the time, but it is addressed: its value is in the payload of "
+                "the heaps, and a layout places heaps by immediate values. A [packets] table of the layout makes it "
+                f'one: items = {{ {item:#x} = ">u8" }}, if it has 8 bytes'
+            )
+    return ""
+
+
+def read_times(stream: Stream, item: TimeItem, notes: Notes) -> Times:
+    """Find the steps of the time, and the step of each heap.
+
+    Raises
+    ------
+    NoProposalError
+        If the times have no steps.
+    """
+    bits, values = _width(stream, item)
+    step = common_step(values, bits)
+    if step is None:
+        raise NoProposalError(f"all heaps have the same time ({item}): take more packets")
+    rising = unwrapped(values, bits)
+    phase = most_frequent(rising % np.uint64(step))
+    good = (rising % np.uint64(step) == phase) & (values < np.uint64(1 << bits))
+    on_grid = np.count_nonzero(good) / values.size
+    if on_grid < _ON_GRID:
+        phased = _phased(stream, item, bits, notes)
+        if phased is not None:
+            return phased
+        raise NoProposalError(
+            f"the times ({item}) have no common step: the most frequent step is {step}, but only {on_grid:.0%} "
+            "of the heaps are multiples of it apart"
+        )
+    numbers = (rising // np.uint64(step)).astype(np.int64)
+    origin = most_frequent(values[good] % np.uint64(step))
+    good &= _plausible(numbers, good, step, bits)
+    _note_steps(item, values, bits, step, f"{on_grid:.2%} of the heaps are on this grid", notes)
+    if origin:
+        notes.uncertain.append(
+            f"Times are {origin} above the multiples of the step, and counted from there (origin). If that changes "
+            'when senders are restarted, set origin = "first".'
+        )
+    return Times(np.where(good, numbers, -1), item, step, origin or None, None if bits == TIMESTAMP_BITS else bits)
+
+
+def _width(stream: Stream, item: TimeItem) -> tuple[int, np.ndarray]:
+    """How many bits the times of an item have, and its values."""
+    bits = bits_of(stream)
+    wide = np.count_nonzero(item.values >= np.uint64(1 << bits))
+    if wide > (1 - _ON_GRID) * item.values.size:
+        # Wider than MeerKAT's: they have all bits of an item.
+        bits = stream.flavour.address_bits
+        if bits > _MOST_BITS:
+            raise NoProposalError(f"the times ({item}) have {bits} bits, and a layout takes {_MOST_BITS} at most")
+    return bits, item.values
+
+
+def _note_steps(item: TimeItem, values: np.ndarray, bits: int, step: int, share: str, notes: Notes) -> None:
+    correlation = rise(values, bits)
+    known = ", MeerKAT's timestamp," if item.ids == (TIMESTAMP_ID,) else ""
+    known = ", the heap counter," if item.ids == (spead2.HEAP_CNT_ID,) else known
+    how = "rises as heaps arrive, in steps" if correlation >= RISING else "goes in steps"
+    notes.reasons.append(f"time: {item}{known} {how} of {step} ({share}).")
+    if bits != TIMESTAMP_BITS:
+        notes.reasons.append(f"bits: {bits}, so that times may wrap there.")
+    if known == ", the heap counter,":
+        notes.uncertain.append("No item seems to be the time, so the heap counter is taken for it.")
+    if correlation < RISING:
+        notes.uncertain.append(
+            f"Times do not rise as heaps arrive (rank correlation {correlation:.2f}; {RISING} or more is expected): "
+            "senders may have restarted, or do not agree on the time."
+        )
+
+
+def _plausible(numbers: np.ndarray, good: np.ndarray, step: int, bits: int) -> np.ndarray:
+    """For each heap, whether its time is near that of the heaps that came with it."""
+    most = min(_FAR_STEPS, 2**bits // step // 8)
+    plausible = np.ones(numbers.size, bool)
+    for start in range(0, numbers.size, _NEIGHBOURS):
+        part = slice(start, start + _NEIGHBOURS)
+        if good[part].any():
+            plausible[part] = np.abs(numbers[part] - np.median(numbers[part][good[part]])) <= most
+    return plausible
+
+
+def _phased(stream: Stream, item: TimeItem, bits: int, notes: Notes) -> Times | None:
+    """Find an item whose every value has times of its own phase, all with the same step."""
+    rising = unwrapped(item.values, bits)
+    for source, values in sorted(stream.items.items(), key=lambda other: np.unique(other[1]).size):
+        distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if source in item.ids or not 1 < distinct.size <= _MOST_PHASES or np.median(counts) < _LEAST_TIMES:
+            continue
+        index = index.reshape(-1)
+        by_value = np.split(np.argsort(index, kind="stable"), np.cumsum(counts)[:-1])
+        steps = [common_step(rising[heaps], bits) or 0 for heaps in by_value]
+        step = most_frequent(np.repeat(np.array(steps, np.uint64), counts))
+        if not step:
+            continue
+        rests = rising % np.uint64(step)
+        phases = np.array([most_frequent(rests[heaps]) for heaps in by_value], np.int64)
+        good = rests == phases[index].astype(np.uint64)
+        if np.count_nonzero(good) / values.size < _ON_GRID:
+            continue
+        # On the circle of a step, the phases begin after their largest gap.
+        ring = np.sort(phases)
+        gaps = np.diff(np.append(ring, ring[0] + step))
+        origin = int(ring[(int(np.argmax(gaps)) + 1) % ring.size])
+        phases = (phases - origin) % step
+        numbers = ((rising - np.uint64(origin)).astype(np.int64) - phases[index]) // step
+        # `rising` may have been moved: the origin is the time itself.
+        first = int(np.argmax(good))
+        moved = (int(item.values[first]) - int(phases[index[first]])) % step
+        good &= _plausible(numbers, good, step, bits)
+        share = f"those of each value of item {source:#x}, with a phase of their own"
+        _note_steps(item, item.values, bits, step, share, notes)
+        width = None if bits == TIMESTAMP_BITS else bits
+        named = dict(zip(distinct.tolist(), phases.tolist(), strict=True))
+        return Times(np.where(good, numbers, -1), item, step, moved, width, source, named)
+    return None

@@ -1,0 +1,77 @@
+"""What descriptors say of the data is taken right, or named: read back by spead2's own descriptors."""
+
+import numpy as np
+import pytest
+import spead2
+import spead2.send
+from speadrx.propose import propose
+
+from wire import heap, survey_of
+
+CI8, CI16 = (np.dtype([("re", kind), ("im", kind)]) for kind in ("i1", ">i2"))
+
+
+def proposal_for(n_bytes, *, dtype=None, shape=(), order="C", fields=None):
+    group = spead2.send.ItemGroup(flavour=spead2.Flavour(4, 64, 48))
+    group.add_item(0x1600, "timestamp", "", (), format=[("u", 48)])
+    group.add_item(0x4300, "data", "", shape, dtype=dtype, order=order, format=fields)
+    described = group.get_heap(descriptors="all", data="none")
+    packets = list(map(bytes, spead2.send.PacketGenerator(described, 10**6, 9000)))
+    packets += [heap(n, [(0x1600, n * 64), (0x4300, None)], bytes(n_bytes))[0] for n in range(20)]
+    survey = survey_of(packets)
+    (stream,) = survey.streams()
+    proposal = propose(stream, described=survey.described())
+    assert proposal.layout is not None, proposal.obstacle
+    return proposal
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "given", "dtype", "shape"),
+    [
+        (256, {"dtype": CI8, "shape": (128,)}, "i1", (128, 2)),
+        (256, {"dtype": CI16, "shape": (8, 8)}, ">i2", (8, 8, 2)),
+        (256, {"dtype": "<i2", "shape": (16, 8), "order": "F"}, "<i2", (8, 16)),
+        (256, {"dtype": CI8, "shape": (16, 8), "order": "F"}, "i1", (8, 16, 2)),
+        (256, {"dtype": ">f4", "shape": (64,), "order": "F"}, ">f4", (64,)),
+        (256, {"fields": [("i", 16)], "shape": (128,)}, ">i2", (128,)),
+        (256, {"fields": [("f", 32)], "shape": (8, 8)}, ">f4", (8, 8)),
+        (256, {"fields": [("i", 8), ("i", 8)], "shape": (128,)}, "i1", (128, 2)),
+        (256, {"fields": [("u", 8)], "shape": (None, 16)}, "u1", (16, 16)),
+        (256, {"dtype": "<c8", "shape": (32,)}, "<c8", (32,)),
+    ],
+)
+def test_taken(n_bytes, given, dtype, shape):
+    layout = proposal_for(n_bytes, **given).layout
+    assert (np.dtype(layout.dtype), layout.heap_shape) == (np.dtype(dtype), shape)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(16, 8), (4, 8, 4), (2, 8, 8)])
+def test_the_array_is_that_of_the_sender(order, shape):
+    """The bytes that a sender makes of an array are that array in the layout, transposed where it says so."""
+    layout = proposal_for(256, dtype="<i2", shape=shape, order=order).layout
+    array = np.arange(128, dtype="<i2").reshape(shape)
+    got = np.frombuffer(array.tobytes(order), layout.dtype).reshape(layout.heap_shape)
+    np.testing.assert_array_equal(got if order == "C" else got.T, array)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "given", "named"),
+    [
+        (256, {"fields": [("u", 8), ("i", 16)], "shape": (64,)}, "that elements have the fields u8, i16"),
+        (256, {"dtype": [("a", "u1"), ("b", "<u2")], "shape": (64,)}, "that elements have the fields a |u1, b <u2"),
+        (256, {"dtype": "S4", "shape": (64,)}, "says |S4, which is no number"),
+        (200, {"dtype": "u1", "shape": (256,)}, "says 256 bytes, but heaps have 200"),
+        (256, {"dtype": [("a", "u1", 4)], "shape": (64,)}, "is not understood"),
+    ],
+)
+def test_named(n_bytes, given, named):
+    """What a layout cannot say is bytes, and the reason is there."""
+    proposal = proposal_for(n_bytes, **given)
+    assert (proposal.layout.dtype, proposal.layout.heap_shape) == ("uint8", None)
+    assert any(text.startswith("dtype: uint8, because") and named in text for text in proposal.uncertain)
+
+
+def test_transposed_is_said():
+    proposal = proposal_for(256, dtype="<i2", shape=(16, 8), order="F")
+    assert any("of shape (16, 8) is in Fortran order" in text for text in proposal.uncertain)

@@ -1,0 +1,126 @@
+"""Habits of senders that a receiver cannot cope with are named, with what mends them."""
+
+import struct
+
+import numpy as np
+import pytest
+from speadrx.propose import propose
+
+from speadrx.survey import Survey
+from speadrx.survey.habits import little_endian, put_right, shared_counters
+from speadrx.survey.heaps import Descriptor
+from wire import GROUP, heap, survey_of
+
+
+def reversed_value(value, size=4):
+    return int.from_bytes(value.to_bytes(size, "little"), "big")
+
+
+def senders_of(n_senders, counter, times=64, parts=4):
+    """Senders whose packets come in turn, each with its own heap counters."""
+    for time in range(times):
+        heaps = [
+            heap(counter(time, sender), [(0x1600, time * 64), (0x4101, sender)], bytes(64), parts=parts)
+            for sender in range(n_senders)
+        ]
+        for packets in zip(*heaps, strict=True):
+            for sender, packet in enumerate(packets):
+                yield (f"10.0.0.{sender}", 5000), packet
+
+
+class TestSharedCounters:
+    @pytest.mark.parametrize("n_senders", [2, 7])
+    @pytest.mark.parametrize("start", [1, 2**40])
+    def test_alike(self, n_senders, start):
+        (stream,) = survey_of(senders_of(n_senders, lambda time, sender: start + time)).streams()
+        assert shared_counters(stream) == 64 * (n_senders - 1)
+        assert any("heap counter of a heap that another sender has" in text for text in propose(stream).uncertain)
+
+    @pytest.mark.parametrize(
+        "counter",
+        [
+            lambda time, sender: time * 4 + sender,
+            lambda time, sender: sender << 40 | time,
+            lambda time, sender: (time + 1000 * sender) % 4000,  # reused, but long after
+        ],
+    )
+    def test_apart(self, counter):
+        (stream,) = survey_of(senders_of(4, counter)).streams()
+        assert shared_counters(stream) == 0
+        assert not any("heap counter" in text for text in propose(stream).uncertain)
+
+    def test_other_destinations(self):
+        """Those never mix: each has a stream of its own."""
+        survey = Survey()
+        for n, (sender, data) in enumerate(senders_of(2, lambda time, sender: time, parts=1)):
+            survey.add(n, sender, ("239.1.2.4", 7148) if n % 2 else GROUP, data)
+        assert shared_counters(survey.streams()[0]) == 0
+
+
+class TestLittleEndian:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [1_500_000_000 + n for n in range(600)],
+            [1_500_000_000 + n for n in range(40)],
+            [70_000 + 10 * n for n in range(900)],
+        ],
+    )
+    def test_times(self, values):
+        (stream,) = survey_of(
+            heap(n, [(0x6000, reversed_value(v)), (0x6002, reversed_value(n % 3))], bytes(8))[0]
+            for n, v in enumerate(v for v in values for _ in range(3))
+        ).streams()
+        assert little_endian(stream) == {0x6000: 4, 0x6002: 4}
+        np.testing.assert_array_equal(put_right(stream.items[0x6000], 4), np.repeat(values, 3))
+        uncertain = " ".join(propose(stream).uncertain)
+        assert 'items = { 0x6000 = "<u4" }' in uncertain
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            range(100),
+            range(0, 2**48, 2**40),  # large steps from 0
+            range(0, 100 << 24, 1 << 24),
+            range(2**30, 2**30 + 1000),
+            [7] * 50,
+        ],
+    )
+    def test_others(self, values):
+        (stream,) = survey_of(heap(n, [(0x1600, v)], bytes(8))[0] for n, v in enumerate(values)).streams()
+        assert little_endian(stream) == {}
+
+    def test_two_bytes(self):
+        assert put_right(np.array([0x1234], np.uint64), 2) == [struct.unpack("<H", struct.pack(">H", 0x1234))[0]]
+
+
+def test_time_in_the_payload():
+    """It is named as such, and not taken from elsewhere, such as the heap counter."""
+    (stream,) = survey_of(
+        heap(n, [(0x1600, (0,)), (0x4101, n % 2), (0x4300, (8,))], bytes(72))[0] for n in range(200)
+    ).streams()
+    proposal = propose(stream)
+    assert proposal.layout is None
+    assert "item 0x1600 (timestamp) seems to be the time, but it is addressed" in proposal.obstacle
+    assert "take more packets" not in proposal.obstacle
+
+
+def test_dump_index_in_the_payload():
+    """As in MeerKAT's L0 streams, where the only immediate item is no time."""
+    (stream,) = survey_of(
+        heap(n, [(0x1004, (0,)), (0x1005, (8,)), (0x4103, n % 4 * 16)], bytes(72))[0] for n in range(200)
+    ).streams()
+    proposal = propose(stream, described={0x1005: Descriptor("dump_index", "", (), "<u8")})
+    assert "item 0x1005 (dump_index) seems to be the time, but it is addressed" in proposal.obstacle
+
+
+def test_items_in_the_first_packet_only():
+    survey = survey_of(
+        packet
+        for n in range(40)
+        for packet in heap(n, [(0x1600, n * 64), (0x4300, None)], bytes(400), parts=4, repeat=False)
+    )
+    assert survey.not_repeated == 120
+    (stream,) = survey.streams()
+    assert any("repeat_items = true" in text for text in propose(stream, unrepeated=True).uncertain)
+    assert not any("repeat_items" in text for text in propose(stream).uncertain)
