@@ -125,14 +125,15 @@ fn missing(present: &[u8]) -> impl Iterator<Item = usize> {
 }
 
 /// Where the heaps of a chunk are in its memory.
-struct Offsets {
-    bytes: usize,
+pub(crate) struct Offsets {
+    /// Bytes of a heap.
+    pub bytes: usize,
     /// Size and stride of each axis, slowest first, with axes as one where there is no gap between them.
     axes: Vec<(usize, usize)>,
 }
 
 impl Offsets {
-    fn new(bytes: u64, axes: impl DoubleEndedIterator<Item = (u64, u64)>) -> Self {
+    pub fn new(bytes: u64, axes: impl DoubleEndedIterator<Item = (u64, u64)>) -> Self {
         let mut merged: Vec<(usize, usize)> = Vec::new();
         for (size, stride) in axes.rev().filter(|&(size, _)| size > 1) {
             let (size, stride) = (size as usize, stride as usize);
@@ -146,7 +147,8 @@ impl Offsets {
         Self { bytes: bytes as usize, axes: merged }
     }
 
-    fn offset(&self, index: usize) -> usize {
+    /// The byte at which a heap begins.
+    pub fn offset(&self, index: usize) -> usize {
         let Some(((_, slowest), faster)) = self.axes.split_first() else { return 0 };
         let mut rest = index;
         let mut offset = 0;

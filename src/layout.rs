@@ -10,7 +10,7 @@ use crate::check::{
 };
 use crate::error::LayoutError;
 use crate::reason;
-use crate::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use crate::spec::{Align, AxisSpec, FieldSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
 /// SPEAD ID of the heap length item.
 pub const HEAP_LENGTH_ID: u64 = 2;
@@ -91,6 +91,7 @@ impl Layout {
         let CheckedAxes { declared, axes, reasons } = check_axes(&spec, &mut items)?;
         let side = check_side_items(&spec.side_items, &mut items)?;
         check_required_items(&spec.required_items, &mut items)?;
+        check_fields(&spec.fields)?;
         let dimensions = order_dimensions(&spec, &declared)?;
         let source = check_sources(&spec, &dimensions)?;
         check_strides(&spec, &declared)?;
@@ -418,6 +419,16 @@ fn check_required_items(required: &[u64], items: &mut Vec<u64>) -> Result<(), La
         items.push(id);
     }
     check_distinct("required_items", required.iter().map(|id| Hex(*id)))
+}
+
+fn check_fields(fields: &[FieldSpec]) -> Result<(), LayoutError> {
+    for (i, field) in fields.iter().enumerate() {
+        check_name(&format!("fields[{i}].name"), &field.name)?;
+        for &size in &field.shape {
+            non_zero(&format!("fields[{:?}].shape", field.name), size)?;
+        }
+    }
+    check_distinct("fields", fields.iter().map(|field| &field.name))
 }
 
 fn names(dimensions: &[Dimension]) -> Vec<&String> {

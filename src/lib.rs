@@ -30,5 +30,6 @@ pub mod segment;
 pub mod spec;
 pub mod sync;
 pub mod timeline;
+pub mod unpack;
 mod voices;
 pub mod window;

@@ -258,6 +258,21 @@ pub struct SideSpec {
     pub dtype: SideType,
 }
 
+/// A field of the records that heaps hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct FieldSpec {
+    /// Name of the field.
+    #[cfg_attr(test, schemars(regex(pattern = NAME)))]
+    pub name: String,
+    /// Type of its elements: numpy's name, or one of complex integers ("cint8").
+    pub dtype: String,
+    /// Its shape (default: a single element).
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
+    pub shape: Vec<u64>,
+}
+
 /// A declared layout: one time axis and any number of others.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(title = "speadrx layout"))]
@@ -283,8 +298,9 @@ pub struct LayoutSpec {
     /// IDs of other items that a heap must have. Heaps without them are rejected.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
     pub required_items: Vec<u64>,
-    // The next three are for Python: placement does not use them.
-    /// Type of a heap's elements in the numpy view of a chunk.
+    // The next four are for Python: placement does not use them.
+    /// Type of a heap's elements in the numpy view of a chunk: numpy's name, or one of packed samples ("int10", "<uint12")
+    /// or of complex integers ("cint8").
     #[cfg_attr(test, schemars(extend("default" = "uint8")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub dtype: Option<String>,
@@ -294,6 +310,9 @@ pub struct LayoutSpec {
     /// Samples in a heap, if this is not the product of `heap_shape`.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub samples_per_heap: Option<u64>,
+    /// What a heap holds, if its elements are records: the fields of a record, which follow one another without gaps.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fields: Vec<FieldSpec>,
     /// Byte strides that override the dense ones, by axis name.
     #[serde(default, skip_serializing_if = "is_default")]
     pub strides: BTreeMap<String, Stride>,

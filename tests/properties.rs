@@ -323,6 +323,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                 required_items: required.into_iter().collect(),
                 dtype: None,
                 heap_shape: None,
+                fields: Vec::new(),
                 samples_per_heap: None,
                 strides: BTreeMap::new(),
                 time,

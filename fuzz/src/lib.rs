@@ -129,6 +129,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         dtype: None,
         heap_shape: None,
         samples_per_heap: None,
+        fields: Vec::new(),
         strides,
         time,
         axes,

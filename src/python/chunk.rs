@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use crate::chunk;
 use crate::layout::{Geometry, Layout};
+use crate::unpack::{Packing, unpack_chunk};
 
 /// Check a buffer that is read or written as bytes.
 fn check_contiguous(name: &str, buffer: &PyUntypedBuffer) -> PyResult<()> {
@@ -111,6 +112,33 @@ pub fn fill_missing(
         chunk::fill_missing(geometry, heaps, bytes, pattern)
     })
     .ok_or_else(unchecked)
+}
+
+pub fn unpack(
+    py: Python<'_>,
+    geometry: &Geometry,
+    data: &PyUntypedBuffer,
+    out: &PyUntypedBuffer,
+    packing: Packing,
+    samples: usize,
+) -> PyResult<()> {
+    check_contiguous("data", data)?;
+    let (given, wanted) = (data.len_bytes(), geometry.span_bytes());
+    if (given as u64) < wanted {
+        return Err(PyValueError::new_err(format!("data: has {given} bytes, but a chunk needs {wanted}")));
+    }
+    let bytes = (samples * packing.sample_bytes()) as u64 * geometry.layout().chunk_heaps();
+    check_writable("out", out, bytes)?;
+    check_apart(&[("data", data), ("out", out)])?;
+    // SAFETY: the buffers are contiguous, not empty (a chunk has at least one heap, and that a byte), stay exported
+    // while these live, and share no memory; that which is written to is writable. As for other threads: see above.
+    let (packed, integers) = unsafe {
+        (
+            slice::from_raw_parts(data.buf_ptr().cast::<u8>(), data.len_bytes()),
+            slice::from_raw_parts_mut(out.buf_ptr().cast::<u8>(), out.len_bytes()),
+        )
+    };
+    py.detach(|| unpack_chunk(geometry, packing, samples, packed, integers)).ok_or_else(unchecked)
 }
 
 /// The kernel has found wrong what is checked here before.

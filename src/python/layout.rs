@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
-use super::chunk::{account_present, fill_missing};
+use super::chunk::{account_present, fill_missing, unpack};
 use super::group::Group;
 use super::placement::Placement;
 use crate::layout as core;
 use crate::spec::LayoutSpec;
+use crate::unpack::Packing;
 
 fn read_spec(spec: &Bound<'_, PyAny>) -> PyResult<LayoutSpec> {
     Ok(LayoutSpec::read(&mut pythonize::Depythonizer::from_object(spec))?)
@@ -143,6 +145,24 @@ impl Geometry {
         let (data, present) = (PyUntypedBuffer::get(data)?, PyUntypedBuffer::get(present)?);
         let extra = extra.map(PyUntypedBuffer::get).transpose()?;
         fill_missing(py, &self.0, &data, &present, fill, extra.as_ref())
+    }
+
+    /// Turn packed samples into integers, without gaps in the order of the axes, with the GIL released.
+    ///
+    /// `packing` is the bits of a sample, whether it is signed, and whether the first one has the lowest bits.
+    #[pyo3(signature = (data, out, *, packing, samples))]
+    fn unpack(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        packing: (u32, bool, bool),
+        samples: usize,
+    ) -> PyResult<()> {
+        let (bits, signed, little) = packing;
+        let packing = Packing::new(bits, signed, little)
+            .ok_or_else(|| PyValueError::new_err(format!("packing: {bits} bits, but wanted 1 to 16")))?;
+        unpack(py, &self.0, &PyUntypedBuffer::get(data)?, &PyUntypedBuffer::get(out)?, packing, samples)
     }
 
     /// Prepare the callback of one stream; without a group it is on its own.

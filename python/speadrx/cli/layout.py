@@ -56,6 +56,7 @@ def describe(layout: Layout) -> dict[str, Any]:
         "heap_bytes": layout.heap_bytes,
         "heap_samples": layout.heap_sample_count,
         "dtype": layout.dtype,
+        "fields": [{"name": field.name, "dtype": field.dtype, "shape": list(field.shape)} for field in layout.fields],
         "heap_shape": None if layout.heap_shape is None else list(layout.heap_shape),
         "chunk_heaps": layout.chunk_heaps,
         "chunk_bytes": layout.chunk_bytes,
@@ -124,9 +125,12 @@ def _show(console: Console, layout: Layout) -> None:
 
     if layout.name:
         line("Layout", escaped(layout.name))
+    element = layout._contents.element.name
     content = f"{facts['heap_samples']:,} samples"
     if layout.heap_shape is not None:
-        content += f", shape {layout.heap_shape} of {layout.dtype}"
+        content += f", shape {layout.heap_shape} of {element}"
+    elif element != "uint8":
+        content += f" of {element}"
     line("Heap", f"{facts['heap_bytes']:,} bytes: {content}")
     line("Chunk", f"{facts['chunk_heaps']:,} heaps, {facts['chunk_bytes']:,} bytes")
     seconds = "seconds unknown without time.tick_rate"

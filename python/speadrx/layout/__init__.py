@@ -1,6 +1,7 @@
 """What a stream looks like, declared."""
 
 from .base import BaseLayout, DeclarativeLayout
+from .contents import Field
 from .declaration import Axis, Layout, SideItem, TimeAxis
 
-__all__ = ["Axis", "BaseLayout", "DeclarativeLayout", "Layout", "SideItem", "TimeAxis"]
+__all__ = ["Axis", "BaseLayout", "DeclarativeLayout", "Field", "Layout", "SideItem", "TimeAxis"]

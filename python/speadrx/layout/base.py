@@ -10,6 +10,7 @@ import numpy as np
 
 from speadrx._core import foreign_capsule
 
+from .samples import samples, view
 from .user_data import user_data_values
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ class DeclarativeLayout(BaseLayout):
         declaration = self.declaration
         if declaration.samples_per_heap is not None:
             return declaration.samples_per_heap
-        if declaration.heap_shape is not None:
-            return math.prod(declaration.heap_shape)
-        return declaration.heap_bytes // np.dtype(declaration.dtype).itemsize
+        return math.prod(declaration._contents.shape)
 
     @property
     def spead_items(self) -> list[int]:
@@ -195,7 +194,8 @@ class DeclarativeLayout(BaseLayout):
         Returns
         -------
         numpy.ndarray
-            Shape ``present_shape + heap_shape`` and the layout's dtype, sharing the memory of `data`.
+            Shape ``present_shape + heap_shape`` and the layout's dtype, sharing the memory of `data`. Packed samples
+            are shown as the bytes of heaps.
 
         Raises
         ------
@@ -204,17 +204,42 @@ class DeclarativeLayout(BaseLayout):
         """
         declaration = self.declaration
         geometry = declaration._compiled.geometry(user_data_values(self, user_data))
-        if not data.flags.c_contiguous:  # reshape would make a copy
-            raise ValueError(f"data: given shape {data.shape} with strides {data.strides}, but wanted C-contiguous")
-        raw = data.reshape(-1).view(np.uint8)
-        if raw.nbytes < geometry.span_bytes:
-            raise ValueError(f"data has {raw.nbytes} bytes, but the layout needs {geometry.span_bytes}")
-        dtype = np.dtype(declaration.dtype)
-        heap_shape = declaration.heap_shape
-        if heap_shape is None:
-            heap_shape = (declaration.heap_bytes // dtype.itemsize,)
-        inner = np.empty(heap_shape, dtype).strides
-        return np.ndarray(self.present_shape + heap_shape, dtype, buffer=raw.data, strides=geometry.strides + inner)
+        return view(declaration._contents, self.present_shape, geometry, data)
+
+    def samples(
+        self, data: np.ndarray, user_data: np.ndarray | None = None, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Read the numbers in a chunk's data.
+
+        If the layout's dtype is one of packed samples, such as ``"int10"``, they become integers of 8 or 16 bits, with
+        the interpreter's lock released. Otherwise the data hold the numbers as they are, and this is `view`.
+
+        What is read of missing heaps is what their bytes say: stale samples, unless they were filled before, by
+        ``fill=`` of `iter_chunks` or `Receiver`, or by `fill_missing`.
+
+        Parameters
+        ----------
+        data, user_data
+            As in `view`.
+        out
+            Where to write the numbers, if not to a new array. It must have the shape that is returned. Any dtype will
+            do that can hold the numbers (``float32``, say), and there may be gaps between its elements; both cost a
+            copy more than a contiguous array of the dtype that is returned by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape ``present_shape + heap_shape``. It is `out`, if that is given. It shares the memory of `data` if
+            samples are not packed and there is no `out`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `data` or `out` is too small, or not of the right kind.
+        """
+        declaration = self.declaration
+        geometry = declaration._compiled.geometry(user_data_values(self, user_data))
+        return samples(declaration._contents, self.present_shape, geometry, data, out)
 
     def chunk_place(self, user_data: np.ndarray | None = None) -> tuple[object, ...]:
         """Make the placement callback for a single stream.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from speadrx._core import Layout as CompiledLayout
 from speadrx._core import LayoutError, spec_fields, spec_to_toml
 
 from .base import DeclarativeLayout
+from .contents import Contents, Field, make_contents, read_contents
 
 #: Longer files are not layouts. They may be captures, or devices without an end.
 _MOST_TOML_BYTES = 2**24
@@ -144,8 +144,22 @@ class Layout(DeclarativeLayout):
         Name of each source in the accounts (default: its value, if the axis has `values`, or its index).
     required_items
         IDs of other items that a heap must have. Heaps without them are rejected.
-    dtype, heap_shape
-        Type and shape of a heap's data in the numpy view of a chunk (default: `heap_bytes` bytes).
+    dtype
+        Type of a heap's elements (default: bytes). It is numpy's name of it (``"int16"``, ``">i2"``), or one of these:
+
+        - packed samples of 1 to 16 bits: ``"int10"``, ``"uint4"``. The first sample has the highest bits of the first
+          byte; with ``"<int10"`` it has the lowest. The chunk's data are bytes then, and `Chunk.samples` gives the
+          numbers.
+        - complex integers, of a real and an imaginary part of so many bits: ``"cint8"``, ``">cint16"``; in numpy they
+          are records of ``re`` and ``im``. They may be packed too: ``"cint4"``.
+
+        A record of numpy becomes `fields`.
+    fields
+        What a heap holds instead, if its elements are records: the fields of a record, which follow one another.
+        ``chunk.data["name"]`` is the array of one of them.
+    heap_shape
+        Shape of a heap's elements in the numpy view of a chunk (default: as many as there are; a single record has the
+        shape ``()``).
     samples_per_heap
         Samples in a heap, if this is not the product of `heap_shape`.
     name
@@ -168,6 +182,7 @@ class Layout(DeclarativeLayout):
     source_labels: tuple[str, ...] = ()
     required_items: tuple[int, ...] = ()
     dtype: str = "uint8"
+    fields: tuple[Field, ...] = ()
     heap_shape: tuple[int, ...] | None = None
     samples_per_heap: int | None = None
     name: str = ""
@@ -183,18 +198,13 @@ class Layout(DeclarativeLayout):
         if not isinstance(self.strides, Mapping):
             raise LayoutError(f"strides: given {self.strides!r}, but wanted a mapping from axis names")
         object.__setattr__(self, "strides", dict(self.strides))
-        try:
-            dtype = np.dtype(self.dtype)
-        except TypeError as exc:
-            raise LayoutError(f"dtype: {self.dtype!r} is not a numpy dtype ({exc}); use one like 'int16'") from None
-        if dtype.kind == "V":  # np.dtype cannot read back the names of such types
-            raise LayoutError(f"dtype: {self.dtype!r} is raw bytes, not numbers; use a dtype like 'int16'")
-        # The readable name if it says everything ("int16"), else the one with the byte order (">i2").
-        object.__setattr__(self, "dtype", dtype.name if np.dtype(dtype.name) == dtype else dtype.str)
+        dtype, fields = read_contents(self.dtype, self.fields)
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "fields", fields)
         n_sources = self._compiled.n_sources
         if not self.source_labels or self._has_default_labels:
             object.__setattr__(self, "source_labels", self._default_labels(n_sources))
-        self._check_view()
+        _ = self._contents  # its checks
 
     def _default_labels(self, n_sources: int) -> _DefaultLabels:
         """The values of the axis of sources if it has any, or else the indices."""
@@ -205,20 +215,10 @@ class Layout(DeclarativeLayout):
     def _has_default_labels(self) -> bool:
         return self.source_labels == self._default_labels(len(self.source_labels))
 
-    def _check_view(self) -> None:
-        dtype = np.dtype(self.dtype)
-        if dtype.hasobject or not dtype.itemsize:
-            raise LayoutError(f"dtype: {self.dtype!r} has no fixed binary form; use a plain numeric dtype")
-        if self.heap_shape is None:
-            if self.heap_bytes % dtype.itemsize:
-                raise LayoutError(
-                    f"heap_bytes: {self.heap_bytes} is not a multiple of the {dtype.itemsize} bytes of {self.dtype}"
-                )
-        elif math.prod(self.heap_shape) * dtype.itemsize != self.heap_bytes:
-            raise LayoutError(
-                f"heap_shape: {self.heap_shape} of {self.dtype} is {math.prod(self.heap_shape) * dtype.itemsize} "
-                f"bytes, but heap_bytes is {self.heap_bytes}"
-            )
+    @functools.cached_property
+    def _contents(self) -> Contents:
+        """What a heap holds."""
+        return make_contents(self.dtype, self.fields, self.heap_shape, self.heap_bytes)
 
     @functools.cached_property
     def _compiled(self) -> CompiledLayout:
@@ -283,6 +283,7 @@ class Layout(DeclarativeLayout):
             change(spec)
             spec["time"] = TimeAxis(**spec["time"])
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
+            spec["fields"] = tuple(Field(**field) for field in spec.get("fields", ()))
             spec["side_items"] = tuple(SideItem(**item) for item in spec.get("side_items", ()))
             return cls(**spec)
         except UnicodeDecodeError as exc:

@@ -10,13 +10,16 @@ from typing import Any
 
 from speadrx._core import LayoutError, spec_to_toml
 
+from .contents import Field
 from .declaration import Axis, Layout, SideItem, TimeAxis
 
 #: A value that starts with one of these must be TOML. Any other may be a bare word.
 _TOML_STARTS = ('"', "'", "[", "{")
-_PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD and side_items.NAME.FIELD"
+_PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD, fields.NAME.FIELD and side_items.NAME.FIELD"
 #: Fields that have fields of their own, and what they are in Python.
-_TABLES: dict[str, type] = {"time": dict, "strides": dict, "axes": list, "side_items": list}
+_TABLES: dict[str, type] = {"time": dict, "strides": dict, "axes": list, "fields": list, "side_items": list}
+
+_ENTRIES: dict[str, type] = {"axes": Axis, "fields": Field, "side_items": SideItem}
 
 
 def apply(spec: dict[str, Any], override: str) -> None:
@@ -28,8 +31,8 @@ def apply(spec: dict[str, Any], override: str) -> None:
         The fields that a declaration sets, as plain dicts and lists.
     override
         ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``strides.AXIS``,
-        ``axes.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written as in TOML; a bare word is taken
-        as a string. Without a value, the field gets its default back.
+        ``axes.NAME.FIELD``, ``fields.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written as in TOML; a
+        bare word is taken as a string. Without a value, the field gets its default back.
 
     Raises
     ------
@@ -70,10 +73,10 @@ def _find(spec: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
         case ["strides", axis]:
             axes = [spec["time"].get("name", "time"), *(entry["name"] for entry in spec.get("axes", ()))]
             return spec.setdefault("strides", {}), _known(path, axis, axes)
-        case ["axes" | "side_items" as array, name, field]:
+        case ["axes" | "fields" | "side_items" as array, name, field]:
             entries = {entry["name"]: entry for entry in spec.get(array, ())}
             _known(path, name, entries)
-            return entries[name], _known(path, field, _fields(Axis if array == "axes" else SideItem))
+            return entries[name], _known(path, field, _fields(_ENTRIES[array]))
     raise LayoutError(f"{path}: a layout has no such field; paths are {_PATHS}")
 
 

@@ -174,10 +174,10 @@ def svg_picture(layout: DeclarativeLayout) -> str:
         y += _ROW
     _text(svg, _MARGIN, y + 12, f"heap, in each {within}: {layout.heap_bytes:,} bytes")
     _box(svg, _MARGIN, y + 20, _WIDTH - 2 * _MARGIN, _BAND, fill="#f2b84b")
-    shape = declaration.heap_shape
+    contents = declaration._contents
     content = f"{layout.heap_sample_count:,} samples"
-    if shape is not None:
-        content = f"{' × '.join(f'{size:,}' for size in shape)} {declaration.dtype}"
+    if declaration.heap_shape or contents.element.name != "uint8":
+        content = f"{' × '.join(f'{size:,}' for size in contents.shape)} {contents.element.name}".strip()
     _text(svg, _WIDTH / 2, y + 45, content, anchor="middle")
     ET.indent(svg)
     return ET.tostring(svg, encoding="unicode", xml_declaration=True) + "\n"

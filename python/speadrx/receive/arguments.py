@@ -184,19 +184,17 @@ def item_ids(layout: BaseLayout, declared: DeclarativeLayout | None, given: Iter
 
 def declared_buffers(layout: DeclarativeLayout, geometries: Sequence[Geometry], extra: int) -> ChunkBuffers:
     """Work out what the buffers of chunks must be."""
-    declaration = layout.declaration
-    dtype = np.dtype(declaration.dtype)
-    heap_shape = declaration.heap_shape
-    if heap_shape is None:
-        heap_shape = (declaration.heap_bytes // dtype.itemsize,)
+    contents = layout.declaration._contents
     axes = layout.present_shape
     dense = tuple(layout.heap_bytes * math.prod(axes[i + 1 :]) for i in range(len(axes)))
     return ChunkBuffers(
         data_bytes=max(geometry.span_bytes for geometry in geometries),
         heaps=layout.chunk_heaps,
         heap_extra=extra,
-        dtype=dtype,
-        shape=axes + heap_shape if all(geometry.strides == dense for geometry in geometries) else None,
+        dtype=contents.stored_dtype,
+        shape=axes + contents.stored_shape if all(geometry.strides == dense for geometry in geometries) else None,
         present_shape=axes,
         extra_dtype=layout.extra_dtype,
+        contents=contents,
+        geometry=geometries[0] if len({geometry.strides for geometry in geometries}) == 1 else None,
     )

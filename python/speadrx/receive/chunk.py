@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import spead2.recv
 
+from speadrx._core import Geometry
 from speadrx.accounts.span import Ends
+from speadrx.layout.contents import Contents
+from speadrx.layout.samples import samples
 
 from .checks import check_integer
 from .memory import allocate, check_available
@@ -66,6 +69,8 @@ class ChunkBuffers:
     dtype, shape, present_shape, extra_dtype
         What the layout stores, for the arrays that `ChunkPool` makes. `shape` is None if there are gaps between heaps
         in ``data``.
+    contents, geometry
+        What heaps hold, and where they are. `geometry` is None if each stream of a group has strides of its own.
     """
 
     data_bytes: int | None = None
@@ -75,6 +80,8 @@ class ChunkBuffers:
     shape: tuple[int, ...] | None = None
     present_shape: tuple[int, ...] | None = None
     extra_dtype: np.dtype | None = None
+    contents: Contents | None = None
+    geometry: Geometry | None = field(default=None, compare=False)
 
     @property
     def chunk_bytes(self) -> int:
@@ -196,13 +203,52 @@ class Chunk(spead2.recv.Chunk):
         if not callable(getattr(sink, "add_free_chunk", None)):
             raise TypeError(f"sink: given {type(sink).__name__}, but wanted a stream or group")
         buffers = getattr(sink, "_buffers", None)
-        (buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN).check(data, present, extra)
+        self._buffers = buffers if isinstance(buffers, ChunkBuffers) else _UNKNOWN
+        self._buffers.check(data, present, extra)
         super().__init__(data=data, present=present, extra=extra, chunk_id=chunk_id, stream_id=stream_id)
         self.sink = weakref.ref(sink)
         self.device = device
         self.timestamp = timestamp
         if (chunks := getattr(sink, "_chunks", None)) is not None:
             chunks.add(self)
+
+    def samples(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Read the numbers in ``data``.
+
+        If the layout's dtype is one of packed samples, such as ``"int10"``, ``data`` has bytes, and the samples become
+        integers of 8 or 16 bits here, with the interpreter's lock released. Otherwise ``data`` has the numbers already.
+
+        What is read of missing heaps is what their bytes in ``data`` say: stale samples, unless ``fill=`` was given to
+        `iter_chunks` or `Receiver`.
+
+        Parameters
+        ----------
+        out
+            Where to write the numbers, if not to a new array. It must have the shape that is returned. Any dtype will
+            do that can hold the numbers (``float32``, say), and there may be gaps between its elements; both cost a
+            copy more than a contiguous array of the dtype that is returned by default.
+
+        Returns
+        -------
+        numpy.ndarray
+            The axes, then the shape of a heap. It is `out`, if that is given. If samples are not packed, and there is
+            no `out`, it is ``data`` itself, or a view of it: it must not be used any more when the chunk is recycled.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `out` is not of the right kind; or if it is not known what the chunk holds, because its layout is not
+            declarative, it is in a ring, or each stream of its group has strides of its own.
+        """
+        buffers = self._buffers
+        data = self.data
+        if data is None:
+            raise ValueError("data: the chunk has none: it is in a ring, or was recycled")
+        if buffers.contents is None or buffers.present_shape is None:
+            raise ValueError("samples: it is not known what heaps hold: wanted a chunk with a declarative layout")
+        if buffers.geometry is None:
+            raise ValueError("samples: each stream of the group has strides of its own: use the layout's samples()")
+        return samples(buffers.contents, buffers.present_shape, buffers.geometry, as_array("data", data), out)
 
     def recycle(self) -> None:
         """Give the chunk back to its sink. Do nothing if the sink no longer exists.

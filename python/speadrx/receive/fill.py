@@ -10,6 +10,7 @@ import numpy as np
 
 from speadrx._core import Geometry
 from speadrx.layout.base import BaseLayout, DeclarativeLayout
+from speadrx.layout.contents import Contents, Element, Packing
 from speadrx.layout.user_data import user_data_values
 
 from .chunk import as_array
@@ -40,10 +41,10 @@ def fill_missing(
     present
         The chunk's ``present``: one byte for each heap, which is not 0 if the heap is present.
     fill
-        What to write. A number becomes an element of the layout's dtype, and is repeated. An array (or sequence) of
-        numbers becomes as many elements, and is repeated: for example a sample of two elements, such as
-        ``(-128, 0)``, or a whole heap of noise. Only its values count, not its dtype. They must be in range. ``bytes``
-        are repeated as they are.
+        What to write. A number becomes an element of the layout's dtype (a packed sample, say), and is repeated. An
+        array (or sequence) of numbers becomes as many elements, and is repeated: for example a sample of two elements,
+        such as ``(-128, 0)``, or a whole heap of noise. Only its values count, not its dtype. They must be in range.
+        ``bytes`` are repeated as they are.
     user_data
         One record. It is needed if a stride comes from ``user_data``.
     extra
@@ -127,7 +128,11 @@ def _fill_bytes(layout: DeclarativeLayout, fill: Any) -> bytes:
         pattern = bytes(fill)
         given = f"{len(pattern)} bytes"
     else:
-        elements = _elements(fill, np.dtype(layout.declaration.dtype))
+        contents = layout.declaration._contents
+        element = contents.element
+        elements = _elements(fill, element)
+        if element.packing is not None:
+            return _packed_heap(contents, element.packing, elements)
         pattern = elements.tobytes()
         given = f"{elements.size} of {elements.dtype}, which are {elements.nbytes} bytes"
     if not pattern or layout.heap_bytes % len(pattern):
@@ -135,41 +140,56 @@ def _fill_bytes(layout: DeclarativeLayout, fill: Any) -> bytes:
     return pattern
 
 
-def _elements(fill: Any, dtype: np.dtype) -> np.ndarray:
-    """Convert the values of a fill to elements of a dtype, if it can hold them."""
+def _packed_heap(contents: Contents, packing: Packing, elements: np.ndarray) -> bytes:
+    """Return a whole heap of packed samples: a shorter pattern need not end where a byte does."""
+    wanted = math.prod(contents.shape)
+    if not elements.size or wanted % elements.size:
+        raise ValueError(
+            f"fill: given {elements.size} of {contents.element.name}, but wanted a number that divides the {wanted} of "
+            "a heap"
+        )
+    return packing.pack(np.tile(elements.reshape(-1), wanted // elements.size).view(packing.dtype))
+
+
+def _elements(fill: Any, element: Element) -> np.ndarray:
+    """Convert the values of a fill to elements of a layout's dtype, if it can hold them."""
+    dtype, name = element.dtype, element.name
     try:
         values = np.asarray(fill)
     except ValueError:  # sequences of different lengths
         raise _wrong_type(fill) from None
-    if values.dtype == dtype:
+    if values.dtype == dtype and element.packing is None:
         return values
     numbers = values.reshape(-1).tolist()
     if not all(isinstance(number, (int, float, complex)) for number in numbers):
         raise _wrong_type(fill)
+    if element.is_complex_integer:
+        parts = [part for number in numbers for part in (complex(number).real, complex(number).imag)]
+        return np.array([_element(part, dtype[0], name, element.packing) for part in parts], dtype[0]).view(dtype)
     if dtype.kind not in "biufc":
         raise ValueError(
-            f"fill: given {fill!r}, but the layout's dtype is {dtype}: wanted bytes, or an array of that dtype"
+            f"fill: given {fill!r}, but the layout's dtype is {name}: wanted bytes, or an array of that dtype"
         )
-    return np.array([_element(number, dtype) for number in numbers], dtype)
+    return np.array([_element(number, dtype, name, element.packing) for number in numbers], dtype)
 
 
 def _wrong_type(fill: Any) -> TypeError:
     return TypeError(f"fill: given {fill!r}, but wanted a number, an array of numbers, or bytes")
 
 
-def _element(number: Any, dtype: np.dtype) -> Any:
+def _element(number: Any, dtype: np.dtype, name: str, packing: Packing | None) -> Any:
     """Check that a dtype can hold a number. Otherwise numpy would wrap it, or turn it into infinity."""
     if isinstance(number, complex) and dtype.kind != "c":
-        raise ValueError(f"fill: {number} is complex, but the layout's dtype is {dtype}")
+        raise ValueError(f"fill: {number} is complex, but the layout's dtype is {name}")
     if dtype.kind in "fc":
         low, high = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
     elif number % 1 != 0:
-        raise ValueError(f"fill: {number} is not a whole number, but the layout's dtype is {dtype}")
+        raise ValueError(f"fill: {number} is not a whole number, but the layout's dtype is {name}")
     else:
         number = int(number)
-        low, high = _whole_range(dtype)
+        low, high = packing.range if packing is not None else _whole_range(dtype)
     if any((part < low or part > high) and abs(part) != math.inf for part in (number.real, number.imag)):
-        raise ValueError(f"fill: {number} is out of the range of {dtype}, {low} to {high}")
+        raise ValueError(f"fill: {number} is out of the range of {name}, {low} to {high}")
     return number
 
 
