@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from .metrics import sensors as sensors
     from .metrics import stats
     from .metrics.stats import StatsCollector
-    from .survey import capture as capture
-    from .survey import propose
+    from .survey import capture, propose
 
-# A star import must not need aiokatcp or dpkt: sensors and capture are left out.
+# A star import must not need aiokatcp: sensors are left out.
 __all__ = [
     "EVICTION_MODE",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
@@ -53,6 +52,7 @@ __all__ = [
     "TimeAxis",
     "__version__",
     "add_reader",
+    "capture",
     "collectors",
     "doctor",
     "fill_missing",

@@ -1,5 +1,6 @@
 //! The Python module `speadrx._core`: glue between the core and the package, nothing else.
 
+mod capture;
 mod chunk;
 mod group;
 mod layout;
@@ -23,6 +24,8 @@ impl From<CoreError> for PyErr {
 mod _core {
     #[pymodule_export]
     use super::LayoutError;
+    #[pymodule_export]
+    use super::capture::Capture;
     #[pymodule_export]
     use super::group::Group;
     #[pymodule_export]

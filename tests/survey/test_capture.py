@@ -1,18 +1,13 @@
 """Datagrams of captures: link layers, networks, both file formats, and files that are damaged."""
 
-import gzip
+import bz2
 import ipaddress
 import os
 import re
 import struct
-import subprocess
-import sys
 import threading
 
 import pytest
-
-pytest.importorskip("dpkt")
-
 from speadrx.capture import read_datagrams
 
 from speadrx.simulate import PcapSink
@@ -279,13 +274,13 @@ def test_truncated_in_its_header(tmp_path, length):
         (b"", "is empty: wanted a pcap or pcapng file"),
         (b"just text", "is not a pcap or pcapng file: it starts with the bytes 6a 75 73 74$"),
         (
-            gzip.compress(b"anything", mtime=0),
-            r"is not a pcap or pcapng file: .* 1f 8b 08 00 \(it is compressed with gzip: decompress it\)",
+            bz2.compress(b"anything"),
+            r"is not a pcap or pcapng file: .* 42 5a 68 39 \(it is compressed with bzip2: decompress it\)",
         ),
         (pcap([]) + struct.pack("<4I", 0, 0, 2**31, 2**31), f"is damaged: .* byte 40 gives the length {2**31}"),
         (
             pcap([]) + struct.pack("<4I", 0, 0, 300_000, 300_000) + bytes(300_000),
-            "is damaged: .* has the length 300000",
+            "is damaged: .* byte 40 gives the length 300000",
         ),
     ],
 )
@@ -331,19 +326,3 @@ def test_random_bytes_after_the_header(tmp_path, rng):
             assert "is damaged" in str(exc)  # noqa: PT017 (most are no errors)
         else:
             assert len(datagrams) + capture.skipped.total() == capture.frames
-
-
-def test_without_dpkt():
-    """Said in so many words, and only where it is needed."""
-    program = """
-import sys
-sys.modules["dpkt"] = None
-import speadrx, speadrx.survey, speadrx.propose
-try:
-    import speadrx.capture
-except ImportError as exc:
-    assert str(exc).endswith("needs dpkt, which is not installed; do: pip install 'speadrx[cli]'"), exc
-else:
-    raise SystemExit("it did not fail")
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
