@@ -10,6 +10,7 @@ use crate::check::{
 };
 use crate::error::LayoutError;
 use crate::reason;
+use crate::sending::SendSpec;
 use crate::spec::{Align, AxisSpec, FieldSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
 /// SPEAD ID of the heap length item.
@@ -92,6 +93,7 @@ impl Layout {
         let side = check_side_items(&spec.side_items, &mut items)?;
         check_required_items(&spec.required_items, &mut items)?;
         check_fields(&spec.fields)?;
+        check_payload_item(&spec, &items)?;
         let dimensions = order_dimensions(&spec, &declared)?;
         let source = check_sources(&spec, &dimensions)?;
         check_strides(&spec, &declared)?;
@@ -429,6 +431,18 @@ fn check_fields(fields: &[FieldSpec]) -> Result<(), LayoutError> {
         }
     }
     check_distinct("fields", fields.iter().map(|field| &field.name))
+}
+
+/// What a heap's data are has no value of its own: it can be none of the items that have.
+fn check_payload_item(spec: &LayoutSpec, items: &[u64]) -> Result<(), LayoutError> {
+    if let Some(id) = spec.payload_item {
+        check_item("payload_item", id)?;
+        check(!items.contains(&id), || {
+            let problem = "is an item whose value the layout uses; data have none";
+            LayoutError::field("payload_item", format!("{id:#x}"), problem)
+        })?;
+    }
+    spec.send.as_ref().map_or(Ok(()), SendSpec::check)
 }
 
 fn names(dimensions: &[Dimension]) -> Vec<&String> {

@@ -27,6 +27,7 @@ pub mod place;
 mod python;
 pub mod reason;
 pub mod segment;
+pub mod sending;
 pub mod spec;
 pub mod sync;
 pub mod timeline;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, NAME};
 use crate::error::LayoutError;
+use crate::sending::SendSpec;
 
 /// What to do with a timestamp that is not a multiple of the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,11 +133,11 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Number::deserialize(deserializer).map(|number| number.0)
 }
 
-fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     number(deserializer).map(Some)
 }
 
-fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+pub(crate) fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
     Vec::<Number>::deserialize(deserializer).map(|all| all.into_iter().map(|number| number.0).collect())
 }
 
@@ -144,8 +145,17 @@ fn optional_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     numbers(deserializer).map(Some)
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+pub(crate) fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+pub(crate) fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn one() -> u64 {
@@ -286,6 +296,10 @@ pub struct LayoutSpec {
     #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
     pub heap_bytes: u64,
+    /// SPEAD item ID of the item that a heap's data are, for simulated senders and programs that look at packets.
+    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
+    pub payload_item: Option<u64>,
     /// Names of all axes, slowest to fastest (default: time, then `axes`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub order: Option<Vec<String>>,
@@ -324,6 +338,9 @@ pub struct LayoutSpec {
     /// Items stored beside each heap, in the chunk's `extra`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub side_items: Vec<SideSpec>,
+    /// How the instrument sends its heaps, for simulated senders. Receivers use none of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub send: Option<SendSpec>,
 }
 
 impl LayoutSpec {

@@ -317,6 +317,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
             let mut spec = LayoutSpec {
                 name: String::new(),
                 heap_bytes,
+                payload_item: None,
                 order: Some(order_of(&axes, &shuffle)),
                 sources,
                 source_labels: None,
@@ -329,6 +330,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                 time,
                 axes,
                 side_items: side.into_iter().enumerate().map(side_item).collect(),
+                send: None,
             };
             pad(&mut spec, &mut user_data, padding);
             (spec, user_data, window)

@@ -122,6 +122,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     Ok(LayoutSpec {
         name: String::new(),
         heap_bytes,
+        payload_item: None,
         order: Some(order),
         sources: if axes.is_empty() { None } else { maybe(u, |u| Ok(u.choose(&axes)?.name.clone()))? },
         source_labels: None,
@@ -134,6 +135,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         time,
         axes,
         side_items,
+        send: None,
     })
 }
 
@@ -209,6 +211,7 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     Ok(LayoutSpec {
         name: if u.ratio(1, 4)? { String::arbitrary(u)? } else { String::new() },
         heap_bytes: number(u)?,
+        payload_item: None,
         order,
         sources: maybe(u, any_axis)?,
         source_labels: if u.ratio(1, 8)? { Some(several(u, 5, |u, _| String::arbitrary(u))?) } else { None },
@@ -227,6 +230,7 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
                 dtype: *u.choose(&[SideType::U8, SideType::U16, SideType::U32, SideType::U64])?,
             })
         })?,
+        send: None,
     })
 }
 

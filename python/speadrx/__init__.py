@@ -9,7 +9,7 @@ from . import _short_names
 from ._core import LayoutError, __version__
 from .accounts.ledger import Epoch, LedgerSnapshot
 from .accounts.report import ReceiverStats, RingStats, SourceStats
-from .layout import Axis, BaseLayout, Field, Layout, SideItem, TimeAxis
+from .layout import Axis, BaseLayout, Field, Layout, Send, SideItem, TimeAxis
 from .receive.chunk import Chunk, ChunkPool
 from .receive.factory import make_stream, make_stream_group
 from .receive.fill import fill_missing
@@ -46,6 +46,7 @@ __all__ = [
     "Receiver",
     "ReceiverStats",
     "RingStats",
+    "Send",
     "SideItem",
     "SourceStats",
     "StatsCollector",

@@ -83,7 +83,7 @@ def test_items_have_names(name: str) -> None:
 @pytest.mark.parametrize("name", TWINS)
 def test_meerkat_layouts_are_those_of_the_classes(name: str) -> None:
     twin = TWINS[name].declaration
-    layout = layouts.load(name)
+    layout = replace(layouts.load(name), send=None)
     if meerkat.BEAM_ANTS_ID in twin.required_items:  # there demanded, here kept
         assert [item.item for item in layout.side_items] == [meerkat.BEAM_ANTS_ID]
         layout = replace(layout, side_items=(), required_items=twin.required_items)

@@ -286,16 +286,13 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
     "--packet-size",
     "packet_bytes",
     type=quantities.size(1, 65507),  # the limit of IPv4
-    default=spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
-    show_default=True,
-    help="Most bytes in a packet, including the SPEAD header but not the UDP header.",
+    help="Most bytes in a packet, including the SPEAD header but not the UDP header.  [default: as the layout says, or "
+    f"{spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE}]",
 )
 @click.option(
     "--address-bits",
     type=click.Choice([str(bits) for bits in _ADDRESS_BITS]),
-    default="48",
-    show_default=True,
-    help="Bits of an immediate value in the SPEAD flavour.",
+    help="Bits of an immediate value in the SPEAD flavour.  [default: as the layout says, or 48]",
 )
 @click.option(
     "--truth",
@@ -325,8 +322,8 @@ def send(
     first_timestamp: int,
     jitter: int,
     user_data: list[tuple[str, int]],
-    packet_bytes: int,
-    address_bits: str,
+    packet_bytes: int | None,
+    address_bits: str | None,
     truth_path: str | None,
     force: bool,
     as_json: bool,
@@ -357,7 +354,7 @@ def send(
             faults=Faults(garbage_kinds=garbage_kinds or None, **faults),
             user_data=dict(user_data),
             timestamp_jitter=jitter,
-            flavour=spead2.Flavour(4, 64, int(address_bits), 0),
+            flavour=None if address_bits is None else spead2.Flavour(4, 64, int(address_bits), 0),
             max_packet_size=packet_bytes,
         )
     where = pcap or describe(endpoints)

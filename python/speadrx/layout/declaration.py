@@ -120,6 +120,44 @@ class SideItem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Send:
+    """How an instrument sends its heaps, as far as receivers need not know: for simulated senders.
+
+    Parameters
+    ----------
+    flavour
+        Bits of an address and of an immediate value in the SPEAD flavour (default: 48).
+    packet_bytes
+        Largest packet in bytes, with SPEAD header and items (default: 1472).
+    order
+        IDs of items in the order in which packets have them; others come after them, the payload last.
+    omit
+        Items of SPEAD itself that packets lack: 2 is the heap's length, 3 the payload's place in it.
+    repeat_items
+        Whether each packet of a heap has all items, or only the first.
+    descriptors
+        Whether a heap that describes the items comes before the others.
+    constants
+        Items that every heap has with the same value, by ID.
+    """
+
+    flavour: int | None = None
+    packet_bytes: int | None = None
+    order: tuple[int, ...] = ()
+    omit: tuple[int, ...] = ()
+    repeat_items: bool = True
+    descriptors: bool = False
+    constants: Mapping[Any, int] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in ("order", "omit"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        if not isinstance(self.constants, Mapping):
+            raise LayoutError(f"send.constants: given {self.constants!r}, but wanted a mapping from item IDs")
+        object.__setattr__(self, "constants", {_item_id(item): value for item, value in self.constants.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout(DeclarativeLayout):
     """A declared layout: one time axis and any number of others.
 
@@ -162,6 +200,10 @@ class Layout(DeclarativeLayout):
         shape ``()``).
     samples_per_heap
         Samples in a heap, if this is not the product of `heap_shape`.
+    payload_item
+        ID of the item that a heap's data are: simulated senders send it, and programs that look at packets know it.
+    send
+        How the instrument sends its heaps, for simulated senders. Receivers use none of it.
     name
         A name for messages and files.
 
@@ -185,6 +227,8 @@ class Layout(DeclarativeLayout):
     fields: tuple[Field, ...] = ()
     heap_shape: tuple[int, ...] | None = None
     samples_per_heap: int | None = None
+    payload_item: int | None = None
+    send: Send | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -240,6 +284,8 @@ class Layout(DeclarativeLayout):
                 return [plain(v) for v in value]
             if isinstance(value, np.generic):
                 return value.item()
+            if isinstance(value, Mapping):  # keys that are numbers are item IDs
+                return {f"{k:#x}" if isinstance(k, int) else k: plain(v) for k, v in value.items()}
             if dataclasses.is_dataclass(value):
                 return {
                     f.name: plain(v)
@@ -285,6 +331,8 @@ class Layout(DeclarativeLayout):
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
             spec["fields"] = tuple(Field(**field) for field in spec.get("fields", ()))
             spec["side_items"] = tuple(SideItem(**item) for item in spec.get("side_items", ()))
+            if "send" in spec:
+                spec["send"] = Send(**spec["send"])
             return cls(**spec)
         except UnicodeDecodeError as exc:
             line = text.count(b"\n", 0, exc.start) + 1
@@ -336,8 +384,18 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _item_id(key: int | str) -> int | str:
+    """Read an item ID that was a key in TOML. What is none is left as it is: the checks name it."""
+    try:
+        return int(key, 0) if isinstance(key, str) else key
+    except ValueError:
+        return key
+
+
 # In the TOML of this crate, which has no name of a user before the "=".
-_ITEMS_AND_MASKS = re.compile(r"^(?:item|mask) = [0-9]+$|^required_items = \[[0-9, \n]*\]$", re.MULTILINE)
+_ITEMS_AND_MASKS = re.compile(
+    r"^(?:item|mask|payload_item) = [0-9]+$|^(?:required_items|order) = \[[0-9, \n]*\]$", re.MULTILINE
+)
 _NUMBER = re.compile(r"\b[0-9]+\b")
 
 

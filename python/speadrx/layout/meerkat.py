@@ -93,6 +93,7 @@ class DigitiserLayout(DeclarativeLayout):
         return Layout(
             name="digitiser",
             heap_bytes=self.heap_samples * self.sample_bits // BYTE_BITS,
+            payload_item=ADC_SAMPLES_ID,
             time=TimeAxis(
                 item=TIMESTAMP_ID,
                 step=self.heap_samples,
@@ -182,6 +183,7 @@ class AntennaChannelisedVoltageLayout(DeclarativeLayout):
         return Layout(
             name="antenna-channelised-voltage",
             heap_bytes=self.heap_sample_count * N_POLS * COMPLEX * self.sample_bits // BYTE_BITS,
+            payload_item=FENG_RAW_ID,
             time=TimeAxis(item=TIMESTAMP_ID, step=self.heap_timestamp_step, batches=self.heaps_per_fengine_per_chunk),
             axes=(Axis(name="antenna", item=FENG_ID_ID, size=self.n_ants, reject_name="bad_feng_id_heaps"),),
             sources="antenna",
@@ -258,6 +260,7 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
         return Layout(
             name="tied-array-channelised-voltage",
             heap_bytes=self.heap_sample_count * COMPLEX * self.sample_bits // BYTE_BITS,
+            payload_item=BF_RAW_ID,
             time=TimeAxis(item=TIMESTAMP_ID, step=self.heap_timestamp_step, batches=self.n_batches_per_chunk),
             axes=(
                 Axis(

@@ -11,13 +11,16 @@ from typing import Any
 from speadrx._core import LayoutError, spec_to_toml
 
 from .contents import Field
-from .declaration import Axis, Layout, SideItem, TimeAxis
+from .declaration import Axis, Layout, Send, SideItem, TimeAxis
 
 #: A value that starts with one of these must be TOML. Any other may be a bare word.
 _TOML_STARTS = ('"', "'", "[", "{")
-_PATHS = "FIELD, time.FIELD, strides.AXIS, axes.NAME.FIELD, fields.NAME.FIELD and side_items.NAME.FIELD"
+_PATHS = "FIELD, time.FIELD, send.FIELD, strides.AXIS, axes.NAME.FIELD, fields.NAME.FIELD and side_items.NAME.FIELD"
 #: Fields that have fields of their own, and what they are in Python.
-_TABLES: dict[str, type] = {"time": dict, "strides": dict, "axes": list, "fields": list, "side_items": list}
+_TABLES: dict[str, type] = {
+    **dict.fromkeys(("time", "send", "strides"), dict),
+    **dict.fromkeys(("axes", "fields", "side_items"), list),
+}
 
 _ENTRIES: dict[str, type] = {"axes": Axis, "fields": Field, "side_items": SideItem}
 
@@ -30,9 +33,9 @@ def apply(spec: dict[str, Any], override: str) -> None:
     spec
         The fields that a declaration sets, as plain dicts and lists.
     override
-        ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``strides.AXIS``,
-        ``axes.NAME.FIELD``, ``fields.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written as in TOML; a
-        bare word is taken as a string. Without a value, the field gets its default back.
+        ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``send.FIELD``,
+        ``strides.AXIS``, ``axes.NAME.FIELD``, ``fields.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written
+        as in TOML; a bare word is taken as a string. Without a value, the field gets its default back.
 
     Raises
     ------
@@ -70,6 +73,8 @@ def _find(spec: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
             return spec, _known(path, field, _fields(Layout))
         case ["time", field]:
             return spec["time"], _known(path, field, _fields(TimeAxis))
+        case ["send", field]:
+            return spec.setdefault("send", {}), _known(path, field, _fields(Send))
         case ["strides", axis]:
             axes = [spec["time"].get("name", "time"), *(entry["name"] for entry in spec.get("axes", ()))]
             return spec.setdefault("strides", {}), _known(path, axis, axes)

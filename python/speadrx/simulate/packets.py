@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import spead2
 import spead2.send
 
-from speadrx.layout.declaration import Axis
-from speadrx.layout.items import SPECIAL_ITEMS
+from speadrx.layout.declaration import Axis, Layout, Send
+from speadrx.layout.items import SPECIAL_ITEMS, item_name
 
 _POINTER_BYTES = 8
 _MAGIC, _VERSION = 0x53, 4
@@ -66,6 +66,8 @@ class PacketEncoder:
         ID of the item that points to the payload.
     max_packet_size
         Largest size of a packet in bytes, including SPEAD header and items.
+    like
+        What the instrument does otherwise than most: order of items, items left out, items in the first packet only.
 
     Raises
     ------
@@ -73,10 +75,13 @@ class PacketEncoder:
         If the payload item is one of the SPEAD protocol's own, or its ID does not fit the flavour.
     """
 
-    def __init__(self, flavour: spead2.Flavour, payload_item: int, max_packet_size: int) -> None:
+    def __init__(
+        self, flavour: spead2.Flavour, payload_item: int, max_packet_size: int, like: Send | None = None
+    ) -> None:
         self._flavour = flavour
         self._payload_item = payload_item
         self._max_packet_size = max_packet_size
+        self._like = Send() if like is None else like
         self._heap_cnt = itertools.count(1)
         #: Bits of an immediate value.
         self.address_bits = flavour.heap_address_bits
@@ -88,12 +93,13 @@ class PacketEncoder:
             )
 
     def heap(self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True) -> list[bytes]:
-        """Encode a heap. Each of its packets has all its items.
+        """Encode a heap.
 
         Parameters
         ----------
         items
-            Value of each item, by ID, without the items of the SPEAD protocol itself.
+            Value of each item, by ID, without those of the SPEAD protocol itself, except the heap counter (1): without
+            it, heaps are numbered.
         payload
             Payload.
         sized
@@ -104,48 +110,57 @@ class PacketEncoder:
         ValueError
             If an item does not fit the flavour or is the payload item, or if the items leave no room in a packet.
         """
-        address_bits = self.address_bits
-        value_limit, id_limit = 1 << address_bits, 1 << (63 - address_bits)
         if self._payload_item in items:
             raise ValueError(f"payload_item: {self._payload_item:#x} is the ID of another item of the heap")
-        pointers = []
-        for item, value in items.items():
-            if not (0 < item < id_limit and 0 <= value < value_limit):
-                raise ValueError(
-                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{address_bits} "
-                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
-                )
-            pointers.append(1 << 63 | item << address_bits | value)
-        pointers.append(self._payload_item << address_bits)
-        n_pointers = len(pointers) + len(SPECIAL_ITEMS) - (not sized)
-        header_bytes = _POINTER_BYTES * (1 + n_pointers)
+        absent = {*self._like.omit} if sized else {*self._like.omit, spead2.HEAP_LENGTH_ID}
+        pointers = self._pointers(items)
+        header_bytes = _POINTER_BYTES * (1 + len(pointers) + len(SPECIAL_ITEMS) - len(absent))
         # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
         room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
         if room <= 0:
             raise ValueError(
                 f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
             )
-        encode = struct.Struct(f">BBBBHH{n_pointers}Q").pack
-        cnt = next(self._heap_cnt) % value_limit
+        number = next(self._heap_cnt)
         packets = []
         for offset in range(0, max(len(payload), 1), room):
             part = payload[offset : offset + room]
-            special = [(spead2.HEAP_CNT_ID, cnt)]
-            if sized:
-                special.append((spead2.HEAP_LENGTH_ID, len(payload)))
-            special += [(spead2.PAYLOAD_OFFSET_ID, offset), (spead2.PAYLOAD_LENGTH_ID, len(part))]
-            header = encode(
-                _MAGIC,
-                _VERSION,
-                _POINTER_BYTES - address_bits // 8,
-                address_bits // 8,
-                0,
-                n_pointers,
-                *(1 << 63 | item << address_bits | value for item, value in special),
-                *pointers,
-            )
-            packets.append(b"".join((header, part)))
+            special = {
+                spead2.HEAP_CNT_ID: items.get(spead2.HEAP_CNT_ID, number) % (1 << self.address_bits),
+                spead2.HEAP_LENGTH_ID: len(payload),
+                spead2.PAYLOAD_OFFSET_ID: offset,
+                spead2.PAYLOAD_LENGTH_ID: len(part),
+            }
+            first = [self._immediate(item, value) for item, value in special.items() if item not in absent]
+            packets.append(b"".join((self._header(first + pointers), part)))
+            if not self._like.repeat_items:
+                pointers = []
         return packets
+
+    def _immediate(self, item: int, value: int) -> int:
+        """Make the pointer of an item that holds its value."""
+        return 1 << 63 | item << self.address_bits | value
+
+    def _pointers(self, items: Mapping[int, int]) -> list[int]:
+        """Make the pointers of a heap's items, in the order in which the instrument has them."""
+        value_limit, id_limit = 1 << self.address_bits, 1 << (63 - self.address_bits)
+        pointers = {}
+        for item, value in items.items():
+            if not (0 < item < id_limit and 0 <= value < value_limit):
+                raise ValueError(
+                    f"item {item:#x} with the value {value:#x} does not fit flavour 64-{self.address_bits} "
+                    f"(IDs below {id_limit:#x}, values below {value_limit:#x})"
+                )
+            if item != spead2.HEAP_CNT_ID:
+                pointers[item] = self._immediate(item, value)
+        pointers[self._payload_item] = self._payload_item << self.address_bits
+        ordered = [pointers.pop(item) for item in self._like.order if item in pointers]
+        return ordered + list(pointers.values())
+
+    def _header(self, pointers: Sequence[int]) -> bytes:
+        address_bytes = self.address_bits // 8
+        widths = (_POINTER_BYTES - address_bytes, address_bytes)
+        return struct.pack(f">BBBBHH{len(pointers)}Q", _MAGIC, _VERSION, *widths, 0, len(pointers), *pointers)
 
     def stop(self) -> list[bytes]:
         """Encode a heap that ends the stream."""
@@ -157,6 +172,22 @@ class PacketEncoder:
         """Encode a heap with nothing but a descriptor of the payload."""
         heap = spead2.send.Heap(self._flavour)
         heap.add_descriptor(spead2.Descriptor(self._payload_item, "data", "simulated payload", (heap_bytes,), np.uint8))
+        return self._encode(heap)
+
+    def descriptors(self, items: Iterable[int], layout: Layout) -> list[bytes]:
+        """Encode a heap with a descriptor of each item, and of the payload as the layout has it."""
+        heap = spead2.send.Heap(self._flavour)
+        names = {item: item_name(item) or f"item_{item:x}" for item in (*items, self._payload_item)}
+        for item in items:
+            if item not in SPECIAL_ITEMS:
+                unsigned = [("u", self.address_bits)]
+                heap.add_descriptor(spead2.Descriptor(item, names[item], "", (), format=unsigned))
+        shape = layout.heap_shape
+        dtype = np.dtype(layout.dtype)
+        if shape is None:
+            shape = (layout.heap_bytes // dtype.itemsize,)
+        payload = spead2.Descriptor(self._payload_item, names[self._payload_item], "", shape, dtype)
+        heap.add_descriptor(payload)
         return self._encode(heap)
 
     def _encode(self, heap: spead2.send.Heap) -> list[bytes]:

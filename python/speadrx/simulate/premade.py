@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import socket
 import struct
@@ -66,7 +67,9 @@ class Premade:
     def __init__(
         self, layout: DeclarativeLayout, batches: int, *, user_data: Mapping[str, int], max_packet_size: int
     ) -> None:
-        simulator = Simulator(layout, user_data=user_data, max_packet_size=max_packet_size)
+        # All packets have the same items: nothing is done as only the instrument does it.
+        plain = dataclasses.replace(layout.declaration, send=None)
+        simulator = Simulator(plain, user_data=user_data, max_packet_size=max_packet_size)
         packets = [packet for _, packet in simulator.packets(batches)]
         self.heaps = sum(simulator.truth.sent)
         memory = bytearray(b"".join(packets))

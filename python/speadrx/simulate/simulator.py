@@ -14,7 +14,7 @@ import spead2
 import spead2.send
 
 from speadrx.layout.base import DeclarativeLayout
-from speadrx.layout.declaration import Axis
+from speadrx.layout.declaration import Axis, Send
 from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
 
 from .faults import Faults, Truth
@@ -62,15 +62,17 @@ class Simulator:
     side_values
         Makes the value of each side item from batch and indices, by the item's name. By default, values are scattered.
     items
-        Values of more items, by ID. Required items that are not given here are 0.
+        Values of more items, by ID. Items that are not given here have the values of the layout's ``send.constants``,
+        or are 0 if they are required.
     timestamp_jitter
         The largest number of ticks that is added to a timestamp, for layouts that mask timestamps.
     payload_item
-        ID of the item that points to the payload.
+        ID of the item that points to the payload (default: the layout's, or `DEFAULT_PAYLOAD_ITEM`).
     flavour
-        SPEAD flavour.
+        SPEAD flavour (default: as the layout's ``send.flavour`` says, or `DEFAULT_FLAVOUR`).
     max_packet_size
-        Largest size of a packet in bytes, including SPEAD header and items, without the UDP header.
+        Largest size of a packet in bytes, including SPEAD header and items, without the UDP header (default: as the
+        layout's ``send.packet_bytes`` says, or 1472).
 
     Raises
     ------
@@ -100,9 +102,9 @@ class Simulator:
         side_values: Mapping[str, Callable[[int, tuple[int, ...]], int]] | None = None,
         items: Mapping[int, int] | None = None,
         timestamp_jitter: int = 0,
-        payload_item: int = DEFAULT_PAYLOAD_ITEM,
-        flavour: spead2.Flavour = DEFAULT_FLAVOUR,
-        max_packet_size: int = spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE,
+        payload_item: int | None = None,
+        flavour: spead2.Flavour | None = None,
+        max_packet_size: int | None = None,
     ) -> None:
         self.layout = layout
         self.faults = faults if faults is not None else Faults()
@@ -111,8 +113,9 @@ class Simulator:
         self._axes = self._declaration.axes
         self._payload = payload
         self._side_values = dict(side_values or {})
+        self._send = send = self._declaration.send or Send()
         self._items = {item: 0 for item in self._declaration.required_items if item not in SPECIAL_ITEMS}
-        self._items.update(items or {})
+        self._items |= {**send.constants, **(items or {})}
         self._jitter = timestamp_jitter
         self._user_data = dict(user_data or {})
         self._check_arguments(first_timestamp)
@@ -123,7 +126,14 @@ class Simulator:
         self._pattern_view = memoryview(pattern)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
         self._next_batch = first_timestamp // self._time.step
-        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size)
+        if payload_item is None:
+            payload_item = self._declaration.payload_item or DEFAULT_PAYLOAD_ITEM
+        if flavour is None:
+            flavour = DEFAULT_FLAVOUR if send.flavour is None else spead2.Flavour(4, 64, send.flavour, 0)
+        if max_packet_size is None:
+            max_packet_size = send.packet_bytes or spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE
+        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size, send)
+        self._described = not send.descriptors
         #: Index on each axis of every heap of a batch, in the order of sending.
         self.indices: list[tuple[int, ...]] = list(itertools.product(*map(self._axis_range, self._axes)))
         self._axis_items = {indices: axis_items(self._axes, indices) for indices in self.indices}
@@ -303,9 +313,19 @@ class Simulator:
         counters[key] = counters.get(key, 0) + 1
         return packets
 
+    def _descriptors(self) -> Iterator[tuple[int, list[bytes]]]:
+        """Describe the items, once in each flow: whoever sends data describes them."""
+        self._described = True
+        for flow, indices in enumerate(self.indices):
+            items = self.items(self._next_batch, indices)
+            self.truth.rejected["metadata_heaps"] = self.truth.rejected.get("metadata_heaps", 0) + 1
+            yield flow, self._encoder.descriptors(items, self._declaration)
+
     def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
         """Make the flow and the packets of each copy of a heap, in the order of time."""
         faults, rand, truth = self.faults, self._random.random, self.truth
+        if not self._described:
+            yield from self._descriptors()
         for n in itertools.count() if batches is None else range(batches):
             batch = self._next_batch
             if stop is not None and n and batch % self._time.batches == 0 and stop():

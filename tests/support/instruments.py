@@ -1,0 +1,251 @@
+"""What instruments send, made from their own public sources: nothing here knows a layout or the simulator.
+
+One function for each instrument says what its heaps are: items, payloads, descriptors. `by_struct` and `by_spead2` make
+packets of them: with bare `struct`, and with spead2's own sender, an item group with the instrument's descriptors.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import spead2
+import spead2.send
+
+#: Seconds that no epoch of an instrument depends on.
+SYNC_TIME = 1_581_164_788
+
+
+@dataclass(frozen=True)
+class Heap:
+    """A heap: its time, its index on each axis by name, its items in order, and its payload."""
+
+    time: int
+    where: dict[str, int]
+    items: dict[int, int]
+    payload: bytes
+    #: ID of the payload, and the heap's counter, where they are not those of all heaps.
+    payload_id: int | None = None
+    counter: int | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What an instrument sends for a few batches."""
+
+    heaps: list[Heap]
+    payload_id: int
+    #: Changes that make the layout as small as what is sent here.
+    changes: tuple[str, ...] = ()
+    #: Most bytes of payload in a packet.
+    packet_payload: int = 8192
+    address_bits: int = 48
+    #: Name, shape, and dtype or format of each item, as the instrument's descriptors have them.
+    descriptors: dict[int, tuple[str, tuple[int, ...], Any]] = field(default_factory=dict)
+    #: Protocol items that packets lack.
+    omit: tuple[int, ...] = ()
+    user_data: dict[str, int] = field(default_factory=dict)
+    #: Items whose values are kept beside the heaps, by the name of the field.
+    kept: dict[str, Callable[[Heap], int]] = field(default_factory=dict)
+
+
+def by_struct(stream: Stream) -> Iterator[bytes]:
+    """Make the packets of a stream with nothing but `struct`."""
+    bits = stream.address_bits
+    for number, heap in enumerate(stream.heaps, 1):
+        for offset in range(0, len(heap.payload), stream.packet_payload):
+            part = heap.payload[offset : offset + stream.packet_payload]
+            counter = number if heap.counter is None else heap.counter
+            special = {1: counter, 2: len(heap.payload), 3: offset, 4: len(part)}
+            values = {**{i: v for i, v in special.items() if i not in stream.omit}, **heap.items}
+            pointers = [1 << 63 | item << bits | value for item, value in values.items()]
+            pointers.append((heap.payload_id or stream.payload_id) << bits)
+            header = struct.pack(">4BHH", 0x53, 4, 8 - bits // 8, bits // 8, 0, len(pointers))
+            yield header + struct.pack(f">{len(pointers)}Q", *pointers) + part
+
+
+def by_spead2(stream: Stream) -> Iterator[bytes]:
+    """Make the packets of a stream with spead2's sender; a heap with the descriptors comes first."""
+    flavour = spead2.Flavour(4, 64, stream.address_bits, 0)
+    group = spead2.send.ItemGroup(flavour=flavour)
+    for item, (name, shape, kind) in stream.descriptors.items():
+        how = {"format": kind} if isinstance(kind, list) else {"dtype": kind}
+        group.add_item(item, name, name, shape, **how)
+    size = stream.packet_payload + 8 * (1 + 4 + len(stream.heaps[0].items) + 1)
+    yield from spead2.send.PacketGenerator(group.get_heap(descriptors="all", data="none"), 2**30, size)
+    for number, made in enumerate(stream.heaps, 1):
+        heap = spead2.send.Heap(flavour)
+        for item, value in made.items.items():
+            heap.add_item(spead2.Item(item, "", "", (), format=[("u", stream.address_bits)], value=value))
+        payload = np.frombuffer(made.payload, np.uint8)
+        item = made.payload_id or stream.payload_id
+        heap.add_item(spead2.Item(item, "", "", payload.shape, payload.dtype, value=payload))
+        heap.repeat_pointers = True
+        yield from spead2.send.PacketGenerator(heap, number if made.counter is None else made.counter, size)
+
+
+_IMMEDIATE = [("u", 48)]
+
+
+def meerkat_digitiser(rng: np.random.Generator) -> Stream:
+    """katgpucbf, dsim/send.py (HeapSet.create) and dsim/descriptors.py: 4096 samples of 10 bits, one packet each."""
+    heaps = []
+    for n in range(4):
+        for pol in range(2):
+            saturated = 7 * n + pol
+            items = {0x1600: (9000 + n) * 4096, 0x3101: 0x1230 | pol, 0x3102: saturated << 32}
+            heaps.append(Heap((9000 + n) * 4096, {"pol": pol}, items, rng.bytes(4096 * 10 // 8)))
+    return Stream(
+        heaps,
+        payload_id=0x3300,
+        changes=("time.batches=2",),
+        descriptors={
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x3101: ("digitiser_id", (), _IMMEDIATE),
+            0x3102: ("digitiser_status", (), _IMMEDIATE),
+            0x3300: ("adc_samples", (4096,), [("i", 10)]),
+        },
+        kept={"saturated": lambda heap: heap.items[0x3102] >> 32},
+    )
+
+
+def _f_engine(rng: np.random.Generator, step: int, channels: int, changes: Sequence[str]) -> Stream:
+    """katgpucbf, fgpu/send.py (Batch, make_descriptor_heap): timestamp, feng_id, frequency, feng_raw."""
+    shape = (channels, 256, 2, 2)
+    heaps = [
+        Heap(n * step, {"antenna": ant}, {0x1600: n * step, 0x4101: ant, 0x4103: 1024}, rng.bytes(int(np.prod(shape))))
+        for n in range(500, 504)
+        for ant in range(3)
+    ]
+    return Stream(
+        heaps,
+        payload_id=0x4300,
+        changes=("axes.antenna.size=3", "time.batches=2", *changes),
+        descriptors={
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x4101: ("feng_id", (), _IMMEDIATE),
+            0x4103: ("frequency", (), _IMMEDIATE),
+            0x4300: ("feng_raw", shape, np.int8),
+        },
+    )
+
+
+def meerkat_f_engine(rng: np.random.Generator) -> Stream:
+    """The wide-band F-engine: 4096 channels of a real signal, so a spectrum has 2 x 4096 samples."""
+    return _f_engine(rng, 2 * 4096 * 256, 16, ())
+
+
+def meerkat_x_engine(rng: np.random.Generator) -> Stream:
+    """katgpucbf, xbgpu/xsend.py (make_item_group): frequency, timestamp, xeng_raw of int32, in the machine's order."""
+    shape = (16, 2 * 4 * 5, 2)
+    step = 855638016
+    heaps = [
+        Heap(n * step, {"substream": x}, {0x4103: 16 * x, 0x1600: n * step}, rng.bytes(4 * int(np.prod(shape))))
+        for n in range(70, 73)
+        for x in range(4)
+    ]
+    return Stream(
+        heaps,
+        payload_id=0x1800,
+        changes=(
+            "axes.substream.size=4",
+            "axes.substream.step=16",
+            "heap_bytes=5120",
+            "heap_shape=[16, 40, 2]",
+            "samples_per_heap=640",
+        ),
+        descriptors={
+            0x4103: ("frequency", (), _IMMEDIATE),
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x1800: ("xeng_raw", shape, np.dtype(np.int32)),
+        },
+    )
+
+
+def meerkat_tied_array(rng: np.random.Generator) -> Stream:
+    """katgpucbf, xbgpu/bsend.py (make_item_group) and spead.py: frequency, timestamp, beam_ants 0x5004, bf_raw."""
+    heaps = []
+    for n in range(40, 44):
+        for x in range(4):
+            items = {0x4103: 16 * x, 0x1600: n << 21, 0x5004: 60 + x}
+            heaps.append(Heap(n << 21, {"substream": x, "pol": 1}, items, rng.bytes(16 * 256 * 2)))
+    return Stream(
+        heaps,
+        payload_id=0x5000,
+        changes=("axes.substream.size=4", "time.batches=2"),
+        descriptors={
+            0x4103: ("frequency", (), _IMMEDIATE),
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x5004: ("beam_ants", (), _IMMEDIATE),
+            0x5000: ("bf_raw", (16, 256, 2), np.int8),
+        },
+        user_data={"pol": 1},
+        kept={"beam_ants": lambda heap: heap.items[0x5004]},
+    )
+
+
+def meerkat_first_correlator_beam(rng: np.random.Generator) -> Stream:
+    """corr2, beam.py (descriptors_setup), and spip's UDPFormatMeerKATSPEAD.C: 64 bytes of header, so no beam_ants."""
+    heaps = [
+        Heap(n << 21, {"substream": x, "pol": 0}, {0x1600: n << 21, 0x4103: 16 * x}, rng.bytes(16 * 256 * 2))
+        for n in range(40, 44)
+        for x in range(4)
+    ]
+    return Stream(
+        heaps,
+        payload_id=0x5000,
+        changes=("axes.substream.size=4", "time.batches=2"),
+        packet_payload=4096,
+        descriptors={
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x5000: ("bf_raw", (16, 256, 2), [("i", 8)]),
+            0x4103: ("frequency", (), _IMMEDIATE),
+        },
+        user_data={"pol": 0},
+    )
+
+
+def _spectrometer(rng: np.random.Generator, products: int, fft_length: int, naccumulate: int, rate: int) -> Stream:
+    channels, step = fft_length // 2 + 1, fft_length * naccumulate
+    heaps = []
+    for n in range(5, 8):
+        for product in range(products):
+            for diode in range(2):
+                samples = 10**6 + 10 * product + diode
+                values = (n * step, product, diode, fft_length, samples, SYNC_TIME, rate, naccumulate)
+                where = {"polarization": product, "noise_diode": diode}
+                heaps.append(Heap(n * step, where, dict(enumerate(values, 5632)), rng.bytes(4 * channels)))
+    bytes_of_6 = {5632 + i: (f"item {i}", (6,), np.dtype(">u1")) for i in range(8)}
+    return Stream(
+        heaps,
+        payload_id=5640,
+        changes=(f"time.step={step}", f"heap_bytes={4 * channels}", f"heap_shape=[{channels}]"),
+        packet_payload=8288,  # PACKET_SIZE 8400, of which 112 are header and items
+        descriptors={**bytes_of_6, 5640: ("data", (channels,), np.dtype("<f4"))},
+        kept={"input_samples": lambda heap: heap.items[5636]},
+    )
+
+
+def effelsberg_gated_spectrometer(rng: np.random.Generator) -> Stream:
+    """mpikat, GatedSpectrometerPipeline.py (mksend_header: items 5632 to 5640) and edd_fits_interface.py."""
+    return _spectrometer(rng, products=2, fft_length=2**12, naccumulate=32, rate=3200000000)
+
+
+def effelsberg_gated_stokes(rng: np.random.Generator) -> Stream:
+    """mpikat, GatedFullStokesSpectrometerPipeline.py: ITEM2_LIST 0,1,2,3 are the Stokes parameters."""
+    return _spectrometer(rng, products=4, fft_length=2**11, naccumulate=16, rate=2600000000)
+
+
+#: The instrument that each layout is for. A layout without one has no test, which is an error.
+INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
+    "effelsberg-edd-gated-spectrometer": effelsberg_gated_spectrometer,
+    "effelsberg-edd-gated-stokes": effelsberg_gated_stokes,
+    "meerkat-antenna-channelised-voltage": meerkat_f_engine,
+    "meerkat-baseline-correlation-products": meerkat_x_engine,
+    "meerkat-digitiser": meerkat_digitiser,
+    "meerkat-first-correlator-beam": meerkat_first_correlator_beam,
+    "meerkat-tied-array-channelised-voltage": meerkat_tied_array,
+}
