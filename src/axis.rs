@@ -4,7 +4,10 @@
 
 use std::num::NonZeroU64;
 
-use crate::check::{check, check_distinct, check_item, check_name, check_shift, non_zero};
+use crate::check::{
+    check, check_distinct, check_item, check_item_or_counter, check_mask, check_name, check_shift, non_zero,
+};
+use crate::clock::check_ids;
 use crate::divisor::Divisor;
 use crate::error::LayoutError;
 use crate::reason;
@@ -25,6 +28,12 @@ pub(crate) enum Lookup {
     },
     /// One of a list of values: each with its index, in the order of the values.
     Values(Box<[(u64, u64)]>),
+    /// Not a value: the position of the only item that is present, of as many as the axis has indices. The first of them
+    /// is where other axes have their item, the others are at this position among all items.
+    Present {
+        /// Position of the second.
+        others: usize,
+    },
 }
 
 /// An axis whose index comes from an item of each heap.
@@ -51,31 +60,84 @@ impl ItemAxis {
             Lookup::Step { divisor, .. } => divisor.exact(value),
             // At most 20 comparisons: the length of a list is bounded.
             Lookup::Values(values) => values.get(values.binary_search_by_key(&value, |known| known.0).ok()?)?.1,
+            Lookup::Present { .. } => return None,
         };
         (index < self.size).then_some(index)
     }
+
+    /// The index of a heap that has these items, of which the axis has the one at `position`, or None if it is not on the
+    /// axis.
+    #[inline]
+    pub fn index_of(&self, items: &[i64], position: usize) -> Option<u64> {
+        let first = items.get(position)?;
+        let Lookup::Present { others } = self.lookup else {
+            return u64::try_from(*first).ok().and_then(|value| self.index(value));
+        };
+        let others = items.get(others..)?.iter().take((self.size as usize).saturating_sub(1));
+        only_present(std::iter::once(first).chain(others)).map(|(index, _)| index)
+    }
+
+    /// Whether a heap that lacks the axis's item lacks an item that it must have.
+    pub fn needs_item(&self) -> bool {
+        !matches!(self.lookup, Lookup::Present { .. })
+    }
+}
+
+/// The only item that is present, and its position; None if there is none, or more than one.
+#[inline]
+pub(crate) fn only_present<'a>(items: impl Iterator<Item = &'a i64>) -> Option<(u64, u64)> {
+    let mut present = (0_u64..).zip(items).filter(|(_, item)| **item >= 0);
+    let (position, value) = present.next()?;
+    present.next().is_none().then_some((position, *value as u64))
 }
 
 /// Check an axis that takes its index from an item, and add its reject reason to `reasons` unless it is known.
 ///
-/// Returns the item's ID and the axis.
+/// Returns the IDs that the item can have, and the axis.
 pub(crate) fn check_item_axis(
     field: &str,
     axis: &AxisSpec,
     reasons: &mut Vec<String>,
-) -> Result<(u64, ItemAxis), LayoutError> {
+) -> Result<(Vec<u64>, ItemAxis), LayoutError> {
+    if let Some(ids) = &axis.present_items {
+        return check_present_axis(field, axis, ids, reasons).map(|checked| (ids.clone(), checked));
+    }
     let item = axis.item.ok_or_else(|| {
         LayoutError::field(format!("{field}.item"), "is absent;", "give an item ID (or from_user_data)")
     })?;
-    check_item(&format!("{field}.item"), item)?;
+    check_item_or_counter(&format!("{field}.item"), item)?;
     let shift = check_shift(&format!("{field}.shift"), axis.shift)?;
-    let mask = axis.mask.unwrap_or(u64::MAX);
-    check(mask != 0, || LayoutError::field(format!("{field}.mask"), mask, "keeps no bit; at least one is needed"))?;
+    let mask = check_mask(&format!("{field}.mask"), axis.mask)?;
     let step = non_zero(&format!("{field}.step"), axis.step)?;
     let reach = mask & (i64::MAX as u64 >> shift);
     let (size, lookup) = check_lookup(field, axis, step, reach)?;
     let reason = check_reject_name(field, axis, reasons)?;
-    Ok((item, ItemAxis { shift, mask, size, lookup, reason }))
+    Ok((vec![item], ItemAxis { shift, mask, size, lookup, reason }))
+}
+
+/// Check an axis whose index is the position of the only item that is present.
+fn check_present_axis(
+    field: &str,
+    axis: &AxisSpec,
+    ids: &[u64],
+    reasons: &mut Vec<String>,
+) -> Result<ItemAxis, LayoutError> {
+    let list = format!("{field}.present_items");
+    check_ids(&list, ids)?;
+    for &id in ids {
+        check_item(&list, id)?;
+    }
+    let for_values = axis.shift != 0 || axis.mask.is_some() || axis.step != 1 || axis.values.is_some();
+    check(axis.item.is_none() && axis.size.is_none() && !for_values, || {
+        LayoutError::field(
+            &list,
+            ids.len(),
+            "IDs cannot be given together with item, shift, mask, step, size or values; it is not values that count",
+        )
+    })?;
+    let reason = check_reject_name(field, axis, reasons)?;
+    let lookup = Lookup::Present { others: usize::MAX };
+    Ok(ItemAxis { shift: 0, mask: u64::MAX, size: ids.len() as u64, lookup, reason })
 }
 
 /// Check values, or size and step; `reach` has the bits that shift and mask let through. Returns the size, too.

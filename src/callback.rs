@@ -164,6 +164,7 @@ impl Context {
     #[must_use]
     pub fn function(&self) -> PlaceFn {
         match (self.n_axes, self.placer.kind()) {
+            (_, kind::ANY) => any,
             (_, kind::UNCOMMON) => general,
             (0, _) => self.with_axes::<0, { kind::COMMON }>(),
             (1, kind::UNIT) => self.with_axes::<1, { kind::UNIT }>(),
@@ -199,7 +200,7 @@ impl Context {
     }
 
     fn first_required(&self) -> usize {
-        self.n_items.wrapping_sub(self.n_required)
+        self.first_side.wrapping_add(self.side.len())
     }
 
     /// Count a rejected heap, here and in spead2's own statistics.
@@ -244,6 +245,10 @@ impl Context {
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
         let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
+        let told = self.placer.layout().epoch_item.and_then(|position| items.get(position));
+        if let Some(seconds) = told.and_then(|&value| u64::try_from(value).ok()) {
+            self.group.note_utc(seconds);
+        }
         let Some(chunk) = placed.chunk.checked_sub(state.window.first_chunk) else {
             self.ledger.too_old(placed.source, placed.batch);
             return Ok((placed, true));
@@ -427,7 +432,7 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     }
     // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
     let data = unsafe { &mut *data };
-    // SAFETY: `items` has all items of the layout: time and length, then the axes; at the end, the required items.
+    // SAFETY: `items` has all items of the layout: time and length, then the axes; behind the side items, the required ones.
     let (row, axes, required) = unsafe {
         (
             &*data.items.cast::<Row<0, 0, 0>>(),
@@ -438,6 +443,29 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
     // SAFETY: the caller vouches for everything.
     unsafe { place_heap::<false, { kind::UNCOMMON }, MANY>(data, context, &items) };
+}
+
+/// The callback of layouts of [`kind::ANY`].
+///
+/// # Safety
+///
+/// As for [`common`].
+unsafe extern "C" fn any(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
+    // SAFETY: the caller vouches for the context.
+    let context = unsafe { &*context.cast::<Context>() };
+    if data.addr() != context.owner.load(Relaxed) {
+        // SAFETY: the caller vouches for everything.
+        return unsafe { meet(data, data_size, context) };
+    }
+    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
+    let data = unsafe { &mut *data };
+    // SAFETY: `items` has all items of the layout.
+    let items = unsafe { slice::from_raw_parts(data.items, context.n_items) };
+    // SAFETY: no two calls with one context overlap, and nothing else touches the state.
+    let State { window, .. } = unsafe { &*context.state.get() };
+    let placed = context.placer.place_any(window, context.ledger.limit(), items);
+    // SAFETY: the caller vouches for everything.
+    unsafe { finish::<MANY>(data, context, placed) };
 }
 
 /// Place a heap on the fast path, or leave it.
@@ -455,11 +483,25 @@ unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
     items: &Items<'_>,
 ) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, filled, .. } = unsafe { &mut *context.state.get() };
-    let Some(placed) = context.placer.place::<DENSE, KIND>(window, context.ledger.limit(), items) else {
+    let State { window, .. } = unsafe { &*context.state.get() };
+    let placed = context.placer.place::<DENSE, KIND>(window, context.ledger.limit(), items);
+    // SAFETY: the caller vouches for everything.
+    unsafe { finish::<SIDE>(data, context, placed) };
+}
+
+/// Tell spead2 of the place of a heap, if the fast path has found it, and count it; or leave the fast path.
+///
+/// # Safety
+///
+/// As for [`common`].
+#[inline(always)]
+unsafe fn finish<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context, placed: Option<Placed>) {
+    let Some(placed) = placed else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
     };
+    // SAFETY: no two calls with one context overlap, and nothing else touches the state.
+    let State { window, filled, .. } = unsafe { &mut *context.state.get() };
     data.chunk_id = window.first_chunk.wrapping_add(placed.chunk) as i64;
     data.heap_index = placed.slot.index as usize;
     data.heap_offset = placed.slot.offset as usize;

@@ -11,6 +11,11 @@ pub(crate) const MAX_ITEM_ID: u64 = (1 << 23) - 1;
 pub(crate) const LAST_CONTROL_ID: u64 = 6;
 /// Largest shift: the sign bit marks an absent item, so that values have 63 bits at most.
 pub(crate) const MAX_SHIFT: u64 = 62;
+/// Fewest and most bits of a timestamp. Item values have 63 bits, and unwrapped times must fit 64 bits with a sign.
+pub(crate) const MIN_TIME_BITS: u64 = 8;
+pub(crate) const MAX_TIME_BITS: u64 = 60;
+/// ID of the heap counter.
+pub(crate) const HEAP_COUNTER_ID: u64 = 1;
 /// What [`check_name`] accepts, for the JSON Schema.
 #[cfg(test)]
 pub(crate) const NAME: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
@@ -38,6 +43,18 @@ pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
             format!("has more than 23 bits; an item ID must be at most {MAX_ITEM_ID:#x}"),
         )
     })
+}
+
+/// Check the ID of an item that may be the heap counter.
+pub(crate) fn check_item_or_counter(field: &str, id: u64) -> Result<(), LayoutError> {
+    if id == HEAP_COUNTER_ID { Ok(()) } else { check_item(field, id) }
+}
+
+/// Check a mask of the bits that are kept.
+pub(crate) fn check_mask(field: &str, mask: Option<u64>) -> Result<u64, LayoutError> {
+    let mask = mask.unwrap_or(u64::MAX);
+    check(mask != 0, || LayoutError::field(field, mask, "keeps no bit; at least one is needed"))?;
+    Ok(mask)
 }
 
 pub(crate) fn check_shift(field: &str, shift: u64) -> Result<u32, LayoutError> {

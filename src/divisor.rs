@@ -96,6 +96,33 @@ impl SmallDivisor {
     }
 }
 
+/// Truncating division of numbers below 2^63 by two multiplications and a shift.
+#[derive(Clone, Copy, Debug)]
+pub struct WideDivisor {
+    multiplier: u128,
+    shift: u32,
+}
+
+impl WideDivisor {
+    /// Prepare division of numbers below 2^63 by `divisor`, which must be below 2^63, too.
+    ///
+    /// As for [`SmallDivisor::new`], with 63 in the place of 31; the product is below 2^127.
+    #[must_use]
+    pub const fn new(divisor: NonZeroU64) -> Self {
+        let bits = u64::BITS.wrapping_sub(divisor.get().wrapping_sub(1).leading_zeros());
+        let shift = bits.wrapping_add(63);
+        let multiplier = 1_u128.wrapping_shl(shift).div_ceil(divisor.get() as u128);
+        Self { multiplier, shift }
+    }
+
+    /// `x` divided by the divisor, rounded down.
+    #[inline]
+    #[must_use]
+    pub const fn quotient(self, x: u64) -> u64 {
+        (x as u128).wrapping_mul(self.multiplier).wrapping_shr(self.shift) as u64
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
@@ -125,6 +152,16 @@ mod tests {
             }
             let multiple = x - x % d;
             prop_assert_eq!(Divisor::new(d).exact(multiple), x / d);
+        }
+
+        #[test]
+        fn wide_quotient_is_division(d in divisors(), near in 0_u64..1 << 63, x in 0_u64..1 << 63) {
+            let d = NonZeroU64::new(d.get() >> 1).unwrap_or(NonZeroU64::MIN);
+            let divisor = WideDivisor::new(d);
+            let multiple = near - near % d;
+            for x in [x, multiple, multiple.saturating_sub(1), 0, (1 << 63) - 1] {
+                prop_assert_eq!(divisor.quotient(x), x / d);
+            }
         }
 
         #[test]

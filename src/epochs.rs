@@ -28,6 +28,8 @@ pub struct Epoch {
     pub first: u64,
     /// Chunk ID less the number of chunks from time 0.
     pub offset: i64,
+    /// The timestamp of time 0.
+    pub origin: u64,
     /// Why it began.
     pub cause: Cause,
 }
@@ -58,7 +60,10 @@ const BLOCKS: usize = 40;
 struct Entry {
     first: AtomicU64,
     offset: AtomicU64,
+    origin: AtomicU64,
     cause: AtomicU64,
+    /// See [`Epochs::utc`]; 1 more, so that 0 is none. Unlike the others, it is stored when it is known, and alone.
+    utc: AtomicU64,
 }
 
 impl Default for Epochs {
@@ -84,6 +89,7 @@ impl Epochs {
         let Some(entry) = entries.get(position) else { return };
         entry.first.store(epoch.first, Relaxed);
         entry.offset.store(epoch.offset as u64, Relaxed);
+        entry.origin.store(epoch.origin, Relaxed);
         entry.cause.store(epoch.cause as u64, Relaxed);
         self.length.store(index.wrapping_add(1), Release);
     }
@@ -103,20 +109,35 @@ impl Epochs {
     /// One of them.
     #[must_use]
     pub fn get(&self, index: u64) -> Option<Epoch> {
-        if index >= self.len() {
-            return None;
-        }
-        let (block, position) = block_of(index);
-        let entry = self.blocks.get(block)?.get()?.get(position)?;
+        let entry = self.entry(index)?;
         Some(Epoch {
             first: entry.first.load(Relaxed),
             offset: entry.offset.load(Relaxed) as i64,
+            origin: entry.origin.load(Relaxed),
             cause: match entry.cause.load(Relaxed) {
                 cause if cause == Cause::Start as u64 => Cause::Start,
                 cause if cause == Cause::Restart as u64 => Cause::Restart,
                 _ => Cause::Flush,
             },
         })
+    }
+
+    fn entry(&self, index: u64) -> Option<&Entry> {
+        let (block, position) = block_of(index);
+        self.blocks.get(block)?.get()?.get(position).filter(|_| index < self.len())
+    }
+
+    /// UTC at tick 0 in an epoch, in seconds since 1970, as heaps have told it.
+    #[must_use]
+    pub fn utc(&self, index: u64) -> Option<u64> {
+        self.entry(index)?.utc.load(Relaxed).checked_sub(1)
+    }
+
+    /// Note what heaps of the last epoch tell of it; only who may append may do that.
+    pub fn set_utc(&self, seconds: u64) {
+        if let Some(entry) = self.len().checked_sub(1).and_then(|last| self.entry(last)) {
+            entry.utc.store(seconds.saturating_add(1), Relaxed);
+        }
     }
 
     /// The epoch of a chunk, and its index; None if the chunk is older than all.
@@ -149,11 +170,12 @@ mod tests {
         let epochs = Epochs::default();
         assert_eq!((epochs.is_empty(), epochs.of_chunk(7)), (true, None));
         for i in 0..100 {
-            epochs.push(Epoch { first: 5 + i * i, offset: -(i as i64), cause: Cause::Restart });
+            epochs.push(Epoch { first: 5 + i * i, offset: -(i as i64), origin: i, cause: Cause::Restart });
             assert_eq!(epochs.of_chunk(4), None);
             for chunk in 5..6 + i * i {
                 let index = (0..=i).rev().find(|&j| 5 + j * j <= chunk).unwrap();
-                let epoch = Epoch { first: 5 + index * index, offset: -(index as i64), cause: Cause::Restart };
+                let epoch =
+                    Epoch { first: 5 + index * index, offset: -(index as i64), origin: index, cause: Cause::Restart };
                 assert_eq!(epochs.of_chunk(chunk), Some((index, epoch)));
                 assert_eq!(epoch.true_chunk(chunk), chunk + index);
             }

@@ -15,7 +15,7 @@ use crate::sync::atomic::{
 };
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::timeline::{Sighting, TimeRules, Timeline, Verdict, Witness};
-use crate::window::Window;
+use crate::window::{UNKNOWN, Window};
 
 /// What streams that place heaps into the same chunks agree on; a single stream is a group of one.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub struct Group {
     begins_again: AtomicBool,
     /// How many control heaps streams have done with.
     done: AtomicU64,
+    chunk_step: u64,
     started: Instant,
 }
 
@@ -44,6 +45,9 @@ struct State {
     members: Vec<Ledger>,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
+    /// What heaps have told of UTC at tick 0; and what one of them told that nobody else did.
+    utc: Option<u64>,
+    utc_doubt: Option<u64>,
     /// The newest chunk of all windows. A flush leaves it as it is until newer heaps come.
     newest: Option<Moment>,
     /// The first chunk that can still come out: those before a control heap have.
@@ -56,11 +60,23 @@ impl Group {
     /// A group without members.
     #[must_use]
     pub fn new(rules: TimeRules) -> Arc<Self> {
+        let chunk_step = rules.chunk_step();
         let timeline = Timeline::new(rules);
         let estranged = std::sync::Arc::clone(timeline.estranged());
+        let epochs = std::sync::Arc::clone(timeline.epochs());
+        let state = State {
+            timeline,
+            members: Vec::new(),
+            control: None,
+            utc: None,
+            utc_doubt: None,
+            newest: None,
+            floor: 0,
+            ended: 0,
+        };
         Arc::new(Self {
-            epochs: std::sync::Arc::clone(timeline.epochs()),
-            state: Mutex::new(State { timeline, members: Vec::new(), control: None, newest: None, floor: 0, ended: 0 }),
+            epochs,
+            state: Mutex::new(state),
             copies: Mutex::default(),
             estranged,
             refusals: AtomicU64::new(0),
@@ -68,6 +84,7 @@ impl Group {
             is_live: AtomicBool::new(false),
             begins_again: AtomicBool::new(false),
             done: AtomicU64::new(0),
+            chunk_step,
             started: Instant::now(),
         })
     }
@@ -104,6 +121,18 @@ impl Group {
     #[must_use]
     pub fn is_aligned(&self, stamp: u64) -> bool {
         self.lock().timeline.is_aligned(stamp)
+    }
+
+    /// Ticks of a chunk.
+    #[must_use]
+    pub fn chunk_step(&self) -> u64 {
+        self.chunk_step
+    }
+
+    /// Ticks by which the timestamps of each source differ from the steps of time, if that is known; empty if they do not.
+    #[must_use]
+    pub fn phases(&self) -> Vec<Option<i64>> {
+        self.lock().timeline.phases().iter().map(|&phase| (phase != UNKNOWN).then_some(phase as i64)).collect()
     }
 
     /// Which sources disagree with the majority about the time.
@@ -151,12 +180,27 @@ impl Group {
             }
         }
         self.publish(timeline);
-        let followed = newest.and_then(|at| window.follow(at.chunk, at.epoch_first, at.epoch_offset));
+        if let Some((phases, lessons)) = timeline.lessons() {
+            window.learn(phases, lessons);
+        }
+        let followed = newest.and_then(|at| window.follow(&at));
         own.set_limit(window.limit);
         // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen
         // it, because it has the lock.
         fence(Release);
         (verdict, cleared.or(followed).map(|_| window.first_chunk.wrapping_sub(first)))
+    }
+
+    /// A heap tells UTC at tick 0. Another than before is believed when it is told twice.
+    pub fn note_utc(&self, seconds: u64) {
+        let mut state = self.lock();
+        let is_new = state.utc != Some(seconds);
+        if is_new && state.utc.is_some() && state.utc_doubt != Some(seconds) {
+            state.utc_doubt = Some(seconds);
+            return;
+        }
+        (state.utc, state.utc_doubt) = (Some(seconds), None);
+        self.epochs.set_utc(seconds);
     }
 
     /// Tell of a heap that came to a slot which has one: see [`Timeline::repeat`].

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::axis::{ItemAxis, check_item_axis};
+use crate::axis::{ItemAxis, Lookup, check_item_axis};
 use crate::check::{
     check, check_distinct, check_item, check_name, check_shift, check_user_data_name, non_zero, product,
 };
+pub use crate::clock::TIME_BITS;
+use crate::clock::{Clock, check_time};
 use crate::error::LayoutError;
 use crate::reason;
 use crate::sending::SendSpec;
-use crate::spec::{Align, AxisSpec, FieldSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use crate::spec::{AxisSpec, FieldSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
 
 /// SPEAD ID of the heap length item.
 pub const HEAP_LENGTH_ID: u64 = 2;
-/// Timestamps are 48 bit wide.
-pub const TIME_BITS: u32 = 48;
 /// Position of the first axis among the items.
 pub const FIRST_AXIS: usize = 2;
 /// Most item axes: the fast path holds them in an array.
@@ -25,8 +25,6 @@ pub const MAX_ITEM_AXES: usize = 8;
 const MAX_SOURCES: u64 = 1 << 20;
 /// Heaps of a chunk: a bit for each is kept for every chunk of the window.
 const MAX_CHUNK_HEAPS: u64 = 1 << 28;
-/// Longest chunk in ticks: all of the next chunk must lie within the half range that unwrapping reaches ahead.
-const MAX_CHUNK_TICKS: u64 = 1 << (TIME_BITS - 2);
 
 /// Where the index of an axis comes from.
 #[derive(Clone, Debug)]
@@ -67,6 +65,11 @@ pub struct Layout {
     spec: LayoutSpec,
     pub(crate) items: Vec<u64>,
     pub(crate) chunk_step: u64,
+    /// How heaps tell the time.
+    pub(crate) clock: Clock,
+    /// Position among the items of the second that the time can have; and of the one that tells the epoch.
+    pub(crate) other_times: usize,
+    pub(crate) epoch_item: Option<usize>,
     /// Axes from items, in declaration order: the order in which they are checked.
     pub(crate) axes: Vec<ItemAxis>,
     /// All axes in the order of the arrays, slowest first.
@@ -86,19 +89,23 @@ impl Layout {
     /// [`LayoutError::Field`] with the first field that cannot be.
     pub fn new(spec: LayoutSpec) -> Result<Self, LayoutError> {
         non_zero("heap_bytes", spec.heap_bytes)?;
-        let chunk_step = check_time(&spec.time)?;
+        // Once more when it is known how many sources there are: only phases ask for that.
+        check_time(&TimeSpec { phases: None, ..spec.time.clone() }, None)?;
         check_axis_names(&spec)?;
-        let mut items = vec![spec.time.item, HEAP_LENGTH_ID];
-        let CheckedAxes { declared, axes, reasons } = check_axes(&spec, &mut items)?;
+        let mut items = vec![spec.time.item.ids()[0], HEAP_LENGTH_ID];
+        let CheckedAxes { declared, mut axes, reasons } = check_axes(&spec, &mut items)?;
         let side = check_side_items(&spec.side_items, &mut items)?;
         check_required_items(&spec.required_items, &mut items)?;
         check_fields(&spec.fields)?;
+        let (other_times, epoch_item) = add_other_items(&spec, &mut axes, &mut items);
         check_payload_item(&spec, &items)?;
         let dimensions = order_dimensions(&spec, &declared)?;
         let source = check_sources(&spec, &dimensions)?;
+        let (chunk_step, clock) = check_time(&spec.time, source.map(|axis| dimensions[axis].size))?;
         check_strides(&spec, &declared)?;
         check_user_data(&spec)?;
-        let layout = Self { spec, items, chunk_step, axes, dimensions, side, reasons, source };
+        let layout =
+            Self { spec, items, chunk_step, clock, other_times, epoch_item, axes, dimensions, side, reasons, source };
         // Proves the strides that the declaration itself gives.
         layout.resolve(&layout.user_data_of_zeros())?;
         Ok(layout)
@@ -110,7 +117,8 @@ impl Layout {
         &self.spec
     }
 
-    /// Item IDs in the order of the callback: time, heap length, axes, side items, required items.
+    /// Item IDs in the order of the callback: time, heap length, axes, side items, required items. Then come the other IDs
+    /// that the time and the axes can have, and the item that tells the epoch.
     #[must_use]
     pub fn items(&self) -> &[u64] {
         &self.items
@@ -310,26 +318,6 @@ impl fmt::Debug for Hex {
     }
 }
 
-fn check_time(time: &TimeSpec) -> Result<u64, LayoutError> {
-    check_item("time.item", time.item)?;
-    non_zero("time.step", time.step)?;
-    non_zero("time.batches", time.batches)?;
-    check(time.align != Align::Mask || time.step.is_power_of_two(), || {
-        LayoutError::field("time.step", time.step, "must be a power of two where align is mask")
-    })?;
-    if let Some(rate) = time.tick_rate {
-        check(rate.is_finite() && rate > 0.0, || {
-            LayoutError::field("time.tick_rate", rate, "must be a positive number of ticks per second")
-        })?;
-    }
-    product(
-        "time.step x time.batches",
-        &[time.step, time.batches],
-        MAX_CHUNK_TICKS,
-        "is the length of a chunk in ticks",
-    )
-}
-
 fn check_axis_names(spec: &LayoutSpec) -> Result<(), LayoutError> {
     check_name("time.name", &spec.time.name)?;
     for (i, axis) in spec.axes.iter().enumerate() {
@@ -360,9 +348,9 @@ fn check_axes(spec: &LayoutSpec, items: &mut Vec<u64>) -> Result<CheckedAxes, La
             let size = check_user_axis(&field, axis, name)?;
             declared.push(dimension(&axis.name, size, IndexFrom::UserData(name.clone())));
         } else {
-            let (item, checked) = check_item_axis(&field, axis, &mut reasons)?;
+            let (ids, checked) = check_item_axis(&field, axis, &mut reasons)?;
             declared.push(dimension(&axis.name, checked.size, IndexFrom::Item(axes.len())));
-            items.push(item);
+            items.push(ids[0]);
             axes.push(checked);
         }
     }
@@ -379,10 +367,10 @@ fn check_axes(spec: &LayoutSpec, items: &mut Vec<u64>) -> Result<CheckedAxes, La
 
 /// Check an axis whose index is field `name` of a stream's user data, and return its size.
 fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<u64, LayoutError> {
-    check(axis.item.is_none(), || {
+    check(axis.item.is_none() && axis.present_items.is_none(), || {
         LayoutError::field(
             format!("{field}.item"),
-            axis.item.unwrap_or(0),
+            axis.item.or(axis.present_items.as_ref().and_then(|ids| ids.first().copied())).unwrap_or(0),
             "cannot be given together with from_user_data; give one of them",
         )
     })?;
@@ -443,6 +431,25 @@ fn check_payload_item(spec: &LayoutSpec, items: &[u64]) -> Result<(), LayoutErro
         })?;
     }
     spec.send.as_ref().map_or(Ok(()), SendSpec::check)
+}
+
+/// Add the other IDs of items that can have several, and the item that tells the epoch. Returns where those of the time
+/// begin, and where that item is.
+fn add_other_items(spec: &LayoutSpec, axes: &mut [ItemAxis], items: &mut Vec<u64>) -> (usize, Option<usize>) {
+    let other_times = items.len();
+    items.extend(&spec.time.item.ids()[1..]);
+    let declared = spec.axes.iter().filter(|axis| axis.from_user_data.is_none());
+    for (axis, checked) in declared.zip(axes) {
+        if let Some(ids) = &axis.present_items {
+            checked.lookup = Lookup::Present { others: items.len() };
+            items.extend(&ids[1..]);
+        }
+    }
+    let epoch_item = spec.time.epoch_item.map(|id| {
+        items.push(id);
+        items.len() - 1
+    });
+    (other_times, epoch_item)
 }
 
 fn names(dimensions: &[Dimension]) -> Vec<&String> {

@@ -316,7 +316,7 @@ impl Ledger {
         let chunk = batch.checked_div(self.batches).unwrap_or(0);
         let Some((index, epoch)) = self.epochs.of_chunk(chunk).filter(|_| batch != NONE) else { return (0, -1) };
         let skipped = (epoch.offset as u64).wrapping_mul(self.batches);
-        (index, batch.wrapping_sub(skipped).wrapping_mul(self.step) as i64)
+        (index, batch.wrapping_sub(skipped).wrapping_mul(self.step).wrapping_add(epoch.origin) as i64)
     }
 
     /// Read all counters.

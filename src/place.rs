@@ -5,17 +5,14 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use crate::axis::{ItemAxis, Lookup};
+use crate::axis::{ItemAxis, Lookup, only_present};
 use crate::check::{check, product};
-use crate::divisor::{Divisor, SmallDivisor};
+use crate::divisor::{Divisor, SmallDivisor, WideDivisor};
 use crate::error::LayoutError;
-use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Slot, TIME_BITS};
+use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Slot};
 use crate::reason;
-use crate::spec::Align;
-use crate::window::Window;
+use crate::window::{UNKNOWN, Window};
 
-/// Longest window in ticks: unwrapping reaches half of the 48-bit range back.
-const MAX_WINDOW_TICKS: u64 = 1 << (TIME_BITS - 1);
 /// Most chunks of a window, and heaps of them all: a few bytes are kept for each chunk, and a bit for each heap.
 const MAX_WINDOW_CHUNKS: u64 = 1 << 16;
 const MAX_WINDOW_HEAPS: u64 = 1 << 30;
@@ -75,7 +72,7 @@ impl FastAxis {
         let (divisor, mask, uncommon) = match axis.lookup {
             Lookup::Step { step: 1, .. } => (Divisor::rotation(axis.shift), reach, false),
             Lookup::Step { divisor, .. } => (divisor, u64::MAX, reach != u64::MAX),
-            Lookup::Values(_) => (UNIT, 0, true),
+            Lookup::Values(_) | Lookup::Present { .. } => (UNIT, 0, true),
         };
         Self { divisor, mask, size: axis.size, stride, source_mask: if is_source { u64::MAX } else { 0 }, uncommon }
     }
@@ -87,6 +84,7 @@ pub struct Placer {
     heap_bytes: u64,
     time_mask: u64,
     step: Divisor,
+    wide_step: WideDivisor,
     batches: u64,
     per_chunk: SmallDivisor,
     time: Slot,
@@ -100,15 +98,18 @@ pub struct Placer {
 
 /// Kinds of layouts that the fast path is compiled for. A higher kind asks for more of the layout, and does less for a heap.
 pub mod kind {
+    /// The time is not simply the value of one item: see [`Placer::place_any`](super::Placer::place_any). Or an axis goes by
+    /// which item is present.
+    pub const ANY: u8 = 0;
     /// Some axis has a list of values, or both a step and a shift or mask.
-    pub const UNCOMMON: u8 = 0;
+    pub const UNCOMMON: u8 = 1;
     /// Every axis has either a step, or a shift and a mask.
-    pub const COMMON: u8 = 1;
+    pub const COMMON: u8 = 2;
     /// The only item axis is the last axis and that of the sources. The steps of time and of this axis are powers of two,
     /// and nothing is masked or shifted: division is a rotation.
-    pub const POWER: u8 = 2;
+    pub const POWER: u8 = 3;
     /// Likewise, and the step of the axis is 1: the value is the index.
-    pub const UNIT: u8 = 3;
+    pub const UNIT: u8 = 4;
 }
 
 impl Placer {
@@ -123,11 +124,9 @@ impl Placer {
         let spec = layout.spec();
         let mut placer = Self {
             heap_bytes: spec.heap_bytes,
-            time_mask: match spec.time.align {
-                Align::Reject => u64::MAX,
-                Align::Mask => spec.time.step.wrapping_neg(),
-            },
+            time_mask: if layout.clock.rounds { spec.time.step.wrapping_neg() } else { u64::MAX },
             step: NonZeroU64::new(spec.time.step).map_or(UNIT, Divisor::new),
+            wide_step: WideDivisor::new(NonZeroU64::new(spec.time.step).unwrap_or(NonZeroU64::MIN)),
             batches: spec.time.batches,
             per_chunk: SmallDivisor::new(NonZeroU64::new(spec.time.batches).unwrap_or(NonZeroU64::MIN)),
             time: Slot::default(),
@@ -154,6 +153,13 @@ impl Placer {
     }
 
     fn find_kind(&self) -> u8 {
+        let clock = &self.layout.clock;
+        // To round down is to clear bits, if they are those of whole steps from 0.
+        let clears_bits = clock.bias == 0 && clock.origin == Some(0) && self.step.is_power_of_two();
+        if !clock.is_plain() || (clock.rounds && !clears_bits) || self.layout.axes.iter().any(|axis| !axis.needs_item())
+        {
+            return kind::ANY;
+        }
         if self.axes.iter().any(|axis| axis.uncommon) {
             return kind::UNCOMMON;
         }
@@ -191,7 +197,7 @@ impl Placer {
     /// `limit` batches may be used.
     ///
     /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be
-    /// true only if [`Placer::is_dense`], and `KIND` must not be above [`Placer::kind`]. With slices of constant length the
+    /// true only if [`Placer::is_dense`], and `KIND` must not be above [`Placer::kind`], nor [`kind::ANY`]. With slices of constant length the
     /// loops unroll.
     #[inline(always)]
     #[must_use]
@@ -244,14 +250,60 @@ impl Placer {
         (good && absent >= 0).then_some(placed)
     }
 
+    /// [`Self::place`] for layouts of [`kind::ANY`], from all items of the layout.
+    #[inline]
+    #[must_use]
+    pub fn place_any(&self, window: &Window, limit: u64, items: &[i64]) -> Option<Placed> {
+        let layout = &self.layout;
+        let clock = &layout.clock;
+        let mut placed = self.base;
+        for ((axis, known), position) in self.axes.iter().zip(&layout.axes).zip(FIRST_AXIS..) {
+            placed.step(axis.stride, known.index_of(items, position)?, axis.source_mask, false);
+        }
+        let stamp = clock.stamp(self.time(items)?)?;
+        let phase = match window.phases.get(placed.source as usize) {
+            Some(&UNKNOWN) => return None,
+            Some(&phase) => phase,
+            None => 0,
+        };
+        if stamp > window.low_bits || !self.has_all(items) {
+            return None;
+        }
+        let ticks = stamp.wrapping_add(clock.bias).wrapping_sub(phase).wrapping_sub(window.base) & window.low_bits;
+        let batch = if clock.rounds { self.wide_step.quotient(ticks) } else { self.step.exact(ticks) };
+        if batch >= limit {
+            return None;
+        }
+        let chunk = self.per_chunk.quotient(batch);
+        placed.step(self.time, batch.wrapping_sub(chunk.wrapping_mul(self.batches)), 0, false);
+        Some(Placed { chunk, batch, ..placed })
+    }
+
+    /// The value of the item that tells the time; None unless exactly one does.
+    #[inline]
+    fn time(&self, items: &[i64]) -> Option<u64> {
+        let others = items.get(self.layout.other_times..)?.iter().take(self.layout.clock.ids.wrapping_sub(1));
+        only_present(items.first().into_iter().chain(others)).map(|(_, value)| value)
+    }
+
+    /// Whether a heap has the right length and all items that it must have, but for the time.
+    #[inline]
+    fn has_all(&self, items: &[i64]) -> bool {
+        let layout = &self.layout;
+        let axes = layout.axes.iter().zip(items.iter().skip(FIRST_AXIS)).filter(|(axis, _)| axis.needs_item());
+        let first_required = FIRST_AXIS.wrapping_add(layout.axes.len()).wrapping_add(layout.side.len());
+        let required = items.iter().skip(first_required).take(layout.spec().required_items.len());
+        let present = axes.map(|(_, item)| item).chain(required).all(|&item| item >= 0);
+        present && items.get(1).is_some_and(|&heap_length| heap_length as u64 == self.heap_bytes)
+    }
+
     /// The source of a heap, good or bad, if it can be known.
     #[must_use]
     pub fn source(&self, items: &[i64]) -> Option<u64> {
         let layout = &self.layout;
         let of_axis = layout.source.and_then(|axis| layout.dimensions.get(axis)).map(|axis| &axis.from);
         let Some(&IndexFrom::Item(i)) = of_axis else { return Some(self.base.source) };
-        let item = items.get(FIRST_AXIS.wrapping_add(i)).filter(|&&item| item >= 0)?;
-        layout.axes.get(i)?.index(*item as u64)
+        layout.axes.get(i)?.index_of(items, FIRST_AXIS.wrapping_add(i))
     }
 }
 
@@ -270,7 +322,7 @@ impl Placed {
 /// A heap on the slow path, of which all but the time is known.
 #[derive(Clone, Copy, Debug)]
 pub struct Heap {
-    /// Timestamp (48 bits), masked if the layout says so.
+    /// Timestamp.
     pub stamp: u64,
     /// Where it goes on the other axes, or the reason of the first that it is not on.
     on_axes: Result<Placed, usize>,
@@ -287,24 +339,15 @@ impl Heap {
     /// The index in [`Layout::reasons`] of the first check that fails.
     pub fn new(placer: &Placer, items: &[i64]) -> Result<Self, usize> {
         let layout = &placer.layout;
-        let (&[time, heap_length], rest) = items.split_first_chunk().ok_or(reason::METADATA)?;
-        let (axes, rest) = rest.split_at_checked(layout.axes.len()).ok_or(reason::METADATA)?;
-        let required = rest.get(layout.side.len()..).unwrap_or_default();
-        let absent = time < 0 || axes.iter().chain(required).any(|&item| item < 0);
-        if absent || heap_length as u64 != placer.heap_bytes {
-            return Err(reason::METADATA);
-        }
-        let stamp = time as u64;
-        if stamp.wrapping_shr(TIME_BITS) != 0 {
-            return Err(reason::BAD_TIMESTAMP);
-        }
+        let time = placer.time(items).filter(|_| placer.has_all(items)).ok_or(reason::METADATA)?;
+        let stamp = layout.clock.stamp(time).ok_or(reason::BAD_TIMESTAMP)?;
         let mut placed = placer.base;
-        let found = placer.axes.iter().zip(&layout.axes).zip(axes).try_for_each(|((axis, known), &item)| {
-            let index = known.index(item as u64).ok_or(known.reason)?;
+        let found = placer.axes.iter().zip(&layout.axes).zip(FIRST_AXIS..).try_for_each(|((axis, known), position)| {
+            let index = known.index_of(items, position).ok_or(known.reason)?;
             placed.step(axis.stride, index, axis.source_mask, false);
             Ok(())
         });
-        Ok(Self { stamp: stamp & placer.time_mask, on_axes: found.map(|()| placed) })
+        Ok(Self { stamp, on_axes: found.map(|()| placed) })
     }
 
     /// The source of the heap, if it is on all axes.
@@ -343,7 +386,8 @@ fn check_window(layout: &Layout, window: u64) -> Result<(), LayoutError> {
         LayoutError::field(field, window, format!("must be from 1 to {MAX_WINDOW_CHUNKS}"))
     })?;
     for (factor, of_chunk, limit, what) in [
-        ("ticks of a chunk", layout.chunk_step, MAX_WINDOW_TICKS, "is the window in ticks"),
+        // Unwrapping reaches half of the range of timestamps back.
+        ("ticks of a chunk", layout.chunk_step, 1 << layout.clock.bits.wrapping_sub(1), "is the window in ticks"),
         ("time.batches", layout.spec().time.batches, SmallDivisor::MAX, "is the window in batches"),
         ("heaps of a chunk", layout.chunk_heaps(), MAX_WINDOW_HEAPS, "is the window in heaps"),
     ] {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
-use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, NAME};
+use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, MAX_TIME_BITS, MIN_TIME_BITS, NAME};
 use crate::error::LayoutError;
 use crate::sending::SendSpec;
 
@@ -19,8 +19,65 @@ pub enum Align {
     /// Reject its heap.
     #[default]
     Reject,
-    /// Clear its low bits; `step` must then be a power of two.
+    /// Take it for the last multiple before it.
+    Floor,
+    /// Take it for the nearest multiple.
+    Nearest,
+    /// Like floor, by clearing its low bits; `step` must then be a power of two.
     Mask,
+}
+
+/// Stands for what heaps themselves show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Shown {
+    /// What is seen first.
+    First,
+}
+
+/// A time that the steps of time are counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum Origin {
+    /// A timestamp.
+    At(u64),
+    /// That of the first heap.
+    Shown(Shown),
+}
+
+/// By how many ticks the times of each source differ from the steps of time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum Phases {
+    /// By index on the axis of the sources.
+    Listed(Vec<u64>),
+    /// What the first heap of each source shows.
+    Shown(Shown),
+}
+
+/// The item that tells the time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(untagged)]
+pub enum TimeItem {
+    /// Always the same.
+    One(#[cfg_attr(test, schemars(schema_with = "item_or_counter"))] u64),
+    /// One of these.
+    OneOf(#[cfg_attr(test, schemars(length(min = 1)))] Vec<u64>),
+}
+
+impl TimeItem {
+    /// All IDs that it can have.
+    #[must_use]
+    pub fn ids(&self) -> &[u64] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::OneOf(ids) => ids,
+        }
+    }
 }
 
 /// Unsigned integer that a side item is stored as.
@@ -88,6 +145,86 @@ impl<'de> Deserialize<'de> for Number {
             }
         }
         deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A number, several of them, or a word, whichever of these `expecting` says.
+struct Value {
+    expecting: &'static str,
+    takes_numbers: bool,
+    takes_word: bool,
+}
+
+/// What [`Value`] has read.
+enum Read {
+    Number(u64),
+    Numbers(Vec<u64>),
+    Word(Shown),
+}
+
+impl<'de> Visitor<'de> for Value {
+    type Value = Read;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Read, E> {
+        let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
+        i64::try_from(value).map(|_| Read::Number(value)).map_err(refuse)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Read, E> {
+        let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
+        value.try_into().map(Read::Number).map_err(refuse)
+    }
+
+    fn visit_str<E: Error>(self, word: &str) -> Result<Read, E> {
+        let known = self.takes_word && word == "first";
+        known
+            .then_some(Read::Word(Shown::First))
+            .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(word), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Read, A::Error> {
+        if !self.takes_numbers {
+            return Err(A::Error::invalid_type(serde::de::Unexpected::Seq, &self));
+        }
+        let mut all = Vec::new();
+        while let Some(Number(value)) = values.next_element()? {
+            all.push(value);
+        }
+        Ok(Read::Numbers(all))
+    }
+}
+
+fn origin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Origin>, D::Error> {
+    let expecting = "a whole number from 0 to 2^63 - 1, or \"first\"";
+    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: false, takes_word: true })?;
+    Ok(match read {
+        Read::Number(at) => Some(Origin::At(at)),
+        Read::Word(word) => Some(Origin::Shown(word)),
+        Read::Numbers(_) => None,
+    })
+}
+
+fn phases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Phases>, D::Error> {
+    let expecting = "whole numbers from 0 to 2^63 - 1, one for each source, or \"first\"";
+    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: true, takes_word: true })?;
+    Ok(match read {
+        Read::Number(only) => Some(Phases::Listed(vec![only])),
+        Read::Numbers(all) => Some(Phases::Listed(all)),
+        Read::Word(word) => Some(Phases::Shown(word)),
+    })
+}
+
+fn time_item<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TimeItem, D::Error> {
+    let expecting = "a whole number from 0 to 2^63 - 1, or several";
+    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: true, takes_word: false })?;
+    match read {
+        Read::Number(id) => Ok(TimeItem::One(id)),
+        Read::Numbers(ids) => Ok(TimeItem::OneOf(ids)),
+        Read::Word(_) => Err(D::Error::custom(expecting)),
     }
 }
 
@@ -175,6 +312,16 @@ fn is_time(value: &str) -> bool {
     value == "time"
 }
 
+/// The schema of the ID of an item that may be the heap counter.
+#[cfg(test)]
+fn item_or_counter(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let ids = serde_json::json!([
+        { "const": crate::check::HEAP_COUNTER_ID },
+        { "minimum": LAST_CONTROL_ID + 1, "maximum": MAX_ITEM_ID },
+    ]);
+    schemars::json_schema!({ "type": "integer", "anyOf": ids })
+}
+
 /// The time axis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -184,10 +331,9 @@ pub struct TimeSpec {
     #[cfg_attr(test, schemars(regex(pattern = NAME), extend("default" = "time")))]
     #[serde(default = "time", skip_serializing_if = "is_time")]
     pub name: String,
-    /// SPEAD item ID of the timestamp.
-    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
-    #[serde(deserialize_with = "number")]
-    pub item: u64,
+    /// SPEAD item ID of the timestamp, or several IDs, of which each heap has exactly one. 1 is the heap counter.
+    #[serde(deserialize_with = "time_item")]
+    pub item: TimeItem,
     /// Increase in timestamp between successive heaps of a source, in ticks.
     #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
@@ -200,10 +346,36 @@ pub struct TimeSpec {
     #[cfg_attr(test, schemars(extend("exclusiveMinimum" = 0)))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub tick_rate: Option<f64>,
-    /// What to do with a timestamp that is not a multiple of `step`.
+    /// What to do with a timestamp that is not a multiple of `step`, counted from `origin`.
     #[cfg_attr(test, schemars(extend("default" = "reject")))]
     #[serde(default, skip_serializing_if = "is_default")]
     pub align: Align,
+    /// A timestamp that steps are counted from: any that a sender has (default: 0), or `first`, the first that is seen.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "origin")]
+    pub origin: Option<Origin>,
+    /// Bits of a timestamp, after which it wraps (default: 48, or 40 if a stream shows that it wraps there).
+    #[cfg_attr(test, schemars(range(min = MIN_TIME_BITS, max = MAX_TIME_BITS)))]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
+    pub bits: Option<u64>,
+    /// Bits to shift the item's value right by.
+    #[cfg_attr(test, schemars(range(max = MAX_SHIFT), extend("default" = 0)))]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]
+    pub shift: u64,
+    /// Bits to keep after shifting (default: all).
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
+    pub mask: Option<u64>,
+    /// Ticks by which the timestamps of each source are late, by index on the axis of the sources; or `first`: what the
+    /// first heap of each shows.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "phases")]
+    pub phases: Option<Phases>,
+    /// UTC at tick 0, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub epoch: Option<f64>,
+    /// ID of the item that tells this, instead of `epoch`.
+    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
+    pub epoch_item: Option<u64>,
 }
 
 /// An axis other than time.
@@ -214,10 +386,13 @@ pub struct AxisSpec {
     /// Name of the axis.
     #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     pub name: String,
-    /// SPEAD item ID that the index comes from.
-    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
+    /// SPEAD item ID that the index comes from. 1 is the heap counter.
+    #[cfg_attr(test, schemars(schema_with = "item_or_counter"))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub item: Option<u64>,
+    /// IDs of items, instead of `item`: the index is the position of the only one that a heap has.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
+    pub present_items: Option<Vec<u64>>,
     /// Bits to shift the item's value right by.
     #[cfg_attr(test, schemars(range(max = MAX_SHIFT), extend("default" = 0)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "number")]

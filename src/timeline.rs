@@ -7,17 +7,17 @@
 use std::sync::Arc;
 
 use crate::check::{non_zero, product};
+use crate::clock::Clock;
 use crate::epochs::{Cause, Epoch, Epochs};
 use crate::error::LayoutError;
 use crate::estranged::Estranged;
-use crate::layout::{Layout, TIME_BITS};
+use crate::layout::Layout;
 use crate::pace::Pace;
-use crate::segment::{Grid, LocateError, Located, Moment, Segment, signed, unwrap};
+use crate::segment::{Grid, LocateError, Located, Moment, Segment, signed};
+use crate::stamps::Stamps;
 use crate::voices::{Agreement, Kind, NOWHERE, Voices};
 pub use crate::voices::{Sighting, Witness};
 
-/// Half the range of timestamps: how far unwrapping reaches.
-const MAX_JUMP_TICKS: u64 = 1 << (TIME_BITS - 1);
 /// For so many windows must all who agree have gone on elsewhere, and nobody in the window, before those who were there are
 /// silent. spead2 reads up to 64 packets of a socket in a row, but a window has to hold those.
 const SILENCE: i64 = 2;
@@ -43,6 +43,7 @@ pub struct TimeRules {
     tick_rate: Option<f64>,
     n_sources: u64,
     grid: Grid,
+    clock: Clock,
 }
 
 impl TimeRules {
@@ -65,7 +66,7 @@ impl TimeRules {
             product(
                 "max_jump x ticks of a chunk",
                 &[chunks, layout.chunk_step],
-                MAX_JUMP_TICKS,
+                1_u64.wrapping_shl(layout.clock.bits.wrapping_sub(1)), // half the range: how far unwrapping reaches
                 "is the jump in ticks",
             )?;
         }
@@ -79,7 +80,13 @@ impl TimeRules {
             tick_rate: layout.spec().time.tick_rate,
             n_sources: layout.n_sources(),
             grid: Grid::new(layout),
+            clock: layout.clock.clone(),
         })
+    }
+
+    /// Ticks of a chunk.
+    pub(crate) fn chunk_step(&self) -> u64 {
+        self.grid.chunk_step
     }
 
     /// How many chunks ahead of the slowest source another one may lead, so that the slowest loses nothing.
@@ -120,6 +127,7 @@ pub struct Timeline {
     previous: Option<Segment>,
     voices: Voices,
     pace: Pace,
+    stamps: Stamps,
     /// The newest chunk to which the window might go when the sources were last counted.
     lead: i64,
     /// How often sources may be counted for a heap that is news, until the next chunk.
@@ -144,6 +152,7 @@ impl Timeline {
         Self {
             voices: Voices::new(rules.n_sources, rules.window, rules.room(), &rules.grid),
             pace: Pace::new(rules.tick_rate, slack),
+            stamps: Stamps::new(&rules.clock, rules.n_sources),
             rules,
             epochs: Arc::default(),
             current: None,
@@ -186,14 +195,26 @@ impl Timeline {
     #[must_use]
     pub fn newest(&self) -> Option<Moment> {
         let current = self.current.filter(|current| current.newest >= current.first)?;
-        Some(Moment { chunk: current.newest, batch: 0, epoch_first: current.first, epoch_offset: current.offset })
+        Some(current.at(current.newest, 0))
     }
 
-    /// Whether a timestamp is a multiple of the step, after unwrapping.
+    /// The phase of each source; empty if sources have none.
+    pub(crate) fn phases(&self) -> &[u64] {
+        self.stamps.phases()
+    }
+
+    /// The same, if phases are learnt; and how often more was learnt.
+    pub(crate) fn lessons(&self) -> Option<(&[u64], u64)> {
+        self.stamps.learnt()
+    }
+
+    /// Whether a timestamp is a multiple of the step, after unwrapping, whatever source it is of.
     #[must_use]
     pub fn is_aligned(&self, stamp: u64) -> bool {
+        let grid = &self.rules.grid;
         match &self.current {
-            None => self.rules.grid.is_aligned(stamp as i64),
+            _ if grid.rounds || !self.stamps.phases().is_empty() => true,
+            None => grid.is_aligned((stamp as i64).wrapping_sub(grid.origin_of(stamp) as i64)),
             Some(current) => {
                 let misaligned = matches!(current.locate(&self.rules.grid, stamp), Err(LocateError::Misaligned));
                 !misaligned || self.in_previous(stamp).is_some()
@@ -203,6 +224,7 @@ impl Timeline {
 
     /// Judge a heap by its timestamp, and learn from it.
     pub fn observe(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
+        let heap = self.understood(heap);
         let Some(current) = self.current else { return self.begin(heap, witness) };
         let here = current.locate(&self.rules.grid, heap.stamp);
         if let Ok(at) = here {
@@ -227,6 +249,7 @@ impl Timeline {
     /// If that happens to most sources, they have begun again: a recording is played in a loop. Nothing is to be done about
     /// the heap itself.
     pub fn repeat(&mut self, heap: Sighting, witness: &impl Witness) {
+        let heap = self.understood(heap);
         let Some(current) = self.current.filter(|_| self.rules.resync) else { return };
         self.claim(heap, Kind::Repeated, Some(&current), witness);
         if let Some((agreed, _)) = self.majority(heap, &current, witness) {
@@ -235,17 +258,36 @@ impl Timeline {
         }
     }
 
+    /// The heap with the timestamp that it would have on the grid, given what is known of its source and of timestamps.
+    fn understood(&mut self, heap: Sighting) -> Sighting {
+        let (window, reach) = (signed(self.rules.window), signed(self.rules.max_jump));
+        if let Some(current) = &mut self.current {
+            if let Some(bits) = self.stamps.find_bits(heap, current, &self.rules.grid, window, reach) {
+                self.set_bits(bits);
+            }
+        }
+        Sighting { stamp: self.stamps.on_grid(heap, self.current.as_ref(), &self.rules.grid), ..heap }
+    }
+
+    /// It is found that timestamps have so many bits.
+    fn set_bits(&mut self, bits: u32) {
+        self.current.iter_mut().chain(self.previous.iter_mut()).for_each(|segment| segment.bits = bits);
+        self.voices.set_bits(bits);
+    }
+
     /// Take the first heap at its word, unless its timestamp makes sense only if time has wrapped: then two must agree.
     fn begin(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
         let Some(time) = self.rules.grid.age_of(heap.stamp) else { return Verdict::Misaligned };
-        let is_wrapped = time >> TIME_BITS != 0;
+        let Grid { bits, .. } = self.rules.grid;
+        let is_wrapped = time >> bits != 0;
         if is_wrapped {
             let heaps = self.claim(heap, Kind::Elsewhere, None, witness);
             if heaps < 2 && self.voices.agreement(heap.stamp).sources < 2 {
                 return Verdict::Misaligned;
             }
         }
-        let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64 };
+        let origin = self.rules.grid.origin_of(heap.stamp);
+        let segment = Segment { first: 0, offset: 0, newest: self.rules.grid.chunk_of(time) as u64, origin, bits };
         self.switch(segment, Cause::Start);
         match segment.locate_time(&self.rules.grid, time) {
             Ok(at) => {
@@ -269,7 +311,8 @@ impl Timeline {
         self.previous = self.current.replace(segment);
         self.lead = signed(segment.newest);
         self.turned = segment.newest.saturating_add(self.rules.window);
-        self.epochs.push(Epoch { first: segment.first, offset: segment.offset, cause });
+        let Segment { first, offset, origin, .. } = segment;
+        self.epochs.push(Epoch { first, offset, origin, cause });
     }
 
     /// Accept a time of the current segment, which may be the newest.
@@ -487,7 +530,7 @@ impl Timeline {
         let near = current.locate(&self.rules.grid, agreed.stamp).ok();
         // After half the range of timestamps, the nearest time with this timestamp is in the past.
         let beyond = || {
-            let time = unwrap(agreed.stamp, self.pace.expected(clock)?)?;
+            let time = current.time_near(agreed.stamp, self.pace.expected(clock)?)?;
             let at = current.locate_time(&self.rules.grid, time).ok().filter(|at| at.ahead > 0)?;
             self.pace.is_expected(newest, time, clock).then_some(at)
         };
@@ -498,9 +541,14 @@ impl Timeline {
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
                 let first = current.newest.saturating_add(1);
-                self.epochs.push(Epoch { first, offset: current.offset, cause: Cause::Restart });
+                let Segment { offset, origin, .. } = *current;
+                self.epochs.push(Epoch { first, offset, origin, cause: Cause::Restart });
                 self.begin_again();
                 self.jump(&at, current);
+            }
+            // The first heap was not on the grid, so chunk IDs never told the time.
+            None if self.rules.grid.origin.is_none() && !current.is_at_step(&self.rules.grid, agreed.stamp) => {
+                self.restart(current, agreed);
             }
             _ if self.rules.resync => self.restart(current, agreed),
             // What is late will be back.
@@ -530,7 +578,8 @@ impl Timeline {
     /// Whether a time ahead is that of the same senders, after a gap that nothing was received of.
     fn has_gone_on(&self, newest: i64, at: &Located, clock: Option<u64>) -> bool {
         // A restart from 0 looks like this too, and is far more likely than an outage across a wrap, if nothing can tell.
-        let wraps = at.time >> TIME_BITS != newest >> TIME_BITS && !self.pace.can_tell();
+        let bits = self.current.map_or(self.rules.grid.bits, |current| current.bits);
+        let wraps = at.time >> bits != newest >> bits && !self.pace.can_tell();
         // Time so far may have been that of a single wrong heap, or of a few sources that were heard first.
         let is_proven = self.voices.total().wrapping_sub(self.placed_before) >= 2
             && self.voices.received().saturating_mul(2) > self.voices.live();
@@ -547,17 +596,22 @@ impl Timeline {
     fn restart(&mut self, current: &Segment, agreed: &Agreement) {
         let grid = &self.rules.grid;
         // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
-        let itself = Some(agreed.stamp as i64).filter(|&time| grid.is_aligned(time));
+        let itself = (agreed.stamp as i64).checked_sub_unsigned(current.origin);
+        let itself = itself.filter(|&time| time >= 0 && grid.is_aligned(time));
         let unwrapped = || current.locate(grid, agreed.stamp).ok().map(|at| at.time).filter(|&time| time >= 0);
-        let Some(time) = itself.or_else(unwrapped).or_else(|| grid.age_of(agreed.stamp)) else { return };
+        let known = itself.or_else(unwrapped).map(|time| (time, current.origin));
+        let shown = || Some((grid.age_of(agreed.stamp)?, grid.origin_of(agreed.stamp)));
+        let Some((time, origin)) = known.or_else(shown) else { return };
         // Whatever the first heap is that a stream places there, its window has no chunk from before any more.
         let first = current.newest.saturating_add(self.rules.reach);
         let newest = first.saturating_add(self.rules.window.wrapping_sub(1));
         let offset = signed(newest).saturating_sub(grid.chunk_of(time));
         // Before time 0 there are no chunks.
         let first = u64::try_from(offset).unwrap_or(0).max(first);
+        let Grid { bits, .. } = self.rules.grid;
         self.begin_again();
-        self.switch(Segment { first, offset, newest }, Cause::Restart);
+        self.switch(Segment { first, offset, newest, origin, bits }, Cause::Restart);
+        self.voices.set_bits(bits);
     }
 
     /// Go on in the current segment, further on.
@@ -585,7 +639,7 @@ impl Timeline {
         let offset = current.offset.saturating_add(skipped);
         self.count(&current, witness);
         self.voices.skip(skipped.saturating_mul(signed(self.rules.grid.batches)));
-        self.switch(Segment { first, offset, newest: control }, Cause::Flush);
+        self.switch(Segment { first, offset, newest: control, ..current }, Cause::Flush);
         Some(control)
     }
 

@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::clock::{TIME_BITS, low_bits};
 use crate::estranged::Estranged;
-use crate::segment::{Grid, LOW_BITS, Segment, difference, signed};
+use crate::segment::{Grid, Segment, difference, signed};
 
 /// For so many turns of the window after a source was last heard, it is live.
 const LIVE_TURNS: u64 = 2;
@@ -32,7 +33,7 @@ pub trait Witness {
 pub struct Sighting {
     /// Its source.
     pub source: u64,
-    /// Its timestamp (48 bits).
+    /// Its timestamp.
     pub stamp: u64,
     /// Where it goes on the axes other than time: a copy of a heap has the same.
     pub slot: u64,
@@ -133,6 +134,8 @@ pub(crate) struct Voices {
     /// Ticks within which times agree: a window holds them, and a chunk before.
     span: i64,
     step: i64,
+    /// Bits of timestamps.
+    bits: u32,
     /// Ticks that a claim may go on by before it may have come to where others are: with those that sources may be apart,
     /// they fit one window.
     stay: u64,
@@ -195,6 +198,7 @@ impl Voices {
             all: (0..n_sources).map(|_| Voice::new(leads)).collect(),
             span,
             step: signed(grid.step),
+            bits: grid.bits,
             stay: (span.unsigned_abs() >> 1).min(grid.chunk_step.saturating_mul(2)),
             estranged: Arc::new(Estranged::new(n_sources)),
             times: Vec::with_capacity(n_sources as usize),
@@ -220,9 +224,20 @@ impl Voices {
         self.all.len() as u64
     }
 
+    /// Timestamps have so many bits.
+    pub fn set_bits(&mut self, bits: u32) {
+        self.bits = bits;
+    }
+
+    /// The difference of two timestamps. One that is too large for their bits says that they have more.
+    fn difference(&self, stamp: u64, from: u64) -> i64 {
+        let fit = (stamp | from).wrapping_shr(self.bits) == 0;
+        difference(stamp, from, if fit { self.bits } else { self.bits.max(TIME_BITS) })
+    }
+
     /// Whether two timestamps are of one mind: a window holds both, and they are whole steps apart.
     pub fn agree(&self, stamp: u64, other: u64) -> bool {
-        let ticks = difference(stamp, other);
+        let ticks = self.difference(stamp, other);
         ticks.unsigned_abs() <= self.span.unsigned_abs() && ticks.checked_rem(self.step) == Some(0)
     }
 
@@ -255,11 +270,11 @@ impl Voices {
         });
         // Said for the second time, it may count for more; and with time it comes to where others are.
         let since = standing.map_or(heap.stamp, |claim| claim.since);
-        let has_moved = difference(heap.stamp, since).unsigned_abs() > self.stay;
+        let has_moved = self.difference(heap.stamp, since).unsigned_abs() > self.stay;
         let is_news = standing.is_none_or(|standing| has_moved || (standing.heaps < heaps && heaps == 2));
         let since = if is_news { heap.stamp } else { since };
         let (gone_on, at, furthest) = standing.map_or((0, 0, 0), |claim| {
-            let batches = difference(heap.stamp, claim.stamp).checked_div(self.step).unwrap_or(0);
+            let batches = self.difference(heap.stamp, claim.stamp).checked_div(self.step).unwrap_or(0);
             let at = claim.at.saturating_add(batches);
             let more = at.saturating_sub(claim.furthest).clamp(0, 2);
             (claim.gone_on.saturating_add(more), at, claim.furthest.max(at))
@@ -453,11 +468,12 @@ impl Voices {
 
     /// The claims that agree with a timestamp, as many as fit a window.
     pub fn agreement(&mut self, stamp: u64) -> Agreement {
-        let Self { all, times, step, span, .. } = self;
+        let mut times = std::mem::take(&mut self.times);
         times.clear();
+        let (all, step, span) = (&self.all, self.step, &self.span);
         let counted = all.iter().filter_map(Voice::counted);
-        let ticks = counted.map(|claim| difference(claim.stamp, stamp));
-        times.extend(ticks.filter(|ticks| ticks.checked_rem(*step) == Some(0)));
+        let ticks = counted.map(|claim| self.difference(claim.stamp, stamp));
+        times.extend(ticks.filter(|ticks| ticks.checked_rem(step) == Some(0)));
         times.sort_unstable();
         let (mut best, mut largest) = ((0, 0, 0), 0);
         let mut first = 0;
@@ -472,10 +488,12 @@ impl Voices {
                 best = (sources, start, end);
             }
         }
+        self.times = times;
         let (sources, start, end) = best;
+        let low_bits = low_bits(if stamp.wrapping_shr(self.bits) == 0 { self.bits } else { TIME_BITS });
         Agreement {
-            stamp: stamp.wrapping_add(end as u64) & LOW_BITS,
-            oldest: stamp.wrapping_add(start as u64) & LOW_BITS,
+            stamp: stamp.wrapping_add(end as u64) & low_bits,
+            oldest: stamp.wrapping_add(start as u64) & low_bits,
             sources: sources as u64,
             largest: largest as u64,
         }
@@ -483,7 +501,8 @@ impl Voices {
 
     /// Whether a claim is part of what others agree on.
     fn is_of(&self, claim: &Claim, agreed: &Agreement) -> bool {
-        let within = difference(claim.stamp, agreed.oldest) >= 0 && difference(agreed.stamp, claim.stamp) >= 0;
+        let within =
+            self.difference(claim.stamp, agreed.oldest) >= 0 && self.difference(agreed.stamp, claim.stamp) >= 0;
         within && self.agree(claim.stamp, agreed.stamp)
     }
 

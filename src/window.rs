@@ -2,18 +2,25 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use crate::clock::{Differ, low_bits};
 use crate::layout::Layout;
-use crate::segment::LOW_BITS;
+use crate::segment::Moment;
 
 /// The chunks that heaps of a stream are placed in: as many as spead2 keeps at a time, up to the newest, all of one
 /// epoch.
 ///
-/// `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp beyond 48 bits or
-/// before the base is never within the limit.
+/// With timestamps of 48 bits, `limit * step` is at most 2^47 and `base + limit * step` at most 2^48 + step, so a timestamp
+/// beyond 48 bits or before the base is never within the limit; likewise with those of other bits.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// Timestamp (48 bits) at which the window begins: a multiple of the step, unless time has wrapped.
+    /// Timestamp at which the window begins.
     pub base: u64,
+    /// The bits of a timestamp.
+    pub low_bits: u64,
+    /// Ticks by which the timestamps of each source differ from the steps of time, or [`UNKNOWN`]; empty if they do not.
+    pub phases: Box<[u64]>,
+    /// How often that was learnt.
+    lessons: u64,
     /// Batches from there that the fast path may place: none before the first heap; cut off where timestamps wrap.
     pub limit: u64,
     /// ID of the first chunk of the window.
@@ -30,12 +37,22 @@ pub struct Window {
     chunk_step: u64,
 }
 
+/// The phase of a source is not known.
+pub const UNKNOWN: u64 = 1 << 63;
+
 impl Window {
     /// An empty window of up to `chunks` chunks.
     #[must_use]
     pub fn new(layout: &Layout, chunks: u64) -> Self {
         Self {
             base: 0,
+            low_bits: low_bits(layout.clock.bits),
+            phases: match &layout.clock.phases {
+                Differ::Nowhere => Box::default(),
+                Differ::Listed(listed) => listed.clone(),
+                Differ::AsShown => vec![UNKNOWN; layout.n_sources() as usize].into(),
+            },
+            lessons: 0,
             limit: 0,
             first_chunk: 0,
             first_batch: 0,
@@ -55,7 +72,7 @@ impl Window {
         self.newest
     }
 
-    /// Move the window so that it ends with `chunk`, if that is newer than its newest.
+    /// Move the window so that it ends with the chunk of a moment, if that is newer than its newest.
     ///
     /// The epoch of the chunk begins with chunk `epoch_first`, and has chunk IDs that are `epoch_offset` more than the
     /// number of chunks from time 0. The first is at least the second, for no chunk lies before time 0.
@@ -63,22 +80,42 @@ impl Window {
     /// Returns by how many chunks the beginning has moved, or None if the heap changes nothing. The window ends with
     /// the newest chunk even where it could hold more (before time has gone on for long enough), so that every newer
     /// chunk takes the cold path, which asks the timeline.
-    pub fn follow(&mut self, chunk: u64, epoch_first: u64, epoch_offset: i64) -> Option<u64> {
+    pub fn follow(&mut self, at: &Moment) -> Option<u64> {
         let began = self.limit != 0;
         let old = self.first_chunk;
-        if chunk < self.floor || (began && chunk <= old.wrapping_add(self.newest)) {
+        if at.chunk < self.floor {
             return None;
         }
-        let first = chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(epoch_first).max(self.floor);
-        let batches = chunk.wrapping_sub(first).wrapping_add(1).wrapping_mul(self.batches);
-        self.base = first.wrapping_sub(epoch_offset as u64).wrapping_mul(self.chunk_step) & LOW_BITS;
+        if began && at.chunk <= old.wrapping_add(self.newest) {
+            // It has been found out how many bits timestamps have.
+            if low_bits(at.bits) != self.low_bits && old >= at.epoch_first {
+                self.span(at);
+            }
+            return None;
+        }
+        self.first_chunk = at.chunk.saturating_sub(self.chunks.wrapping_sub(1)).max(at.epoch_first).max(self.floor);
+        self.first_batch = self.first_chunk.wrapping_mul(self.batches);
+        self.newest = at.chunk.wrapping_sub(self.first_chunk);
+        self.span(at);
+        Some(self.first_chunk.wrapping_sub(old))
+    }
+
+    /// Work out which timestamps lie between the first chunk and the newest, of an epoch.
+    fn span(&mut self, epoch: &Moment) {
+        self.low_bits = low_bits(epoch.bits);
+        let start = self.first_chunk.wrapping_sub(epoch.epoch_offset as u64).wrapping_mul(self.chunk_step);
+        self.base = start.wrapping_add(epoch.origin) & self.low_bits;
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
-        let until_wrap = LOW_BITS.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
-        self.limit = batches.min(until_wrap);
-        self.first_chunk = first;
-        self.first_batch = first.wrapping_mul(self.batches);
-        self.newest = chunk.wrapping_sub(first);
-        Some(first.wrapping_sub(old))
+        let until_wrap = self.low_bits.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
+        self.limit = self.newest.wrapping_add(1).wrapping_mul(self.batches).min(until_wrap);
+    }
+
+    /// Note what was learnt of phases.
+    pub(crate) fn learn(&mut self, phases: &[u64], lessons: u64) {
+        if self.lessons != lessons && self.phases.len() == phases.len() {
+            self.phases.copy_from_slice(phases);
+            self.lessons = lessons;
+        }
     }
 
     /// Empty the window: a control heap pushes out all chunks up to its own.

@@ -8,6 +8,7 @@ use speadrx::callback::{Context, Cookie};
 use speadrx::epochs::Cause;
 use speadrx::group::Group;
 use speadrx::layout::Layout;
+use speadrx::segment::Moment;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
@@ -33,6 +34,10 @@ fn streams<const N: usize>(resync: bool) -> (Arc<Group>, [Context; N]) {
     let context = |_| Context::new(&geometry, WINDOW, None, Arc::clone(&group), Some(COOKIE)).unwrap();
     let contexts = std::array::from_fn(context);
     (group, contexts)
+}
+
+fn at(chunk: u64, epoch_first: u64, epoch_offset: i64) -> Moment {
+    Moment { chunk, batch: 0, epoch_first, epoch_offset, origin: 0, bits: 48 }
 }
 
 fn call(context: &Context, row: [i64; 4]) -> i64 {
@@ -90,13 +95,13 @@ fn flush_goes_past_all_windows_and_time_goes_on_after_it() {
 fn window_begins_again_right_after_a_control_heap() {
     let layout = Layout::new(LayoutSpec::from_toml(SPEC).unwrap()).unwrap();
     let mut window = Window::new(&layout, WINDOW);
-    assert_eq!(window.follow(7, 0, 0), Some(6));
+    assert_eq!(window.follow(&at(7, 0, 0)), Some(6));
     assert_eq!(window.clear(10), Some(5));
     assert_eq!((window.clear(10), window.clear(3)), (None, None), "it is beyond these");
     for too_old in [7, 9, 10] {
-        assert_eq!((window.follow(too_old, 0, 0), window.limit, window.first_chunk), (None, 0, 11));
+        assert_eq!((window.follow(&at(too_old, 0, 0)), window.limit, window.first_chunk), (None, 0, 11));
     }
-    assert_eq!(window.follow(11, 11, 3), Some(0));
+    assert_eq!(window.follow(&at(11, 11, 3)), Some(0));
     assert_eq!((window.limit, window.first_chunk, window.newest()), (4, 11, 0));
     assert_eq!(window.base, (11 - 3) * CHUNK as u64);
 }

@@ -8,6 +8,7 @@ use speadrx::group::Group;
 use speadrx::layout::{Layout, Slot};
 use speadrx::ledger::{Filled, Ledger};
 use speadrx::place::{Items, Placer, kind};
+use speadrx::segment::Moment;
 use speadrx::spec::LayoutSpec;
 use speadrx::timeline::TimeRules;
 use speadrx::window::Window;
@@ -77,7 +78,7 @@ proptest! {
         let layout = layout("step = 4096, batches = 3", &axes, "sources = \"a\"");
         let placer = placer(&layout);
         let mut window = Window::new(&layout, WINDOW);
-        window.follow(6, 0, 0);
+        window.follow(&Moment { chunk: 6, batch: 0, epoch_first: 0, epoch_offset: 0, origin: 0, bits: 48 });
         let base = window.base as i64;
         let items = Items {
             time: base.wrapping_add(batch * 4096).wrapping_add(time_off),

@@ -151,13 +151,13 @@ fn epochs_are_seen_whole() {
             for chunk in [5, 9] {
                 if let Some((index, epoch)) = reader.of_chunk(chunk) {
                     let first = [5, 9][index as usize];
-                    assert_eq!(epoch, Epoch { first, offset: -(first as i64), cause: Cause::Flush });
+                    assert_eq!(epoch, Epoch { first, offset: -(first as i64), origin: first, cause: Cause::Flush });
                     assert!(first <= chunk && reader.len() > index);
                 }
             }
         });
         for first in [5, 9] {
-            epochs.push(Epoch { first, offset: -(first as i64), cause: Cause::Flush });
+            epochs.push(Epoch { first, offset: -(first as i64), origin: first, cause: Cause::Flush });
         }
         reader.join().unwrap();
         assert_eq!(epochs.of_chunk(9).map(|(index, epoch)| (index, epoch.first)), Some((1, 9)));

@@ -12,7 +12,7 @@ use speadrx::error::LayoutError;
 use speadrx::group::Group;
 use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
-use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeItem, TimeSpec};
 use speadrx::sync::Arc;
 use speadrx::timeline::{self, Sighting, TimeRules};
 
@@ -23,6 +23,7 @@ use senders::Receiver;
 const CASES: u32 = 2500;
 const HEAPS: usize = 64;
 const STATS_BASE: usize = 5;
+const TIME: u64 = 0x1600;
 
 /// What the reference says of a heap.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,12 +88,12 @@ impl Reference<'_> {
         let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
         let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
         if i128::from(get(2)) != i128::from(spec.heap_bytes)
-            || get(spec.time.item) < 0
+            || get(TIME) < 0
             || needed.into_iter().any(|id| get(id) < 0)
         {
             return Err("metadata_heaps");
         }
-        let stamp = i128::from(get(spec.time.item));
+        let stamp = i128::from(get(TIME));
         if stamp >= 1 << 48 {
             return Err("bad_timestamp_heaps");
         }
@@ -237,6 +238,7 @@ fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
     // Two axes in three have an item of their own; the others share one, and differ in its bits.
     (kind, select(vec![true, true, false])).prop_map(move |((size, values, step, shift, masked, user), own)| AxisSpec {
         name: format!("axis{i}"),
+        present_items: None,
         item: (!user).then_some(if own { 0x4100 + i as u64 } else { 0x3101 }),
         shift,
         mask: masked.then(|| ((size.unwrap_or(1) * step).next_power_of_two() * 2) - 1),
@@ -301,11 +303,18 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
             let mask = mask && step.is_power_of_two();
             let time = TimeSpec {
                 name: "time".to_owned(),
-                item: 0x1600,
+                item: TimeItem::One(TIME),
                 step,
                 batches,
                 tick_rate: None,
                 align: if mask { Align::Mask } else { Align::Reject },
+                origin: None,
+                bits: None,
+                shift: 0,
+                mask: None,
+                phases: None,
+                epoch: None,
+                epoch_item: None,
             };
             let sources = axes.first().map(|axis| axis.name.clone());
             let mut user_data: BTreeMap<_, _> = axes
@@ -389,7 +398,7 @@ fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
         items.entry(id).and_modify(|old| *old |= value).or_insert(value);
     }
     let time = (front + i128::from(seed.ahead) * i128::from(spec.time.step)).rem_euclid(1 << 48);
-    items.insert(spec.time.item, spoil(i64::try_from(time).unwrap(), seed.time_fault, seed.noise));
+    items.insert(TIME, spoil(i64::try_from(time).unwrap(), seed.time_fault, seed.noise));
     items.insert(2, spoil(spec.heap_bytes as i64, seed.length_fault, seed.noise));
     for (i, side) in spec.side_items.iter().enumerate() {
         items.insert(side.item, seed.noise.rotate_left(i as u32 * 7));

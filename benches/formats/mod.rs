@@ -8,6 +8,7 @@ use speadrx::callback::Context;
 use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::place::{Heap, Items, Placer, kind};
+use speadrx::segment::Moment;
 use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
@@ -89,7 +90,8 @@ extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items:
     let layout = alone.placer.layout();
     let (chunk, ticks) = (heap.stamp / layout.chunk_step(), heap.stamp % layout.chunk_step());
     if let Ok(placed) = heap.placed(&alone.placer, chunk, ticks / layout.spec().time.step) {
-        alone.window.follow(chunk, 0, 0);
+        let at = Moment { chunk, batch: 0, epoch_first: 0, epoch_offset: 0, origin: 0, bits: 48 };
+        alone.window.follow(&at);
         data.chunk_id = placed.chunk as i64;
         data.heap_index = placed.slot.index as usize;
         data.heap_offset = placed.slot.offset as usize;

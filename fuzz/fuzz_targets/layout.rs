@@ -39,7 +39,7 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
 
 fn check_layout(layout: &Layout, spec: &LayoutSpec) {
     let item_axes = spec.axes.iter().filter_map(|axis| axis.item);
-    let mut items = vec![spec.time.item, HEAP_LENGTH_ID];
+    let mut items = vec![spec.time.item.ids()[0], HEAP_LENGTH_ID];
     items.extend(item_axes);
     items.extend(spec.side_items.iter().map(|side| side.item));
     items.extend(&spec.required_items);

@@ -154,7 +154,7 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
     if u.ratio(1, 2)? {
         *front = time;
     }
-    values.insert(spec.time.item, (time & ((1 << 48) - 1)) as i64);
+    values.insert(spec.time.item.ids()[0], (time & ((1 << 48) - 1)) as i64);
     values.insert(layout.items()[1], spec.heap_bytes as i64);
     for &id in &layout.items()[2..] {
         values.entry(id).or_insert(i64::from(id as u32));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use speadrx::layout::Geometry;
-use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
+use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeItem, TimeSpec};
 
 /// Names of axes. So few that names are shared, and that `order`, `sources` and `strides` meet them.
 const AXIS_NAMES: [&str; 6] = ["time", "antenna", "pol", "beam", "axis4", "_"];
@@ -96,12 +96,19 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     let step = *u.choose(&[1, 2, 3, 4096, 4095, 1 << 21, 1_000_003, (1 << 40) + 15, 1 << 44])?;
     let time = TimeSpec {
         name: "time".to_owned(),
-        item: 0x1600,
+        item: TimeItem::One(0x1600),
         step,
         batches: u.int_in_range(1..=5)?,
         // With one, what becomes of a heap depends on the time at which it comes.
         tick_rate: if u.ratio(1, 8)? { Some(*u.choose(&[1.0, 1e6, 1.712e9])?) } else { None },
         align: if step.is_power_of_two() && bool::arbitrary(u)? { Align::Mask } else { Align::Reject },
+        origin: None,
+        bits: None,
+        shift: 0,
+        mask: None,
+        phases: None,
+        epoch: None,
+        epoch_item: None,
     };
     let axes = several(u, 4, sensible_axis)?;
     let mut order: Vec<_> = std::iter::once("time".to_owned()).chain(axes.iter().map(|a| a.name.clone())).collect();
@@ -152,6 +159,7 @@ fn sensible_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
     let mask = (step * size).next_power_of_two() * 2 - 1;
     Ok(AxisSpec {
         name: AXIS_NAMES[i + 1].to_owned(),
+        present_items: None,
         item: usual.then_some(if u.ratio(1, 4)? { 0x1701 } else { 0x1610 + i as u64 }),
         shift: if usual { u.int_in_range(0..=9)? } else { 0 },
         mask: (usual && values.is_none() && u.ratio(1, 3)?).then_some(mask),
@@ -188,7 +196,7 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     let style = Style::Hostile;
     let time = TimeSpec {
         name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { "time".to_owned() },
-        item: item(u, style)?,
+        item: TimeItem::One(item(u, style)?),
         step: number(u)?,
         batches: number(u)?,
         tick_rate: maybe(u, |u| {
@@ -196,6 +204,13 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
             Ok(if bool::arbitrary(u)? { *u.choose(&rates)? } else { f64::arbitrary(u)? })
         })?,
         align: if u.ratio(1, 4)? { Align::Mask } else { Align::Reject },
+        origin: None,
+        bits: None,
+        shift: 0,
+        mask: None,
+        phases: None,
+        epoch: None,
+        epoch_item: None,
     };
     let axes = several(u, 10, hostile_axis)?;
     let mut names = vec![time.name.clone()];
@@ -239,6 +254,7 @@ fn hostile_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
     let from_user_data = if u.ratio(1, 4)? { Some(name(u, &FIELD_NAMES)?) } else { None };
     Ok(AxisSpec {
         name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { format!("a{i}") },
+        present_items: None,
         item: if from_user_data.is_some() && u.ratio(7, 8)? { None } else { Some(item(u, Style::Hostile)?) },
         shift: if u.ratio(1, 3)? { number(u)? } else { 0 },
         mask: if u.ratio(1, 4)? { Some(number(u)?) } else { None },

@@ -39,12 +39,25 @@ impl Group {
         Ok((epoch.true_chunk(chunk_id), index, next.is_some_and(|next| next.first == chunk_id + 1)))
     }
 
+    /// The timestamp of the first batch of a chunk.
+    fn timestamp(&self, chunk_id: u64) -> PyResult<u64> {
+        let (chunk, index, _) = self.locate(chunk_id)?;
+        let origin = self.0.epochs().get(index).map_or(0, |epoch| epoch.origin);
+        Ok(chunk.wrapping_mul(self.0.chunk_step()).wrapping_add(origin))
+    }
+
+    /// UTC at tick 0 in the epoch of a chunk, in seconds since 1970, if heaps have told it.
+    fn utc(&self, chunk_id: u64) -> Option<u64> {
+        let (index, _) = self.0.epochs().of_chunk(chunk_id)?;
+        self.0.epochs().utc(index)
+    }
+
     /// How many epochs there are.
     fn __len__(&self) -> usize {
         self.0.epochs().len() as usize
     }
 
-    /// ID of the first chunk of an epoch, the number of chunks from time 0 to it, and why it began.
+    /// ID of the first chunk of an epoch, its timestamp, and why the epoch began.
     fn __getitem__(&self, index: u64) -> PyResult<(u64, u64, &'static str)> {
         let epoch = self.0.epochs().get(index).ok_or_else(|| PyIndexError::new_err("epoch index out of range"))?;
         let cause = match epoch.cause {
@@ -52,7 +65,8 @@ impl Group {
             Cause::Restart => "restart",
             Cause::Flush => "flush",
         };
-        Ok((epoch.first, epoch.true_chunk(epoch.first), cause))
+        let ticks = epoch.true_chunk(epoch.first).wrapping_mul(self.0.chunk_step());
+        Ok((epoch.first, ticks.wrapping_add(epoch.origin), cause))
     }
 
     /// How often time would have begun again at an earlier time, but must not.
@@ -65,6 +79,11 @@ impl Group {
     #[getter]
     fn estranged(&self) -> Vec<u64> {
         self.0.estranged().sources()
+    }
+
+    /// Ticks by which the timestamps of each source differ from the steps of time: those that are known.
+    fn phases(&self) -> Vec<Option<i64>> {
+        self.0.phases()
     }
 
     /// Ticks in a second by the clock, once that is known.

@@ -48,13 +48,14 @@ def test_every_field_is_explained() -> None:
             yield from fields(field.get("items", {}), f"{path}{name}.")
 
     found = list(fields(layouts.schema()))
-    assert len(found) == 45
+    assert len(found) == 53
     assert [name for name, field in found if len(field["description"]) < 10] == []
     assert {name: field["default"] for name, field in found if "default" in field} == {
         "name": "",
         "dtype": "uint8",
         "time.name": "time",
         "time.align": "reject",
+        "time.shift": 0,
         "axes.shift": 0,
         "axes.step": 1,
         "side_items.shift": 0,

@@ -11,6 +11,8 @@ import spead2
 from speadrx import Axis, Layout, SideItem
 
 TIMESTAMP_RANGE = 2**48
+#: That of the flavour 64-40.
+SMALL_RANGE = 2**40
 SIDE_ITEM_BITS = {"u8": 8, "u16": 16, "u32": 32, "u64": 64}
 
 
@@ -107,6 +109,8 @@ class ReferenceTimeline:
         self.batches = layout.time.batches
         self.window = window
         self.max_jump = max(window - 1, 1)
+        #: After so many ticks timestamps wrap.
+        self.range = TIMESTAMP_RANGE
         #: The newest chunk, and the newest batch of each source that was received.
         self.newest: int | None = None
         self.newest_batch: dict[int, int] = {}
@@ -115,7 +119,7 @@ class ReferenceTimeline:
 
     def is_plain(self, stamp: int, source: int) -> bool:
         """Whether a heap is in the window or late, of one source that goes on alone, or a single one anywhere else."""
-        time = self._unwrap(stamp)
+        time = self._unwrap(stamp, self._range_of(stamp))
         if self.newest is None:
             return time % self.step == 0
         ahead = time // self.chunk_step - self.newest
@@ -137,6 +141,11 @@ class ReferenceTimeline:
 
         A heap without a source is not on its axes: only its alignment is of interest, and the result if that is right.
         """
+        if source is not None:
+            self.range = self._range_of(stamp)
+        if stamp >= self.range:
+            self._doubt(stamp, source)
+            return (0, 0) if source is None else "implausible_timestamp_heaps"
         time = self._unwrap(stamp)
         if time % self.step:
             self._doubt(stamp, source)
@@ -174,13 +183,29 @@ class ReferenceTimeline:
         if source is not None:
             self.doubted = source, self.newest_batch.get(source, -1), stamp
 
-    def _unwrap(self, stamp: int) -> int:
-        """The time nearest to the start of the newest chunk."""
+    def _unwrap(self, stamp: int, ticks: int | None = None) -> int:
+        """The time nearest to the start of the newest chunk, if timestamps wrap after so many ticks."""
         if self.newest is None:
             return stamp
         start = self.newest * self.chunk_step
-        half = TIMESTAMP_RANGE // 2
-        return start + (stamp - start + half) % TIMESTAMP_RANGE - half
+        ticks = ticks or self.range
+        return start + (stamp - start + ticks // 2) % ticks - ticks // 2
+
+    def _range_of(self, stamp: int) -> int:
+        """After how many ticks timestamps wrap, given one that is seen now."""
+        if self.newest is None or (self.window + self.max_jump) * self.chunk_step >= SMALL_RANGE // 2:
+            return self.range
+        start = self.newest * self.chunk_step
+
+        def is_near(ticks: int) -> bool:
+            return -self.window < self._unwrap(stamp, ticks) // self.chunk_step - self.newest <= self.max_jump
+
+        is_small = stamp < SMALL_RANGE
+        if self.range == SMALL_RANGE:
+            return SMALL_RANGE if is_small or not is_near(TIMESTAMP_RANGE) else TIMESTAMP_RANGE
+        has_wrapped = self._unwrap(stamp, SMALL_RANGE) // SMALL_RANGE > start // SMALL_RANGE and is_near(SMALL_RANGE)
+        was_small = start % TIMESTAMP_RANGE < SMALL_RANGE
+        return SMALL_RANGE if is_small and was_small and has_wrapped and not is_near(TIMESTAMP_RANGE) else self.range
 
 
 class ReferenceStream:

@@ -159,6 +159,8 @@ class History:
         self.began = None
         self._rows = 0
         self._first_batch = np.zeros(max_rows, np.int64)
+        #: Ticks by which the timestamps of each row exceed whole steps.
+        self._phase = np.zeros(max_rows, np.int64)
         self._batches = np.zeros(max_rows, np.int64)
         self._restarts = np.zeros(max_rows, np.int64)
         self._present = np.zeros((max_rows, len(axes.source_labels)), np.int64)
@@ -187,8 +189,11 @@ class History:
         presence = self._reader.read(array)
         if not presence.end:
             return  # it holds no heap
-        start = chunk.timestamp // self.axes.time_step
+        start, phase = divmod(chunk.timestamp, self.axes.time_step)
+        rows = self._rows
         self._count(chunk, array, presence, start, start + presence.first, start + presence.end)
+        # If rows were merged, this is right for the last of them at least, and the phase changes with a restart only.
+        self._phase[min(rows, self._rows - 1) : self._rows] = phase
         self.chunks += 1
 
     def _count(self, chunk: Chunk, array: Any, presence: Presence, start: int, first: int, end: int) -> None:
@@ -270,6 +275,7 @@ class History:
         firsts = np.flatnonzero(begins)
         self._rows = len(firsts)
         self._first_batch[: self._rows] = self._first_batch[firsts]
+        self._phase[: self._rows] = self._phase[firsts]
         for counts in (self._batches, self._restarts, self._present):
             if n:
                 counts[: self._rows] = np.add.reduceat(counts[:n], firsts, axis=0)
@@ -278,7 +284,7 @@ class History:
     @property
     def timestamps(self) -> np.ndarray:
         """Timestamp of the first batch of each row, in ticks: int64 of shape (rows,). It may fall at a restart."""
-        timestamps: np.ndarray = self._first_batch[: self._rows] * self.axes.time_step
+        timestamps: np.ndarray = self._first_batch[: self._rows] * self.axes.time_step + self._phase[: self._rows]
         return timestamps
 
     @property
@@ -359,7 +365,7 @@ class History:
     def copy(self) -> Self:
         """Return a copy, which another thread may use."""
         other = copy.copy(self)
-        for name in ("_first_batch", "_batches", "_restarts", "_present", "_outside"):
+        for name in ("_first_batch", "_phase", "_batches", "_restarts", "_present", "_outside"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -384,6 +390,7 @@ class History:
                 "batches": self.batches.tolist(),
                 "restarts": self.row_restarts.tolist(),
                 "present": self.present_by_row.tolist(),
+                **({"phase": phases} if any(phases := self._phase[: self._rows].tolist()) else {}),
             },
             "outside": self._outside.tolist(),
             "began": self.began,
@@ -396,9 +403,10 @@ class History:
         The document is an object with the fields ``format`` ("speadrx-history"), ``version`` (1), those of `Axes`,
         ``chunks``, ``row_batches``, ``rows``, ``outside``, ``began`` and ``accounts``. ``rows`` is an object of lists,
         each with an element for each row: ``timestamp`` (ticks), ``batches``, ``restarts`` and ``present`` (a list of
-        heaps by source). A source should have ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source
-        of heaps that are in no row, because they came before the account began or after it ended. ``accounts`` has the
-        content of `accounts`. ``began`` is null or a time in seconds since 1970 (UTC).
+        heaps by source); and ``phase``, if timestamps are no whole steps: the ticks beyond. A source should have
+        ``batches * batch_heaps`` heaps in a row. ``outside`` is a list by source of heaps that are in no row, because
+        they came before the account began or after it ended. ``accounts`` has the content of `accounts`. ``began`` is
+        null or a time in seconds since 1970 (UTC).
 
         Parameters
         ----------
@@ -499,7 +507,9 @@ class History:
         self._rows = n
         self.chunks = fields.count("chunks")
         self.row_batches = fields.count("row_batches", 1)
-        self._first_batch = rows.counts("timestamp", (n,)) // axes.time_step
+        timestamps = rows.counts("timestamp", (n,))
+        self._first_batch = timestamps // axes.time_step
+        self._phase = rows.counts("phase", (n,)) if "phase" in document["rows"] else np.zeros(n, np.int64)
         self._batches = rows.counts("batches", (n,))
         self._restarts = rows.counts("restarts", (n,))
         self._present = rows.counts("present", (n, len(labels)))
@@ -508,16 +518,16 @@ class History:
         self.began = fields.optional("began", float) if "began" in document else None
         if (n > 0) != (self.chunks > 0) and not self._outside.any():
             raise FieldError(f"chunks: {self.chunks} does not go with {n} rows: both must be 0, or neither")
-        self._check_rows(rows.counts("timestamp", (n,)))
+        self._check_rows(timestamps)
         self.accounts = _check_accounts(fields.take("accounts", dict), len(labels))
         return self
 
     def _check_rows(self, timestamps: np.ndarray) -> None:
         """Check that the columns of the rows agree with each other."""
-        for row in np.flatnonzero(timestamps % self.axes.time_step):
-            raise FieldError(
-                f"rows.timestamp[{row}]: {timestamps[row]} must be a multiple of time_step, {self.axes.time_step}"
-            )
+        for row in np.flatnonzero(timestamps % self.axes.time_step != self._phase):
+            phase = f", and {self._phase[row]} more" if self._phase[row] else ""
+            step = self.axes.time_step
+            raise FieldError(f"rows.timestamp[{row}]: {timestamps[row]} must be a multiple of time_step, {step}{phase}")
         for row in np.flatnonzero(self._batches == 0):
             raise FieldError(f"rows.batches[{row}]: 0 must be at least 1")
         total = sum(self._batches.tolist()) * self.axes.batch_heaps

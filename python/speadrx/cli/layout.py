@@ -85,31 +85,46 @@ def _items(layout: Layout) -> list[dict[str, Any]]:
     """The items that are used, and what each is for."""
     uses: dict[int, list[str]] = {}
     time = layout.time
-    uses.setdefault(time.item, []).append(f"axis {time.name}")
+    for item in time.items:
+        uses.setdefault(item, []).append(f"axis {time.name}")
     uses.setdefault(SPECIAL_ITEMS[1], []).append("length")
     for axis in layout.axes:
-        if axis.item is not None:
-            uses.setdefault(axis.item, []).append(f"axis {axis.name}")
+        for item in axis.present_items or ([] if axis.item is None else [axis.item]):
+            uses.setdefault(item, []).append(f"axis {axis.name}")
     for side in layout.side_items:
         uses.setdefault(side.item, []).append(
             f"extra {side.name}: {side.dtype}" + (f", >> {side.shift}" * (side.shift > 0))
         )
     for item in layout.required_items:
         uses.setdefault(item, []).append("required")
+    if time.epoch_item is not None:
+        uses.setdefault(time.epoch_item, []).append("UTC at tick 0")
     return [{"id": item, "hex": f"{item:#x}", "name": item_name(item), "uses": use} for item, use in uses.items()]
+
+
+def _bits(text: str, axis: TimeAxis | Axis) -> str:
+    """The bits of an item that count, as a formula."""
+    if axis.shift:
+        text += f" >> {axis.shift}"
+    if axis.mask is not None:
+        text += f" & {axis.mask:#x}"
+    return text
 
 
 def _index(axis: TimeAxis | Axis) -> str:
     """The index on an axis, as a formula."""
     if isinstance(axis, TimeAxis):
-        return f"{axis.item:#x} / {axis.step:,}" + (", rounded down" if axis.align == "mask" else "")
+        text = _bits(" or ".join(f"{item:#x}" for item in axis.items), axis)
+        phase = [] if axis.origin in (None, 0) else ["first time" if axis.origin == "first" else f"{axis.origin:,}"]
+        phase += [] if axis.phases is None else ["phase of the source"]
+        text = f"({text} - {' - '.join(phase)})" if phase else text
+        rounding = {"reject": "", "nearest": ", rounded"}.get(axis.align, ", rounded down")
+        return f"{text} / {axis.step:,}{rounding}"
+    if axis.present_items is not None:
+        return f"which is present of {', '.join(f'{item:#x}' for item in axis.present_items)}"
     if axis.item is None:
         return f"user_data[{axis.from_user_data!r}]"
-    text = f"{axis.item:#x}"
-    if axis.shift:
-        text += f" >> {axis.shift}"
-    if axis.mask is not None:
-        text += f" & {axis.mask:#x}"
+    text = _bits(f"{axis.item:#x}", axis)
     if axis.values is not None:
         return f"{text}: one of {axis_size(axis):,} values"
     return text if axis.step == 1 else f"{text} / {axis.step:,}"

@@ -205,7 +205,10 @@ class _PolarisationCounts:
         present = np.asarray(chunk.present)
         if is_control or not present.any():
             return None
-        chunk.timestamp = number * self._layout.chunk_timestamp_step
+        if stream is None:
+            chunk.timestamp = number * self._layout.chunk_timestamp_step
+        else:
+            chunk.timestamp = stream._timestamp(chunk.chunk_id)
         if self._last is None or (stream is not None and stream._restarts(self._last[1], epoch)):
             n_chunks = 1
         else:

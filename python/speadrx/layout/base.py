@@ -138,7 +138,8 @@ class DeclarativeLayout(BaseLayout):
     def spead_items(self) -> list[int]:
         """Item IDs to ask spead2 for, in the order that the callback expects.
 
-        The order is time, HEAP_LENGTH, axes, side items, required items. An ID that is used twice is listed twice.
+        The order is time, HEAP_LENGTH, axes, side items, required items, then the other IDs that time and axes can
+        have, and the item of the epoch. An ID that is used twice is listed twice.
         """
         return self.declaration._compiled.items
 

@@ -29,7 +29,8 @@ class TimeAxis:
     Parameters
     ----------
     item
-        SPEAD item ID of the timestamp.
+        SPEAD item ID of the timestamp, or several IDs, of which each heap must have exactly one. ID 1 is the heap
+        counter.
     step
         Increase in timestamp between successive heaps of a source, in ticks.
     batches
@@ -37,18 +38,59 @@ class TimeAxis:
     tick_rate
         Ticks per second, in Hz. Needed to convert timestamps to seconds.
     align
-        What to do with a timestamp that is not a multiple of `step`: ``"reject"`` its heap, or ``"mask"``,
-        which clears the low bits (`step` must then be a power of two).
+        What to do with a timestamp that is not a whole number of steps after `origin`: ``"reject"`` its heap, or
+        take it for the last such time before it (``"floor"``) or the nearest (``"nearest"``). ``"mask"`` is
+        ``"floor"`` for a step that is a power of two.
     name
         Name of the axis.
+    origin
+        Any timestamp that a sender has, from which steps are counted (default: 0). ``"first"``: the first that is
+        seen; if more than half of the sources show that it was wrong, what they show.
+    bits
+        Bits of a timestamp, which wraps after that. By default 48; but if timestamps are seen to wrap after 40 bits,
+        as in the flavour 64-40, then 40.
+    shift, mask
+        The item's value is first shifted right by `shift` bits, then masked with `mask` (default: all bits).
+    phases
+        Ticks by which the timestamps of each source differ from those of others at the same time, by index on the axis
+        `Layout.sources`. They may be whole timestamps of the same batch. ``"first"``: what the first heap of each
+        source shows, half a step at most; then `origin` is ``"first"``, too, if it is not given. A chunk's timestamp is
+        that of the source with the smallest phase; with ``"first"``, that of the source that was seen first.
+    epoch
+        UTC at tick 0, in seconds since 1970. With `tick_rate`, chunks have their UTC.
+    epoch_item
+        SPEAD item ID of an item that tells this, in whole seconds, instead of `epoch`.
     """
 
-    item: int
+    item: int | tuple[int, ...]
     step: int
     batches: int
     tick_rate: float | None = None
-    align: Literal["reject", "mask"] = "reject"
+    align: Literal["reject", "floor", "nearest", "mask"] = "reject"
     name: str = "time"
+    origin: int | Literal["first"] | None = None
+    bits: int | None = None
+    shift: int = 0
+    mask: int | None = None
+    phases: tuple[int, ...] | Literal["first"] | None = None
+    epoch: float | None = None
+    epoch_item: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("item", "phases"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+
+    @property
+    def items(self) -> tuple[int, ...]:
+        """All IDs that the item of the timestamp can have."""
+        return self.item if isinstance(self.item, tuple) else (self.item,)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether timestamps may lie between the steps."""
+        return self.align != "reject"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +99,15 @@ class Axis:
 
     The index of a heap on this axis comes from an item of the heap (`item`), or is the same for the whole
     stream (`from_user_data`). The value of an item is first shifted right by `shift`, then masked with
-    `mask`. The result must be a multiple of `step` with ``result / step < size``, or one of `values`.
+    `mask`. The result must be a multiple of `step` with ``result / step < size``, or one of `values`. Or not the value
+    of an item tells the index, but which item a heap has (`present_items`).
 
     Parameters
     ----------
     name
         Name of the axis.
     item
-        SPEAD item ID that the index comes from.
+        SPEAD item ID that the index comes from. ID 1 is the heap counter.
     shift
         Bits to shift the item's value right by.
     mask
@@ -79,6 +122,9 @@ class Axis:
         Field of the stream's ``user_data`` that holds the index, instead of `item`; needs `size`.
     reject_name
         Name of the counter of heaps whose value is not on the axis (default: ``bad_<name>_heaps``).
+    present_items
+        IDs of items that are values, not addresses, instead of `item`: the index is the position of the one that a heap
+        has. Heaps with none or several of them are not on the axis.
     """
 
     name: str
@@ -90,10 +136,12 @@ class Axis:
     values: tuple[int, ...] | None = None
     from_user_data: str | None = None
     reject_name: str | None = None
+    present_items: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.values is not None:
-            object.__setattr__(self, "values", as_tuple("values", self.values))
+        for name in ("values", "present_items"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, as_tuple(name, value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +442,9 @@ def _item_id(key: int | str) -> int | str:
 
 # In the TOML of this crate, which has no name of a user before the "=".
 _ITEMS_AND_MASKS = re.compile(
-    r"^(?:item|mask|payload_item) = [0-9]+$|^(?:required_items|order) = \[[0-9, \n]*\]$", re.MULTILINE
+    r"^(?:item|mask|payload_item|epoch_item) = [0-9]+$"
+    r"|^(?:item|required_items|present_items|order) = \[[0-9, \n]*\]$",
+    re.MULTILINE,
 )
 _NUMBER = re.compile(r"\b[0-9]+\b")
 

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -14,6 +15,7 @@ import spead2.recv
 
 from speadrx._core import Geometry
 from speadrx.accounts.span import Ends
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.contents import Contents
 from speadrx.layout.samples import samples
 
@@ -182,6 +184,8 @@ class Chunk(spead2.recv.Chunk):
     #: Batches between the end of the chunk that the iterator has given out before and this one: 0 unless whole chunks
     #: were left out. None if time began again in between, because nobody knows then.
     gap: int | None = 0
+    # UTC at tick 0, in seconds since 1970.
+    _utc: float | None = None
     # What its iterator knew of the ends of the account when it counted the chunk.
     _ends: Ends | None = None
     # Blocks that the chunk was entered for since it was given out; and those in which it was recycled.
@@ -249,6 +253,21 @@ class Chunk(spead2.recv.Chunk):
         if buffers.geometry is None:
             raise ValueError("samples: each stream of the group has strides of its own: use the layout's samples()")
         return samples(buffers.contents, buffers.present_shape, buffers.geometry, as_array("data", data), out)
+
+    @property
+    def time(self) -> np.datetime64 | None:
+        """UTC of the first batch of the chunk, to the nanosecond (``datetime64[ns]``).
+
+        None unless the layout has a ``tick_rate`` and an ``epoch``, or an ``epoch_item`` that heaps have had.
+        """
+        layout = getattr(self.sink(), "layout", None)
+        declaration = layout.declaration if isinstance(layout, DeclarativeLayout) else None
+        if self._utc is None or declaration is None or declaration.time.tick_rate is None:
+            return None
+        # Floats have too few digits for nanoseconds.
+        seconds = Fraction(self._utc) + self.timestamp / Fraction(declaration.time.tick_rate)
+        nanoseconds = round(seconds * 10**9)
+        return np.datetime64(nanoseconds, "ns") if abs(nanoseconds) < 2**63 else None
 
     def recycle(self) -> None:
         """Give the chunk back to its sink. Do nothing if the sink no longer exists.

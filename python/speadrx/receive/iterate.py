@@ -258,7 +258,8 @@ class ChunkIterator:
             if before is not None and lacking and self._gaps is not None and before.gap_chunks < self._gaps.limit:
                 self._give_gap_chunk(hand, chunk, before, epoch, lacking)
                 return
-            chunk.timestamp = number * self._timestamp_step
+            chunk.timestamp = self._stream._timestamp(chunk.chunk_id)
+            chunk._utc = self._stream._utc(chunk.chunk_id)
             chunk.gap = None if lacking is None else lacking * self._batches
             self._warn_of_gap(chunk)
             progress, totals = self._count(chunk, number, epoch, presence)
@@ -289,8 +290,9 @@ class ChunkIterator:
         """Give out a chunk that never came; the one that was taken waits."""
         assert self._gaps is not None
         chunk_id = chunk.chunk_id
-        timestamp = before.next_number * self._timestamp_step
+        timestamp = self._stream._timestamp(chunk_id) - lacking * self._timestamp_step
         gap_chunk = self._gaps.make(timestamp, chunk_id - lacking, chunk.stream_id)
+        gap_chunk._utc = self._stream._utc(chunk_id)
         start = before.next_number * self._batches
         span, _, _ = Span.following(
             before.span, self._stream, self._stream._account_ends(), epoch, (start, start + self._batches)

@@ -176,20 +176,39 @@ class _Receiving(_RingPair):
         """The epochs so far, oldest first. There is none before the first heap, or if the layout has its own callback.
 
         `iter_chunks` works out the timestamps of chunks from them. In the first epoch, a chunk's timestamp is its ID
-        times ``layout.chunk_timestamp_step``. With ``resync=False`` this is so in all epochs, until `drain`.
+        times ``layout.chunk_timestamp_step``, and a part of a step if the layout has an ``origin`` or phases. With
+        ``resync=False`` this is so in all epochs, until `drain`.
         """
         core = self._core
         if core is None:
             return ()
-        found = (core[i] for i in range(len(core)))
-        step = self.layout.chunk_timestamp_step
-        return tuple(Epoch(chunk_id, chunk * step, cause) for chunk_id, chunk, cause in found)
+        return tuple(Epoch(*core[i]) for i in range(len(core)))
 
     def _locate(self, chunk_id: int) -> tuple[int, int, bool]:
         """Return the number of chunks from time 0 to a chunk, its epoch's index, and if it is from a control heap."""
         if self._core is None or not len(self._core):
             return chunk_id, 0, False
         return self._core.locate(chunk_id)
+
+    def _timestamp(self, chunk_id: int) -> int:
+        """Return the timestamp of the first batch of a chunk."""
+        if self._core is None or not len(self._core):
+            return chunk_id * self.layout.chunk_timestamp_step
+        return self._core.timestamp(chunk_id)
+
+    def _utc(self, chunk_id: int) -> float | None:
+        """Return UTC at tick 0 in the epoch of a chunk, in seconds since 1970; None if that is not known."""
+        if self._core is None or not isinstance(self.layout, DeclarativeLayout):
+            return None
+        time_axis = self.layout.declaration.time
+        return self._core.utc(chunk_id) if time_axis.epoch is None else time_axis.epoch
+
+    def phases(self) -> tuple[int | None, ...]:
+        """Ticks by which the timestamps of each source differ from those of others, by index of the source.
+
+        None where that is not known yet. Empty if the layout has no ``phases``.
+        """
+        return () if self._core is None else tuple(self._core.phases())
 
     def _restarts(self, before: int, epoch: int) -> int:
         """Return how often time began again between two epochs."""

@@ -72,12 +72,18 @@ class GarbageMaker:
         self._encoder = encoder
         self._random = rng
         self._bad_axis_items = self._find_bad_axis_items()
+        #: By how many ticks a timestamp exceeds a whole number of steps.
+        self._phase = first_timestamp % self._time.step
+        time = self._time
+        is_plain = time.bits is None and time.mask is None and not time.shift and time.phases is None
         possible = {
-            "timestamp": (self._time.align == "reject" and self._time.step > 1)
-            or encoder.address_bits > TIMESTAMP_BITS,
+            "timestamp": is_plain
+            and ((time.align == "reject" and time.step > 1) or encoder.address_bits > TIMESTAMP_BITS),
             "axis": bool(self._bad_axis_items),
             # A receiver takes it for a time just before 0 while the newest time is in the first half of the range.
-            "negative": first_timestamp < 2 ** (TIMESTAMP_BITS - 2) and encoder.address_bits >= TIMESTAMP_BITS,
+            "negative": is_plain
+            and first_timestamp < 2 ** (TIMESTAMP_BITS - 2)
+            and encoder.address_bits >= TIMESTAMP_BITS,
         }
         if kinds is None:
             kinds = (kind for kind in GARBAGE_KINDS if kind != "stop" and possible.get(kind, True))
@@ -130,13 +136,15 @@ class GarbageMaker:
             Its packets.
         """
         choice = self._random.choice
-        time_item = self._time.item
+        time_item = next(item for item in self._time.items if item in items)
         match kind:
             case "length":
                 shorter, longer = payload[: len(payload) // 2], payload + bytes(8)
                 return "metadata_heaps", self._encoder.heap(items, choice([shorter or longer, longer]))
             case "absent":
                 placing = {time_item, *self._required_items, *self._axis_items}
+                # What tells an index by its presence is the time, too, or nothing that every heap has.
+                placing -= {item for axis in self._axes for item in axis.present_items or ()} - {time_item}
                 absent = choice(sorted(placing - set(SPECIAL_ITEMS)))
                 present = {item: value for item, value in items.items() if item != absent}
                 return "metadata_heaps", self._encoder.heap(present, payload)
@@ -147,7 +155,7 @@ class GarbageMaker:
                 reason, bad_items = choice(self._bad_axis_items)
                 return reason, self._encoder.heap(items | bad_items, payload)
             case "negative":
-                before_0 = {time_item: 2**TIMESTAMP_BITS - self._time.step}
+                before_0 = {time_item: 2**TIMESTAMP_BITS - self._time.step + self._phase}
                 return "implausible_timestamp_heaps", self._encoder.heap(items | before_0, payload)
             case "noise":  # the first byte is enough to tell that this is not SPEAD
                 return None, [b"\xff" + self._random.randbytes(self._random.randrange(200))]

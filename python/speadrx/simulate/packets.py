@@ -19,6 +19,8 @@ _MAGIC, _VERSION = 0x53, 4
 
 def axis_size(axis: Axis) -> int:
     """Count the indices of an axis."""
+    if axis.present_items is not None:
+        return len(axis.present_items)
     return len(axis.values) if axis.values is not None else axis.size or 0
 
 
@@ -43,7 +45,9 @@ def axis_items(axes: Sequence[Axis], indices: Sequence[int]) -> dict[int, int]:
     """
     items: dict[int, int] = {}
     for axis, index in zip(axes, indices, strict=True):
-        if axis.item is not None:
+        if axis.present_items is not None:
+            items.setdefault(axis.present_items[index], 0)
+        elif axis.item is not None:
             value = index * axis.step if axis.values is None else axis.values[index]
             items[axis.item] = items.get(axis.item, 0) | value << axis.shift
     for axis, index in zip(axes, indices, strict=True):

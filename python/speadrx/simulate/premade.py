@@ -82,7 +82,7 @@ class Premade:
         # Where the values are that change, and by how much they change each time. All packets have the same items.
         self._fields = [
             (bounds[:-1] + self._offset(packets[0], item), np.uint64(step))
-            for item, step in ((spead2.HEAP_CNT_ID, self.heaps), (axis.item, batches * axis.step))
+            for item, step in ((spead2.HEAP_CNT_ID, self.heaps), (axis.items[0], batches * axis.step << axis.shift))
         ]
 
     @staticmethod

@@ -15,8 +15,9 @@ import spead2.send
 
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Axis, Send
-from speadrx.layout.items import SPECIAL_ITEMS, TIMESTAMP_BITS
+from speadrx.layout.items import SPECIAL_ITEMS
 
+from .clock import SenderClock
 from .faults import Faults, Truth
 from .garbage import GarbageMaker
 from .pacing import Clock, WallClock
@@ -51,7 +52,8 @@ class Simulator:
     seed
         Seed of the payload and, together with `user_data`, of the faults.
     first_timestamp
-        Timestamp of the first batch, in ticks: a multiple of the layout's time step. Timestamps are sent modulo 2**48.
+        Timestamp of the first batch, in ticks: a multiple of the layout's time step, and its origin. Timestamps are
+        sent modulo 2**48, or what the layout or the flavour says.
     faults
         What goes wrong.
     user_data
@@ -65,7 +67,7 @@ class Simulator:
         Values of more items, by ID. Items that are not given here have the values of the layout's ``send.constants``,
         or are 0 if they are required.
     timestamp_jitter
-        The largest number of ticks that is added to a timestamp, for layouts that mask timestamps.
+        The largest number of ticks that is added to a timestamp, for layouts that round timestamps down.
     payload_item
         ID of the item that points to the payload (default: the layout's, or `DEFAULT_PAYLOAD_ITEM`).
     flavour
@@ -118,14 +120,13 @@ class Simulator:
         self._items |= {**send.constants, **(items or {})}
         self._jitter = timestamp_jitter
         self._user_data = dict(user_data or {})
-        self._check_arguments(first_timestamp)
+        self._check_arguments()
 
         self._sizes = tuple(axis_size(axis) for axis in self._axes)
         pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _OFFSETS - 1)
         self._pattern = np.frombuffer(pattern, np.uint8)
         self._pattern_view = memoryview(pattern)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
-        self._next_batch = first_timestamp // self._time.step
         if payload_item is None:
             payload_item = self._declaration.payload_item or DEFAULT_PAYLOAD_ITEM
         if flavour is None:
@@ -134,6 +135,8 @@ class Simulator:
             max_packet_size = send.packet_bytes or spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE
         self._encoder = PacketEncoder(flavour, payload_item, max_packet_size, send)
         self._described = not send.descriptors
+        self._clock = SenderClock(self._time, first_timestamp, self._encoder.address_bits)
+        self._next_batch = self._clock.batch(first_timestamp)
         #: Index on each axis of every heap of a batch, in the order of sending.
         self.indices: list[tuple[int, ...]] = list(itertools.product(*map(self._axis_range, self._axes)))
         self._axis_items = {indices: axis_items(self._axes, indices) for indices in self.indices}
@@ -157,15 +160,11 @@ class Simulator:
         self._heaps_sent = 0
         self._heaps_begun = 0  # including lost heaps
 
-    def _check_arguments(self, first_timestamp: int) -> None:
-        if first_timestamp < 0 or first_timestamp % self._time.step:
-            raise ValueError(
-                f"first_timestamp: {first_timestamp} must be a multiple of the layout's time step ({self._time.step})"
-            )
-        if self._jitter and not (self._time.align == "mask" and 0 < self._jitter < self._time.step):
+    def _check_arguments(self) -> None:
+        if self._jitter and not (self._time.align in ("floor", "mask") and 0 < self._jitter < self._time.step):
             raise ValueError(
                 f"timestamp_jitter: {self._jitter} must be less than the time step ({self._time.step}), "
-                'and the layout\'s time axis must have align="mask"'
+                'and the layout\'s time axis must have align="mask" or "floor"'
             )
         names = [item.name for item in self._declaration.side_items]
         for name in self._side_values:
@@ -176,7 +175,7 @@ class Simulator:
             if name not in known:
                 raise ValueError(f"user_data: {name!r} is not a field that the layout reads (it reads {known})")
         for axis in self._axes:
-            if axis.item == self._time.item:
+            if axis.item in self._time.items:
                 raise ValueError(
                     f"axis {axis.name!r}: shares item {axis.item:#x} with the time, which cannot be simulated"
                 )
@@ -206,7 +205,7 @@ class Simulator:
         Parameters
         ----------
         batch
-            Timestamp divided by the layout's time step.
+            Timestamp divided by the layout's time step, rounded down.
         indices
             Index on each axis, in the order of declaration.
         """
@@ -221,15 +220,17 @@ class Simulator:
     def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
         """Value of every item of a heap, by ID, without the items of the SPEAD protocol itself."""
         linear = self._linear(batch, indices)
-        timestamp = batch * self._time.step
+        timestamp = self._clock.stamp(batch, 0 if self._source_axis is None else indices[self._source_axis])
         if self._jitter:
             timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
         if fixed is None:  # the heap is from another stream of the group
             fixed = axis_items(self._axes, indices)
-        items = {**self._items, self._time.item: timestamp % 2**TIMESTAMP_BITS, **fixed}
+        # Where the time has several IDs, an axis may go by them.
+        time_item = next((item for item in self._time.items if item in fixed), self._time.items[0])
+        items = {**self._items, **fixed, time_item: self._clock.value(timestamp)}
         for side in self._declaration.side_items:
-            if side.item == self._time.item or side.item in fixed or side.item in SPECIAL_ITEMS:
+            if side.item == time_item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
             make = self._side_values.get(side.name)
             # With an odd 64-bit multiplier, the high bits change too.
@@ -252,7 +253,7 @@ class Simulator:
         numpy.ndarray
             Unsigned bytes of shape ``layout.present_shape + (layout.heap_bytes,)``.
         """
-        first = timestamp // self._time.step
+        first = self._clock.batch(timestamp)
         if self._payload is not None:
             data = np.empty((*self.layout.present_shape, self.layout.heap_bytes), np.uint8)
             for position in np.ndindex(self.layout.present_shape):
@@ -289,7 +290,7 @@ class Simulator:
             raise ValueError("side_items: the layout has none")
         extra = np.empty(self.layout.present_shape, self.layout.extra_dtype)
         for position in np.ndindex(self.layout.present_shape):
-            items = self.items(*self._place(timestamp // self._time.step, position))
+            items = self.items(*self._place(self._clock.batch(timestamp), position))
             extra[position] = tuple(
                 (items[side.item] >> side.shift) % 2 ** int(side.dtype[1:]) for side in self._declaration.side_items
             )

@@ -1,0 +1,108 @@
+//! What the timestamps of a stream show of themselves: how many bits they have, and the phase of each source.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use crate::clock::{Clock, Differ, FEW_TIME_BITS, low_bits};
+use crate::segment::{Grid, Segment, difference, signed};
+use crate::voices::Sighting;
+use crate::window::UNKNOWN;
+
+/// What is known of the timestamps of a stream.
+#[derive(Debug)]
+pub(crate) struct Stamps {
+    /// Whether the layout says how many bits they have.
+    is_sure: bool,
+    bias: u64,
+    /// Ticks by which the timestamps of each source differ from the steps of time, or [`UNKNOWN`]; empty if they do not.
+    phases: Box<[u64]>,
+    /// Of each source, if that is learnt, the last heap with another phase, and that phase.
+    doubts: Box<[Option<(Sighting, u64)>]>,
+    /// How often more was learnt.
+    lessons: u64,
+}
+
+impl Stamps {
+    /// Nothing is known yet but what the layout says.
+    pub fn new(clock: &Clock, n_sources: u64) -> Self {
+        let (phases, doubts) = match &clock.phases {
+            Differ::Nowhere => (Box::default(), Box::default()),
+            Differ::Listed(listed) => (listed.clone(), Box::default()),
+            Differ::AsShown => {
+                let n_sources = n_sources as usize;
+                (vec![UNKNOWN; n_sources].into(), vec![None; n_sources].into())
+            }
+        };
+        Self { is_sure: clock.is_sure, bias: clock.bias, phases, doubts, lessons: 0 }
+    }
+
+    /// The phase of each source, or [`UNKNOWN`]; empty if sources have none.
+    pub fn phases(&self) -> &[u64] {
+        &self.phases
+    }
+
+    /// The phase of each source, if phases are learnt; and how often more was learnt.
+    pub fn learnt(&self) -> Option<(&[u64], u64)> {
+        (!self.doubts.is_empty()).then_some((&self.phases, self.lessons))
+    }
+
+    /// The timestamp that a heap would have on the grid: less the phase of its source, and rounded.
+    pub fn on_grid(&mut self, heap: Sighting, current: Option<&Segment>, grid: &Grid) -> u64 {
+        let few = current.map_or(grid.bits, |current| current.bits);
+        let bits = if heap.stamp.wrapping_shr(few) == 0 { few } else { grid.bits };
+        if !self.doubts.is_empty() {
+            self.learn(heap, current, grid, bits);
+        }
+        let phase = self.phases.get(heap.source as usize).copied().filter(|&phase| phase != UNKNOWN).unwrap_or(0);
+        let stamp = heap.stamp.wrapping_add(self.bias).wrapping_sub(phase) & low_bits(bits);
+        current.map_or(stamp, |current| current.rounded(grid, stamp, bits))
+    }
+
+    /// Learn the phase of a source from a heap of it: at once, but another one later only from two heaps.
+    fn learn(&mut self, heap: Sighting, current: Option<&Segment>, grid: &Grid, bits: u32) {
+        let source = heap.source as usize;
+        let (Some(known), Some(doubt)) = (self.phases.get_mut(source), self.doubts.get_mut(source)) else { return };
+        let origin = current.map_or_else(|| grid.origin_of(heap.stamp), |current| current.origin);
+        let near = current.map_or(0, |current| current.newest_time(grid) as u64).wrapping_add(origin);
+        let step = signed(grid.step);
+        // From the nearest step: half a step at most, before it or after it.
+        let ticks = difference(heap.stamp, near, bits).checked_rem_euclid(step).unwrap_or(0);
+        let phase = if ticks > step >> 1 { ticks.saturating_sub(step) } else { ticks } as u64;
+        if *known == phase {
+            *doubt = None;
+        } else if *known == UNKNOWN || doubt.is_some_and(|(last, ticks)| ticks == phase && last != heap) {
+            (*known, *doubt) = (phase, None);
+            self.lessons = self.lessons.wrapping_add(1);
+        } else {
+            *doubt = Some((heap, phase));
+        }
+    }
+
+    /// How many bits timestamps have, if a heap shows that they have others than was known.
+    ///
+    /// Those of the flavour 64-40 have 40 bits. So where a stream has shown no larger one yet, and a timestamp makes sense only
+    /// if it has wrapped there, it has. If a larger one makes sense, they have the usual number.
+    pub fn find_bits(&self, heap: Sighting, current: &Segment, grid: &Grid, window: i64, reach: i64) -> Option<u32> {
+        let ticks = window.saturating_add(reach).saturating_mul(signed(grid.chunk_step));
+        if self.is_sure || ticks.unsigned_abs() >= 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1)) {
+            return None;
+        }
+        let stamp = heap.stamp;
+        let phase = self.phases.get(heap.source as usize).copied().filter(|&phase| phase != UNKNOWN).unwrap_or(0);
+        let is_large = |stamp: u64| stamp.wrapping_shr(FEW_TIME_BITS) != 0;
+        let newest = current.newest_time(grid);
+        let newest_stamp = (newest as u64).wrapping_add(current.origin) & low_bits(grid.bits);
+        let near = |bits: u32| {
+            let segment = Segment { bits, ..*current };
+            let time = segment.time_near(stamp.wrapping_sub(phase) & low_bits(grid.bits), newest)?;
+            let ahead = grid.chunk_of(time).saturating_sub(grid.chunk_of(newest));
+            (ahead > window.wrapping_neg() && ahead <= reach).then_some(time)
+        };
+        if current.bits != FEW_TIME_BITS {
+            let has_wrapped = !is_large(stamp) && !is_large(newest_stamp) && near(grid.bits).is_none();
+            let range = signed(low_bits(FEW_TIME_BITS)).saturating_add(1);
+            let is_later = |time: i64| time.checked_div_euclid(range) > newest.checked_div_euclid(range);
+            return (has_wrapped && near(FEW_TIME_BITS).is_some_and(is_later)).then_some(FEW_TIME_BITS);
+        }
+        (is_large(stamp) && near(grid.bits).is_some()).then_some(grid.bits)
+    }
+}
