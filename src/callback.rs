@@ -211,6 +211,13 @@ impl Context {
     unsafe fn reject(&self, data: &mut ChunkPlaceData, reason: usize, source: Option<u64>) {
         data.chunk_id = -1;
         self.ledger.rejected(reason, source);
+        // SAFETY: the caller vouches for `items`; at `packet`, unless it is null, spead2 has the packet.
+        unsafe {
+            let items = slice::from_raw_parts(data.items, self.n_items);
+            let size = if data.packet.is_null() { 0 } else { data.packet_size };
+            let packet = if size == 0 { &[] } else { slice::from_raw_parts(data.packet, size) };
+            self.ledger.examples().note(self.placer.layout(), reason, items, packet);
+        }
         if let Some(stats) = self.stats.filter(|stats| reason < stats.count) {
             // SAFETY: the caller vouches for `batch_stats`, which nobody else touches during the call.
             unsafe {

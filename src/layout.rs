@@ -425,6 +425,11 @@ fn check_fields(fields: &[FieldSpec]) -> Result<(), LayoutError> {
 fn check_payload_item(spec: &LayoutSpec, items: &[u64]) -> Result<(), LayoutError> {
     if let Some(id) = spec.payload_item {
         check_item("payload_item", id)?;
+        check(!spec.required_items.contains(&id), || {
+            let problem = "is the payload_item: its value is an address, which placement cannot see, so every heap would \
+                           be rejected; leave it out of required_items";
+            LayoutError::field("required_items", format!("{id:#x}"), problem)
+        })?;
         check(!items.contains(&id), || {
             let problem = "is an item whose value the layout uses; data have none";
             LayoutError::field("payload_item", format!("{id:#x}"), problem)

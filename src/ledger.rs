@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::epochs::Epochs;
+use crate::examples::Examples;
 use crate::layout::{Layout, Slot};
 use crate::sync::atomic::{
     AtomicU64,
@@ -43,6 +44,8 @@ pub struct Ledger {
     late_chunks: Arc<[AtomicU64]>,
     /// For each reason, rejected heaps of each source, and then those whose source is unknown.
     rejected: Arc<[AtomicU64]>,
+    /// The same by cause, with an example of each.
+    examples: Examples,
     /// Heaps of streams that the callback does not serve: the only counter that several threads write.
     strange: Arc<AtomicU64>,
     /// Heaps that came after the stream had ended.
@@ -177,6 +180,7 @@ impl Ledger {
             common: Arc::new(Common { limit: AtomicU64::new(0), late_batches: LateBatches::new() }),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
+            examples: Examples::new(layout.reasons.len()),
             strange: Arc::default(),
             after_end: Arc::default(),
             epochs: Arc::clone(epochs),
@@ -309,6 +313,12 @@ impl Ledger {
         if let Some(counter) = get(&self.rejected, row.wrapping_add(source.unwrap_or(n_sources))) {
             increment(counter);
         }
+    }
+
+    /// Rejected heaps by cause, with an example of each.
+    #[must_use]
+    pub fn examples(&self) -> &Examples {
+        &self.examples
     }
 
     /// The epoch and the timestamp of a batch that is counted from chunk 0 and was loaded with acquire.

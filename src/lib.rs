@@ -18,6 +18,7 @@ pub mod divisor;
 pub mod epochs;
 pub mod error;
 pub mod estranged;
+pub mod examples;
 pub mod group;
 pub mod layout;
 pub mod ledger;

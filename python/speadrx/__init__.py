@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import _short_names
 from ._core import LayoutError, __version__
 from .accounts.ledger import Epoch, LedgerSnapshot
+from .accounts.rejections import ItemValue, Rejection
 from .accounts.report import ReceiverStats, RingStats, SourceStats
 from .layout import Axis, BaseLayout, Field, Layout, Send, SideItem, TimeAxis
 from .receive.chunk import Chunk, ChunkPool
@@ -40,11 +41,13 @@ __all__ = [
     "ChunkPool",
     "Epoch",
     "Field",
+    "ItemValue",
     "Layout",
     "LayoutError",
     "LedgerSnapshot",
     "Receiver",
     "ReceiverStats",
+    "Rejection",
     "RingStats",
     "Send",
     "SideItem",

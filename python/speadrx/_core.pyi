@@ -127,6 +127,9 @@ class Placement:
 @final
 class Ledger:
     def snapshot(self) -> LedgerSnapshot: ...
+    def rejections(
+        self,
+    ) -> list[tuple[str | None, int, int, tuple[int, list[tuple[int, int, bool]]] | None]]: ...
     @staticmethod
     def sum(ledgers: Sequence[Ledger]) -> LedgerSnapshot: ...
 

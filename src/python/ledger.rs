@@ -1,9 +1,11 @@
 //! `Ledger`: snapshots of a stream's counters for Python.
 
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::examples::CAUSES;
 use crate::ledger::{Ledger as CoreLedger, Snapshot};
 
 /// The ledger of one stream, which outlives it.
@@ -15,6 +17,23 @@ impl Ledger {
     /// Read all counters, without blocking anybody.
     fn snapshot(&self) -> LedgerSnapshot {
         LedgerSnapshot(self.0.snapshot())
+    }
+
+    /// Rejected heaps by cause: its name if it is more exact than a reason, the index of the reason, how many heaps, and an
+    /// example: bytes of its packet, and ID, value and whether it is immediate of each item.
+    fn rejections<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let reasons = (0..).map(|reason| (None, reason));
+        let causes = CAUSES.iter().map(|&(name, reason)| (Some(name), reason)).chain(reasons);
+        let rejections = causes.zip(self.0.examples().read()).filter(|(_, (heaps, _))| *heaps != 0);
+        rejections
+            .map(|((name, reason), (heaps, example))| {
+                let example = example.map(|example| {
+                    let items = example.pointers.iter().map(|item| (item.id, item.value, item.immediate));
+                    (example.packet_bytes, items.collect::<Vec<_>>())
+                });
+                (name, reason, heaps, example).into_bound_py_any(py)
+            })
+            .collect()
     }
 
     /// Read and add up the ledgers of streams that have the same layout and window.

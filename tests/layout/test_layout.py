@@ -141,6 +141,11 @@ BAD_LAYOUTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"required_items": (0x4104, 0x4104)}, ["required_items", "0x4104", "twice"]),
     # What a heap holds
     ({"dtype": "int24"}, ["dtype", "int24"]),
+    (
+        {"payload_item": 0x4300, "required_items": (0x5000, 0x4300)},
+        ["required_items: 0x4300", "is the payload_item", "leave it out of required_items"],
+    ),
+    ({"payload_item": 0x1600}, ["payload_item: 0x1600"]),
     ({"dtype": "object"}, ["dtype", "object", "numeric"]),
     ({"dtype": "complex128"}, ["heap_bytes: 8", "16 bytes", "complex128"]),
     ({"dtype": "int16", "heap_shape": (2, 4)}, ["heap_shape: (2, 4)", "16 bytes", "heap_bytes is 8"]),

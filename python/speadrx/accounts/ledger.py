@@ -12,6 +12,8 @@ from speadrx._core import Group as CoreGroup
 from speadrx._core import Ledger as CoreLedger
 from speadrx.layout.base import DeclarativeLayout
 
+from .rejections import Rejection, rejections
+
 
 class Epoch(NamedTuple):
     """A run of chunks whose IDs count time from the same point."""
@@ -109,6 +111,10 @@ class Ledger:
         epochs = np.concatenate([np.frombuffer(snapshot.newest_epoch, np.uint64) for snapshot in snapshots])
         timestamps = np.concatenate([np.frombuffer(snapshot.newest, np.int64) for snapshot in snapshots])
         return epochs, timestamps // step
+
+    def rejections(self) -> list[Rejection]:
+        """Say why heaps were rejected, with an example of each cause. It may be called at any time."""
+        return rejections(self._layout, (raw for core in self._cores for raw in core.rejections()))
 
     def snapshot(self) -> LedgerSnapshot:
         """Read the counts. It may be called at any time, from any thread, and blocks nobody."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from speadrx._words import counted, listed
 
+from .rejections import Rejection
+
 #: By how much the measured rate of time may differ from the layout's, as a fraction.
 RATE_TOLERANCE = 0.02
 
@@ -112,6 +114,8 @@ class ReceiverStats:
     duplicates: int
     #: Heaps rejected, by reason.
     rejected: dict[str, int]
+    #: Why they were rejected, more exactly, with an example of each cause.
+    rejections: list[Rejection]
     #: Placed heaps that came after their chunk was handed over.
     too_old: int
     #: All other placed heaps: one of their packets never came, or `Receiver.stop` threw their chunk away. While the

@@ -21,7 +21,7 @@ from .keys import Browsing
 from .tables import Format, Rows, exact, loss_style, percentage, printable, table_of, tally
 
 #: Lines of the full account besides the table of sources, so that all of it fits in the terminal.
-_OTHER_LINES = 12
+_OTHER_LINES = 14
 _LEAST_ROWS = 4
 
 
@@ -233,6 +233,8 @@ class AccountView:
         yield Rows(self._moment.sources(), "sources", self._table, room=room)
         yield Text()
         yield from tally("Rejected", stats.rejected)
+        for rejection in stats.rejections:
+            yield printable(f"  {rejection.cause}: {counted(rejection.heaps, 'heap')}: {rejection.text}.")
         yield from _time(stats)
         yield from map(Text, self._sums())
 

@@ -10,6 +10,7 @@ import time
 import weakref
 from typing import Any
 
+from speadrx.accounts.rejections import summary
 from speadrx.accounts.report import rate_mismatch
 
 from .disagreement import Disagreement
@@ -48,6 +49,7 @@ class _Watched:
         self._said_stuck = False
         self._said_when = -math.inf
         self._said_refused = False
+        self._said_causes: set[str] = set()
         #: Since when time goes on at another rate than the layout's.
         self._other_rate_since: float | None = None
         self._said_other_rate = False
@@ -65,6 +67,7 @@ class _Watched:
             seen = snapshot.seen
             self._flush_if_silent(owner, snapshot.placed, now)
             self._say_if_refused(owner)
+            self._say_what_is_rejected(owner)
             self._say_if_other_rate(owner, now)
             for said in self._disagreement.look(snapshot, now):
                 logger.warning("%s", said)
@@ -85,6 +88,15 @@ class _Watched:
                 "timestamps have gone back, as if the senders had been restarted. Their heaps are rejected "
                 "(backward_timestamp_heaps), since resync is False"
             )
+
+    def _say_what_is_rejected(self, owner: Any) -> None:
+        """Log each cause of rejections once, with its example."""
+        if not logger.isEnabledFor(logging.DEBUG):
+            return
+        for rejection in owner.ledger.rejections():
+            if rejection.cause not in self._said_causes:
+                self._said_causes.add(rejection.cause)
+                logger.debug("%s", summary(rejection))
 
     def _say_if_other_rate(self, owner: Any, now: float) -> None:
         """Log once that time goes on at another rate than the layout's, if it does so for a while."""
