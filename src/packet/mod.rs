@@ -1,5 +1,6 @@
 //! Packets in front of spead2: read, understood, mended, and handed on.
 
+pub mod addresses;
 pub mod capture;
 mod coalesced;
 mod fragments;
@@ -7,3 +8,5 @@ mod frame;
 mod records;
 mod source;
 pub mod spead;
+pub mod survey;
+mod unfinished;

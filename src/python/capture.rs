@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::packet::capture::{self, CaptureError, Fault};
+use crate::packet::capture::{self, CaptureError, Datagram, Fault};
 
 /// Addresses that are kept as Python has them: there are few, and writing them takes long.
 const MOST_ADDRESSES: usize = 65_536;
@@ -112,6 +112,19 @@ impl Capture {
 }
 
 impl Capture {
+    /// Do something with each of the next datagrams, at most so many. The GIL must not be held. Returns how many.
+    pub fn for_each(&self, most: u64, mut each: impl FnMut(&Datagram<'_>)) -> Result<u64, CaptureError> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut n = 0;
+        while n < most {
+            let Some(datagram) = reader.capture.next_datagram()? else { break };
+            each(&datagram);
+            n += 1;
+        }
+        self.position.store(reader.capture.position(), Ordering::Relaxed);
+        Ok(n)
+    }
+
     fn lock(&self, py: Python<'_>) -> MutexGuard<'_, Reader> {
         // Without the GIL, for who has the lock may wait for the GIL.
         self.reader.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner)

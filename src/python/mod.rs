@@ -6,6 +6,7 @@ mod group;
 mod layout;
 mod ledger;
 mod placement;
+mod survey;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -34,6 +35,8 @@ mod _core {
     use super::ledger::{Ledger, LedgerSnapshot};
     #[pymodule_export]
     use super::placement::{Placement, foreign_capsule};
+    #[pymodule_export]
+    use super::survey::Survey;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

@@ -15,8 +15,7 @@ from speadrx import Axis, Layout, TimeAxis, layouts
 from speadrx.simulate import DEFAULT_FLAVOUR, Faults, Simulator
 from speadrx.simulate.packets import PacketEncoder
 from speadrx.survey import Survey
-from speadrx.survey.decode import Flavour
-from speadrx.survey.kinds import Stream
+from speadrx.survey.kinds import Flavour, Stream
 from surveying import GROUP, SENDER, SurveySink, has_observable_time, random_simulator, receive
 
 FAULTS = Faults(loss=0.05, reorder=5, duplicate=0.05, garbage=0.08)

@@ -10,7 +10,7 @@ from handmade import SMALL
 from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator
 from speadrx.simulate.packets import PacketEncoder
 from speadrx.survey import Survey
-from speadrx.survey.decode import Flavour, decode
+from speadrx.survey.kinds import Flavour
 from speadrx.survey.values import common_step, profile, rise
 from surveying import GROUP, SENDER, SurveySink
 
@@ -22,20 +22,25 @@ def encoder(address_bits=48, max_packet_size=1472):
     return PacketEncoder(spead2.Flavour(4, 64, address_bits, 0), 0x33, max_packet_size)
 
 
+def surveyed(data, length=None):
+    survey = Survey()
+    survey.add(0, SENDER, GROUP, data, length)
+    return survey
+
+
 class TestDecode:
     """By spead2's rules."""
 
     @pytest.mark.parametrize("address_bits", [8, 24, 40, 48, 56])
     def test_flavours(self, address_bits):
         (data,) = encoder(address_bits).heap({0x10: 200, 0x11: 0}, b"payload")
-        packet = decode(data)
-        assert packet.flavour == Flavour(address_bits)
-        assert str(packet.flavour) == f"64-{address_bits}"
-        immediate = packet.flavour.immediate
-        assert packet.pointers[immediate | 0x10] == 200
-        assert packet.pointers[immediate | 0x11] == 0
-        assert packet.pointers[0x33] == 0  # an offset
-        assert packet[2:] == (1, 7, 0, 7, len(data))
+        survey = surveyed(data)
+        assert (survey.packets, survey.bytes, survey.heaps, survey.undecodable) == (1, len(data), 1, {})
+        (stream,) = survey.streams()
+        assert stream.flavour == Flavour(address_bits)
+        assert str(stream.flavour) == f"64-{address_bits}"
+        assert {item: values.tolist() for item, values in stream.items.items()} == {0x10: [200], 0x11: [0]}
+        assert (stream.payload_items, stream.heap_bytes, stream.counters.tolist()) == ((0x33,), 7, [1])
 
     @pytest.mark.parametrize(
         ("spoil", "reason"),
@@ -58,7 +63,7 @@ class TestDecode:
     def test_undecodable(self, spoil, reason):
         """And spead2 agrees that none of them is a packet."""
         (data,) = encoder().heap({0x10: 200}, b"payload")
-        assert decode(spoil(data)) == reason
+        assert surveyed(spoil(data)).undecodable == {reason: 1}
         stream = spead2.recv.Stream(spead2.ThreadPool())
         queue = spead2.InprocQueue()
         for packet in (spoil(data), data):
@@ -70,8 +75,9 @@ class TestDecode:
 
     def test_cut_short(self):
         (data,) = encoder().heap({0x10: 200}, bytes(1000))
-        assert decode(data[:100]) == "payload beyond the end"
-        assert decode(data[:100], len(data)).payload_bytes == 1000
+        assert surveyed(data[:100]).undecodable == {"payload beyond the end": 1}
+        survey = surveyed(data[:100], len(data))
+        assert (survey.undecodable, survey.bytes, survey.heap_bytes()) == ({}, len(data), {1000: 1})
 
 
 FAULTS = Faults(loss=0.1, reorder=10, duplicate=0.05, garbage=0.2, garbage_kinds=tuple(GARBAGE_KINDS))
@@ -199,7 +205,7 @@ def test_hostile_packets(rng):
             survey.add(rng.random(), SENDER, GROUP, bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]))
         described = survey.described()
         assert survey.packets == len(sink.packets)
-        kept = [kind.lengths().size for kind in survey._kinds.values() if not kind.whole]
+        kept = [kind.lengths().size for kind in survey._kinds() if not kind.whole]
         assert survey.heap_bytes().total() == sum(kept)
         for stream in survey.streams():
             proposal = propose(stream, described=described, seconds=survey.seconds)

@@ -41,7 +41,7 @@ from .progress import Bar
 
 _POLL_SECONDS = 0.1
 #: Packets of a file between updates of the progress bar.
-_PROGRESS_PACKETS = 4096
+_PROGRESS_PACKETS = 65536
 
 
 def _reason(exc: OSError | ValueError) -> str:
@@ -57,11 +57,16 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
         raise UnusableError(_reason(exc)) from None
     with capture, _progress(capture.size, "Reading") as advance:
         try:
-            for n, datagram in enumerate(capture, 1):
-                survey.add(*datagram)
-                if n >= most or interrupted.is_set():
+            # What comes through a pipe may come slowly: Ctrl-C is noted after each packet.
+            at_once = 1 if capture.size is None else _PROGRESS_PACKETS
+            done = 0
+            while done < most and not interrupted.is_set():
+                wanted = int(min(at_once, most - done))
+                came = survey.read(capture, wanted)
+                done += came
+                if came < wanted:
                     break
-                if n % _PROGRESS_PACKETS == 0:
+                if done % _PROGRESS_PACKETS == 0:
                     advance(capture.position)
         except (OSError, ValueError) as exc:
             damage = _reason(exc)
@@ -85,14 +90,15 @@ def _listen(
         raise UnusableError(_reason(exc)) from None
     end = time.monotonic() + seconds
     with listener, _progress(None, "Listening") as advance:
-        done = False
+        done, heard = False, 0
         while not done:
             left = end - time.monotonic()
             # At the end, take what has come already.
             done = left <= 0 or interrupted.is_set()
             for datagram in listener.receive(0 if done else min(left, _POLL_SECONDS)):
                 survey.add(*datagram)
-                if survey.packets >= most:
+                heard += 1
+                if heard >= most:
                     done = True
                     break
             advance(survey.bytes)

@@ -49,48 +49,49 @@ class Capture(Iterator[Datagram]):
     """
 
     def __init__(self, path: str, *, cut: bool = False) -> None:
-        self._reader = _core.Capture(path, cut)
+        #: What reads it, in Rust.
+        self.reader = _core.Capture(path, cut)
         self.path = path
-        self.size = self._reader.size
+        self.size = self.reader.size
 
     @property
     def position(self) -> int:
         """Bytes read so far."""
-        return self._reader.position
+        return self.reader.position
 
     @property
     def frames(self) -> int:
         """Packets of any kind read so far."""
-        return self._reader.frames
+        return self.reader.frames
 
     @property
     def skipped(self) -> collections.Counter[str]:
         """Packets read so far that gave no datagram, by reason."""
-        return collections.Counter(self._reader.skipped)
+        return collections.Counter(self.reader.skipped)
 
     @property
     def cut_short(self) -> int:
         """Datagrams so far that the capture has cut short, whether they were given or not."""
-        return self._reader.cut_short
+        return self.reader.cut_short
 
     @property
     def joined(self) -> int:
         """IP fragments so far that were put together, less one for each datagram that they made."""
-        return self._reader.joined
+        return self.reader.joined
 
     @property
     def split(self) -> int:
         """SPEAD packets so far that were found behind others in one datagram of the file."""
-        return self._reader.split
+        return self.reader.split
 
     @property
     def truncated(self) -> bool:
         """At the end: whether the last packet of the file is incomplete. It was left out."""
-        return self._reader.truncated
+        return self.reader.truncated
 
     def close(self) -> None:
         """Close the file."""
-        self._reader.close()
+        self.reader.close()
 
     def __enter__(self) -> Capture:
         return self
@@ -99,7 +100,7 @@ class Capture(Iterator[Datagram]):
         self.close()
 
     def __next__(self) -> Datagram:
-        row = self._reader.next()
+        row = self.reader.next()
         if row is None:
             raise StopIteration
         return Datagram._make(row)

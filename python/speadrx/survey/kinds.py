@@ -5,16 +5,14 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import spead2
 
 from speadrx.layout.items import SPECIAL_ITEMS
-
-from .decode import Flavour
 
 Address = tuple[str, int]
 
@@ -26,6 +24,26 @@ _STREAM_SHARE = 0.25
 _LEAST_OF_EACH = 3
 
 
+class Flavour(NamedTuple):
+    """How the pointers of a packet are divided: ``64-address_bits``.
+
+    A pointer has an immediate bit, the ID of its item, and a value of `address_bits` bits. With the immediate bit, it
+    holds the value of the item; without, the value is an offset in the payload. The immediate bit and the ID together
+    are called the key of the pointer here.
+    """
+
+    #: Bits of an immediate value or an offset.
+    address_bits: int
+
+    def __str__(self) -> str:
+        return f"64-{self.address_bits}"
+
+    @property
+    def immediate(self) -> int:
+        """The immediate bit of a key."""
+        return 1 << (63 - self.address_bits)
+
+
 @dataclass
 class Kind:
     """Heaps of one destination whose first packets have the same pointers in the same order."""
@@ -34,11 +52,11 @@ class Kind:
     flavour: Flavour
     keys: tuple[int, ...]
     #: Whether each is a packet that was taken as a whole heap, because spead2 drops it as it is.
-    whole: bool = False
-    values: array[int] = field(default_factory=lambda: array("Q"))  # a row for each heap
-    bytes: array[int] = field(default_factory=lambda: array("Q"))  # of the payload of each heap
-    numbers: array[int] = field(default_factory=lambda: array("Q"))  # position of each heap among all heaps
-    senders: array[int] = field(default_factory=lambda: array("Q"))
+    whole: bool
+    values: np.ndarray  # a row for each heap
+    bytes: np.ndarray  # of the payload of each heap
+    numbers: np.ndarray  # position of each heap among all heaps
+    senders: np.ndarray
 
     @functools.cached_property
     def immediate(self) -> frozenset[int]:
@@ -53,11 +71,11 @@ class Kind:
 
     def table(self) -> np.ndarray:
         """Values of all pointers: a row for each heap."""
-        return np.frombuffer(self.values, np.uint64).reshape(-1, len(self.keys))
+        return self.values.reshape(-1, len(self.keys))
 
     def lengths(self) -> np.ndarray:
         """Bytes of each heap."""
-        return np.frombuffer(self.bytes, np.uint64)
+        return self.bytes
 
     def column(self, item: int) -> np.ndarray:
         """Immediate values of an item, by its ID; 0 if heaps lack it."""
@@ -227,7 +245,7 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
             rows = np.flatnonzero(kind.lengths() == signature.heap_bytes)
             if rows.size and (not signature.immediate.one_of or signature.immediate.which(kind.immediate) is not None):
                 parts.append((kind, rows))
-    order = np.argsort(np.concatenate([np.frombuffer(kind.numbers, np.uint64)[rows] for kind, rows in parts]))
+    order = np.argsort(np.concatenate([kind.numbers[rows] for kind, rows in parts]))
 
     def gather(get: Callable[[Kind], np.ndarray]) -> np.ndarray:
         return np.concatenate([get(kind)[rows] for kind, rows in parts])[order]
@@ -255,7 +273,7 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
         destinations=tuple(destinations.values()),
         items={item: gather(lambda kind: kind.column(item)) for item in sorted(signature.immediate.common)},  # noqa: B023
         payload_items=tuple(sorted(signature.payload.common)),
-        senders=gather(lambda kind: np.frombuffer(kind.senders, np.uint64)),
+        senders=gather(lambda kind: kind.senders),
         targets=gather(lambda kind: np.full(len(kind.numbers), list(destinations).index(kind.destination))),
         others=heaps - int(order.size),
         counters=gather(lambda kind: kind.column(spead2.HEAP_CNT_ID)),

@@ -1,0 +1,126 @@
+//! Heaps of which some packets have come, but not all, in bounded memory.
+
+#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// Heaps that may be unfinished at a time; the oldest goes first. The same for packets of such heaps.
+const MOST_HEAPS: usize = 65_536;
+const MOST_PACKETS: usize = 1 << 21;
+
+/// What tells heaps apart: the numbers of two addresses, and the heap counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Heap {
+    pub sender: u32,
+    pub destination: u32,
+    pub counter: u64,
+}
+
+/// A packet, as a part of its heap.
+pub(super) struct Part {
+    pub offset: u64,
+    pub bytes: u64,
+    /// A hash of its items.
+    pub items: u64,
+    /// Whether it has descriptors.
+    pub describes: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    items: u64,
+    describes: bool,
+    lacking: u64,
+    offsets: BTreeSet<u64>,
+    /// Tells it from other heaps with the same counter.
+    number: u64,
+}
+
+/// What became of a packet.
+pub(super) enum Added {
+    /// It is the first of its heap.
+    First,
+    /// It came before.
+    Again,
+    /// It is another one. If the heap is complete now, it had so many packets.
+    More { same_items: bool, packets: Option<u64> },
+}
+
+/// Unfinished heaps.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    heaps: HashMap<Heap, Entry>,
+    /// From the oldest on; those that are complete by now have another number, or are not there.
+    order: VecDeque<(Heap, u64)>,
+    packets: usize,
+    begun: u64,
+    /// Heaps that had to go.
+    pub given_up: u64,
+}
+
+impl Unfinished {
+    pub fn len(&self) -> usize {
+        self.heaps.len()
+    }
+
+    /// Whether a heap, if it is unfinished, has descriptors.
+    pub fn describes(&self, heap: &Heap) -> Option<bool> {
+        self.heaps.get(heap).map(|entry| entry.describes)
+    }
+
+    /// Add a packet that is not all of a heap of `heap_bytes`, or belongs to one that is unfinished.
+    pub fn add(&mut self, heap: Heap, part: &Part, heap_bytes: u64) -> Added {
+        let Some(entry) = self.heaps.get_mut(&heap) else {
+            self.begin(heap, part, heap_bytes);
+            return Added::First;
+        };
+        if !entry.offsets.insert(part.offset) {
+            return Added::Again;
+        }
+        self.packets = self.packets.saturating_add(1);
+        let same_items = entry.describes || part.items == entry.items;
+        entry.lacking = entry.lacking.saturating_sub(part.bytes);
+        let packets = entry.offsets.len();
+        let is_complete = entry.lacking == 0;
+        if is_complete {
+            self.remove(&heap);
+        }
+        self.make_room();
+        Added::More { same_items, packets: is_complete.then_some(packets as u64) }
+    }
+
+    fn begin(&mut self, heap: Heap, part: &Part, heap_bytes: u64) {
+        self.begun = self.begun.wrapping_add(1);
+        let entry = Entry {
+            items: part.items,
+            describes: part.describes,
+            lacking: heap_bytes.saturating_sub(part.bytes),
+            offsets: BTreeSet::from([part.offset]),
+            number: self.begun,
+        };
+        self.heaps.insert(heap, entry);
+        self.order.push_back((heap, self.begun));
+        self.packets = self.packets.saturating_add(1);
+        self.make_room();
+        if self.order.len() > 2 * MOST_HEAPS {
+            let heaps = &self.heaps;
+            self.order.retain(|(heap, number)| heaps.get(heap).is_some_and(|entry| entry.number == *number));
+        }
+    }
+
+    fn remove(&mut self, heap: &Heap) {
+        if let Some(entry) = self.heaps.remove(heap) {
+            self.packets = self.packets.saturating_sub(entry.offsets.len());
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.heaps.len() > MOST_HEAPS || self.packets > MOST_PACKETS {
+            let Some((heap, number)) = self.order.pop_front() else { return };
+            if self.heaps.get(&heap).is_some_and(|entry| entry.number == number) {
+                self.remove(&heap);
+                self.given_up = self.given_up.saturating_add(1);
+            }
+        }
+    }
+}
