@@ -1,7 +1,9 @@
-"""Packets made with struct alone, as instruments send them, and surveys of them."""
+"""Packets made with struct alone, as instruments send them; surveys of them, and captures."""
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 from collections.abc import Iterable
 
@@ -44,3 +46,20 @@ def survey_of(packets: Iterable[bytes | tuple[tuple[str, int], bytes]]) -> Surve
         sender, data = (SENDER, one) if isinstance(one, bytes) else one
         survey.add(n * 1e-6, sender, GROUP, data)
     return survey
+
+
+def write_capture(path: os.PathLike[str], packets: Iterable[bytes | tuple[tuple[str, int], bytes]]) -> str:
+    """Write packets to a file, each from `SENDER` unless it comes with another one; return its path."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 2**18, 1))
+        for n, one in enumerate(packets):
+            (host, port), data = (SENDER, one) if isinstance(one, bytes) else one
+            udp = struct.pack(">HHHH", port, GROUP[1], 8 + len(data), 0) + data
+            addresses = socket.inet_aton(host) + socket.inet_aton(GROUP[0])
+            ip = bytearray(struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), n & 0xFFFF, 0, 8, 17, 0) + addresses)
+            total = sum(struct.unpack(">10H", ip))
+            total = (total & 0xFFFF) + (total >> 16)
+            ip[10:12] = struct.pack(">H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
+            frame = bytes(12) + b"\x08\x00" + ip + udp
+            file.write(struct.pack("<IIII", n // 10**6, n % 10**6, len(frame), len(frame)) + frame)
+    return os.fspath(path)

@@ -28,21 +28,37 @@ def proposal_for(n_bytes, *, dtype=None, shape=(), order="C", fields=None):
 @pytest.mark.parametrize(
     ("n_bytes", "given", "dtype", "shape"),
     [
-        (256, {"dtype": CI8, "shape": (128,)}, "i1", (128, 2)),
-        (256, {"dtype": CI16, "shape": (8, 8)}, ">i2", (8, 8, 2)),
-        (256, {"dtype": "<i2", "shape": (16, 8), "order": "F"}, "<i2", (8, 16)),
-        (256, {"dtype": CI8, "shape": (16, 8), "order": "F"}, "i1", (8, 16, 2)),
+        (256, {"dtype": CI8, "shape": (128,)}, "cint8", (128,)),
+        (256, {"dtype": CI16, "shape": (8, 8)}, ">cint16", (8, 8)),
+        (256, {"dtype": "<i2", "shape": (16, 8), "order": "F"}, "int16", (8, 16)),
+        (256, {"dtype": CI8, "shape": (16, 8), "order": "F"}, "cint8", (8, 16)),
         (256, {"dtype": ">f4", "shape": (64,), "order": "F"}, ">f4", (64,)),
         (256, {"fields": [("i", 16)], "shape": (128,)}, ">i2", (128,)),
         (256, {"fields": [("f", 32)], "shape": (8, 8)}, ">f4", (8, 8)),
-        (256, {"fields": [("i", 8), ("i", 8)], "shape": (128,)}, "i1", (128, 2)),
-        (256, {"fields": [("u", 8)], "shape": (None, 16)}, "u1", (16, 16)),
-        (256, {"dtype": "<c8", "shape": (32,)}, "<c8", (32,)),
+        (256, {"fields": [("i", 8), ("i", 8)], "shape": (128,)}, "int8", (128, 2)),
+        (256, {"fields": [("u", 8)], "shape": (None, 16)}, "uint8", (16, 16)),
+        (256, {"dtype": "<c8", "shape": (32,)}, "complex64", (32,)),
+        (5120, {"fields": [("i", 10)], "shape": (4096,)}, "int10", (4096,)),  # MeerKAT's digitisers
+        (6144, {"fields": [("u", 12)], "shape": (4096,)}, "uint12", (4096,)),
+        (256, {"fields": [("i", 4), ("i", 4)], "shape": (16, 16)}, "int4", (16, 16, 2)),
     ],
 )
 def test_taken(n_bytes, given, dtype, shape):
     layout = proposal_for(n_bytes, **given).layout
-    assert (np.dtype(layout.dtype), layout.heap_shape) == (np.dtype(dtype), shape)
+    assert (layout.dtype, layout.heap_shape) == (dtype, shape)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "given", "names", "record"),
+    [
+        (192, {"dtype": [("a", "u1"), ("b", "<u2")], "shape": (64,)}, ("a", "b"), [("a", "u1"), ("b", "<u2")]),
+        (192, {"fields": [("u", 8), ("i", 16)], "shape": (64,)}, ("part0", "part1"), [("a", "u1"), ("b", ">i2")]),
+    ],
+)
+def test_records(n_bytes, given, names, record):
+    layout = proposal_for(n_bytes, **given).layout
+    assert tuple(field.name for field in layout.fields) == names
+    assert [np.dtype(field.dtype) for field in layout.fields] == [np.dtype(kind) for _, kind in record]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -58,8 +74,8 @@ def test_the_array_is_that_of_the_sender(order, shape):
 @pytest.mark.parametrize(
     ("n_bytes", "given", "named"),
     [
-        (256, {"fields": [("u", 8), ("i", 16)], "shape": (64,)}, "that elements have the fields u8, i16"),
-        (256, {"dtype": [("a", "u1"), ("b", "<u2")], "shape": (64,)}, "that elements have the fields a |u1, b <u2"),
+        (192, {"fields": [("u", 9), ("i", 15)], "shape": (64,)}, "says u9, i15 in SPEAD's own format"),
+        (192, {"fields": [("u", 24)], "shape": (64,)}, "says u24 in SPEAD's own format"),
         (256, {"dtype": "S4", "shape": (64,)}, "says |S4, which is no number"),
         (200, {"dtype": "u1", "shape": (256,)}, "says 256 bytes, but heaps have 200"),
         (256, {"dtype": [("a", "u1", 4)], "shape": (64,)}, "is not understood"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -232,14 +233,62 @@ class TestTime:
         layout = propose(table({0x55: np.arange(400) * 512, 0x77: np.arange(400) // 50})).layout
         assert (layout.time.item, layout.time.step, layout.axes) == (0x55, 512, ())
 
-    def test_phase(self):
-        """Times beyond multiples of a power of two are masked; others cannot be."""
-        proposal = propose(table({0x1600: TIMES + 100, 0x4101: ANTENNAS}))
-        assert (proposal.layout.time.step, proposal.layout.time.align) == (512, "mask")
-        assert any("100 above the multiples" in text for text in proposal.uncertain)
-        proposal = propose(table({0x1600: TIMES // 512 * 500 + 3, 0x4101: ANTENNAS}))
-        assert proposal.layout is None
-        assert "go in steps of 500, but are 3 above its multiples" in proposal.obstacle
+    @pytest.mark.parametrize(("step", "phase"), [(512, 100), (500, 3), (512, 511)])
+    def test_phase(self, step, phase):
+        """Times beyond multiples of the step are counted from there, be the step a power of two or not."""
+        proposal = propose(table({0x1600: TIMES // 512 * step + phase, 0x4101: ANTENNAS}))
+        time = proposal.layout.time
+        # Only if the step divides the range of timestamps are they as far above its multiples after a wrap.
+        assert (time.step, time.origin, time.align) == (step, phase if step == 512 else "first", "reject")
+        assert proposal.trial.fitting == proposal.trial.heaps
+        assert any(f"{phase} above the multiples" in text for text in proposal.uncertain)
+
+    @pytest.mark.parametrize("step", [4000, 4096])
+    def test_wrap_at_40_bits(self, step):
+        """A short item wraps early: that is said, and costs nothing."""
+        times = (2**40 - 30 * step + TIMES // 512 * step) % 2**40
+        stream = dataclasses.replace(table({0x1600: times, 0x4101: ANTENNAS}), flavour=Flavour(40))
+        proposal = propose(stream)
+        assert (proposal.layout.time.step, proposal.layout.time.bits) == (step, 40)
+        assert proposal.trial.fitting == 400
+
+    @pytest.mark.parametrize("first", [2**50, 2**50 + 2**49 + 7])
+    def test_wide(self, first):
+        """Times of 51 bits need an item of as many."""
+        stream = dataclasses.replace(table({0x1600: first + TIMES, 0x4101: ANTENNAS}), flavour=Flavour(56))
+        proposal = propose(stream)
+        assert (proposal.layout.time.step, proposal.layout.time.bits) == (512, 56)
+        assert proposal.trial.fitting == 400
+
+    @pytest.mark.parametrize("phases", [(0, 7, 1000, 3), (4_000_000, 10, 4_600_000, 4_629_628), (5, 5, 5, 6)])
+    def test_phases(self, phases):
+        """Each source has the same step, and something else above its multiples; be it around a multiple."""
+        numbers = TIMES // 512
+        times = 2**40 + 12345 + numbers * 4_629_629 + np.array(phases)[ANTENNAS]
+        proposal = propose(table({0x1600: times, 0x4101: ANTENNAS + 8}))
+        time = proposal.layout.time
+        assert time.step == 4_629_629
+        assert len(time.phases) == 4
+        assert [(p - time.phases[0]) % time.step for p in time.phases] == [(p - phases[0]) % time.step for p in phases]
+        assert proposal.trial.fitting == 400
+
+    def test_heap_counter(self):
+        """It is the time where no item has steps; not where some item is said to be the time, in the payload."""
+        stream = table({0x21: np.cumsum(np.arange(1, 200))})
+        stream = dataclasses.replace(stream, counters=np.arange(50, 249, dtype=np.uint64))
+        proposal = propose(stream)
+        assert (proposal.layout.time.item, proposal.layout.time.step) == (1, 1)
+        assert any("the heap counter is taken for it" in text for text in proposal.uncertain)
+        assert propose(dataclasses.replace(stream, payload_items=(0x1600,))).layout is None
+
+    @pytest.mark.parametrize("shift", [0, 16, 32])
+    def test_axis_in_the_heap_counter(self, shift):
+        counters = (ANTENNAS << shift | TIMES // 512 << (16 if shift == 0 else 0)).astype(np.uint64)
+        stream = dataclasses.replace(table({0x6015: TIMES // 512}), counters=counters)
+        proposal = propose(stream)
+        (axis,) = proposal.layout.axes
+        assert (axis.item, axis.shift, axis.mask, axis.size) == (1, shift, 0xFFFF, 4)
+        assert proposal.trial.fitting == 400
 
     @pytest.mark.parametrize(
         ("items", "obstacle"),

@@ -20,6 +20,7 @@ from speadrx.survey.capture import Capture
 from speadrx.survey.heaps import Survey, Traffic
 from speadrx.survey.kinds import Address, Stream
 from speadrx.survey.propose import Proposal, propose
+from speadrx.survey.times import bits_of
 from speadrx.survey.values import Profile, profile
 
 #: Most streams, addresses and lengths to show. JSON has all of them.
@@ -80,7 +81,7 @@ def look(survey: Survey) -> list[Found]:
         if stream.payload_one_of is not None:
             which = stream.payload_one_of.which
             payload += [(item, name(item), int((which == item).sum())) for item in stream.payload_one_of.items]
-        items = [Item(item, name(item), profile(column)) for item, column in sorted(values.items())]
+        items = [Item(item, name(item), profile(column, bits_of(stream))) for item, column in sorted(values.items())]
         proposal = propose(stream, described=described, seconds=survey.seconds, unrepeated=unrepeated)
         found.append(Found(stream, items, payload, proposal))
     return found

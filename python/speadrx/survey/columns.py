@@ -26,14 +26,16 @@ _COLLISIONS = 0.002
 class From(IntEnum):
     """Where the values of a column come from; of two that say the same, the later one here is preferred."""
 
-    #: The ID of an item in the payload.
-    PAYLOAD = 0
+    #: The host and port of the sender.
+    SENDER = 0
     #: Bits of the heap counter.
     COUNTER = 1
+    #: The ID of an item in the payload.
+    PAYLOAD = 2
     #: The ID of the one of several items that is present.
-    PRESENT = 2
+    PRESENT = 3
     #: The value of an item.
-    ITEM = 3
+    ITEM = 4
 
 
 @dataclass

@@ -12,6 +12,9 @@ from .heaps import Descriptor
 from .kinds import Stream
 from .times import Notes
 
+#: Most bits of packed samples.
+_MOST_PACKED = 16
+
 
 class _UnclearError(Exception):
     """A layout cannot say what a descriptor says; the message says what."""
@@ -41,12 +44,11 @@ def contents(stream: Stream, described: Mapping[int, Descriptor], notes: Notes) 
         if item not in described:
             continue
         try:
-            dtype, shape, how = _read(described[item], stream.heap_bytes)
+            fields, how = _read(described[item], stream.heap_bytes)
         except _UnclearError as exc:
             unclear.append(f"the descriptor of item {item:#x} {exc}")
-            continue
-        text = f"dtype: {dtype} of shape {shape}, from the descriptor of item {item:#x}{how}."
-        found[text] = {"dtype": dtype.str, "heap_shape": shape}
+        else:
+            found[f"{how[0]}, from the descriptor of item {item:#x}{how[1]}."] = fields
     if not found:
         why = unclear[0] if unclear else "no descriptor says what heaps hold"
         notes.uncertain.append(f"dtype: uint8, because {why}.")
@@ -55,16 +57,17 @@ def contents(stream: Stream, described: Mapping[int, Descriptor], notes: Notes) 
     if any(other != fields for other in found.values()):
         notes.uncertain.append("dtype: uint8, because the descriptors of the items in the payload differ.")
         return {}
-    (notes.uncertain if "Fortran" in text else notes.reasons).append(text)
+    (notes.uncertain if "Fortran" in text else notes.reasons).append(f"dtype: {text}")
     return fields
 
 
-def _read(descriptor: Descriptor, heap_bytes: int) -> tuple[np.dtype[Any], tuple[int, ...], str]:
-    """The type and the shape of the data, and what else is to be said of them."""
+def _read(descriptor: Descriptor, heap_bytes: int) -> tuple[dict[str, Any], tuple[str, str]]:
+    """The fields of a layout for the data, and what is to be said of them."""
     if descriptor.problem is not None:
         raise _UnclearError(f"is not understood: {descriptor.problem}")
-    dtype, parts, how = _element(descriptor)
-    shape = _shape(descriptor, dtype.itemsize * parts, heap_bytes)
+    dtype, bits, parts = _element(descriptor)
+    shape = _shape(descriptor, bits * parts, heap_bytes)
+    how = ", in SPEAD's own format" if descriptor.format else ""
     if descriptor.order == "F" and len(shape) > 1:
         # The same bytes are the transposed array in C order.
         shape = shape[::-1]
@@ -72,43 +75,48 @@ def _read(descriptor: Descriptor, heap_bytes: int) -> tuple[np.dtype[Any], tuple
             f", whose array of shape {shape[::-1]} is in Fortran order (column by column): it is transposed here, so "
             "data[...].T has its indices"
         )
-    return dtype, (shape if parts == 1 else (*shape, parts)), how
+    if parts > 1:
+        shape = (*shape, parts)
+        how += f": the last axis has the {parts} parts of an element"
+    name = "records" if isinstance(dtype, np.dtype) and dtype.names else str(dtype)
+    return {"dtype": dtype, "heap_shape": shape}, (f"{name} of shape {shape}", how)
 
 
-def _element(descriptor: Descriptor) -> tuple[np.dtype[Any], int, str]:
-    """The type of the numbers, and how many make an element of the array."""
+def _element(descriptor: Descriptor) -> tuple[str | np.dtype[Any], int, int]:
+    """The type of the numbers, the bits of one, and how many make an element of the array."""
     if descriptor.dtype is not None:
         dtype = np.dtype(descriptor.dtype)
         if dtype.kind not in "biufc":
             raise _UnclearError(f"says {descriptor.dtype}, which is no number")
-        return dtype, 1, ""
+        return dtype, 8 * dtype.itemsize, 1
     if descriptor.fields:
-        names, types = zip(*descriptor.fields, strict=True)
-        if len(set(types)) > 1:
-            raise _UnclearError(f"says that elements have the fields {_list(descriptor.fields)}")
-        return np.dtype(types[0]), len(types), f": the last axis has its fields {', '.join(names)}"
-    if descriptor.format is None:
+        dtype = np.dtype(list(descriptor.fields))
+        return dtype, 8 * dtype.itemsize, 1
+    if not descriptor.format:
         raise _UnclearError("says no type")
-    formats = set(descriptor.format)
-    text = _list(descriptor.format)
-    if len(formats) > 1:
-        raise _UnclearError(f"says, in SPEAD's own format, that elements have the fields {text}")
-    code, bits = formats.pop()
-    if (code in "ui" and bits in (8, 16, 32, 64)) or (code == "f" and bits in (32, 64)):
-        n = len(descriptor.format)
-        how = ", in SPEAD's own format" if n == 1 else f", in SPEAD's own format: the last axis has its {n} fields"
-        return np.dtype(f">{code}{bits // 8}"), n, how
-    raise _UnclearError(f"says {text} in SPEAD's own format, which is no type of numpy")
+    text = ", ".join(f"{code}{bits}" for code, bits in descriptor.format)
+    formats = list(dict.fromkeys(descriptor.format))
+    if len(formats) == 1:
+        (code, bits), parts = formats[0], len(descriptor.format)
+        if _is_whole(code, bits):
+            return np.dtype(f">{code}{bits // 8}"), bits, parts
+        if code in "ui" and 1 <= bits <= _MOST_PACKED:
+            return f"{'u' if code == 'u' else ''}int{bits}", bits, parts
+    elif all(_is_whole(code, bits) for code, bits in descriptor.format):
+        dtype = np.dtype([(f"part{i}", f">{code}{bits // 8}") for i, (code, bits) in enumerate(descriptor.format)])
+        return dtype, 8 * dtype.itemsize, 1
+    raise _UnclearError(f"says {text} in SPEAD's own format, for which a layout has no type")
 
 
-def _list(fields: tuple[tuple[str, Any], ...]) -> str:
-    return ", ".join(f"{name}{'' if isinstance(kind, int) else ' '}{kind}" for name, kind in fields)
+def _is_whole(code: str, bits: int) -> bool:
+    """Whether numpy has the type."""
+    return (code in "ui" and bits in (8, 16, 32, 64)) or (code == "f" and bits in (32, 64))
 
 
-def _shape(descriptor: Descriptor, element_bytes: int, heap_bytes: int) -> tuple[int, ...]:
+def _shape(descriptor: Descriptor, element_bits: int, heap_bytes: int) -> tuple[int, ...]:
     """The shape of the array; a dimension that is not fixed has what the others leave."""
-    fixed = math.prod(n for n in descriptor.shape if n is not None) * element_bytes
-    whole = heap_bytes // fixed if fixed else 0
-    if fixed * (whole if None in descriptor.shape else 1) != heap_bytes:
-        raise _UnclearError(f"says {fixed:,} bytes, but heaps have {heap_bytes:,}")
+    fixed = math.prod(n for n in descriptor.shape if n is not None) * element_bits
+    whole = 8 * heap_bytes // fixed if fixed else 0
+    if fixed * (whole if None in descriptor.shape else 1) != 8 * heap_bytes:
+        raise _UnclearError(f"says {fixed / 8:,g} bytes, but heaps have {heap_bytes:,}")
     return tuple(whole if n is None else n for n in descriptor.shape)

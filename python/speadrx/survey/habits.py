@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from speadrx.layout.meerkat import TIMESTAMP_ID
+
 from .kinds import Stream
-from .values import RISING, common_step, joint, most_frequent, rise
+from .values import RISING, common_step, joint, rise
 
 #: Heaps with the same counter are on the way together if no more than so many heaps of each sender lie between.
 _TOGETHER = 4
 #: It is a habit if at least this fraction of the heaps have it.
 _HABIT = 0.01
+#: Heaps that are looked at for reversed bytes.
+_SAMPLE = 2**16
 _BYTE = np.uint64(8)
 
 
@@ -36,9 +41,10 @@ def little_endian(stream: Stream) -> dict[int, int]:
     others that have only their first byte set are taken for the same.
     """
     sizes = [size for size in (2, 4) if size <= stream.flavour.address_bits // 8]
-    found = {item: size for item, values in stream.items.items() for size in sizes if _is_reversed(values, size)}
+    unknown = {item: values[:_SAMPLE] for item, values in stream.items.items() if item != TIMESTAMP_ID}
+    found = {item: size for item, values in unknown.items() for size in sizes if _is_reversed(values, size)}
     for size in set(found.values()):
-        for item, values in stream.items.items():
+        for item, values in unknown.items():
             top = values.max(initial=0)
             if item not in found and 0 < top < 1 << 8 * size and not (values % np.uint64(1 << 8 * (size - 1))).any():
                 found[item] = size
@@ -52,8 +58,8 @@ def _is_reversed(values: np.ndarray, size: int) -> bool:
     before, after = common_step(values), common_step(right)
     if before is None or after is None or rise(right) < RISING or after << 8 > before:
         return False
-    # Times that rise in large steps could be reversed as well, but hardly those that are far from their multiples.
-    return rise(values) < RISING or (size > 2 and most_frequent(values % np.uint64(before)) > 0)
+    # Times that rise in large steps could be reversed as well, but hardly if their lowest byte is never 0.
+    return rise(values) < RISING or (size > 2 and bool((values & np.uint64(0xFF)).all()))
 
 
 def put_right(values: np.ndarray, size: int) -> np.ndarray:
@@ -71,26 +77,71 @@ def mended(stream: Stream, reversed_items: dict[int, int]) -> Stream:
     return dataclasses.replace(stream, items={**stream.items, **right})
 
 
-def said(stream: Stream, shared: int, reversed_items: dict[int, int], unrepeated: bool) -> Iterator[str]:
-    """Say what was found, and what mends it."""
-    if stream.whole:
-        yield (
-            "spead2 drops these packets, because they do not say that they are whole heaps, or say it wrong: "
-            '[packets] with heap_length = "payload", payload_offset = "zero" and heap_counter = "packet" mends that.'
-        )
-    if shared:
-        yield (
-            f"{shared:,} of {stream.heaps:,} heaps have the heap counter of a heap that another sender has on the way: "
-            "if heaps have several packets, spead2 mixes those of both. [packets] with "
-            'heap_counter = "sender" mends that, or a stream for each sender.'
-        )
-    for item, size in reversed_items.items():
-        yield (
-            f"Item {item:#x} has its bytes reversed (little-endian, {size} bytes): [packets] with "
-            f'items = {{ {item:#x} = "<u{size}" }} mends that.'
-        )
-    if unrepeated:
-        yield (
-            "Only the first packet of a heap has all of its items: a heap whose packets are reordered, or whose first "
-            "packet is lost, is rejected. [packets] with repeat_items = true takes them in any order."
-        )
+@dataclasses.dataclass(frozen=True)
+class Habits:
+    """What was found.
+
+    Attributes
+    ----------
+    whole
+        Whether each packet is a heap, but does not say so.
+    shared
+        Heaps whose counter a heap of another sender has.
+    reversed_items
+        Items with their bytes reversed, and how many bytes each has.
+    unrepeated
+        Whether only the first packet of a heap has all of its items.
+    several
+        Whether heaps have several packets.
+    heaps
+        Heaps in all.
+    """
+
+    whole: bool
+    shared: int
+    reversed_items: dict[int, int]
+    unrepeated: bool
+    several: bool
+    heaps: int
+
+    @classmethod
+    def of(cls, stream: Stream, *, unrepeated: bool) -> Habits:
+        """Find those of the senders of a stream."""
+        shared = 0 if stream.whole else shared_counters(stream)
+        several = stream.several
+        return cls(stream.whole, shared, little_endian(stream), unrepeated and several, several, stream.heaps)
+
+    def mends(self) -> dict[str, Any]:
+        """The fields of a `[packets]` table that the stream needs."""
+        fields: dict[str, Any] = {}
+        if self.whole:
+            fields |= {"heap_length": "payload", "payload_offset": "zero", "heap_counter": "packet"}
+        elif self.shared and self.several:
+            fields |= {"heap_counter": "sender"}
+        if self.reversed_items:
+            fields |= {"items": {item: f"<u{size}" for item, size in self.reversed_items.items()}}
+        return fields
+
+    def said(self) -> Iterator[str]:
+        """Say what was found, and what mends it."""
+        if self.whole:
+            yield (
+                "spead2 drops these packets, because they do not say that they are whole heaps, or say it wrong. "
+                'heap_length = "payload", payload_offset = "zero" and heap_counter = "packet" in [packets] mends that.'
+            )
+        if self.shared:
+            mixed = "spead2 mixes the packets of both" if self.several else "heaps of several packets would be mixed"
+            yield (
+                f"{self.shared:,} of {self.heaps:,} heaps have the heap counter of a heap that another sender has on "
+                f'the way: {mixed}. heap_counter = "sender" in [packets] mends that, or a stream for each sender.'
+            )
+        for item, size in self.reversed_items.items():
+            yield (
+                f"Item {item:#x} has its bytes reversed (little-endian, {size} bytes): "
+                f'items = {{ {item:#x} = "<u{size}" }} in [packets] mends that.'
+            )
+        if self.unrepeated:
+            yield (
+                "Only the first packet of a heap has all of its items: a heap whose packets are reordered, or whose "
+                "first packet is lost, is rejected. repeat_items = true in [packets] takes them in any order."
+            )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
+import ipaddress
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,6 +79,24 @@ class Kind:
         """Bytes of each heap."""
         return self.bytes
 
+    @property
+    def mixed(self) -> bool:
+        """Whether heaps have descriptors beside the one item that is their data."""
+        return spead2.DESCRIPTOR_ID in self.keys and len(self.payload) == 1
+
+    def data_bytes(self) -> np.ndarray:
+        """Bytes of the data in each heap: without descriptors."""
+        if not self.mixed:
+            return self.lengths()
+        (item,) = self.payload
+        table, end = self.table(), self.lengths()
+        start = table[:, self.keys.index(item)]
+        for position, key in enumerate(self.keys):
+            if not key & self.flavour.immediate and key != item:
+                place = table[:, position]
+                end = np.where((place > start) & (place < end), place, end)
+        return np.where(end > start, end - start, 0)
+
     def column(self, item: int) -> np.ndarray:
         """Immediate values of an item, by its ID; 0 if heaps lack it."""
         key = self.flavour.immediate | item
@@ -111,7 +131,7 @@ class Stream:
     flavour
         Flavour of the heaps.
     heap_bytes
-        Bytes of payload of each heap.
+        Bytes of the data of each heap: of all payload but for descriptors beside the data.
     destinations
         Hosts and ports that they were sent to.
     items
@@ -129,6 +149,12 @@ class Stream:
         Items with an immediate value, and items in the payload, of which each heap has one; None if there are no such.
     whole
         Whether each heap is a packet that spead2 drops as it is, because it does not say that it is a heap.
+    several
+        Whether heaps have several packets.
+    mixed
+        Whether some heaps have descriptors beside their data.
+    sender_ids
+        For each heap, the IPv4 address and the port of its sender as one number; None if they have other addresses.
     """
 
     flavour: Flavour
@@ -143,6 +169,9 @@ class Stream:
     one_of: OneOf | None = None
     payload_one_of: OneOf | None = None
     whole: bool = False
+    several: bool = False
+    mixed: bool = False
+    sender_ids: np.ndarray | None = None
 
     @property
     def heaps(self) -> int:
@@ -160,8 +189,20 @@ def sort_into_streams(kinds: Iterable[Kind], addresses: list[Address]) -> list[S
     streams = []
     for signature, destinations in merged.items():
         candidates = [kind for kind in by_destination if kind.destination in destinations]
-        streams.append(_stream(signature, candidates, {index: addresses[index] for index in destinations}))
+        stream = _stream(signature, candidates, {index: addresses[index] for index in destinations})
+        streams.append(dataclasses.replace(stream, sender_ids=_sender_ids(stream.senders, addresses)))
     return sorted(streams, key=lambda stream: stream.heaps, reverse=True)
+
+
+def _sender_ids(senders: np.ndarray, addresses: list[Address]) -> np.ndarray | None:
+    """The addresses of senders as numbers, if all are of IPv4."""
+    distinct, index = np.unique(senders, return_inverse=True)
+    try:
+        hosts = [int(ipaddress.IPv4Address(addresses[number][0])) for number in distinct]
+    except ValueError:
+        return None
+    numbers = [host << 16 | addresses[number][1] for host, number in zip(hosts, distinct, strict=True)]
+    return np.array(numbers, np.uint64)[index.reshape(-1)]
 
 
 @dataclass(frozen=True)
@@ -208,7 +249,7 @@ def _signatures(kinds: list[Kind]) -> Iterator[_Signature]:
     counts: collections.Counter[tuple[tuple[Flavour, bool, int], frozenset[int], frozenset[int]]]
     counts = collections.Counter()
     for kind in kinds:
-        for length, n in zip(*np.unique(kind.lengths(), return_counts=True), strict=True):
+        for length, n in zip(*np.unique(kind.data_bytes(), return_counts=True), strict=True):
             counts[(kind.flavour, kind.whole, int(length)), kind.immediate, kind.payload] += int(n)
     most = max(counts.values(), default=0)
     by_size: dict[tuple[Flavour, bool, int], dict[tuple[frozenset[int], frozenset[int]], int]] = {}
@@ -242,7 +283,7 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
             continue
         heaps += len(kind.numbers)
         if kind.flavour == signature.flavour and kind.immediate >= signature.immediate.common:
-            rows = np.flatnonzero(kind.lengths() == signature.heap_bytes)
+            rows = np.flatnonzero(kind.data_bytes() == signature.heap_bytes)
             if rows.size and (not signature.immediate.one_of or signature.immediate.which(kind.immediate) is not None):
                 parts.append((kind, rows))
     order = np.argsort(np.concatenate([kind.numbers[rows] for kind, rows in parts]))
@@ -280,4 +321,6 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
         one_of=one_of(signature.immediate, lambda kind: kind.immediate, signature.flavour.immediate),
         payload_one_of=one_of(signature.payload, lambda kind: kind.payload, 0),
         whole=signature.whole,
+        mixed=any(kind.mixed for kind, _ in parts),
+        several=any((kind.column(spead2.PAYLOAD_LENGTH_ID)[rows] < signature.heap_bytes).any() for kind, rows in parts),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,14 @@ import spead2
 
 from speadrx._core import LayoutError
 from speadrx._words import counted
-from speadrx.layout import presets
+from speadrx.layout import declaration, presets
 from speadrx.layout.declaration import Axis, Layout
 from speadrx.layout.items import TIMESTAMP_BITS, item_name
 from speadrx.layout.meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID
 
-from . import habits
 from .columns import Column, From, all_good, distinguishing, guards, sort_out
 from .contents import contents
+from .habits import Habits, mended
 from .heaps import Descriptor
 from .kinds import Stream
 from .times import NoProposalError, Notes, TimeItem, Times, read_times, time_items
@@ -37,6 +37,8 @@ _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 _GRID_FILL = 0.75
 #: Longest list of values.
 _MOST_LISTED = 65536
+#: Whether layouts can have packets mended.
+_MENDS = "packets" in Layout.__dataclass_fields__
 #: Bits of the heap counter that may be an axis: a shift and a mask.
 _COUNTER_BITS = ((16, 0xFFFF), (0, 0xFFFF), (32, 0xFFFF))
 
@@ -105,14 +107,12 @@ def propose(
         A layout with reasons, or the reason why there is none.
     """
     described = described or {}
-    reversed_items = habits.little_endian(stream)
-    shared = habits.shared_counters(stream)
-    said = tuple(habits.said(stream, shared, reversed_items, unrepeated))
-    right = habits.mended(stream, reversed_items)
+    habits = Habits.of(stream, unrepeated=unrepeated)
+    right = mended(stream, habits.reversed_items)
     best: Proposal | None = None
     try:
         for item in time_items(right, described):
-            proposal = _attempt(right, item, described, seconds)
+            proposal = _attempt(right, item, habits, described, seconds)
             if proposal.layout is not None:
                 best = proposal
                 break
@@ -121,22 +121,30 @@ def propose(
     except NoProposalError as exc:
         best = Proposal(None, (), (), str(exc))
     assert best is not None
-    return dataclasses.replace(best, uncertain=(*said, *best.uncertain))
+    return dataclasses.replace(best, uncertain=(*habits.said(), *best.uncertain))
 
 
 def _fitting(proposal: Proposal) -> int:
     return -1 if proposal.trial is None else proposal.trial.fitting
 
 
-def _attempt(stream: Stream, item: TimeItem, described: Mapping[int, Descriptor], seconds: float | None) -> Proposal:
+def _attempt(
+    stream: Stream, item: TimeItem, habits: Habits, described: Mapping[int, Descriptor], seconds: float | None
+) -> Proposal:
     """Propose a layout that takes the time from an item, and try it."""
     notes = Notes()
     trial: Trial | None = None
     layout: Layout | None = None
     obstacle: str | None = None
     try:
-        layout, apart = _propose(stream, item, described, seconds, notes)
+        layout, times, apart = _propose(stream, item, described, seconds, notes)
+        layout = _with_packets(layout, stream, habits, notes)
         trial = try_layout(layout, stream, by_destination=apart)
+        if layout.time.origin == "first":  # the first heap may be garbage
+            fixed = dataclasses.replace(layout, time=dataclasses.replace(layout.time, origin=times.origin))
+            fixed_trial = try_layout(fixed, stream, by_destination=apart)
+            if fixed_trial.fitting > trial.fitting:
+                layout, trial = fixed, fixed_trial
     except NoProposalError as exc:
         obstacle = str(exc)
     except LayoutError as exc:
@@ -152,7 +160,7 @@ def _attempt(stream: Stream, item: TimeItem, described: Mapping[int, Descriptor]
 
 def _propose(
     stream: Stream, item: TimeItem, described: Mapping[int, Descriptor], seconds: float | None, notes: Notes
-) -> tuple[Layout, bool]:
+) -> tuple[Layout, Times, bool]:
     """Propose a layout that takes the time from an item; and say whether each destination needs a stream of its own."""
     notes.reasons.append(f"heap_bytes: {stream.heap_bytes}, the length of {counted(stream.heaps, 'heap')}.")
     if stream.others:
@@ -182,7 +190,24 @@ def _propose(
         source_labels=labels,
         **contents(stream, described, notes),
     )
-    return layout, apart
+    return layout, times, apart
+
+
+def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) -> Layout:
+    """Add what is to be mended in packets, and the item that is the data."""
+    mends = habits.mends()
+    if not _MENDS and (stream.whole or habits.reversed_items or stream.mixed):
+        raise NoProposalError("packets must be mended before spead2 gets them, and a layout cannot express that")
+    fields: dict[str, Any] = {}
+    if mends and _MENDS:
+        make: Any = declaration.Packets  # type: ignore[attr-defined]
+        fields["packets"] = make(**mends)
+    if len(stream.payload_items) == 1 and stream.payload_one_of is None:
+        fields["payload_item"] = stream.payload_items[0]
+        if stream.mixed:  # also on sockets, the descriptors must be cut out
+            fields["required_items"] = stream.payload_items
+            notes.reasons.append("required_items: so that the descriptors beside the data are cut out.")
+    return dataclasses.replace(layout, **fields) if fields else layout
 
 
 def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
@@ -205,13 +230,22 @@ def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
     alike = _alike(stream, good, numbers, chosen or [])
     if chosen is not None and alike <= 1 - LEAST_FITTING:
         return chosen, columns
-    for shift, mask in _COUNTER_BITS:
-        field = (stream.counters[good] >> np.uint64(shift)) & np.uint64(mask)
-        column = sort_out(spead2.HEAP_CNT_ID, field, numbers, From.COUNTER)
-        more = distinguishing(numbers, [*columns, dataclasses.replace(column, shift=shift, mask=mask)], _AXIS_NAMES)
+    for column in _last_resorts(stream, good, numbers):
+        more = distinguishing(numbers, [*columns, column], _AXIS_NAMES)
         if more is not None and _alike(stream, good, numbers, more) <= 1 - LEAST_FITTING:
             return more, columns
     raise NoProposalError(_indistinct(columns) if chosen is None else _alike_text(alike))
+
+
+def _last_resorts(stream: Stream, good: np.ndarray, numbers: np.ndarray) -> Iterator[Column]:
+    """What tells heaps apart if no item does: their sender, or bits of the heap counter."""
+    if _MENDS and stream.sender_ids is not None and np.unique(stream.senders).size > 1:
+        yield sort_out(0, stream.sender_ids[good], numbers, From.SENDER)
+    if stream.counters is not None and not stream.whole:
+        for shift, mask in _COUNTER_BITS:
+            field = (stream.counters[good] >> np.uint64(shift)) & np.uint64(mask)
+            column = sort_out(spead2.HEAP_CNT_ID, field, numbers, From.COUNTER)
+            yield dataclasses.replace(column, shift=shift, mask=mask)
 
 
 def _alike(stream: Stream, good: np.ndarray, numbers: np.ndarray, chosen: list[Column]) -> float:
@@ -254,7 +288,7 @@ def _size(axis: Axis) -> int:
 
 def _axis_name(column: Column, described: Mapping[int, Descriptor], taken: set[str]) -> str:
     item = column.item
-    names = {From.PAYLOAD: "payload", From.PRESENT: "present", From.COUNTER: "counter"}
+    names = {From.SENDER: "sender", From.COUNTER: "counter", From.PAYLOAD: "payload", From.PRESENT: "present"}
     name = names.get(column.origin) or _AXIS_NAMES.get(item)
     name = name or (described[item].name if item in described else item_name(item) or "")
     name = re.sub(r"\W", "_", name, flags=re.ASCII)
@@ -279,6 +313,7 @@ def _axes(
         elif column.established.size == 1:
             why = "keeps out garbage, which has another value"
         what = {
+            From.SENDER: "the sender",
             From.PAYLOAD: "the ID of the item in the payload",
             From.PRESENT: "which of several items a heap has",
             From.COUNTER: f"bits {column.shift} to {column.shift + 15} of the heap counter",
@@ -299,6 +334,8 @@ def _indices(column: Column, name: str, notes: Notes) -> tuple[dict[str, Any], s
                 f"heaps of the same time differ only in the ID of an item ({', '.join(f'{v:#x}' for v in values)})"
             )
         return {field: tuple(values)}, ", ".join(f"{value:#x}" for value in values)
+    if column.origin is From.SENDER:
+        return {"item": "sender", "values": tuple(values)}, f"{counted(len(values), 'sender')} in a list"
     step = math.gcd(*values)
     size = values[-1] // step + 1 if step else 1
     grid = set(range(0, values[-1] + 1, step)) if step and size <= 2 * len(values) else {0}

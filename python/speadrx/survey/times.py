@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from .values import RISING, common_step, most_frequent, profile, rise, unwrapped
 
 #: Fraction of the heaps whose times must be on the grid of the step.
 _ON_GRID = 0.7
+#: If more than this fraction are, all senders have the same times.
+_MOST_ON_GRID = 0.9
 #: A time is garbage if it differs by more than so many steps from the times of the heaps around it.
 _FAR_STEPS = 4096
 _NEIGHBOURS = 256
@@ -71,6 +73,8 @@ class Times:
         For each heap the number of its step; -1 if its time is garbage.
     item, step, origin, bits
         Fields of the layout's time axis; None where it needs none.
+    lasts
+        Whether the origin is the same after times have wrapped.
     source
         Item whose values have times with a phase of their own; None if all have the same.
     phases
@@ -84,24 +88,19 @@ class Times:
     bits: int | None = None
     source: int | None = None
     phases: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    lasts: bool = True
+
+    @property
+    def share(self) -> float:
+        """The fraction of the heaps whose time is good."""
+        return float(np.count_nonzero(self.numbers >= 0)) / max(1, self.numbers.size)
 
     def axis(self, batches: int, phases: tuple[int, ...] | None) -> TimeAxis:
         """The time axis of a layout; phases by index of the source."""
-        wanted: dict[str, Any] = {"origin": self.origin, "bits": self.bits, "phases": phases}
+        origin = self.origin if self.lasts or self.origin is None else "first"
+        wanted: dict[str, Any] = {"origin": origin, "bits": self.bits, "phases": phases}
         more = {name: value for name, value in wanted.items() if value is not None}
-        if "origin" not in TimeAxis.__dataclass_fields__:
-            more = self._without_origin(phases)
-        return TimeAxis(item=self.item.field, step=self.step, batches=batches, **more)  # type: ignore[arg-type]
-
-    def _without_origin(self, phases: tuple[int, ...] | None) -> dict[str, Any]:
-        if len(self.item.ids) > 1 or self.item.ids == (spead2.HEAP_CNT_ID,) or phases:
-            raise NoProposalError(f"the time is in {self.item}, and a layout cannot express that")
-        if self.origin and self.step & (self.step - 1):
-            raise NoProposalError(
-                f"the times ({self.item}) go in steps of {self.step}, but are {self.origin} above its multiples, and a "
-                "layout cannot express that"
-            )
-        return {"align": "mask"} if self.origin else {}
+        return TimeAxis(item=self.item.field, step=self.step, batches=batches, **more)
 
 
 def bits_of(stream: Stream) -> int:
@@ -176,28 +175,42 @@ def read_times(stream: Stream, item: TimeItem, notes: Notes) -> Times:
     step = common_step(values, bits)
     if step is None:
         raise NoProposalError(f"all heaps have the same time ({item}): take more packets")
-    rising = unwrapped(values, bits)
-    phase = most_frequent(rising % np.uint64(step))
-    good = (rising % np.uint64(step) == phase) & (values < np.uint64(1 << bits))
-    on_grid = np.count_nonzero(good) / values.size
-    if on_grid < _ON_GRID:
-        phased = _phased(stream, item, bits, notes)
-        if phased is not None:
-            return phased
+    times = _steady(item, values, bits, step)
+    on_grid = times.share
+    if on_grid < _MOST_ON_GRID:
+        times = max([times, *_phased(stream, item, bits)], key=lambda found: found.share)
+    if times.share < _ON_GRID:
         raise NoProposalError(
             f"the times ({item}) have no common step: the most frequent step is {step}, but only {on_grid:.0%} "
             "of the heaps are multiples of it apart"
         )
-    numbers = (rising // np.uint64(step)).astype(np.int64)
-    origin = most_frequent(values[good] % np.uint64(step))
-    good &= _plausible(numbers, good, step, bits)
-    _note_steps(item, values, bits, step, f"{on_grid:.2%} of the heaps are on this grid", notes)
-    if origin:
+    if times.source is not None:
+        share = f"those of each value of item {times.source:#x}, with a phase of their own"
+    else:
+        share = f"{on_grid:.2%} of the heaps are on this grid"
+    _note_steps(item, values, bits, times.step, share, notes)
+    if times.origin and times.source is None:
         notes.uncertain.append(
-            f"Times are {origin} above the multiples of the step, and counted from there (origin). If that changes "
-            'when senders are restarted, set origin = "first".'
+            f"Times are {times.origin} above the multiples of the step, and counted from there (origin). If that "
+            'changes when senders are restarted, set origin = "first".'
+            if times.lasts
+            else f"Times are {times.origin} above the multiples of the step, but not after they wrap: so they are "
+            "counted from the first that comes (origin)."
         )
-    return Times(np.where(good, numbers, -1), item, step, origin or None, None if bits == TIMESTAMP_BITS else bits)
+    return times
+
+
+def _steady(item: TimeItem, values: np.ndarray, bits: int, step: int) -> Times:
+    """The times of heaps, if all senders have the same."""
+    rising = unwrapped(values, bits)
+    phase = most_frequent(rising % np.uint64(step))
+    good = (rising % np.uint64(step) == phase) & (values < np.uint64(1 << bits))
+    numbers = (rising // np.uint64(step)).astype(np.int64)
+    # After a wrap, times may be something else above the multiples: the first counts.
+    origin = int(values[np.argmax(good)]) % step
+    good &= _plausible(numbers, good, step, bits)
+    width = None if bits == TIMESTAMP_BITS else bits
+    return Times(np.where(good, numbers, -1), item, step, origin or None, width, lasts=2**bits % step == 0)
 
 
 def _width(stream: Stream, item: TimeItem) -> tuple[int, np.ndarray]:
@@ -240,10 +253,10 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int, bits: int) -> n
     return plausible
 
 
-def _phased(stream: Stream, item: TimeItem, bits: int, notes: Notes) -> Times | None:
-    """Find an item whose every value has times of its own phase, all with the same step."""
+def _phased(stream: Stream, item: TimeItem, bits: int) -> Iterator[Times]:
+    """Find items whose every value has times of its own phase, all with the same step."""
     rising = unwrapped(item.values, bits)
-    for source, values in sorted(stream.items.items(), key=lambda other: np.unique(other[1]).size):
+    for source, values in stream.items.items():
         distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
         if source in item.ids or not 1 < distinct.size <= _MOST_PHASES or np.median(counts) < _LEAST_TIMES:
             continue
@@ -256,21 +269,16 @@ def _phased(stream: Stream, item: TimeItem, bits: int, notes: Notes) -> Times | 
         rests = rising % np.uint64(step)
         phases = np.array([most_frequent(rests[heaps]) for heaps in by_value], np.int64)
         good = rests == phases[index].astype(np.uint64)
-        if np.count_nonzero(good) / values.size < _ON_GRID:
-            continue
         # On the circle of a step, the phases begin after their largest gap.
         ring = np.sort(phases)
         gaps = np.diff(np.append(ring, ring[0] + step))
         origin = int(ring[(int(np.argmax(gaps)) + 1) % ring.size])
         phases = (phases - origin) % step
-        numbers = ((rising - np.uint64(origin)).astype(np.int64) - phases[index]) // step
+        numbers = (rising.astype(np.int64) - origin - phases[index]) // step
         # `rising` may have been moved: the origin is the time itself.
         first = int(np.argmax(good))
         moved = (int(item.values[first]) - int(phases[index[first]])) % step
         good &= _plausible(numbers, good, step, bits)
-        share = f"those of each value of item {source:#x}, with a phase of their own"
-        _note_steps(item, item.values, bits, step, share, notes)
         width = None if bits == TIMESTAMP_BITS else bits
         named = dict(zip(distinct.tolist(), phases.tolist(), strict=True))
-        return Times(np.where(good, numbers, -1), item, step, moved, width, source, named)
-    return None
+        yield Times(np.where(good, numbers, -1), item, step, moved, width, source, named)

@@ -15,6 +15,9 @@ from speadrx.receive.settings import window_of
 from .kinds import Stream
 from .values import count, joint
 
+#: IDs that items have which are added to packets: the ID of the payload item, and the sender.
+_PAYLOAD_ITEM, _SENDER = 0x7FF8, 0x7FF9
+
 #: A layout is good if at least this fraction of the heaps have a slot of their own: the others may be garbage.
 LEAST_FITTING = 4 / 5
 
@@ -120,6 +123,10 @@ def _rows(layout: Layout, stream: Stream) -> np.ndarray:
             rows[:, position] = stream.heap_bytes
         elif item == spead2.HEAP_CNT_ID and stream.counters is not None:
             rows[:, position] = stream.counters
+        elif item == _PAYLOAD_ITEM and stream.payload_one_of is not None:
+            rows[:, position] = stream.payload_one_of.which
+        elif item == _SENDER and stream.sender_ids is not None:
+            rows[:, position] = stream.sender_ids
         elif item in stream.items:
             rows[:, position] = stream.items[item]
         elif stream.one_of is not None and item in stream.one_of.items:

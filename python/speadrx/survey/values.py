@@ -13,6 +13,10 @@ RISING = 0.7
 #: Up to so many distinct values count as few.
 FEW = 64
 _FIRST_VALUES = 4
+#: A table with an element for each number is faster than sorting, up to so many elements for each value.
+_DENSE = 8
+#: Values that are enough to see whether they rise.
+_SAMPLE = 2**17
 #: A value counts for the step if at least this fraction of the typical number of heaps has it.
 _FREQUENT = 0.1
 
@@ -47,15 +51,15 @@ class Profile:
     first: tuple[int, ...]
 
 
-def profile(values: np.ndarray) -> Profile:
-    """Describe values: at least one, as uint64, in the order of arrival."""
+def profile(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> Profile:
+    """Describe values: at least one, as uint64, in the order of arrival. Times wrap at so many bits."""
     distinct, counts = np.unique(values, return_counts=True)
     step: int | None = None
     if distinct.size == 1:
         kind = "constant"
     else:
-        step = common_step(values)
-        if distinct.size > 2 and rise(values) >= RISING:
+        step = common_step(values, bits)
+        if distinct.size > 2 and rise(values, bits) >= RISING:
             kind = "counter" if step == 1 and distinct.size >= 0.9 * values.size else "time-like"
         elif distinct.size <= FEW:
             kind = "few values"
@@ -97,6 +101,7 @@ def _rotated(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _correlation(values: np.ndarray) -> float:
+    values = values[:: values.size // _SAMPLE + 1]
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     if counts.size < 2:
         return 0.0
@@ -130,11 +135,32 @@ def most_frequent(values: np.ndarray) -> int:
 
 def joint(*codes: np.ndarray) -> np.ndarray:
     """Number the distinct combinations of the values at the same index of several arrays."""
-    numbers = np.zeros(codes[0].size, np.int64)
+    numbers, total = np.zeros(codes[0].size, np.int64), 1
+    if not numbers.size:
+        return numbers
     for code in codes:
-        part = np.unique(code, return_inverse=True)[1].reshape(-1)
-        numbers = np.unique(numbers * (int(part.max(initial=0)) + 1) + part, return_inverse=True)[1].reshape(-1)
-    return numbers
+        least = code.min()
+        size = int(code.max()) - int(least) + 1
+        if size > _DENSE * code.size:
+            part = np.unique(code, return_inverse=True)[1].reshape(-1)
+            size = int(part.max()) + 1
+        else:
+            part = (code - least).astype(np.int64)
+        if total * size >= 2**62:
+            numbers = _compact(numbers, total)
+            total = int(numbers.max()) + 1
+        numbers, total = numbers * size + part, total * size
+    return _compact(numbers, total)
+
+
+def _compact(numbers: np.ndarray, total: int) -> np.ndarray:
+    """Number the distinct ones among numbers below `total`."""
+    if total > _DENSE * numbers.size:
+        return np.unique(numbers, return_inverse=True)[1].reshape(-1)
+    there = np.zeros(total, bool)
+    there[numbers] = True
+    found: np.ndarray = (np.cumsum(there) - 1)[numbers]
+    return found
 
 
 def count(numbers: np.ndarray) -> int:
