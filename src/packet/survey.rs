@@ -120,6 +120,12 @@ impl Survey {
         Counts { incomplete, ..self.counts }
     }
 
+    /// Incomplete heaps, by the bytes that they lack.
+    #[must_use]
+    pub fn lacking(&self) -> HashMap<u64, u64> {
+        self.unfinished.lacking()
+    }
+
     /// When the first and the last packet came, in seconds.
     #[must_use]
     pub fn times(&self) -> Option<(f64, f64)> {

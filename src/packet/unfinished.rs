@@ -8,6 +8,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 const MOST_HEAPS: usize = 65_536;
 const MOST_PACKETS: usize = 1 << 21;
 
+/// Different numbers of bytes that heaps lacked.
+const MOST_LACKED: usize = 1024;
+
 /// What tells heaps apart: the numbers of two addresses, and the heap counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Heap {
@@ -56,11 +59,23 @@ pub(super) struct Unfinished {
     begun: u64,
     /// Heaps that had to go.
     pub given_up: u64,
+    /// How many of them lacked so many bytes.
+    lacked: HashMap<u64, u64>,
 }
 
 impl Unfinished {
     pub fn len(&self) -> usize {
         self.heaps.len()
+    }
+
+    /// How many heaps, of those that are unfinished and those that had to go, lack so many bytes.
+    pub fn lacking(&self) -> HashMap<u64, u64> {
+        let mut all = self.lacked.clone();
+        for entry in self.heaps.values() {
+            let n = all.entry(entry.lacking).or_default();
+            *n = n.saturating_add(1);
+        }
+        all
     }
 
     /// Whether a heap, if it is unfinished, has descriptors.
@@ -117,9 +132,13 @@ impl Unfinished {
     fn make_room(&mut self) {
         while self.heaps.len() > MOST_HEAPS || self.packets > MOST_PACKETS {
             let Some((heap, number)) = self.order.pop_front() else { return };
-            if self.heaps.get(&heap).is_some_and(|entry| entry.number == number) {
-                self.remove(&heap);
-                self.given_up = self.given_up.saturating_add(1);
+            let entry = self.heaps.get(&heap).filter(|entry| entry.number == number);
+            let Some(lacking) = entry.map(|entry| entry.lacking) else { continue };
+            self.remove(&heap);
+            self.given_up = self.given_up.saturating_add(1);
+            if self.lacked.len() < MOST_LACKED || self.lacked.contains_key(&lacking) {
+                let n = self.lacked.entry(lacking).or_default();
+                *n = n.saturating_add(1);
             }
         }
     }

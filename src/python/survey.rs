@@ -104,6 +104,11 @@ impl Survey {
     }
 
     #[getter]
+    fn lacking(&self, py: Python<'_>) -> HashMap<u64, u64> {
+        self.lock(py).lacking()
+    }
+
+    #[getter]
     fn packets_per_heap(&self, py: Python<'_>) -> HashMap<u64, u64> {
         self.lock(py).packets_per_heap().iter().map(|(&packets, &heaps)| (packets, heaps)).collect()
     }

@@ -7,7 +7,7 @@ import pytest
 from speadrx.propose import propose
 
 from speadrx.survey import Survey
-from speadrx.survey.habits import little_endian, put_right, shared_counters
+from speadrx.survey.habits import Habits, little_endian, put_right, shared_counters
 from speadrx.survey.heaps import Descriptor
 from wire import GROUP, heap, survey_of
 
@@ -112,6 +112,32 @@ def test_dump_index_in_the_payload():
     ).streams()
     proposal = propose(stream, described={0x1005: Descriptor("dump_index", "", (), "<u8")})
     assert "item 0x1005 (dump_index) seems to be the time, but it is addressed" in proposal.obstacle
+
+
+@pytest.mark.parametrize(("too_long", "parts"), [(48, 1), (48, 4), (100, 3)])
+def test_length_that_is_too_long(too_long, parts):
+    """As in VEGAS's simulator: no heap ever has all bytes, and all lack as many."""
+    right, wrong = (struct.pack(">HIH", 0x8002, 0, length) for length in (600, 600 + too_long))
+    heaps = (heap(n, [(0x1600, n * 64), (0x4300, None)], bytes(600), parts=parts) for n in range(40))
+    packets = [data.replace(right, wrong) for packets in heaps for data in packets]
+    survey = survey_of(packets)
+    assert survey.lacking == {too_long: 40}
+    (stream,) = survey.streams()
+    habits = Habits.of(stream, unrepeated=False, lacking=survey.lacking)
+    assert (habits.too_long, habits.mends()) == (too_long, {"heap_length": 600})
+    assert any(f"each lacks {too_long} bytes" in text for text in habits.said())
+
+
+def test_lost_packets_are_no_wrong_length():
+    packets = [
+        packet
+        for n in range(40)
+        for i, packet in enumerate(heap(n, [(0x1600, n * 64)], bytes(600), parts=4))
+        if n % 2 or i != n // 2 % 4
+    ]
+    survey = survey_of(packets)
+    assert survey.lacking == {150: 20}
+    assert Habits.of(survey.streams()[0], unrepeated=False, lacking=survey.lacking).mends() == {}
 
 
 def test_items_in_the_first_packet_only():

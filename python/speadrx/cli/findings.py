@@ -73,7 +73,9 @@ def look(survey: Survey) -> list[Found]:
 
     unrepeated = survey.not_repeated > _HABIT * survey.packets
     found = []
-    for stream in survey.streams():
+    streams = survey.streams()
+    lacking = survey.lacking if len(streams) == 1 else None
+    for stream in streams:
         values = dict(stream.items)
         payload: list[tuple[int, str | None, int | None]] = [(item, name(item), None) for item in stream.payload_items]
         if stream.one_of is not None:
@@ -82,7 +84,7 @@ def look(survey: Survey) -> list[Found]:
             which = stream.payload_one_of.which
             payload += [(item, name(item), int((which == item).sum())) for item in stream.payload_one_of.items]
         items = [Item(item, name(item), profile(column, bits_of(stream))) for item, column in sorted(values.items())]
-        proposal = propose(stream, described=described, seconds=survey.seconds, unrepeated=unrepeated)
+        proposal = propose(stream, described=described, seconds=survey.seconds, unrepeated=unrepeated, lacking=lacking)
         found.append(Found(stream, items, payload, proposal))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from .values import RISING, common_step, joint, rise
 _TOGETHER = 4
 #: It is a habit if at least this fraction of the heaps have it.
 _HABIT = 0.01
+#: Heaps have a wrong length if at least this fraction of them lack as many bytes.
+_ALL = 0.9
 #: Heaps that are looked at for reversed bytes.
 _SAMPLE = 2**16
 _BYTE = np.uint64(8)
@@ -71,12 +73,6 @@ def put_right(values: np.ndarray, size: int) -> np.ndarray:
     return right
 
 
-def mended(stream: Stream, reversed_items: dict[int, int]) -> Stream:
-    """Return the stream with the values of its little-endian items put right."""
-    right = {item: put_right(stream.items[item], size) for item, size in reversed_items.items()}
-    return dataclasses.replace(stream, items={**stream.items, **right})
-
-
 @dataclasses.dataclass(frozen=True)
 class Habits:
     """What was found.
@@ -85,6 +81,8 @@ class Habits:
     ----------
     whole
         Whether each packet is a heap, but does not say so.
+    too_long
+        By how many bytes the length that packets give is longer than their heap.
     shared
         Heaps whose counter a heap of another sender has.
     reversed_items
@@ -93,23 +91,37 @@ class Habits:
         Whether only the first packet of a heap has all of its items.
     several
         Whether heaps have several packets.
-    heaps
-        Heaps in all.
+    heaps, heap_bytes
+        Heaps in all, and the bytes of each.
     """
 
     whole: bool
+    too_long: int
     shared: int
     reversed_items: dict[int, int]
     unrepeated: bool
     several: bool
     heaps: int
+    heap_bytes: int
 
     @classmethod
-    def of(cls, stream: Stream, *, unrepeated: bool) -> Habits:
-        """Find those of the senders of a stream."""
+    def of(cls, stream: Stream, *, unrepeated: bool, lacking: Mapping[int, int]) -> Habits:
+        """Find those of the senders of a stream; `lacking` has incomplete heaps by the bytes that they lack."""
+        too_long, n = max(lacking.items(), key=lambda item: item[1], default=(0, 0))
+        if n < _ALL * stream.heaps:
+            too_long = 0
         shared = 0 if stream.whole else shared_counters(stream)
         several = stream.several
-        return cls(stream.whole, shared, little_endian(stream), unrepeated and several, several, stream.heaps)
+        return cls(
+            whole=stream.whole,
+            too_long=too_long,
+            shared=shared,
+            reversed_items=little_endian(stream),
+            unrepeated=unrepeated and several,
+            several=several,
+            heaps=stream.heaps,
+            heap_bytes=stream.heap_bytes - too_long,
+        )
 
     def mends(self) -> dict[str, Any]:
         """The fields of a `[packets]` table that the stream needs."""
@@ -118,6 +130,8 @@ class Habits:
             fields |= {"heap_length": "payload", "payload_offset": "zero", "heap_counter": "packet"}
         elif self.shared and self.several:
             fields |= {"heap_counter": "sender"}
+        if self.too_long:
+            fields |= {"heap_length": self.heap_bytes}
         if self.reversed_items:
             fields |= {"items": {item: f"<u{size}" for item, size in self.reversed_items.items()}}
         return fields
@@ -128,6 +142,11 @@ class Habits:
             yield (
                 "spead2 drops these packets, because they do not say that they are whole heaps, or say it wrong. "
                 'heap_length = "payload", payload_offset = "zero" and heap_counter = "packet" in [packets] mends that.'
+            )
+        if self.too_long:
+            yield (
+                f"Heaps never have the length that their packets give: each lacks {self.too_long:,} bytes. "
+                f"heap_length = {self.heap_bytes} in [packets] mends that."
             )
         if self.shared:
             mixed = "spead2 mixes the packets of both" if self.several else "heaps of several packets would be mixed"
@@ -145,3 +164,9 @@ class Habits:
                 "Only the first packet of a heap has all of its items: a heap whose packets are reordered, or whose "
                 "first packet is lost, is rejected. repeat_items = true in [packets] takes them in any order."
             )
+
+
+def mended(stream: Stream, habits: Habits) -> Stream:
+    """Return the stream as it is once its packets are mended."""
+    right = {item: put_right(stream.items[item], size) for item, size in habits.reversed_items.items()}
+    return dataclasses.replace(stream, heap_bytes=habits.heap_bytes, items={**stream.items, **right})

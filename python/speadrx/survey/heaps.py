@@ -106,6 +106,11 @@ class Survey:
         return self._gathered.counts["descriptors"]
 
     @property
+    def lacking(self) -> collections.Counter[int]:
+        """Incomplete heaps, by the bytes that they lack."""
+        return collections.Counter(self._gathered.lacking)
+
+    @property
     def packets_per_heap(self) -> collections.Counter[int]:
         """Complete heaps, by their number of packets."""
         return collections.Counter(self._gathered.packets_per_heap)

@@ -83,6 +83,7 @@ def propose(
     described: Mapping[int, Descriptor] | None = None,
     seconds: float | None = None,
     unrepeated: bool = False,
+    lacking: Mapping[int, int] | None = None,
 ) -> Proposal:
     """Propose a layout, and try it on the heaps that were seen.
 
@@ -100,6 +101,8 @@ def propose(
         Time from its first heap to its last, in seconds. It decides how much data a chunk should hold.
     unrepeated
         Whether only the first packets of heaps have all items.
+    lacking
+        Incomplete heaps, by the bytes that they lack, if all heaps are of this stream.
 
     Returns
     -------
@@ -107,8 +110,8 @@ def propose(
         A layout with reasons, or the reason why there is none.
     """
     described = described or {}
-    habits = Habits.of(stream, unrepeated=unrepeated)
-    right = mended(stream, habits.reversed_items)
+    habits = Habits.of(stream, unrepeated=unrepeated, lacking=lacking or {})
+    right = mended(stream, habits)
     best: Proposal | None = None
     try:
         for item in time_items(right, described):
@@ -196,7 +199,7 @@ def _propose(
 def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) -> Layout:
     """Add what is to be mended in packets, and the item that is the data."""
     mends = habits.mends()
-    if not _MENDS and (stream.whole or habits.reversed_items or stream.mixed):
+    if not _MENDS and (stream.whole or habits.reversed_items or habits.too_long or stream.mixed):
         raise NoProposalError("packets must be mended before spead2 gets them, and a layout cannot express that")
     fields: dict[str, Any] = {}
     if mends and _MENDS:
