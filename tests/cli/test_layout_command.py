@@ -33,7 +33,7 @@ def test_description() -> None:
     output = run("layout", "meerkat-digitiser", "--set", "strides.pol=1400000")
     for part in [
         "Layout   meerkat-digitiser\n",
-        "5,120 bytes: 4,096 samples\n",
+        "5,120 bytes: 4,096 samples of int10\n",
         "512 heaps, 2,800,000 bytes\n",
         "1,048,576 ticks, 0.000612486 s at 34.24 Gb/s\n",
         "2, by pol: 0, 1\n",
@@ -133,8 +133,16 @@ def test_names_with_control_characters(tmp_path: pathlib.Path) -> None:
 
 def test_list_and_schema() -> None:
     lines = run("layout", "--list").splitlines()
-    assert [line.split()[0] for line in lines] == list(layouts.names())
+    assert [line for line in lines if not line.startswith(" ")] == list(layouts.names())
     assert max(map(len, lines)) <= 80
+    begin = lines.index("meerkat-antenna-channelised-voltage")
+    assert lines[begin + 1 : begin + 6] == [
+        "  MeerKAT: a sub-band of all antennas",
+        "  6.848 Gb/s; time 8 x antenna 64",
+        "  heaps of 16,384 bytes: [16, 256, 2, 2] of int8",
+        "  --set band=L, antennas=64, channels=4096, substreams=256, spectra=256",
+        "meerkat-antenna-channelised-voltage-narrow",
+    ]
     assert json.loads(run("layout", "--schema")) == layouts.schema()
 
 

@@ -45,6 +45,8 @@ SMALLER = {
         "heap_bytes=8196",
         "heap_shape=[2049]",
     ],
+    "effelsberg-edd-packetiser": ["time.batches=16"],
+    "meerkat-antenna-channelised-voltage-narrow": ["antennas=20", "time.batches=2"],
     "effelsberg-edd-gated-stokes": ["time.step=0x2_0000", "heap_bytes=8196", "heap_shape=[2049]"],
     "meerkat-antenna-channelised-voltage": ["axes.antenna.size=20", "time.batches=2"],
     "meerkat-baseline-correlation-products": [  # four antennas, 16 channels
@@ -223,3 +225,41 @@ def test_file_tells_its_source(name: str) -> None:
     assert any("Change: " in line for line in comment)
     assert "https://" in text
     assert tomllib.loads(text)["name"] == name
+
+
+@pytest.mark.parametrize("name", layouts.names())
+def test_parameters_are_those_of_the_file(name: str) -> None:
+    """Parameters with the values that they have anyway change nothing; each other value changes something."""
+    parameters = layouts.parameters(name)
+    layout = layouts.load(name)
+    assert layouts.load(name, [f"{key}={value}" for key, value in parameters.items()]) == layout
+    others = {"band": "UHF", "bits": "8"}
+    for key, value in parameters.items():
+        assert layouts.load(name, [f"{key}={others.get(key) or int(value) * 2}"]) != layout
+
+
+def test_parameters_and_fields() -> None:
+    """Parameters go first, whatever the order; fields that are given go over what follows from them."""
+    name = "meerkat-antenna-channelised-voltage"
+    layout = layouts.load(name, ["time.batches=2", "antennas=80", "channels=8192", "substreams=64", "band=UHF"])
+    assert layout.heap_shape == (128, 256, 2, 2)
+    assert layout.heap_bytes == 128 * 256 * 4
+    assert layout.time.step == 2 * 8192 * 256
+    assert layout.time.tick_rate == 1088e6
+    assert layout.present_shape == (2, 80)
+    assert layouts.load(name, ["time.step=77", "antennas=80"]).time.step == 77
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("band=X", "band: 'X' is not one of L, UHF, S"),
+        ("antennas=0", "antennas: '0' is not a whole number from 1 on"),
+        ("antennas=many", "antennas: 'many'"),
+        ("channels=1000", r"channels: 1000 is not a multiple of substreams \(256\)"),
+        ("antenas=80", "did you mean 'antennas'"),
+    ],
+)
+def test_parameters_that_cannot_be(change: str, problem: str) -> None:
+    with pytest.raises(layouts.LayoutError, match=problem):
+        layouts.load("meerkat-antenna-channelised-voltage", [change])

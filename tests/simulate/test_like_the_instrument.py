@@ -73,9 +73,7 @@ def described(packets: Any) -> dict[int, tuple[Any, ...]]:
     for heap in stream:
         for item in heap.get_descriptors():
             raw = spead2.Descriptor.from_raw(item, heap.flavour)
-            # Packed samples are described as bytes: their number of bits is not in the layout.
-            bits = raw.itemsize_bits * int(np.prod(raw.shape, dtype=int))
-            found[raw.id] = (raw.name, bits)
+            found[raw.id] = (raw.name, tuple(raw.shape), raw.itemsize_bits)
     return found
 
 

@@ -112,9 +112,9 @@ def meerkat_digitiser(rng: np.random.Generator) -> Stream:
     )
 
 
-def _f_engine(rng: np.random.Generator, step: int, channels: int, changes: Sequence[str]) -> Stream:
+def _f_engine(rng: np.random.Generator, step: int, channels: int, changes: Sequence[str], spectra: int = 256) -> Stream:
     """katgpucbf, fgpu/send.py (Batch, make_descriptor_heap): timestamp, feng_id, frequency, feng_raw."""
-    shape = (channels, 256, 2, 2)
+    shape = (channels, spectra, 2, 2)
     heaps = [
         Heap(n * step, {"antenna": ant}, {0x1600: n * step, 0x4101: ant, 0x4103: 1024}, rng.bytes(int(np.prod(shape))))
         for n in range(500, 504)
@@ -123,7 +123,7 @@ def _f_engine(rng: np.random.Generator, step: int, channels: int, changes: Seque
     return Stream(
         heaps,
         payload_id=0x4300,
-        changes=("axes.antenna.size=3", "time.batches=2", *changes),
+        changes=("antennas=3", "time.batches=2", *changes),
         descriptors={
             0x1600: ("timestamp", (), _IMMEDIATE),
             0x4101: ("feng_id", (), _IMMEDIATE),
@@ -136,6 +136,11 @@ def _f_engine(rng: np.random.Generator, step: int, channels: int, changes: Seque
 def meerkat_f_engine(rng: np.random.Generator) -> Stream:
     """The wide-band F-engine: 4096 channels of a real signal, so a spectrum has 2 x 4096 samples."""
     return _f_engine(rng, 2 * 4096 * 256, 16, ())
+
+
+def meerkat_f_engine_narrow(rng: np.random.Generator) -> Stream:
+    """The narrow-band F-engine: fgpu/output.py has 2 x channels x decimation samples in a spectrum."""
+    return _f_engine(rng, 2 * 1024 * 16 * 32, 32, ("decimation=16", "channels=1024", "substreams=32", "band=UHF"), 32)
 
 
 def meerkat_x_engine(rng: np.random.Generator) -> Stream:
@@ -151,11 +156,10 @@ def meerkat_x_engine(rng: np.random.Generator) -> Stream:
         heaps,
         payload_id=0x1800,
         changes=(
-            "axes.substream.size=4",
-            "axes.substream.step=16",
-            "heap_bytes=5120",
-            "heap_shape=[16, 40, 2]",
-            "samples_per_heap=640",
+            "antennas=4",
+            "channels=64",
+            "substreams=4",
+            f"time.step={step}",
         ),
         descriptors={
             0x4103: ("frequency", (), _IMMEDIATE),
@@ -222,10 +226,26 @@ def _spectrometer(rng: np.random.Generator, products: int, fft_length: int, nacc
     return Stream(
         heaps,
         payload_id=5640,
-        changes=(f"time.step={step}", f"heap_bytes={4 * channels}", f"heap_shape=[{channels}]"),
+        changes=(f"fft_length={fft_length}", f"naccumulate={naccumulate}"),
         packet_payload=8288,  # PACKET_SIZE 8400, of which 112 are header and items
         descriptors={**bytes_of_6, 5640: ("data", (channels,), np.dtype("<f4"))},
         kept={"input_samples": lambda heap: heap.items[5636]},
+    )
+
+
+def effelsberg_packetiser(rng: np.random.Generator) -> Stream:
+    """mkrecv, header_packetizer_edd_1mc_12bit.cfg: HEAP_SIZE 6144, 4096 samples; items by position."""
+    heaps = []
+    for n in range(9000, 9004):
+        for pol in range(2):
+            items = {0x1600: n * 4096, 0x1601: pol, 0x1602: n & 1}
+            heaps.append(Heap(n * 4096, {"pol": pol}, items, rng.bytes(4096 * 12 // 8)))
+    return Stream(
+        heaps,
+        payload_id=0x3300,
+        changes=("time.batches=2",),
+        kept={"noise_diode": lambda heap: heap.items[0x1602]},
+        descriptors={item: (f"item {item:#x}", (), _IMMEDIATE) for item in (0x1600, 0x1601, 0x1602)},
     )
 
 
@@ -243,7 +263,9 @@ def effelsberg_gated_stokes(rng: np.random.Generator) -> Stream:
 INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
     "effelsberg-edd-gated-spectrometer": effelsberg_gated_spectrometer,
     "effelsberg-edd-gated-stokes": effelsberg_gated_stokes,
+    "effelsberg-edd-packetiser": effelsberg_packetiser,
     "meerkat-antenna-channelised-voltage": meerkat_f_engine,
+    "meerkat-antenna-channelised-voltage-narrow": meerkat_f_engine_narrow,
     "meerkat-baseline-correlation-products": meerkat_x_engine,
     "meerkat-digitiser": meerkat_digitiser,
     "meerkat-first-correlator-beam": meerkat_first_correlator_beam,

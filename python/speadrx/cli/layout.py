@@ -8,6 +8,7 @@ import math
 import pathlib
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -53,6 +54,7 @@ def describe(layout: Layout) -> dict[str, Any]:
     ]
     return {
         "name": layout.name,
+        "parameters": presets.parameters(layout.name),
         "heap_bytes": layout.heap_bytes,
         "heap_samples": layout.heap_sample_count,
         "dtype": layout.dtype,
@@ -158,6 +160,8 @@ def _show(console: Console, layout: Layout) -> None:
         shown = ", ".join(labels) if len(labels) <= _LABELS else f"{', '.join(labels[:3])}, ..., {labels[-1]}"
         sources = f"{len(labels):,}, by {layout.sources}: {shown}"
     line("Sources", sources)
+    if parameters := presets.parameters(layout.name):
+        line("Set", ", ".join(f"{name}={value}" for name, value in parameters.items()) + " (as it comes)")
     line("Rejects", ", ".join(facts["rejected"]))
     line("Proven", "no heap can be outside its chunk, and no two heaps can share a slot")
     where = address(layout)
@@ -204,8 +208,21 @@ def _can_draw(console: Console) -> bool:
 
 
 def _list() -> str:
-    width = max(map(len, presets.names())) + 2
-    return "\n".join(f"{name:<{width}}{presets.summary(name)}" for name in presets.names())
+    return "\n".join(line for name in presets.names() for line in _in_short(name))
+
+
+def _in_short(name: str) -> Iterator[str]:
+    """A layout in a few lines: instrument, rate, shape, and parameters with their values."""
+    layout = presets.load(name)
+    yield name
+    yield f"  {presets.summary(name)}"
+    rate = describe(layout)["bytes_per_second"]
+    chunk = " x ".join(f"{axis} {n}" for axis, n in zip(layout.axis_names, layout.present_shape, strict=True))
+    yield f"  {'rate unknown' if rate is None else f'{rate * 8e-9:.4g} Gb/s'}; {chunk}"
+    yield f"  heaps of {layout.heap_bytes:,} bytes: {list(layout._contents.shape)} of {layout.dtype}"
+    if parameters := presets.parameters(name):
+        text = ", ".join(f"{key}={value}" for key, value in parameters.items())
+        yield textwrap.fill(f"--set {text}", 80, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 @click.command()

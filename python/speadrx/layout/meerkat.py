@@ -113,6 +113,8 @@ class DigitiserLayout(DeclarativeLayout):
             ),
             sources="pol",
             samples_per_heap=self.heap_samples,
+            # Samples that are no whole bytes are unpacked by chunk.samples().
+            dtype=f"int{self.sample_bits}" if self.sample_bits % BYTE_BITS and self.sample_bits < 16 else "uint8",
         )
 
     @property

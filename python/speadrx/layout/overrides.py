@@ -25,7 +25,7 @@ _TABLES: dict[str, type] = {
 _ENTRIES: dict[str, type] = {"axes": Axis, "fields": Field, "side_items": SideItem}
 
 
-def apply(spec: dict[str, Any], override: str) -> None:
+def apply(spec: dict[str, Any], override: str, parameters: Iterable[str] = ()) -> None:
     """Change one field of a declaration.
 
     Parameters
@@ -36,6 +36,8 @@ def apply(spec: dict[str, Any], override: str) -> None:
         ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``send.FIELD``,
         ``strides.AXIS``, ``axes.NAME.FIELD``, ``fields.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written
         as in TOML; a bare word is taken as a string. Without a value, the field gets its default back.
+    parameters
+        Other names that could have been meant.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def apply(spec: dict[str, Any], override: str) -> None:
     if not equals or not path.strip():
         raise LayoutError(f"{override!r} does not change a layout; wanted PATH=VALUE, like time.batches=64")
     path = path.strip()
-    table, field = _find(spec, path)
+    table, field = _find(spec, path, parameters)
     if text.strip():
         table[field] = _value(path, text.strip())
         if table is spec and not isinstance(table[field], _TABLES.get(field, object)):
@@ -54,6 +56,12 @@ def apply(spec: dict[str, Any], override: str) -> None:
     else:
         table.pop(field, None)
     spec_to_toml(spec)  # raises an error if a value has the wrong type
+
+
+def assign(spec: dict[str, Any], path: str, value: Any) -> None:
+    """Give a field of a declaration a value. The path is as for `apply`."""
+    table, field = _find(spec, path)
+    table[field] = value
 
 
 def _value(path: str, text: str) -> Any:
@@ -66,11 +74,11 @@ def _value(path: str, text: str) -> Any:
     return document["value"] if len(document) == 1 else text
 
 
-def _find(spec: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+def _find(spec: dict[str, Any], path: str, parameters: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
     """Find the table that a path leads into, and the last part of the path."""
     match path.split("."):
         case [field]:
-            return spec, _known(path, field, _fields(Layout))
+            return spec, _known(path, field, (*parameters, *_fields(Layout)))
         case ["time", field]:
             return spec["time"], _known(path, field, _fields(TimeAxis))
         case ["send", field]:

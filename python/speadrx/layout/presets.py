@@ -12,9 +12,10 @@ from typing import Any
 from speadrx._core import LayoutError
 
 from . import overrides as _overrides
+from . import parameters as _parameters
 from .declaration import Layout, as_tuple, read_toml
 
-__all__ = ["load", "names", "schema", "summary"]
+__all__ = ["load", "names", "parameters", "schema", "summary"]
 
 _SUFFIX = ".toml"
 _FILES = importlib.resources.files(__package__) / "presets"
@@ -69,6 +70,27 @@ def summary(name: str) -> str:
     return next(line for line in lines if not line.startswith("#:")).removeprefix("# ")
 
 
+def parameters(name: str) -> dict[str, int | str]:
+    """List the parameters of one of `names`, which `load` takes as changes: ``antennas=80``.
+
+    Parameters
+    ----------
+    name
+        One of `names`.
+
+    Returns
+    -------
+    dict
+        The value of each parameter in the layout's file, by name.
+
+    Examples
+    --------
+    >>> parameters("meerkat-antenna-channelised-voltage")["antennas"]
+    64
+    """
+    return {parameter.name: parameter.default for parameter in _parameters.of_layout(name)}
+
+
 def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Layout:
     """Load a layout from a TOML file, or one that comes with speadrx.
 
@@ -77,7 +99,9 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     name_or_path
         One of `names`, or the path of a file. Write ``./NAME`` for a file that is called like one of `names`.
     overrides
-        Changes, applied in order: ``PATH=VALUE``. The path leads to a field, with axes and side items by name
+        Changes: ``PARAMETER=VALUE``, if it is one of the layout's `parameters` (``band=UHF``, ``antennas=80``): all
+        fields that follow from it change; then, in order, ``PATH=VALUE``. The path leads to a field, with axes and side
+        items by name
         (``heap_bytes``, ``time.batches``, ``axes.antenna.size``, ``side_items.status.shift``, ``strides.pol``).
         The value is written as in TOML; a bare word is taken as a string. Without a value, the field gets its
         default back.
@@ -101,6 +125,7 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     (2, 64)
     """
     name = os.fspath(name_or_path)
+    known = parameters(name)
     if name in names():
         text = (_FILES / (name + _SUFFIX)).read_bytes()
     else:
@@ -114,8 +139,13 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     overrides = as_tuple("overrides", overrides)
 
     def change(spec: dict[str, Any]) -> None:
+        split = [override.partition("=") for override in overrides]
+        given = {path.strip(): value.strip() for path, equals, value in split if equals and path.strip() in known}
+        for path, value in _parameters.fields(name, given).items():
+            _overrides.assign(spec, path, value)
         for override in overrides:
-            _overrides.apply(spec, override)
+            if override.partition("=")[0].strip() not in given:
+                _overrides.apply(spec, override, known)
 
     label = f"{name} with {', '.join(overrides)}" if overrides else name
     return Layout._from_toml_text(text, label, change)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import spead2
@@ -186,12 +187,13 @@ class PacketEncoder:
             if item not in SPECIAL_ITEMS:
                 unsigned = [("u", self.address_bits)]
                 heap.add_descriptor(spead2.Descriptor(item, names[item], "", (), format=unsigned))
-        shape = layout.heap_shape
-        dtype = np.dtype(layout.dtype)
-        if shape is None:
-            shape = (layout.heap_bytes // dtype.itemsize,)
-        payload = spead2.Descriptor(self._payload_item, names[self._payload_item], "", shape, dtype)
-        heap.add_descriptor(payload)
+        contents = layout._contents
+        packing = contents.element.packing
+        kind: dict[str, Any] = {"dtype": contents.element.dtype}
+        if packing is not None:
+            kind = {"format": [("i" if packing.signed else "u", packing.bits)]}
+        name = names[self._payload_item]
+        heap.add_descriptor(spead2.Descriptor(self._payload_item, name, "", contents.shape, **kind))
         return self._encode(heap)
 
     def _encode(self, heap: spead2.send.Heap) -> list[bytes]:
