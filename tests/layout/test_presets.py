@@ -58,6 +58,9 @@ SMALLER = {
         "time.batches=2",
     ],
     "meerkat-digitiser": ["time.batches=16"],
+    "meerkat-fbfuse-input": ["time.batches=2"],
+    "meerkat-first-correlator-products": ["antennas=2", "channels=64", "substreams=4", "time.batches=2"],
+    "meerkat-apsuse-beams": ["time.batches=2"],
     "meerkat-first-correlator-beam": ["axes.substream.size=32"],
     "meerkat-tied-array-channelised-voltage": ["axes.substream.size=32"],
 }
@@ -207,7 +210,7 @@ def test_spectra_as_the_edd_sends_them(rng: np.random.Generator) -> None:
         heaps.append(heap)
     with receiver(layout) as rx:
         send(rx, heaps)
-        assert [chunk.timestamp for chunk in rx.chunks] == [(5 + i) * layout.time.step for i in range(3)]
+        assert [chunk.timestamp for chunk in rx.chunks] == [first + i * layout.time.step for i in range(3)]
         for chunk, sent in zip(rx.chunks, data, strict=True):
             np.testing.assert_array_equal(layout.view(chunk.data.reshape(-1))[0], sent)
             assert chunk.extra is not None

@@ -193,11 +193,12 @@ def meerkat_tied_array(rng: np.random.Generator) -> Stream:
 
 def meerkat_first_correlator_beam(rng: np.random.Generator) -> Stream:
     """corr2, beam.py (descriptors_setup), and spip's UDPFormatMeerKATSPEAD.C: 64 bytes of header, so no beam_ants."""
-    heaps = [
-        Heap(n << 21, {"substream": x, "pol": 0}, {0x1600: n << 21, 0x4103: 16 * x}, rng.bytes(16 * 256 * 2))
-        for n in range(40, 44)
-        for x in range(4)
-    ]
+    heaps = []
+    for n in range(40, 44):
+        for x in range(4):
+            time = (n << 21) + 12345  # katsdpbfingest counts from the first timestamp
+            items = {0x1600: time, 0x4103: 16 * x}
+            heaps.append(Heap(time, {"substream": x, "pol": 0}, items, rng.bytes(16 * 256 * 2)))
     return Stream(
         heaps,
         payload_id=0x5000,
@@ -212,6 +213,68 @@ def meerkat_first_correlator_beam(rng: np.random.Generator) -> Stream:
     )
 
 
+def meerkat_first_correlator_products(rng: np.random.Generator) -> Stream:
+    """corr2, fxcorrelator_speadops.py, and katsdpingest: big-endian int32, times from the first heap's on."""
+    shape, step = (16, 2 * 2 * 3, 2), 2 * 64 * 816 * 256
+    heaps = []
+    for n in range(70, 73):
+        for x in range(4):
+            time = n * step + 77777
+            items = {0x1600: time, 0x4103: 16 * x}
+            heaps.append(Heap(time, {"substream": x}, items, rng.bytes(4 * int(np.prod(shape)))))
+    return Stream(
+        heaps,
+        payload_id=0x1800,
+        changes=("antennas=2", "channels=64", "substreams=4"),
+        packet_payload=4096,
+        descriptors={
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x4103: ("frequency", (), _IMMEDIATE),
+            0x1800: ("xeng_raw", shape, np.dtype(">i4")),
+        },
+    )
+
+
+def meerkat_fbfuse_input(rng: np.random.Generator) -> Stream:
+    """mkrecv, header_fengine.cfg: F-engines and frequencies from lists, SAMPLE_CLOCK_START 13."""
+    heaps = []
+    for n in range(500, 503):
+        for a, antenna in enumerate((7, 3, 60)):
+            for x, frequency in enumerate((64, 80)):
+                time = (n << 21) + 13
+                items = {0x1600: time, 0x4101: antenna, 0x4103: frequency}
+                heaps.append(Heap(time, {"antenna": a, "substream": x}, items, rng.bytes(16 * 256 * 2 * 2)))
+    return Stream(
+        heaps,
+        payload_id=0x4300,
+        changes=("axes.antenna.values=[7, 3, 60]", "axes.substream.values=[64, 80]", "time.batches=2"),
+        packet_payload=1024,
+        descriptors={
+            0x1600: ("timestamp", (), _IMMEDIATE),
+            0x4101: ("feng_id", (), _IMMEDIATE),
+            0x4103: ("frequency", (), _IMMEDIATE),
+            0x4300: ("feng_raw", (16, 256, 2, 2), np.int8),
+        },
+    )
+
+
+def meerkat_apsuse_beams(rng: np.random.Generator) -> Stream:
+    """mpikat, fbfuse_mksend_config.py: timestamp 5632, beam 21845 from a list, sub-band 16643, data 21846."""
+    heaps = []
+    for n in range(30, 34):
+        for b, beam in enumerate((12, 15, 13)):
+            time = (n << 24) + 10485760
+            items = {5632: time, 21845: beam, 16643: 5}
+            heaps.append(Heap(time, {"beam": b, "substream": 0}, items, rng.bytes(8192)))
+    return Stream(
+        heaps,
+        payload_id=21846,
+        changes=("axes.beam.values=[12, 15, 13]", "axes.substream.values=[5]", "time.batches=2"),
+        packet_payload=8928,  # PACKET_SIZE 9000, of which 72 are header and items
+        descriptors={item: (f"item {item}", (), _IMMEDIATE) for item in (5632, 21845, 16643)},
+    )
+
+
 def _spectrometer(rng: np.random.Generator, products: int, fft_length: int, naccumulate: int, rate: int) -> Stream:
     channels, step = fft_length // 2 + 1, fft_length * naccumulate
     heaps = []
@@ -219,9 +282,10 @@ def _spectrometer(rng: np.random.Generator, products: int, fft_length: int, nacc
         for product in range(products):
             for diode in range(2):
                 samples = 10**6 + 10 * product + diode
-                values = (n * step, product, diode, fft_length, samples, SYNC_TIME, rate, naccumulate)
+                time = n * step + 118751
+                values = (time, product, diode, fft_length, samples, SYNC_TIME, rate, naccumulate)
                 where = {"polarization": product, "noise_diode": diode}
-                heaps.append(Heap(n * step, where, dict(enumerate(values, 5632)), rng.bytes(4 * channels)))
+                heaps.append(Heap(time, where, dict(enumerate(values, 5632)), rng.bytes(4 * channels)))
     bytes_of_6 = {5632 + i: (f"item {i}", (6,), np.dtype(">u1")) for i in range(8)}
     return Stream(
         heaps,
@@ -238,8 +302,8 @@ def effelsberg_packetiser(rng: np.random.Generator) -> Stream:
     heaps = []
     for n in range(9000, 9004):
         for pol in range(2):
-            items = {0x1600: n * 4096, 0x1601: pol, 0x1602: n & 1}
-            heaps.append(Heap(n * 4096, {"pol": pol}, items, rng.bytes(4096 * 12 // 8)))
+            items = {0x1600: n * 4096 + 99, 0x1601: pol, 0x1602: n & 1}
+            heaps.append(Heap(n * 4096 + 99, {"pol": pol}, items, rng.bytes(4096 * 12 // 8)))
     return Stream(
         heaps,
         payload_id=0x3300,
@@ -266,8 +330,11 @@ INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
     "effelsberg-edd-packetiser": effelsberg_packetiser,
     "meerkat-antenna-channelised-voltage": meerkat_f_engine,
     "meerkat-antenna-channelised-voltage-narrow": meerkat_f_engine_narrow,
+    "meerkat-apsuse-beams": meerkat_apsuse_beams,
     "meerkat-baseline-correlation-products": meerkat_x_engine,
     "meerkat-digitiser": meerkat_digitiser,
+    "meerkat-fbfuse-input": meerkat_fbfuse_input,
     "meerkat-first-correlator-beam": meerkat_first_correlator_beam,
+    "meerkat-first-correlator-products": meerkat_first_correlator_products,
     "meerkat-tied-array-channelised-voltage": meerkat_tied_array,
 }

@@ -169,6 +169,18 @@ _PARAMETERS: dict[str, tuple[tuple[Parameter, ...], Callable[[_Values], _Fields]
         (_band(), _ANTENNAS, Parameter("decimation", 8, "part of the band"), *_array(32768, 64, 32)),
         _f_engine,
     ),
+    "meerkat-apsuse-beams": ((_band(),), _rate),
+    "meerkat-fbfuse-input": ((_band(),), _rate),
+    "meerkat-first-correlator-products": (
+        (
+            _band(),
+            _ANTENNAS,
+            Parameter("channels", 4096, "channels of the band"),
+            Parameter("substreams", 256, "sub-bands that the channels are sent in"),
+            Parameter("spectra", 816 * 256, "spectra that are added up"),
+        ),
+        _x_engine,
+    ),
     "meerkat-baseline-correlation-products": (
         (
             _band(),
