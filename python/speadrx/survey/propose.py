@@ -427,15 +427,20 @@ def _note_known(stream: Stream, time: int | tuple[int, ...], axes: tuple[Axis, .
     """Note if a layout that comes with speadrx has the same time and axes: it knows what heaps hold."""
     found = {axis.item for axis in axes}
     matches: dict[str, set[int]] = {}
+    exact = set()
     for name in presets.names():
         known = presets.load(name)
+        if known.payload_item not in (None, *stream.payload_items):
+            continue
         theirs = {axis.item for axis in known.axes if axis.item is not None}
         others = {*known.required_items, *(side.item for side in known.side_items)}
         if known.time.item == time and found <= theirs and theirs | others <= stream.items.keys():
             matches[name] = theirs | others
+            if theirs == found:
+                exact.add(name)
     for name, items in matches.items():
-        # Not if another one explains more of the items.
-        if not any(items < more for more in matches.values()):
+        # Not if another one has these axes and no more, or explains more of the items.
+        if name in (exact or matches) and not any(items < matches[more] for more in exact or matches):
             notes.uncertain.append(
                 f"The layout {name} has these items and knows what they mean: see 'speadrx layout {name}'."
             )
