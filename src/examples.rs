@@ -4,8 +4,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::layout::{FIRST_AXIS, Layout, TIME_BITS};
-use crate::packet::spead::{HEAP_LENGTH, Packet, Pointer};
+use crate::layout::{FIRST_AXIS, Layout};
+use crate::packet::spead::{Packet, Pointer};
 use crate::reason;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -76,18 +76,12 @@ impl Examples {
 
 /// What exactly is wrong, if that is one of [`CAUSES`].
 fn cause(layout: &Layout, reason: usize, items: &[i64], packet: Option<&Packet<'_>>) -> Option<usize> {
-    let is_wide = || items.first().is_some_and(|&time| (time as u64).wrapping_shr(TIME_BITS) != 0);
     match reason {
         reason::METADATA => {
-            let side = FIRST_AXIS.saturating_add(layout.axes.len());
-            let is_side = |position: &usize| (side..side.saturating_add(layout.side.len())).contains(position);
-            let asked = layout.items().iter().zip(items).enumerate();
-            let mut absent = asked
-                .filter(|(position, (id, item))| **item < 0 && **id != HEAP_LENGTH && !is_side(position))
-                .map(|(_, (id, _))| *id)
-                .peekable();
+            let n_times = times(layout, items).filter(|(_, value)| *value >= 0).count();
+            let mut absent = absent(layout, items).peekable();
             if absent.peek().is_none() {
-                return Some(WRONG_LENGTH);
+                return (n_times == 1).then_some(WRONG_LENGTH);
             }
             let packet = packet?;
             if absent.any(|id| packet.pointers().any(|pointer| pointer.id == id && !pointer.immediate)) {
@@ -96,9 +90,30 @@ fn cause(layout: &Layout, reason: usize, items: &[i64], packet: Option<&Packet<'
             // In the first packet of its heap they may have been.
             packet.offset.is_some_and(|offset| offset > 0).then_some(NOT_REPEATED)
         }
-        reason::BAD_TIMESTAMP => is_wide().then_some(WIDE),
+        reason::BAD_TIMESTAMP => {
+            let (_, value) = times(layout, items).find(|(_, value)| *value >= 0)?;
+            layout.clock.stamp(value as u64).is_none().then_some(WIDE)
+        }
         _ => None,
     }
+}
+
+/// IDs and values of the items that can tell the time.
+fn times<'a>(layout: &'a Layout, items: &'a [i64]) -> impl Iterator<Item = (u64, i64)> + 'a {
+    let all = layout.items().iter().copied().zip(items.iter().copied());
+    let others = all.clone().skip(layout.other_times).take(layout.clock.ids.saturating_sub(1));
+    all.take(1).chain(others)
+}
+
+/// IDs of the items that the layout needs and the heap lacks.
+fn absent<'a>(layout: &'a Layout, items: &'a [i64]) -> impl Iterator<Item = u64> + 'a {
+    let has_time = times(layout, items).any(|(_, value)| value >= 0);
+    let all = layout.items().iter().copied().zip(items.iter().copied());
+    let axes = all.clone().skip(FIRST_AXIS).zip(&layout.axes).filter(|(_, axis)| axis.needs_item());
+    let first_required = FIRST_AXIS.saturating_add(layout.axes.len()).saturating_add(layout.side.len());
+    let required = all.skip(first_required).take(layout.spec().required_items.len());
+    let others = axes.map(|(item, _)| item).chain(required);
+    times(layout, items).filter(move |_| !has_time).chain(others).filter(|(_, value)| *value < 0).map(|(id, _)| id)
 }
 
 #[cfg(test)]

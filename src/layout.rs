@@ -97,6 +97,7 @@ impl Layout {
         let side = check_side_items(&spec.side_items, &mut items)?;
         check_required_items(&spec.required_items, &mut items)?;
         check_fields(&spec.fields)?;
+        check_samples_order(&spec)?;
         let (other_times, epoch_item) = add_other_items(&spec, &mut axes, &mut items);
         check_payload_item(&spec, &items)?;
         let dimensions = order_dimensions(&spec, &declared)?;
@@ -419,6 +420,30 @@ fn check_fields(fields: &[FieldSpec]) -> Result<(), LayoutError> {
         }
     }
     check_distinct("fields", fields.iter().map(|field| &field.name))
+}
+
+/// Check the names of a heap's own axes, and the order of samples.
+fn check_samples_order(spec: &LayoutSpec) -> Result<(), LayoutError> {
+    for (i, name) in spec.heap_axes.iter().enumerate() {
+        check_name(&format!("heap_axes[{i}]"), name)?;
+    }
+    let all = || std::iter::once(&spec.time.name).chain(spec.axes.iter().map(|axis| &axis.name)).chain(&spec.heap_axes);
+    check_distinct("heap_axes", all())?;
+    let given = spec.heap_shape.as_ref().map_or(0, Vec::len);
+    check(spec.heap_axes.is_empty() || spec.heap_axes.len() == given, || {
+        let problem = format!("is not the number of dimensions of heap_shape, which is {given}; name each of them");
+        LayoutError::field("heap_axes", spec.heap_axes.len(), problem)
+    })?;
+    let Some(order) = &spec.samples_order else { return Ok(()) };
+    check_distinct("samples_order", order)?;
+    let (mut wanted, mut named): (Vec<_>, Vec<_>) = (all().collect(), order.iter().collect());
+    wanted.sort();
+    named.sort();
+    check(wanted == named, || {
+        let names: Vec<_> = all().collect();
+        let problem = format!("must name all axes, and those of heap_axes: {names:?}, each once");
+        LayoutError::field("samples_order", format!("{order:?}"), problem)
+    })
 }
 
 /// What a heap's data are has no value of its own: it can be none of the items that have.

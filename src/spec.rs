@@ -487,7 +487,7 @@ pub struct LayoutSpec {
     /// IDs of other items that a heap must have. Heaps without them are rejected.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
     pub required_items: Vec<u64>,
-    // The next four are for Python: placement does not use them.
+    // The next six are for Python: placement does not use them.
     /// Type of a heap's elements in the numpy view of a chunk: numpy's name, or one of packed samples ("int10", "<uint12")
     /// or of complex integers ("cint8").
     #[cfg_attr(test, schemars(extend("default" = "uint8")))]
@@ -496,6 +496,12 @@ pub struct LayoutSpec {
     /// Shape of a heap in the numpy view of a chunk (default: as many elements as there are).
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub heap_shape: Option<Vec<u64>>,
+    /// Names of the dimensions of `heap_shape`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub heap_axes: Vec<String>,
+    /// Order of all axes in `Chunk.samples()`, those of `heap_axes` among them (default: the axes, then those of a heap).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub samples_order: Option<Vec<String>>,
     /// Samples in a heap, if this is not the product of `heap_shape`.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub samples_per_heap: Option<u64>,

@@ -334,6 +334,8 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                 dtype: None,
                 heap_shape: None,
                 fields: Vec::new(),
+                heap_axes: Vec::new(),
+                samples_order: None,
                 samples_per_heap: None,
                 strides: BTreeMap::new(),
                 time,

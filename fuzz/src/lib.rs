@@ -138,6 +138,8 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         heap_shape: None,
         samples_per_heap: None,
         fields: Vec::new(),
+        heap_axes: Vec::new(),
+        samples_order: None,
         strides,
         time,
         axes,

@@ -167,6 +167,46 @@ def test_times_that_are_too_wide() -> None:
     assert found.text == "the time 1,125,899,906,842,624 has 51 bits, the layout's times have 48"
 
 
+def test_times_of_fewer_bits() -> None:
+    layout = Layout(heap_bytes=8, time=TimeAxis(item=0x1600, step=16, batches=4, bits=20, shift=4))
+    heaps = [packet([(1, 0x1600, 1 << 30 | 256 * n)], bytes(8), counter=n + 1, length=8) for n in range(4)]
+    [found] = received(heaps, layout).rejections
+    assert (found.cause, found.heaps) == ("wide_timestamp", 4)
+    assert found.text == "the time 67,108,864 has 27 bits, the layout's times have 20"
+
+
+def test_items_that_tell_by_being_present() -> None:
+    """Of several items, exactly one must be there."""
+    axis = Axis(name="beam", present_items=(0x1800, 0x1801))
+    layout = Layout(heap_bytes=8, time=TimeAxis(item=(0x1600, 0x1601), step=16, batches=4), axes=(axis,))
+    good = [packet([(1, 0x1600 + n % 2, 16 * n), (1, 0x1800, 0)], bytes(8), counter=n + 1, length=8) for n in range(4)]
+    bad = [
+        packet([(1, 0x1600, 0), (1, 0x1601, 0), (1, 0x1800, 0)], bytes(8), counter=90, length=8),
+        packet([(0, 0x1601, 0), (1, 0x1800, 0)], bytes(8), counter=91, length=8),
+        packet([(1, 0x1800, 0)], bytes(8), counter=92, length=8, offset=0),
+        packet([(1, 0x1601, 0)], bytes(8), counter=93, length=8),
+        packet([(1, 0x1601, 0), (1, 0x1800, 0)], bytes(4), counter=94, length=4),
+    ]
+    stats = received([*good, *bad], layout)
+    assert stats.present == 4
+    texts = {found.cause: (found.heaps, found.text) for found in stats.rejections}
+    assert texts == {
+        "wrong_length": (1, "heaps have 4 bytes, the layout wants 8"),
+        "addressed_item": (
+            1,
+            "item 0x1601 (polarization) is addressed: the time is in the payload, where placement does not look",
+        ),
+        "metadata_heaps": (
+            2,
+            "heaps have item 0x1600 (timestamp), item 0x1601 (polarization), of which each tells the time; wanted one",
+        ),
+        "bad_beam_heaps": (
+            1,
+            "not exactly one of the items 0x1800, 0x1801 is present, which tells the index on the axis beam",
+        ),
+    }
+
+
 def test_items_of_first_packets_only() -> None:
     """Heaps of two packets: in order they are placed; the other way round, nobody knows what they are."""
     packets = []

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,91 @@ class TestOut:
             self.layout.samples(self.data[:59])
         with pytest.raises(ValueError, match="data: is not C-contiguous"):
             self.layout.samples(np.zeros(120, np.uint8)[::2])
+
+
+class TestOrder:
+    """Rows of heaps that lie apart: each channel has all spectra of a chunk one after the other."""
+
+    @staticmethod
+    def beam(dtype: str, heap_bytes: int) -> Layout:
+        """Heaps of 3 channels and 8 spectra, of 2 sub-bands and 4 times a chunk."""
+        return Layout(
+            heap_bytes=heap_bytes,
+            dtype=dtype,
+            heap_shape=(3, 8),
+            heap_axes=("channel", "spectrum"),
+            samples_order=("substream", "channel", "time", "spectrum"),
+            time=TimeAxis(item=0x1600, step=16, batches=4),
+            axes=(Axis(name="substream", item=0x4103, step=3, size=2),),
+        )
+
+    @pytest.mark.parametrize(
+        ("dtype", "heap_bytes"), [("cint8", 48), ("int10", 30), ("uint4", 12), ("float32", 96), ("cint64", 384)]
+    )
+    @pytest.mark.parametrize("out", [None, "same", "apart", "wide"])
+    def test_beam(self, dtype: str, heap_bytes: int, out: str | None) -> None:
+        layout = self.beam(dtype, heap_bytes)
+        data = np.frombuffer(random.Random(dtype).randbytes(layout.chunk_bytes), np.uint8)
+        if dtype == "float32":
+            data = np.arange(layout.chunk_bytes // 4, dtype=np.float32)
+        given = None
+        natural = replace(layout, samples_order=None).samples(data)
+        if out is not None:
+            wide = np.float64 if natural.dtype.names is None else natural.dtype  # records have no wider form
+            given = np.zeros((2, 3, 4, 8), wide if out == "wide" else natural.dtype)
+            if out == "apart":
+                given = np.zeros((2, 4, 4, 8), natural.dtype)[:, :3]
+        got = layout.samples(data, out=given)
+        assert got.shape == (2, 3, 4, 8)
+        assert got is given if out else got.flags.c_contiguous
+        for time, substream, channel, spectrum in np.ndindex(4, 2, 3, 8):
+            assert got[substream, channel, time, spectrum] == natural[time, substream, channel, spectrum]
+        if out is None:  # a channel is one row
+            rows = got.reshape(6, 32)
+            assert np.shares_memory(rows, got)
+            np.testing.assert_array_equal(rows[4, 8:16], natural[1, 1, 1])
+
+    def test_received(self, tmp_path: pathlib.Path) -> None:
+        """The first correlator's beams (katsdpbfingest): a heap is channel by time, and so is what is wanted."""
+        values = (
+            np.random.default_rng(6).integers(-128, 128, (6, 64, 2)).astype(np.int8)
+        )  # channel, spectrum, re and im
+        packets, n = [], 0
+        for time in range(8):
+            for substream in range(2):
+                n += 1
+                payload = values[3 * substream : 3 * substream + 3, 8 * time : 8 * time + 8].tobytes()
+                items = {0x1600: 16 * time, 0x4103: 3 * substream, 0x2: len(payload)}
+                packets += encode(Heap(items, payload, addressed=[0x5000]), n, 48)
+        chunks = received(self.beam("cint8", 48), packets, tmp_path)
+        rows = np.concatenate([chunk.reshape(6, 32) for chunk in chunks], axis=1)
+        np.testing.assert_array_equal(rows["re"], values[..., 0])
+        np.testing.assert_array_equal(rows["im"], values[..., 1])
+
+    def test_toml(self, tmp_path: pathlib.Path) -> None:
+        layout = self.beam("cint8", 48)
+        path = tmp_path / "beam.toml"
+        path.write_text(layout.to_toml(), encoding="utf-8")
+        assert Layout.from_toml(path) == layout
+        order = "samples_order=['time', 'spectrum', 'channel', 'substream']"
+        assert speadrx.layouts.load(path, [order]).samples(np.zeros(384, np.uint8)).shape == (4, 8, 3, 2)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"heap_axes": ("channel",)}, "heap_axes: 1 is not the number of dimensions of heap_shape, which is 2"),
+            ({"heap_axes": ("channel", "time")}, 'heap_axes: "time" is given twice'),
+            ({"heap_axes": ("channel", "a b")}, r'heap_axes\[1\]: "a b" must be a name'),
+            ({"heap_axes": ()}, "samples_order: .* must name all axes, and those of heap_axes"),
+            ({"samples_order": ("time", "substream", "channel")}, 'must name all axes, .*"spectrum"'),
+            ({"samples_order": ("time", "time", "substream", "channel")}, 'samples_order: "time" is given twice'),
+            ({"heap_shape": None}, "heap_axes: 2 is not the number of dimensions of heap_shape, which is 0"),
+            ({"samples_order": "time"}, "samples_order: given 'time', but wanted a sequence"),
+        ],
+    )
+    def test_mistakes(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(speadrx.LayoutError, match=message):
+            replace(self.beam("cint8", 48), **change)
 
 
 def test_complex_samples() -> None:

@@ -119,10 +119,12 @@ class _Case:
         self._declaration = layout.declaration
         self._items = items
         self.values = {item.id: item.value for item in items if not item.addressed}
-        self._time = self._declaration.time.item
+        times = self._declaration.time.items
+        self._told = [item for item in times if item in self.values]
         axes = [axis.item for axis in self._declaration.axes]
-        needed = {self._time, *self._declaration.required_items, *axes}
+        needed = {*(() if self._told else times), *self._declaration.required_items, *axes}
         self._absent = [item for item in dict.fromkeys(layout.spead_items) if item in needed - self.values.keys()]
+        self._time = next((self.values[item] for item in self._told), 0)
 
     def text(self, reason: int, cause: str) -> str:
         """Say what is wrong with it."""
@@ -133,16 +135,19 @@ class _Case:
             return "their packets could not be kept"
         if cause in _TEXTS:
             return _TEXTS[cause](self)
+        if reason == 0 and len(self._told) > 1:
+            return f"heaps have {listed(map(_named, self._told), most=4)}, of which each tells the time; wanted one"
         if reason == 0:
             lacking = listed(map(_named, self._absent), most=4)
             return f"heaps lack {lacking or 'an item'}, which the layout needs"
-        time = self.values.get(self._time, 0)
         if reason == 1:
-            return f"the time {time:,} does not fit the layout's step of {self._declaration.time.step:,} ticks"
+            return f"the time {self._time:,} does not fit the layout's step of {self._declaration.time.step:,} ticks"
         if name in _TIMES:
-            return f"the time {time:,} {_TIMES[name]}"
-        axis = [axis for axis in self._declaration.axes if axis.item is not None][reason - 2]
-        assert axis.item is not None
+            return f"the time {self._time:,} {_TIMES[name]}"
+        axis = [axis for axis in self._declaration.axes if axis.from_user_data is None][reason - 2]
+        if axis.item is None:
+            wanted = listed((f"{item:#x}" for item in axis.present_items or ()), most=4)
+            return f"not exactly one of the items {wanted} is present, which tells the index on the axis {axis.name}"
         size = axis.size if axis.values is None else len(axis.values)
         return f"{_named(axis.item)} is {self.values.get(axis.item)}: not on the axis {axis.name}, of size {size}"
 
@@ -154,7 +159,7 @@ class _Case:
     def addressed(self) -> str:
         addressed = [item.id for item in self._items if item.addressed and item.id in self._absent]
         verb = "is" if len(addressed) == 1 else "are"
-        what = "the time" if self._time in addressed else "the value"
+        what = "the time" if set(addressed) & {*self._declaration.time.items} else "the value"
         named = listed(map(_named, addressed), most=4)
         return f"{named} {verb} addressed: {what} is in the payload, where placement does not look"
 
@@ -166,8 +171,10 @@ class _Case:
         )
 
     def wide(self) -> str:
-        time = self.values.get(self._time, 0)
-        return f"the time {time:,} has {time.bit_length()} bits, the layout's times have {TIMESTAMP_BITS}"
+        time = self._declaration.time
+        shifted = self._time >> time.shift & (-1 if time.mask is None else time.mask)
+        bits = TIMESTAMP_BITS if time.bits is None else time.bits
+        return f"the time {shifted:,} has {shifted.bit_length()} bits, the layout's times have {bits}"
 
 
 _TEXTS: dict[str, Callable[[_Case], str]] = {

@@ -59,6 +59,8 @@ def describe(layout: Layout) -> dict[str, Any]:
         "heap_samples": layout.heap_sample_count,
         "dtype": layout.dtype,
         "fields": [{"name": field.name, "dtype": field.dtype, "shape": list(field.shape)} for field in layout.fields],
+        "heap_axes": list(layout.heap_axes),
+        "samples_order": None if layout.samples_order is None else list(layout.samples_order),
         "heap_shape": None if layout.heap_shape is None else list(layout.heap_shape),
         "chunk_heaps": layout.chunk_heaps,
         "chunk_bytes": layout.chunk_bytes,
@@ -149,6 +151,10 @@ def _show(console: Console, layout: Layout) -> None:
     elif element != "uint8":
         content += f" of {element}"
     line("Heap", f"{facts['heap_bytes']:,} bytes: {content}")
+    if layout.samples_order is not None:
+        names, shape = (*layout.axis_names, *layout.heap_axes), layout.present_shape + layout._contents.shape
+        sizes = dict(zip(names, shape, strict=True))
+        line("Samples", ", ".join(f"{name} ({sizes[name]:,})" for name in layout.samples_order))
     line("Chunk", f"{facts['chunk_heaps']:,} heaps, {facts['chunk_bytes']:,} bytes")
     seconds = "seconds unknown without time.tick_rate"
     if facts["chunk_seconds"] is not None and facts["bytes_per_second"] is not None:

@@ -230,8 +230,8 @@ class DeclarativeLayout(BaseLayout):
         Returns
         -------
         numpy.ndarray
-            Shape ``present_shape + heap_shape``. It is `out`, if that is given. It shares the memory of `data` if
-            samples are not packed and there is no `out`.
+            Shape ``present_shape + heap_shape``, or in the layout's `samples_order`. It is `out`, if that is given.
+            Without `out`, it shares the memory of `data` if samples are neither packed nor in another order.
 
         Raises
         ------

@@ -133,11 +133,15 @@ class Contents:
         Their shape.
     heap_bytes
         Bytes of a heap.
+    order
+        Which axis is at each place in the samples of a chunk, counted over the axes and then the dimensions of a heap;
+        None if they stay as they are.
     """
 
     element: Element
     shape: tuple[int, ...]
     heap_bytes: int
+    order: tuple[int, ...] | None = None
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -274,7 +278,13 @@ def _record(dtype: Any) -> np.dtype | None:
     return record if record.names and not (record == _complex(record[0]) and record[0].kind == "i") else None
 
 
-def make_contents(dtype: str, fields: Sequence[Field], heap_shape: tuple[int, ...] | None, heap_bytes: int) -> Contents:
+def make_contents(
+    dtype: str,
+    fields: Sequence[Field],
+    heap_shape: tuple[int, ...] | None,
+    heap_bytes: int,
+    order: tuple[int, ...] | None,
+) -> Contents:
     """Find the shape of what a heap holds, and check that it fits.
 
     Raises
@@ -297,8 +307,8 @@ def make_contents(dtype: str, fields: Sequence[Field], heap_shape: tuple[int, ..
                 f"heap_bytes: {heap_bytes} is no whole number of {element.name}, which have {element.bits} bits; give "
                 "heap_shape if the last byte has bits that are not used"
             )
-        return Contents(element, () if fields and n == 1 else (n,), heap_bytes)
+        return Contents(element, () if fields and n == 1 else (n,), heap_bytes, order)
     size = -(-math.prod(heap_shape) * element.bits // 8)
     if size != heap_bytes:
         raise LayoutError(f"heap_shape: {heap_shape} of {element.name} is {size} bytes, but heap_bytes is {heap_bytes}")
-    return Contents(element, heap_shape, heap_bytes)
+    return Contents(element, heap_shape, heap_bytes, order)

@@ -246,6 +246,12 @@ class Layout(DeclarativeLayout):
     heap_shape
         Shape of a heap's elements in the numpy view of a chunk (default: as many as there are; a single record has the
         shape ``()``).
+    heap_axes
+        Names of the dimensions of `heap_shape`.
+    samples_order
+        Order of all axes in what `Chunk.samples` gives, those of `heap_axes` among them (default: the axes in their
+        `order`, then those of a heap). The rows of a heap lie apart there: with ``("channel", "time", "spectrum")``,
+        each channel has all of the chunk's spectra one after the other.
     samples_per_heap
         Samples in a heap, if this is not the product of `heap_shape`.
     payload_item
@@ -274,6 +280,8 @@ class Layout(DeclarativeLayout):
     dtype: str = "uint8"
     fields: tuple[Field, ...] = ()
     heap_shape: tuple[int, ...] | None = None
+    heap_axes: tuple[str, ...] = ()
+    samples_order: tuple[str, ...] | None = None
     samples_per_heap: int | None = None
     payload_item: int | None = None
     send: Send | None = None
@@ -282,7 +290,16 @@ class Layout(DeclarativeLayout):
     def __post_init__(self) -> None:
         if isinstance(self.source_labels, _DefaultLabels):  # from dataclasses.replace: the axis may be another now
             object.__setattr__(self, "source_labels", ())
-        for name in ("axes", "order", "side_items", "source_labels", "required_items", "heap_shape"):
+        for name in (
+            "axes",
+            "order",
+            "side_items",
+            "source_labels",
+            "required_items",
+            "heap_shape",
+            "heap_axes",
+            "samples_order",
+        ):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_tuple(name, value))
@@ -310,7 +327,11 @@ class Layout(DeclarativeLayout):
     @functools.cached_property
     def _contents(self) -> Contents:
         """What a heap holds."""
-        return make_contents(self.dtype, self.fields, self.heap_shape, self.heap_bytes)
+        order = None
+        if self.samples_order is not None:
+            axes = (*self.axis_names, *self.heap_axes)
+            order = tuple(axes.index(name) for name in self.samples_order)
+        return make_contents(self.dtype, self.fields, self.heap_shape, self.heap_bytes, order)
 
     @functools.cached_property
     def _compiled(self) -> CompiledLayout:

@@ -8,7 +8,7 @@ import numpy as np
 
 from speadrx._core import Geometry
 
-from .contents import Contents
+from .contents import Contents, Packing
 
 
 def view(contents: Contents, shape: tuple[int, ...], geometry: Geometry, data: np.ndarray) -> np.ndarray:
@@ -43,14 +43,14 @@ def view(contents: Contents, shape: tuple[int, ...], geometry: Geometry, data: n
 def samples(
     contents: Contents, shape: tuple[int, ...], geometry: Geometry, data: np.ndarray, out: np.ndarray | None
 ) -> np.ndarray:
-    """The numbers in a chunk's data: a view of it, or integers if samples are packed.
+    """The numbers in a chunk's data: a view of it, or a copy if samples are packed or in another order.
 
     Parameters
     ----------
     contents, shape, geometry, data
         As in `view`.
     out
-        Where to write them. By default, packed samples get a new array, and all others are not copied.
+        Where to write them. By default, a copy is a new array.
 
     Raises
     ------
@@ -59,29 +59,45 @@ def samples(
     TypeError
         If `out` is not an array, or of a dtype that does not hold such numbers.
     """
-    element = contents.element
-    wanted = shape + contents.shape
+    element, order = contents.element, contents.order
+    natural = shape + contents.shape
+    wanted = natural if order is None else tuple(natural[axis] for axis in order)
     if out is not None:
         _check_out(out, wanted, element.dtype)
     if element.packing is None:
         numbers = view(contents, shape, geometry, data)
-        if out is None:
+        if out is None and order is None:
             return data if (data.dtype, data.shape) == (numbers.dtype, numbers.shape) else numbers
-        np.copyto(out, numbers, casting="safe")
-        return out
-    direct = out is not None and out.flags.c_contiguous and out.dtype == element.dtype
-    integers = out if out is not None and direct else np.empty(wanted, element.dtype)
-    packing = element.packing
+    else:
+        direct = out is not None and order is None and out.flags.c_contiguous and out.dtype == element.dtype
+        numbers = out if out is not None and direct else np.empty(natural, element.dtype)
+        _unpack(contents, element.packing, geometry, data, numbers)
+        if order is None and (out is None or direct):
+            return numbers
+    if order is not None:
+        numbers = numbers.transpose(order)
+    if out is None:
+        out = np.empty(wanted, element.dtype)
+    _copy(numbers, out)
+    return out
+
+
+def _unpack(contents: Contents, packing: Packing, geometry: Geometry, data: np.ndarray, out: np.ndarray) -> None:
     geometry.unpack(
         data,  # type: ignore[arg-type]  # an array is a buffer
-        integers.view(packing.dtype),  # type: ignore[arg-type]
+        out.view(packing.dtype),  # type: ignore[arg-type]
         packing=(packing.bits, packing.signed, packing.little),
         samples=contents.components,
     )
-    if out is None or direct:
-        return integers
-    np.copyto(out, integers, casting="safe")
-    return out
+
+
+def _copy(numbers: np.ndarray, out: np.ndarray) -> None:
+    """Copy an array. Numpy would copy records one by one, but not integers of their size."""
+    size = numbers.dtype.itemsize
+    if numbers.dtype.names is not None and numbers.dtype == out.dtype and size in (1, 2, 4, 8):
+        np.copyto(out.view(f"u{size}"), numbers.view(f"u{size}"))
+    else:
+        np.copyto(out, numbers, casting="safe")
 
 
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -220,7 +220,8 @@ class Chunk(spead2.recv.Chunk):
         """Read the numbers in ``data``.
 
         If the layout's dtype is one of packed samples, such as ``"int10"``, ``data`` has bytes, and the samples become
-        integers of 8 or 16 bits here, with the interpreter's lock released. Otherwise ``data`` has the numbers already.
+        integers of 8 or 16 bits here, with the interpreter's lock released. If it has a `samples_order`, numbers are
+        copied into that order, in which the rows of a heap lie apart. Otherwise ``data`` has the numbers already.
 
         What is read of missing heaps is what their bytes in ``data`` say: stale samples, unless ``fill=`` was given to
         `iter_chunks` or `Receiver`.
@@ -235,8 +236,9 @@ class Chunk(spead2.recv.Chunk):
         Returns
         -------
         numpy.ndarray
-            The axes, then the shape of a heap. It is `out`, if that is given. If samples are not packed, and there is
-            no `out`, it is ``data`` itself, or a view of it: it must not be used any more when the chunk is recycled.
+            The axes, then the shape of a heap; or in the layout's `samples_order`. It is `out`, if that is given.
+            Without `out`, and if samples are neither packed nor in another order, it is ``data`` itself, or a view of
+            it: it must not be used any more when the chunk is recycled.
 
         Raises
         ------
