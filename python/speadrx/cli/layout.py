@@ -23,6 +23,7 @@ from speadrx.layout.items import SPECIAL_ITEMS, item_name
 from speadrx.layout.picture import address, axis_strides, escaped, nesting, svg_picture, text_picture
 from speadrx.simulate.packets import axis_size
 
+from .mkrecv import converted_toml, read_items
 from .options import force_option, load_layout, set_option
 from .parameters import keep_files
 
@@ -245,6 +246,16 @@ def _in_short(name: str) -> Iterator[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print what follows from the layout as JSON.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of layouts, for editors.")
 @click.option("--list", "list_all", is_flag=True, help="List the layouts that come with speadrx.")
+@click.option("--from-mkrecv", "header", metavar="FILE", help="Make a layout of a header file of mkrecv, as TOML.")
+@click.option("--capture", metavar="FILE", help="With --from-mkrecv: packets of the stream, which show the items' IDs.")
+@click.option(
+    "--item",
+    "items",
+    metavar="POSITION=ID",
+    multiple=True,
+    callback=read_items,
+    help="With --from-mkrecv: the ID of the item at a position. May be repeated.",
+)
 def layout(
     name_or_path: str | None,
     overrides: tuple[str, ...],
@@ -254,6 +265,9 @@ def layout(
     as_json: bool,
     schema: bool,
     list_all: bool,
+    header: str | None,
+    capture: str | None,
+    items: dict[int, int],
 ) -> None:
     """Check a layout, and show how its heaps lie in a chunk.
 
@@ -267,6 +281,13 @@ def layout(
     The exit code is 0 if the layout is valid. It is 2 if the layout is invalid or cannot be read: then the message
     says what is wrong, and what would be right.
     """  # noqa: D301 (click needs the backslash)
+    if header is not None:
+        if name_or_path is not None or svg is not None or toml + as_json + schema + list_all:
+            raise click.UsageError("--from-mkrecv makes a layout: give only --set, --capture and --item with it")
+        click.echo(converted_toml(header, capture, items, overrides), nl=False)
+        return
+    if capture is not None or items:
+        raise click.UsageError("--capture and --item go with --from-mkrecv")
     if toml + as_json + schema + list_all > 1:
         raise click.UsageError("give only one of --toml, --json, --schema and --list")
     if schema or list_all:

@@ -58,6 +58,16 @@ def apply(spec: dict[str, Any], override: str, parameters: Iterable[str] = ()) -
     spec_to_toml(spec)  # raises an error if a value has the wrong type
 
 
+def changed(layout: Layout, overrides: Iterable[str]) -> Layout:
+    """Make a layout with some fields changed. The changes are as for `apply`."""
+
+    def change(spec: dict[str, Any]) -> None:
+        for override in overrides:
+            apply(spec, override)
+
+    return Layout._from_toml_text(layout.to_toml().encode(), ", ".join(["the layout", *overrides]), change)
+
+
 def assign(spec: dict[str, Any], path: str, value: Any) -> None:
     """Give a field of a declaration a value. The path is as for `apply`."""
     table, field = _find(spec, path)

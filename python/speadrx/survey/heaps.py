@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import spead2
 import spead2.recv
 
 from speadrx import _core
+from speadrx.layout.items import SPECIAL_ITEMS
 
 from .capture import Capture
 from .kinds import Address, Flavour, Kind, Stream, sort_into_streams
@@ -230,6 +232,29 @@ class Survey:
             for length, heaps in zip(distinct, counts, strict=True):
                 lengths[int(length)] += int(heaps)
         return lengths
+
+    def item_positions(self, heap_bytes: int) -> tuple[int, ...]:
+        """Tell which item is at which position in the packets of heaps.
+
+        Positions are counted as mkrecv and spead2's C++ API count them: without heap counter, heap length, payload
+        offset and payload length, as long as these come first.
+
+        Parameters
+        ----------
+        heap_bytes
+            Bytes of the heaps that are asked for.
+
+        Returns
+        -------
+        tuple of int
+            Item ID at each position, from 0, as most of these heaps have them; empty if there was no such heap.
+        """
+        heaps: collections.Counter[tuple[int, ...]] = collections.Counter()
+        for kind in self._kinds():
+            if n := int(np.count_nonzero(kind.lengths() == heap_bytes)):
+                ids = (key & ~kind.flavour.immediate for key in kind.keys)
+                heaps[tuple(itertools.dropwhile(SPECIAL_ITEMS.__contains__, ids))] += n
+        return max(heaps, key=heaps.__getitem__, default=())
 
     def described(self) -> dict[int, Descriptor]:
         """Read the descriptors that came.
