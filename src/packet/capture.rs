@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -156,14 +156,20 @@ impl Capture {
     ///
     /// With `cut`, datagrams that the capture has cut short are given too, as far as they were captured.
     pub fn open(path: &Path, cut: bool) -> Result<Self, CaptureError> {
-        let fail = |fault| CaptureError { path: path.to_owned(), fault };
-        let file = File::open(path).map_err(|error| fail(Fault::Io(error)))?;
+        let file = File::open(path).map_err(|error| CaptureError { path: path.to_owned(), fault: Fault::Io(error) })?;
         let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
-        let mut source = Source::new(Box::new(file)).map_err(fail)?;
+        let capture = Self::new(path, Box::new(file), cut)?;
+        Ok(Self { size, ..capture })
+    }
+
+    /// Read what may come from anywhere; `path` is what errors call it.
+    pub fn new(path: &Path, bytes: Box<dyn Read + Send>, cut: bool) -> Result<Self, CaptureError> {
+        let fail = |fault| CaptureError { path: path.to_owned(), fault };
+        let mut source = Source::new(bytes).map_err(fail)?;
         let records = Records::new(&mut source).map_err(fail)?;
         Ok(Self {
             path: path.to_owned(),
-            size,
+            size: None,
             cut,
             source,
             records,
