@@ -182,3 +182,38 @@ impl Addresses {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_kept_as_it_is() {
+        for host in ["10.0.0.1", "fe80::1", "FE80::1", "fe80::1%eth0", "somewhere", "010.0.0.1"] {
+            let text = match Address::new(host, 1).host {
+                Host::Ip(ip) => ip.to_string(),
+                Host::Name(name) => name.to_string(),
+            };
+            assert_eq!(text, host);
+        }
+        let (as_text, as_bytes) = (Address::new("10.0.0.1", 7), Address::from(SocketAddr::from(([10, 0, 0, 1], 7))));
+        assert_eq!(as_text, as_bytes);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted_together() {
+        let mut addresses = Addresses::default();
+        let destination = addresses.number(&Address::new("239.1.2.3", 7148));
+        for n in 0..300_000_u32 {
+            let sender = addresses.number(&Address::from(SocketAddr::from((n.to_be_bytes(), 7148))));
+            addresses.add_packet(sender, destination, 10);
+        }
+        assert_eq!(addresses.list().len(), MOST_ADDRESSES);
+        let senders: Vec<_> = addresses.senders().collect();
+        assert_eq!(senders.len(), MOST_COUNTED + 1);
+        assert!(senders.iter().rev().skip(1).all(|(_, traffic)| (traffic.packets, traffic.bytes) == (1, 10)));
+        let (others, traffic) = *senders.last().expect("there are some");
+        assert_eq!((others, traffic.packets), (&Address::others(), 300_000 - MOST_COUNTED as u64));
+        assert_eq!(addresses.destinations().map(|(_, traffic)| traffic.packets).collect::<Vec<_>>(), [300_000]);
+    }
+}

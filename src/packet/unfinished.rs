@@ -143,3 +143,53 @@ impl Unfinished {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heap(counter: u64) -> Heap {
+        Heap { sender: 1, destination: 2, counter }
+    }
+
+    fn part(offset: u64) -> Part {
+        Part { offset, bytes: 8, items: 0, describes: false }
+    }
+
+    #[test]
+    fn the_oldest_heaps_give_way() {
+        let mut unfinished = Unfinished::default();
+        for counter in 0..70_000 {
+            assert!(matches!(unfinished.add(heap(counter), &part(0), 16), Added::First));
+        }
+        assert_eq!((unfinished.len(), unfinished.given_up), (MOST_HEAPS, 70_000 - MOST_HEAPS as u64));
+        assert!(unfinished.describes(&heap(0)).is_none());
+        assert!(matches!(
+            unfinished.add(heap(69_999), &part(8), 16),
+            Added::More { same_items: true, packets: Some(2) }
+        ));
+    }
+
+    #[test]
+    fn heaps_of_any_number_of_packets_take_bounded_memory() {
+        let mut unfinished = Unfinished::default();
+        for offset in 0..MOST_PACKETS as u64 {
+            unfinished.add(heap(0), &part(offset), u64::MAX);
+        }
+        unfinished.add(heap(1), &part(0), u64::MAX);
+        assert_eq!((unfinished.len(), unfinished.given_up, unfinished.packets), (1, 1, 1));
+        assert!(unfinished.describes(&heap(0)).is_none());
+    }
+
+    #[test]
+    fn a_counter_that_comes_again_is_a_new_heap() {
+        let mut unfinished = Unfinished::default();
+        for _ in 0..3 * MOST_HEAPS {
+            assert!(matches!(unfinished.add(heap(5), &part(0), 16), Added::First));
+            assert!(matches!(unfinished.add(heap(5), &part(0), 16), Added::Again));
+            assert!(matches!(unfinished.add(heap(5), &part(8), 16), Added::More { packets: Some(2), .. }));
+        }
+        assert_eq!((unfinished.len(), unfinished.packets, unfinished.given_up), (0, 0, 0));
+        assert!(unfinished.order.len() <= 2 * MOST_HEAPS);
+    }
+}
