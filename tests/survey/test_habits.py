@@ -41,7 +41,7 @@ class TestSharedCounters:
         [
             lambda time, sender: time * 4 + sender,
             lambda time, sender: sender << 40 | time,
-            lambda time, sender: (time + 1000 * sender) % 4000,  # reused, but long after
+            lambda time, sender: time + 30 * sender,  # reused, but long after
         ],
     )
     def test_apart(self, counter):
@@ -80,6 +80,7 @@ class TestLittleEndian:
         "values",
         [
             range(100),
+            range(1, 101),
             range(0, 2**48, 2**40),  # large steps from 0
             range(0, 100 << 24, 1 << 24),
             range(2**30, 2**30 + 1000),
@@ -103,6 +104,16 @@ def test_time_in_the_payload():
     assert proposal.layout is None
     assert "item 0x1600 (timestamp) seems to be the time, but it is addressed" in proposal.obstacle
     assert "take more packets" not in proposal.obstacle
+
+
+def test_other_time_than_that_in_the_payload():
+    """A counter of frames will do; but that there is a time in the payload is said."""
+    (stream,) = survey_of(
+        heap(n, [(0x1600, (0,)), (0x20, n * 8), (0x4300, (8,))], bytes(72))[0] for n in range(200)
+    ).streams()
+    proposal = propose(stream)
+    assert (proposal.layout.time.item, proposal.layout.time.step) == (0x20, 8)
+    assert any("Item 0x1600 (timestamp) seems to be the time" in text for text in proposal.uncertain)
 
 
 def test_dump_index_in_the_payload():

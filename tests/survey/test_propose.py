@@ -271,6 +271,8 @@ class TestTime:
         assert len(time.phases) == 4
         assert [(p - time.phases[0]) % time.step for p in time.phases] == [(p - phases[0]) % time.step for p in phases]
         assert proposal.trial.fitting == 400
+        # Those that come together are together, also around a multiple of the step.
+        assert max(time.phases) - min(time.phases) == {0: 1000, 4_000_000: 629_639, 5: 1}[phases[0]]
 
     def test_heap_counter(self):
         """It is the time where no item has steps; not where some item is said to be the time, in the payload."""

@@ -207,7 +207,7 @@ ROWS = {
     ),
     "vegas": Row(list(vegas()), {"time.item": 1, "time.step": 1, "time.bits": 40}),
     "stations": Row(list(stations()), {**WHOLE, "time.item": 0x3010, "time.step": 1}),
-    "tiles": Row(list(tiles(whole=False)), {"time.step": 4629629, "axes.0.item": 0x2001, "sources": "item_2001"}),
+    "tiles": Row(list(tiles(whole=False)), {"time.step": 4629629, "axes.0.item": 0x2001}),
     "tiles, whole": Row(list(tiles(whole=True)), {**WHOLE, "time.step": 4629629, "axes.0.item": 0x2001}),
     "cbf": Row(
         list(cbf()),

@@ -11,7 +11,7 @@ from speadrx.simulate import GARBAGE_KINDS, Faults, Simulator
 from speadrx.simulate.packets import PacketEncoder
 from speadrx.survey import Survey
 from speadrx.survey.kinds import Flavour
-from speadrx.survey.values import common_step, profile, rise
+from speadrx.survey.values import common_step, count, joint, profile, rise
 from surveying import GROUP, SENDER, SurveySink
 
 FLAVOUR = spead2.Flavour(4, 64, 48, 0)
@@ -233,6 +233,17 @@ class TestValues:
         assert (found.minimum, found.maximum) == (values.min(), values.max())
         assert found.distinct == len(set(values.tolist()))
         assert found.first == tuple(dict.fromkeys(values.tolist()))[:4]
+
+    @pytest.mark.parametrize("largest", [2, 1000, 2**40, 2**62])
+    def test_joint(self, rng, largest):
+        """The same numbers as by sorting tuples, be they few or too many for a table."""
+        for n in (1, 10, 1000):
+            codes = [rng.integers(0, largest, n) for _ in range(3)]
+            rows = list(zip(*(code.tolist() for code in codes), strict=True))
+            names = {row: i for i, row in enumerate(sorted(set(rows)))}
+            assert joint(*codes).tolist() == [names[row] for row in rows]
+            assert count(joint(*codes)) == len(names)
+        assert joint(np.array([], np.uint64)).size == 0
 
     def test_step_by_majority(self, rng):
         """Bad timestamps do not spoil it, be they many."""

@@ -69,8 +69,21 @@ def test_the_rule(share):
 
 
 def test_heaps_that_only_their_senders_tell_apart():
-    """No layout is proposed that places two senders' heaps in one slot."""
+    """No layout is proposed that places two senders' heaps in one slot: they are an axis."""
     proposal = propose(stream_of(lambda time, beam: [(0x1600, time * 64), (0x20, beam // 2)], senders=2))
+    if "packets" not in Layout.__dataclass_fields__:
+        assert proposal.layout is None
+        return
+    names = {axis.name: axis for axis in proposal.layout.axes}
+    assert (names["sender"].item, names["sender"].values) == (
+        "sender",
+        (0x0A000000 << 16 | 5000, 0x0A000001 << 16 | 5000),
+    )
+    assert proposal.trial.fitting == 160
+
+
+def test_heaps_that_nothing_tells_apart():
+    proposal = propose(stream_of(lambda time, beam: [(0x1600, time * 64), (0x20, beam // 2)]))
     assert proposal.layout is None
     assert "50% of the heaps have the same time and the same values of all items as another heap" in proposal.obstacle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -24,7 +25,7 @@ from .contents import contents
 from .habits import Habits, mended
 from .heaps import Descriptor
 from .kinds import Stream
-from .times import NoProposalError, Notes, TimeItem, Times, read_times, time_items
+from .times import NoProposalError, Notes, TimeItem, Times, read_times, time_in_payload, time_items
 from .trial import LEAST_FITTING, Trial, try_layout
 from .values import count, joint
 
@@ -124,7 +125,11 @@ def propose(
     except NoProposalError as exc:
         best = Proposal(None, (), (), str(exc))
     assert best is not None
-    return dataclasses.replace(best, uncertain=(*habits.said(), *best.uncertain))
+    said = [*habits.said()]
+    addressed = time_in_payload(right, described)
+    if addressed and addressed not in (best.obstacle or ""):
+        said.append(f"{addressed[0].upper()}{addressed[1:]}.")
+    return dataclasses.replace(best, uncertain=(*said, *best.uncertain))
 
 
 def _fitting(proposal: Proposal) -> int:
@@ -184,13 +189,12 @@ def _propose(
     batches = _batches(stream.heap_bytes, batch_heaps, times, np.unique(numbers).size, seconds, notes)
     _note_known(stream, item.field, axes, notes)
     source_axis = next((axis for axis in axes if axis.name == sources), None)
-    labels = () if source_axis is None or source_axis.values is None else tuple(map(str, source_axis.values))
     layout = Layout(
         heap_bytes=stream.heap_bytes,
         time=times.axis(batches, None if times.source is None else _phases(times, source_axis)),
         axes=axes,
         sources=sources,
-        source_labels=labels,
+        source_labels=_labels(source_axis),
         **contents(stream, described, notes),
     )
     return layout, times, apart
@@ -201,16 +205,20 @@ def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) 
     mends = habits.mends()
     if not _MENDS and (stream.whole or habits.reversed_items or habits.too_long or stream.mixed):
         raise NoProposalError("packets must be mended before spead2 gets them, and a layout cannot express that")
-    fields: dict[str, Any] = {}
     if mends and _MENDS:
         make: Any = declaration.Packets  # type: ignore[attr-defined]
-        fields["packets"] = make(**mends)
-    if len(stream.payload_items) == 1 and stream.payload_one_of is None:
-        fields["payload_item"] = stream.payload_items[0]
-        if stream.mixed:  # also on sockets, the descriptors must be cut out
-            fields["required_items"] = stream.payload_items
-            notes.reasons.append("required_items: so that the descriptors beside the data are cut out.")
-    return dataclasses.replace(layout, **fields) if fields else layout
+        changes: Any = {"packets": make(**mends)}
+        layout = dataclasses.replace(layout, **changes)
+    if len(stream.payload_items) != 1 or stream.payload_one_of is not None:
+        return layout
+    (item,) = stream.payload_items
+    if stream.mixed:  # also on sockets, the descriptors must be cut out
+        notes.reasons.append("required_items: so that the descriptors beside the data are cut out.")
+        return dataclasses.replace(layout, payload_item=item, required_items=(item,))
+    # Not all IDs can be used together with it, and it is not needed.
+    with contextlib.suppress(LayoutError):
+        return dataclasses.replace(layout, payload_item=item)
+    return layout
 
 
 def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
@@ -285,8 +293,19 @@ def _phases(times: Times, axis: Axis | None) -> tuple[int, ...]:
 
 def _size(axis: Axis) -> int:
     """The number of indices on an axis."""
-    listed = (axis.size, axis.values, getattr(axis, "payload_items", None), getattr(axis, "present_items", None))
-    return next(one if isinstance(one, int) else len(one) for one in listed if one is not None)
+    return axis.size or len(axis.values or _ids(axis))
+
+
+def _ids(axis: Axis) -> tuple[int, ...]:
+    """The IDs of items whose presence is the index."""
+    return getattr(axis, "payload_items", None) or axis.present_items or ()
+
+
+def _labels(axis: Axis | None) -> tuple[str, ...]:
+    """Labels of the sources, if their axis lists values."""
+    if axis is None:
+        return ()
+    return tuple(map(str, axis.values or ())) or tuple(f"{item:#x}" for item in _ids(axis))
 
 
 def _axis_name(column: Column, described: Mapping[int, Descriptor], taken: set[str]) -> str:

@@ -116,9 +116,10 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
     NoProposalError
         If there is none.
     """
-    in_payload = _in_payload(stream, described)
+    in_payload = time_in_payload(stream, described)
+    more = f"; {in_payload}" if in_payload else ""
     if not stream.items and stream.one_of is None:
-        raise NoProposalError(f"the heaps have no items with immediate values, so nothing says their time{in_payload}")
+        raise NoProposalError(f"the heaps have no items with immediate values, so nothing says their time{more}")
     bits = bits_of(stream)
     items = [TimeItem((item,), values) for item, values in stream.items.items()]
     if stream.one_of is not None:
@@ -143,24 +144,26 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
         best = max(items, key=lambda item: rises[item.ids])
         raise NoProposalError(
             f"no item rises as the heaps arrive, so none can be the time (best: {best}, with a rank correlation of "
-            f"{rises[best.ids]:.2f} of the {RISING} wanted)" + (in_payload or ": take more packets, or see the items")
+            f"{rises[best.ids]:.2f} of the {RISING} wanted)" + (more or ": take more packets, or see the items")
         )
-    if in_payload:
-        raise NoProposalError(in_payload.removeprefix("; "))
     return found
 
 
-def _in_payload(stream: Stream, described: Mapping[int, Descriptor]) -> str:
+def time_in_payload(stream: Stream, described: Mapping[int, Descriptor]) -> str:
     """Say that an item that seems to be the time is addressed; nothing if there is none."""
-    for item in stream.payload_items:
-        name = (described[item].name if item in described else item_name(item)) or ""
-        if item == TIMESTAMP_ID or "time" in name.lower() or name == "dump_index":
-            return (
-                f"; item {item:#x} ({name}) seems to be the time, but it is addressed: its value is in the payload of "
-                "the heaps, and a layout places heaps by immediate values. A [packets] table of the layout makes it "
-                f'one: items = {{ {item:#x} = ">u8" }}, if it has 8 bytes'
-            )
-    return ""
+    names = {
+        item: (described[item].name if item in described else item_name(item)) or "" for item in stream.payload_items
+    }
+    # A number of dumps is better than a time, which may be a float.
+    found = [item for item, name in names.items() if name == "dump_index"]
+    found += [item for item, name in names.items() if item == TIMESTAMP_ID or "time" in name.lower()]
+    if not found:
+        return ""
+    return (
+        f"item {found[0]:#x} ({names[found[0]]}) seems to be the time, but it is addressed: its value is in the "
+        "payload, and a layout places heaps by immediate values. A [packets] table of the layout makes it one: "
+        f'items = {{ {found[0]:#x} = ">u8" }}, or whatever bytes and order it has'
+    )
 
 
 def read_times(stream: Stream, item: TimeItem, notes: Notes) -> Times:
