@@ -19,6 +19,8 @@ pub(crate) struct Stamps {
     doubts: Box<[Option<(Sighting, u64)>]>,
     /// How often more was learnt.
     lessons: u64,
+    /// Whether timestamps have wrapped after few bits since time last began.
+    has_few_bits: bool,
 }
 
 impl Stamps {
@@ -32,7 +34,7 @@ impl Stamps {
                 (vec![UNKNOWN; n_sources].into(), vec![None; n_sources].into())
             }
         };
-        Self { is_sure: clock.is_sure, bias: clock.bias, phases, doubts, lessons: 0 }
+        Self { is_sure: clock.is_sure, bias: clock.bias, phases, doubts, lessons: 0, has_few_bits: false }
     }
 
     /// The phase of each source, or [`UNKNOWN`]; empty if sources have none.
@@ -80,8 +82,9 @@ impl Stamps {
     /// How many bits timestamps have, if a heap shows that they have others than was known.
     ///
     /// Those of the flavour 64-40 have 40 bits. So where a stream has shown no larger one yet, and a timestamp makes sense only
-    /// if it has wrapped there, it has. If a larger one makes sense, they have the usual number.
-    pub fn find_bits(&self, heap: Sighting, current: &Segment, grid: &Grid, window: i64, reach: i64) -> Option<u32> {
+    /// if it has wrapped there, it has. If a larger one makes sense, they have the usual number. From then on each heap tells
+    /// by making sense one way or the other, so that a single wrong one does no harm.
+    pub fn find_bits(&mut self, heap: Sighting, current: &Segment, grid: &Grid, window: i64, reach: i64) -> Option<u32> {
         let ticks = window.saturating_add(reach).saturating_mul(signed(grid.chunk_step));
         if self.is_sure || ticks.unsigned_abs() >= 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1)) {
             return None;
@@ -97,12 +100,20 @@ impl Stamps {
             let ahead = grid.chunk_of(time).saturating_sub(grid.chunk_of(newest));
             (ahead > window.wrapping_neg() && ahead <= reach).then_some(time)
         };
-        if current.bits != FEW_TIME_BITS {
-            let has_wrapped = !is_large(stamp) && !is_large(newest_stamp) && near(grid.bits).is_none();
-            let range = signed(low_bits(FEW_TIME_BITS)).saturating_add(1);
-            let is_later = |time: i64| time.checked_div_euclid(range) > newest.checked_div_euclid(range);
-            return (has_wrapped && near(FEW_TIME_BITS).is_some_and(is_later)).then_some(FEW_TIME_BITS);
+        if current.bits == FEW_TIME_BITS {
+            return (is_large(stamp) && near(grid.bits).is_some()).then_some(grid.bits);
         }
-        (is_large(stamp) && near(grid.bits).is_some()).then_some(grid.bits)
+        let may_have_few = self.has_few_bits || !is_large(newest_stamp);
+        let range = signed(low_bits(FEW_TIME_BITS)).saturating_add(1);
+        let has_wrapped = |time: i64| time.checked_div_euclid(range) > newest.checked_div_euclid(range);
+        let makes_sense = || near(FEW_TIME_BITS).is_some_and(|time| self.has_few_bits || has_wrapped(time));
+        let has_few = !is_large(stamp) && may_have_few && near(grid.bits).is_none() && makes_sense();
+        self.has_few_bits |= has_few;
+        has_few.then_some(FEW_TIME_BITS)
+    }
+
+    /// Time begins again, perhaps with other senders.
+    pub fn begin_again(&mut self) {
+        self.has_few_bits = false;
     }
 }

@@ -612,6 +612,7 @@ impl Timeline {
         self.begin_again();
         self.switch(Segment { first, offset, newest, origin, bits }, Cause::Restart);
         self.voices.set_bits(bits);
+        self.stamps.begin_again();
     }
 
     /// Go on in the current segment, further on.

@@ -111,6 +111,8 @@ class ReferenceTimeline:
         self.max_jump = max(window - 1, 1)
         #: After so many ticks timestamps wrap.
         self.range = TIMESTAMP_RANGE
+        #: Whether they have wrapped after fewer.
+        self.has_wrapped_early = False
         #: The newest chunk, and the newest batch of each source that was received.
         self.newest: int | None = None
         self.newest_batch: dict[int, int] = {}
@@ -143,6 +145,7 @@ class ReferenceTimeline:
         """
         if source is not None:
             self.range = self._range_of(stamp)
+            self.has_wrapped_early |= self.range == SMALL_RANGE
         if stamp >= self.range:
             self._doubt(stamp, source)
             return (0, 0) if source is None else "implausible_timestamp_heaps"
@@ -203,9 +206,11 @@ class ReferenceTimeline:
         is_small = stamp < SMALL_RANGE
         if self.range == SMALL_RANGE:
             return SMALL_RANGE if is_small or not is_near(TIMESTAMP_RANGE) else TIMESTAMP_RANGE
-        has_wrapped = self._unwrap(stamp, SMALL_RANGE) // SMALL_RANGE > start // SMALL_RANGE and is_near(SMALL_RANGE)
+        has_wrapped = self._unwrap(stamp, SMALL_RANGE) // SMALL_RANGE > start // SMALL_RANGE
         was_small = start % TIMESTAMP_RANGE < SMALL_RANGE
-        return SMALL_RANGE if is_small and was_small and has_wrapped and not is_near(TIMESTAMP_RANGE) else self.range
+        may_wrap = self.has_wrapped_early or (has_wrapped and was_small)
+        makes_sense = is_near(SMALL_RANGE) and not is_near(TIMESTAMP_RANGE)
+        return SMALL_RANGE if is_small and may_wrap and makes_sense else self.range
 
 
 class ReferenceStream:
