@@ -10,8 +10,9 @@ use crate::window::UNKNOWN;
 /// What is known of the timestamps of a stream.
 #[derive(Debug)]
 pub(crate) struct Stamps {
-    /// Whether the layout says how many bits they have.
-    is_sure: bool,
+    /// How many ticks after the start of the newest chunk times make sense, from and up to; None if nothing has to be found
+    /// out: because the layout says how many bits timestamps have, or those are too many ticks for few bits.
+    near: Option<(i64, i64)>,
     bias: u64,
     /// Ticks by which the timestamps of each source differ from the steps of time, or [`UNKNOWN`]; empty if they do not.
     phases: Box<[u64]>,
@@ -25,7 +26,7 @@ pub(crate) struct Stamps {
 
 impl Stamps {
     /// Nothing is known yet but what the layout says.
-    pub fn new(clock: &Clock, n_sources: u64) -> Self {
+    pub fn new(clock: &Clock, n_sources: u64, (window, reach): (u64, u64), grid: &Grid) -> Self {
         let (phases, doubts) = match &clock.phases {
             Differ::Nowhere => (Box::default(), Box::default()),
             Differ::Listed(listed) => (listed.clone(), Box::default()),
@@ -34,7 +35,12 @@ impl Stamps {
                 (vec![UNKNOWN; n_sources].into(), vec![None; n_sources].into())
             }
         };
-        Self { is_sure: clock.is_sure, bias: clock.bias, phases, doubts, lessons: 0, has_few_bits: false }
+        // From the first chunk of the window to the last that the window may go to.
+        let ticks = |chunks: u64| signed(chunks).saturating_mul(signed(grid.chunk_step));
+        let (from, to) = (ticks(window.saturating_sub(1)).saturating_neg(), ticks(reach.saturating_add(1)));
+        let is_short = to.saturating_sub(from).unsigned_abs() < 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1));
+        let near = (!clock.is_sure && is_short).then_some((from, to));
+        Self { near, bias: clock.bias, phases, doubts, lessons: 0, has_few_bits: false }
     }
 
     /// The phase of each source, or [`UNKNOWN`]; empty if sources have none.
@@ -84,30 +90,28 @@ impl Stamps {
     /// Those of the flavour 64-40 have 40 bits. So where a stream has shown no larger one yet, and a timestamp makes sense only
     /// if it has wrapped there, it has. If a larger one makes sense, they have the usual number. From then on each heap tells
     /// by making sense one way or the other, so that a single wrong one does no harm.
-    pub fn find_bits(&mut self, heap: Sighting, current: &Segment, grid: &Grid, window: i64, reach: i64) -> Option<u32> {
-        let ticks = window.saturating_add(reach).saturating_mul(signed(grid.chunk_step));
-        if self.is_sure || ticks.unsigned_abs() >= 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1)) {
-            return None;
-        }
-        let stamp = heap.stamp;
-        let phase = self.phases.get(heap.source as usize).copied().filter(|&phase| phase != UNKNOWN).unwrap_or(0);
-        let is_large = |stamp: u64| stamp.wrapping_shr(FEW_TIME_BITS) != 0;
+    pub fn find_bits(&mut self, heap: Sighting, current: &Segment, grid: &Grid) -> Option<u32> {
+        let (from, to) = self.near?;
+        let Sighting { stamp, source, .. } = heap;
+        let phase = self.phases.get(source as usize).copied().filter(|&phase| phase != UNKNOWN).unwrap_or(0);
         let newest = current.newest_time(grid);
-        let newest_stamp = (newest as u64).wrapping_add(current.origin) & low_bits(grid.bits);
+        let start = (newest as u64).wrapping_add(current.origin);
         let near = |bits: u32| {
-            let segment = Segment { bits, ..*current };
-            let time = segment.time_near(stamp.wrapping_sub(phase) & low_bits(grid.bits), newest)?;
-            let ahead = grid.chunk_of(time).saturating_sub(grid.chunk_of(newest));
-            (ahead > window.wrapping_neg() && ahead <= reach).then_some(time)
+            let ahead = difference(stamp.wrapping_sub(phase), start, bits);
+            (ahead >= from && ahead < to).then(|| newest.saturating_add(ahead))
         };
+        let is_large = |stamp: u64| stamp.wrapping_shr(FEW_TIME_BITS) != 0;
         if current.bits == FEW_TIME_BITS {
             return (is_large(stamp) && near(grid.bits).is_some()).then_some(grid.bits);
         }
-        let may_have_few = self.has_few_bits || !is_large(newest_stamp);
+        if is_large(stamp) || near(grid.bits).is_some() {
+            return None;
+        }
+        let may_have_few = self.has_few_bits || !is_large(start & low_bits(grid.bits));
         let range = signed(low_bits(FEW_TIME_BITS)).saturating_add(1);
         let has_wrapped = |time: i64| time.checked_div_euclid(range) > newest.checked_div_euclid(range);
-        let makes_sense = || near(FEW_TIME_BITS).is_some_and(|time| self.has_few_bits || has_wrapped(time));
-        let has_few = !is_large(stamp) && may_have_few && near(grid.bits).is_none() && makes_sense();
+        let makes_sense = near(FEW_TIME_BITS).is_some_and(|time| self.has_few_bits || has_wrapped(time));
+        let has_few = may_have_few && makes_sense;
         self.has_few_bits |= has_few;
         has_few.then_some(FEW_TIME_BITS)
     }

@@ -152,7 +152,7 @@ impl Timeline {
         Self {
             voices: Voices::new(rules.n_sources, rules.window, rules.room(), &rules.grid),
             pace: Pace::new(rules.tick_rate, slack),
-            stamps: Stamps::new(&rules.clock, rules.n_sources),
+            stamps: Stamps::new(&rules.clock, rules.n_sources, (rules.window, rules.max_jump), &rules.grid),
             rules,
             epochs: Arc::default(),
             current: None,
@@ -198,8 +198,9 @@ impl Timeline {
         Some(current.at(current.newest, 0))
     }
 
-    /// The phase of each source; empty if sources have none.
-    pub(crate) fn phases(&self) -> &[u64] {
+    /// The phase of each source, as a window has it; empty if sources have none.
+    #[must_use]
+    pub fn phases(&self) -> &[u64] {
         self.stamps.phases()
     }
 
@@ -260,11 +261,9 @@ impl Timeline {
 
     /// The heap with the timestamp that it would have on the grid, given what is known of its source and of timestamps.
     fn understood(&mut self, heap: Sighting) -> Sighting {
-        let (window, reach) = (signed(self.rules.window), signed(self.rules.max_jump));
-        if let Some(current) = &mut self.current {
-            if let Some(bits) = self.stamps.find_bits(heap, current, &self.rules.grid, window, reach) {
-                self.set_bits(bits);
-            }
+        let found = self.current.and_then(|current| self.stamps.find_bits(heap, &current, &self.rules.grid));
+        if let Some(bits) = found {
+            self.set_bits(bits);
         }
         Sighting { stamp: self.stamps.on_grid(heap, self.current.as_ref(), &self.rules.grid), ..heap }
     }

@@ -12,7 +12,9 @@ use speadrx::error::LayoutError;
 use speadrx::group::Group;
 use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
-use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeItem, TimeSpec};
+use speadrx::spec::{
+    Align, AxisSpec, LayoutSpec, Origin, Phases, Shown, SideSpec, SideType, Stride, TimeItem, TimeSpec,
+};
 use speadrx::sync::Arc;
 use speadrx::timeline::{self, Sighting, TimeRules};
 
@@ -24,6 +26,19 @@ const CASES: u32 = 2500;
 const HEAPS: usize = 64;
 const STATS_BASE: usize = 5;
 const TIME: u64 = 0x1600;
+
+/// Number of indices of an axis.
+fn size_of(axis: &AxisSpec) -> u64 {
+    let listed = axis.values.as_ref().or(axis.present_items.as_ref()).map(|list| list.len() as u64);
+    axis.size.or(listed).unwrap_or(0)
+}
+
+/// Position and value of the only one of these items that a heap has.
+fn only_present(ids: &[u64], items: &HashMap<u64, i64>) -> Option<(usize, i64)> {
+    let present = |id: &u64| items.get(id).copied().filter(|&value| value >= 0);
+    let found: Vec<_> = ids.iter().enumerate().filter_map(|(i, id)| Some((i, present(id)?))).collect();
+    (found.len() == 1).then(|| found[0])
+}
 
 /// What the reference says of a heap.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +75,8 @@ struct Reference<'a> {
 
 impl Reference<'_> {
     fn axes(&self) -> Vec<(String, i128)> {
-        let size =
-            |axis: &AxisSpec| i128::from(axis.size.unwrap_or(axis.values.as_ref().map_or(0, |v| v.len() as u64)));
         let mut all = vec![(self.spec.time.name.clone(), i128::from(self.spec.time.batches))];
-        all.extend(self.spec.axes.iter().map(|axis| (axis.name.clone(), size(axis))));
+        all.extend(self.spec.axes.iter().map(|axis| (axis.name.clone(), i128::from(size_of(axis)))));
         match &self.spec.order {
             None => all,
             Some(order) => order.iter().map(|n| all.iter().find(|(name, _)| name == n).unwrap().clone()).collect(),
@@ -72,6 +85,10 @@ impl Reference<'_> {
 
     /// The index on an axis; None if the value is not on it.
     fn index(&self, axis: &AxisSpec, items: &HashMap<u64, i64>) -> Option<i128> {
+        if let Some(ids) = &axis.present_items {
+            let (position, _) = only_present(ids, items)?;
+            return Some(position as i128);
+        }
         let Some(item) = axis.item else { return Some(self.user_data[axis.from_user_data.as_ref().unwrap()].into()) };
         let value = u64::try_from(items.get(&item).copied().unwrap_or(-1)).ok()?;
         let value = (value >> axis.shift) & axis.mask.unwrap_or(u64::MAX);
@@ -87,17 +104,16 @@ impl Reference<'_> {
         let spec = self.spec;
         let get = |id: u64| items.get(&id).copied().unwrap_or(-1);
         let needed = spec.axes.iter().filter_map(|axis| axis.item).chain(spec.required_items.iter().copied());
-        if i128::from(get(2)) != i128::from(spec.heap_bytes)
-            || get(TIME) < 0
-            || needed.into_iter().any(|id| get(id) < 0)
-        {
+        let time = only_present(spec.time.item.ids(), items);
+        if i128::from(get(2)) != i128::from(spec.heap_bytes) || needed.into_iter().any(|id| get(id) < 0) {
             return Err("metadata_heaps");
         }
-        let stamp = i128::from(get(TIME));
-        if stamp >= 1 << 48 {
+        let (_, value) = time.ok_or("metadata_heaps")?;
+        let stamp = i128::from((value as u64 >> spec.time.shift) & spec.time.mask.unwrap_or(u64::MAX));
+        if stamp >= 1 << spec.time.bits.unwrap_or(48) {
             return Err("bad_timestamp_heaps");
         }
-        Ok(if spec.time.align == Align::Mask { stamp - stamp % i128::from(spec.time.step) } else { stamp })
+        Ok(stamp)
     }
 
     /// Heap index and byte offset of indices on the axes.
@@ -235,19 +251,69 @@ fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
             .prop_map(|(values, shift)| (None, Some(values.into_iter().rev().collect()), 1, shift, false, false)),
         1 => (1_u64..4).prop_map(|size| (Some(size), None, 1, 0, false, true)),
     ];
+    let present = prop_oneof![9 => Just(0_u64), 1 => 1_u64..5];
     // Two axes in three have an item of their own; the others share one, and differ in its bits.
-    (kind, select(vec![true, true, false])).prop_map(move |((size, values, step, shift, masked, user), own)| AxisSpec {
-        name: format!("axis{i}"),
-        present_items: None,
-        item: (!user).then_some(if own { 0x4100 + i as u64 } else { 0x3101 }),
-        shift,
-        mask: masked.then(|| ((size.unwrap_or(1) * step).next_power_of_two() * 2) - 1),
-        step,
-        size,
-        values,
-        from_user_data: user.then(|| format!("index{i}")),
-        reject_name: (i == 1 && !user).then(|| "bad_feng_id_heaps".to_owned()),
+    (kind, select(vec![true, true, false]), present).prop_map(move |(kind, own, present)| {
+        if present > 0 {
+            return by_presence(i, present);
+        }
+        let (size, values, step, shift, masked, user) = kind;
+        AxisSpec {
+            name: format!("axis{i}"),
+            present_items: None,
+            item: (!user).then_some(if own { 0x4100 + i as u64 } else { 0x3101 }),
+            shift,
+            mask: masked.then(|| ((size.unwrap_or(1) * step).next_power_of_two() * 2) - 1),
+            step,
+            size,
+            values,
+            from_user_data: user.then(|| format!("index{i}")),
+            reject_name: (i == 1 && !user).then(|| "bad_feng_id_heaps".to_owned()),
+        }
     })
+}
+
+/// An axis that goes by which of so many items is present.
+fn by_presence(i: usize, size: u64) -> AxisSpec {
+    AxisSpec {
+        name: format!("axis{i}"),
+        present_items: Some((0..size).map(|k| 0x4500 + 16 * i as u64 + k).collect()),
+        item: None,
+        shift: 0,
+        mask: None,
+        step: 1,
+        size: None,
+        values: None,
+        from_user_data: None,
+        reject_name: None,
+    }
+}
+
+/// Make the time of a layout one that is told in some unusual way, or leave it as it is.
+fn unusual(time: &mut TimeSpec, sources: Option<u64>, how: u64, value: u64) {
+    if how % 2 == 0 {
+        return;
+    }
+    let pick = |shift: u32, n: u64| (how >> shift) % n;
+    let aligns = [Align::Reject, Align::Reject, Align::Floor, Align::Nearest];
+    time.align = aligns[pick(1, 4) as usize];
+    time.origin =
+        [None, Some(Origin::At(value % (5 * time.step))), Some(Origin::Shown(Shown::First))][pick(3, 3) as usize];
+    let is_short = time.step * time.batches <= 1 << 36;
+    time.bits = [None, Some(48), Some(if is_short { 40 } else { 50 }), Some(52)][pick(5, 4) as usize];
+    time.shift = pick(7, 3) * 5;
+    time.mask = (pick(9, 3) == 0).then(|| (1 << time.bits.unwrap_or(48)) - 1);
+    if pick(11, 3) == 0 {
+        time.item = TimeItem::OneOf(vec![TIME, TIME + 1, TIME + 2]);
+    }
+    if let Some(sources) = sources {
+        let phase = |k: u64| value.wrapping_mul(k.wrapping_mul(2) + 1) % (2 * time.step);
+        time.phases = match pick(13, 3) {
+            1 => Some(Phases::Listed((0..sources).map(phase).collect())),
+            2 if time.align == Align::Reject => Some(Phases::Shown(Shown::First)),
+            _ => None,
+        };
+    }
 }
 
 /// The names of all axes in some order.
@@ -273,7 +339,7 @@ fn pad(spec: &mut LayoutSpec, user_data: &mut BTreeMap<String, u64>, (which, gap
     let order = spec.order.clone().unwrap();
     let at = which.index(order.len());
     let size = |name: &String| match spec.axes.iter().find(|axis| axis.name == *name) {
-        Some(axis) => axis.size.unwrap_or_else(|| axis.values.as_ref().unwrap().len() as u64),
+        Some(axis) => size_of(axis),
         None => spec.time.batches,
     };
     let stride = order[at + 1..].iter().map(size).product::<u64>() * spec.heap_bytes + gap;
@@ -290,7 +356,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
     // The largest makes chunks of 2^46 ticks, the longest that there can be.
     let steps = vec![1_u64, 2, 3, 4096, 4095, 1 << 21, 1_000_003, (1 << 40) + 15, 1 << 44];
     (
-        (1_u64..40, select(steps), 1_u64..5, any::<bool>()),
+        (1_u64..40, select(steps), 1_u64..5, any::<bool>(), any::<(u64, u64)>()),
         axes,
         any::<[Index; 6]>(),
         vec((0_u64..3, 0_u64..9, any::<Index>()), 0..4),
@@ -299,53 +365,65 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
         1_u64..5,
         any::<[u64; 6]>(),
     )
-        .prop_map(|((heap_bytes, step, batches, mask), axes, shuffle, side, required, padding, window, user)| {
-            let mask = mask && step.is_power_of_two();
-            let time = TimeSpec {
-                name: "time".to_owned(),
-                item: TimeItem::One(TIME),
-                step,
-                batches,
-                tick_rate: None,
-                align: if mask { Align::Mask } else { Align::Reject },
-                origin: None,
-                bits: None,
-                shift: 0,
-                mask: None,
-                phases: None,
-                epoch: None,
-                epoch_item: None,
-            };
-            let sources = axes.first().map(|axis| axis.name.clone());
-            let mut user_data: BTreeMap<_, _> = axes
-                .iter()
-                .zip(user)
-                .filter_map(|(axis, value)| Some((axis.from_user_data.clone()?, value % axis.size.unwrap())))
-                .collect();
-            let required: BTreeSet<u64> = required.iter().map(|item| 0x4200 + item).collect();
-            let mut spec = LayoutSpec {
-                name: String::new(),
-                heap_bytes,
-                payload_item: None,
-                order: Some(order_of(&axes, &shuffle)),
-                sources,
-                source_labels: None,
-                required_items: required.into_iter().collect(),
-                dtype: None,
-                heap_shape: None,
-                fields: Vec::new(),
-                heap_axes: Vec::new(),
-                samples_order: None,
-                samples_per_heap: None,
-                strides: BTreeMap::new(),
-                time,
+        .prop_map(
+            |(
+                (heap_bytes, step, batches, mask, (how, value)),
                 axes,
-                side_items: side.into_iter().enumerate().map(side_item).collect(),
-                send: None,
-            };
-            pad(&mut spec, &mut user_data, padding);
-            (spec, user_data, window)
-        })
+                shuffle,
+                side,
+                required,
+                padding,
+                window,
+                user,
+            )| {
+                let mask = mask && step.is_power_of_two();
+                let mut time = TimeSpec {
+                    name: "time".to_owned(),
+                    item: TimeItem::One(TIME),
+                    step,
+                    batches,
+                    tick_rate: None,
+                    align: if mask { Align::Mask } else { Align::Reject },
+                    origin: None,
+                    bits: None,
+                    shift: 0,
+                    mask: None,
+                    phases: None,
+                    epoch: None,
+                    epoch_item: None,
+                };
+                let sources = axes.first().map(|axis| axis.name.clone());
+                unusual(&mut time, axes.first().map(size_of), how, value);
+                let mut user_data: BTreeMap<_, _> = axes
+                    .iter()
+                    .zip(user)
+                    .filter_map(|(axis, value)| Some((axis.from_user_data.clone()?, value % axis.size.unwrap())))
+                    .collect();
+                let required: BTreeSet<u64> = required.iter().map(|item| 0x4200 + item).collect();
+                let mut spec = LayoutSpec {
+                    name: String::new(),
+                    heap_bytes,
+                    payload_item: None,
+                    order: Some(order_of(&axes, &shuffle)),
+                    sources,
+                    source_labels: None,
+                    required_items: required.into_iter().collect(),
+                    dtype: None,
+                    heap_shape: None,
+                    fields: Vec::new(),
+                    heap_axes: Vec::new(),
+                    samples_order: None,
+                    samples_per_heap: None,
+                    strides: BTreeMap::new(),
+                    time,
+                    axes,
+                    side_items: side.into_iter().enumerate().map(side_item).collect(),
+                    send: None,
+                };
+                pad(&mut spec, &mut user_data, padding);
+                (spec, user_data, window)
+            },
+        )
 }
 
 /// How one heap differs from a good one at the front of time.
@@ -390,7 +468,19 @@ fn spoil(value: i64, fault: u8, noise: i64) -> i64 {
 
 fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
     let mut items = HashMap::new();
+    let mut source = 0;
     for ((axis, pick), &fault) in spec.axes.iter().zip(&seed.indices).zip(&seed.axis_faults) {
+        if Some(&axis.name) == spec.sources.as_ref() {
+            source = pick.index(size_of(axis) as usize);
+        }
+        if let Some(ids) = &axis.present_items {
+            let at = pick.index(ids.len());
+            items.insert(ids[at], spoil(seed.noise & i64::MAX, fault & 1, 0));
+            if fault & 2 != 0 {
+                items.insert(ids[(at + 1) % ids.len()], 7);
+            }
+            continue;
+        }
         let Some(id) = axis.item else { continue };
         let value = match &axis.values {
             Some(values) => values[pick.index(values.len())],
@@ -399,8 +489,24 @@ fn items(spec: &LayoutSpec, front: i128, seed: &HeapSeed) -> HashMap<u64, i64> {
         let value = spoil((value << axis.shift) as i64, fault, seed.noise);
         items.entry(id).and_modify(|old| *old |= value).or_insert(value);
     }
-    let time = (front + i128::from(seed.ahead) * i128::from(spec.time.step)).rem_euclid(1 << 48);
-    items.insert(TIME, spoil(i64::try_from(time).unwrap(), seed.time_fault, seed.noise));
+    let time = &spec.time;
+    let step = i128::from(time.step);
+    let phase = match &time.phases {
+        Some(Phases::Listed(phases)) => i128::from(phases[source] - phases.iter().min().unwrap()),
+        Some(Phases::Shown(_)) => source as i128 * 1_000_003 % step,
+        None => 0,
+    };
+    let beyond = if time.align == Align::Reject { 0 } else { i128::from(seed.noise as u64) % step };
+    let stamp = (front + i128::from(seed.ahead) * step + phase + beyond).rem_euclid(1 << time.bits.unwrap_or(48));
+    let around = if time.mask.is_some() { seed.noise & i64::MAX } else { 0 };
+    let value = i64::try_from(stamp).unwrap() << time.shift;
+    let field = time.mask.map_or(0, |mask| (mask << time.shift) as i64);
+    let value = spoil((around & !field) | value, seed.time_fault, seed.noise);
+    let ids = time.item.ids();
+    items.insert(ids[seed.indices[0].index(ids.len())], value);
+    if seed.other_faults == 7 {
+        items.insert(ids[0], 5);
+    }
     items.insert(2, spoil(spec.heap_bytes as i64, seed.length_fault, seed.noise));
     for (i, side) in spec.side_items.iter().enumerate() {
         items.insert(side.item, seed.noise.rotate_left(i as u32 * 7));

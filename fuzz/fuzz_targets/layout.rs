@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use speadrx::layout::{Geometry, HEAP_LENGTH_ID, Layout};
-use speadrx::spec::LayoutSpec;
+use speadrx::spec::{AxisSpec, LayoutSpec};
 use speadrx_fuzz::{Declared, Style, indices, number, sizes, slot};
 
 /// Chunks of up to so many heaps are looked at heap by heap.
@@ -38,11 +38,16 @@ fn run(u: &mut Unstructured<'_>) -> Result<()> {
 }
 
 fn check_layout(layout: &Layout, spec: &LayoutSpec) {
-    let item_axes = spec.axes.iter().filter_map(|axis| axis.item);
-    let mut items = vec![spec.time.item.ids()[0], HEAP_LENGTH_ID];
+    let times = spec.time.item.ids();
+    let present = |axis: &AxisSpec| axis.present_items.clone().unwrap_or_default();
+    let item_axes = spec.axes.iter().filter_map(|axis| axis.item.or(present(axis).first().copied()));
+    let mut items = vec![times[0], HEAP_LENGTH_ID];
     items.extend(item_axes);
     items.extend(spec.side_items.iter().map(|side| side.item));
     items.extend(&spec.required_items);
+    items.extend(&times[1..]);
+    spec.axes.iter().for_each(|axis| items.extend(present(axis).into_iter().skip(1)));
+    items.extend(spec.time.epoch_item);
     assert_eq!(layout.items(), items);
     for (i, reason) in layout.reasons().iter().enumerate() {
         assert!(!layout.reasons()[..i].contains(reason), "{reason} stands there twice");

@@ -12,10 +12,10 @@ use speadrx::group::Group;
 use speadrx::layout::{Geometry, Layout};
 use speadrx::ledger::Snapshot;
 use speadrx::reason;
-use speadrx::spec::{Align, AxisSpec, LayoutSpec};
+use speadrx::spec::{Align, AxisSpec, LayoutSpec, Phases};
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
-use speadrx_fuzz::{Declared, Style, index, indices, number, sizes, slot};
+use speadrx_fuzz::{Declared, Style, index, indices, number, only_present, sizes, slot};
 
 /// Index of our first statistic; those in front, and one behind, are not ours.
 const STATS_BASE: usize = 3;
@@ -135,6 +135,10 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
     // Positions of items that share an ID have one value, as they have in a packet.
     let mut values: BTreeMap<u64, i64> = BTreeMap::new();
     for axis in &spec.axes {
+        if let Some(ids) = &axis.present_items {
+            values.extend(ids.iter().map(|&id| (id, -1)));
+            values.insert(*u.choose(ids)?, 7);
+        }
         let Some(id) = axis.item else { continue };
         let value = match &axis.values {
             Some(values) => *u.choose(values)?,
@@ -154,7 +158,15 @@ fn items(u: &mut Unstructured<'_>, layout: &Layout, front: &mut u64) -> Result<V
     if u.ratio(1, 2)? {
         *front = time;
     }
-    values.insert(spec.time.item.ids()[0], (time & ((1 << 48) - 1)) as i64);
+    let bits = spec.time.bits.unwrap_or(48);
+    let beyond = match &spec.time.phases {
+        Some(Phases::Listed(phases)) => *u.choose(phases)?,
+        _ if spec.time.align == Align::Reject => 0,
+        _ => u.int_in_range(0..=spec.time.step - 1)?,
+    };
+    let stamp = time.wrapping_add(beyond) & ((1 << bits) - 1);
+    values.extend(spec.time.item.ids().iter().map(|&id| (id, -1)));
+    values.insert(*u.choose(spec.time.item.ids())?, (stamp << spec.time.shift) as i64);
     values.insert(layout.items()[1], spec.heap_bytes as i64);
     for &id in &layout.items()[2..] {
         values.entry(id).or_insert(i64::from(id as u32));
@@ -279,14 +291,11 @@ impl Stream {
         let (_, epoch) = self.group.epochs().of_chunk(chunk).expect("a chunk is placed in an epoch");
         let batch = found.iter().zip(&expected).find(|(_, wanted)| wanted.is_none()).map(|(found, _)| *found);
         let time = u128::from(epoch.true_chunk(chunk)) * u128::from(layout.chunk_step())
-            + u128::from(batch.expect("the time axis")) * u128::from(spec.time.step);
-        let stamp = u128::from(items[0] as u64);
-        let stamp = if spec.time.align == Align::Mask {
-            stamp / u128::from(spec.time.step) * u128::from(spec.time.step)
-        } else {
-            stamp
-        };
-        assert_eq!(time % (1 << 48), stamp, "chunk {chunk} of {epoch:?}");
+            + u128::from(batch.expect("the time axis")) * u128::from(spec.time.step)
+            + u128::from(epoch.origin);
+        let columns = Columns::new(spec, items).expect("as many items as the layout has");
+        let source = layout.source_of(at);
+        assert!(columns.tells(spec, time, source, &self.group), "chunk {chunk} of {epoch:?}, not {:?}", columns.stamp);
         Some((at, offset))
     }
 
@@ -321,27 +330,74 @@ impl Stream {
     }
 }
 
+/// The items of a heap, by what they are for.
+struct Columns {
+    /// The timestamp, if exactly one item tells it and it is no larger than one can be.
+    stamp: Option<u64>,
+    heap_length: i64,
+    required: Vec<i64>,
+    /// For each axis that goes by items, its value, or the position of the only item that is present.
+    axes: Vec<Option<i64>>,
+}
+
+impl Columns {
+    fn new(spec: &LayoutSpec, items: &[i64]) -> Option<Self> {
+        let (&[first_time, heap_length], rest) = items.split_first_chunk()?;
+        let by_items: Vec<_> = spec.axes.iter().filter(|axis| axis.from_user_data.is_none()).collect();
+        let (first, rest) = rest.split_at_checked(by_items.len())?;
+        let (_, rest) = rest.split_at_checked(spec.side_items.len())?;
+        let (required, rest) = rest.split_at_checked(spec.required_items.len())?;
+        let (times, mut rest) = rest.split_at_checked(spec.time.item.ids().len() - 1)?;
+        let time = only_present(&[&[first_time], times].concat());
+        let shifted = time.map(|(_, value)| (value as u64 >> spec.time.shift) & spec.time.mask.unwrap_or(u64::MAX));
+        let mut axes = Vec::new();
+        for (axis, &value) in by_items.iter().zip(first) {
+            axes.push(match &axis.present_items {
+                Some(ids) => {
+                    let (others, more) = rest.split_at_checked(ids.len() - 1)?;
+                    rest = more;
+                    only_present(&[&[value], others].concat()).map(|(position, _)| position as i64)
+                }
+                None => Some(value),
+            });
+        }
+        let stamp = shifted.filter(|stamp| stamp >> spec.time.bits.unwrap_or(48) == 0);
+        Some(Self { stamp, heap_length, required: required.to_vec(), axes })
+    }
+
+    /// Whether the timestamp, of this source, may tell a time.
+    fn tells(&self, spec: &LayoutSpec, time: u128, source: u64, group: &Group) -> bool {
+        let Some(stamp) = self.stamp else { return false };
+        let phase = group.phases().get(source as usize).map_or(0, |phase| phase.expect("it is placed"));
+        let bias = if spec.time.align == Align::Nearest { spec.time.step / 2 } else { 0 };
+        let room = if spec.time.align == Align::Reject { 1 } else { spec.time.step };
+        let within = |bits: u64| {
+            let beyond = i128::from(stamp) + i128::from(bias) - i128::from(phase) - time as i128;
+            beyond.rem_euclid(1 << bits) < i128::from(room)
+        };
+        // It may have been found out that timestamps have 40 bits.
+        within(spec.time.bits.unwrap_or(48)) || (spec.time.bits.is_none() && stamp >> 40 == 0 && within(40))
+    }
+}
+
 /// Indices of a good heap, slowest axis first, found slowly; that on the time axis depends on what was before.
 ///
 /// None if the heap must not be placed, whatever was before.
 fn expected(spec: &LayoutSpec, items: &[i64], user_data: &BTreeMap<String, u64>) -> Option<Vec<Option<u64>>> {
-    let (&[time, heap_length], rest) = items.split_first_chunk()?;
-    let item_axes = spec.axes.iter().filter(|axis| axis.item.is_some()).count();
-    let required = &rest[item_axes + spec.side_items.len()..];
-    let good = u64::try_from(heap_length) == Ok(spec.heap_bytes)
-        && (0..1 << 48).contains(&time)
-        && required.iter().all(|&item| item >= 0);
-    if !good {
+    let columns = Columns::new(spec, items)?;
+    let good =
+        u64::try_from(columns.heap_length) == Ok(spec.heap_bytes) && columns.required.iter().all(|&item| item >= 0);
+    let stamp = columns.stamp.filter(|_| good)?;
+    // A grid of this step from 0 goes on after a wrap where it left off; another one does not, and is shifted by it.
+    let is_plain = spec.time.align == Align::Reject && spec.time.phases.is_none() && spec.time.origin.is_none();
+    if is_plain && spec.time.step.is_power_of_two() && stamp % spec.time.step != 0 {
         return None;
     }
-    // A grid of this step goes on after a wrap where it left off; another one does not, and is shifted by it.
-    if spec.time.align == Align::Reject && spec.time.step.is_power_of_two() && time as u64 % spec.time.step != 0 {
-        return None;
-    }
-    let mut values = rest.iter();
+    let mut values = columns.axes.into_iter();
     let mut on_axis = |axis: &AxisSpec| match &axis.from_user_data {
         Some(field) => user_data.get(field).copied(),
-        None => index(axis, *values.next()?),
+        None if axis.present_items.is_some() => values.next()?.map(|position| position as u64),
+        None => index(axis, values.next()??),
     };
     let mut found = BTreeMap::from([(spec.time.name.as_str(), None)]);
     for axis in &spec.axes {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use speadrx::layout::Geometry;
-use speadrx::spec::{Align, AxisSpec, LayoutSpec, SideSpec, SideType, Stride, TimeItem, TimeSpec};
+use speadrx::spec::{
+    Align, AxisSpec, LayoutSpec, Origin, Phases, Shown, SideSpec, SideType, Stride, TimeItem, TimeSpec,
+};
 
 /// Names of axes. So few that names are shared, and that `order`, `sources` and `strides` meet them.
 const AXIS_NAMES: [&str; 6] = ["time", "antenna", "pol", "beam", "axis4", "_"];
@@ -94,7 +96,7 @@ impl Declared {
 
 fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     let step = *u.choose(&[1, 2, 3, 4096, 4095, 1 << 21, 1_000_003, (1 << 40) + 15, 1 << 44])?;
-    let time = TimeSpec {
+    let mut time = TimeSpec {
         name: "time".to_owned(),
         item: TimeItem::One(0x1600),
         step,
@@ -126,12 +128,16 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     })?;
     let heap_bytes = u.int_in_range(1..=40)?;
     let strides = sensible_strides(u, heap_bytes, &order, &time, &axes)?;
+    let sources = if axes.is_empty() { None } else { maybe(u, |u| Ok(u.choose(&axes)?.clone()))? };
+    if u.ratio(1, 3)? {
+        unusual_time(u, &mut time, sources.as_ref().map(size))?;
+    }
     Ok(LayoutSpec {
         name: String::new(),
         heap_bytes,
         payload_item: None,
         order: Some(order),
-        sources: if axes.is_empty() { None } else { maybe(u, |u| Ok(u.choose(&axes)?.name.clone()))? },
+        sources: sources.map(|axis| axis.name),
         source_labels: None,
         required_items: (0..u.int_in_range(0..=2)?).map(|i| 0x4200 + i).collect(),
         dtype: None,
@@ -148,7 +154,53 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     })
 }
 
+/// Make the time of a layout one that heaps tell in some unusual way.
+fn unusual_time(u: &mut Unstructured<'_>, time: &mut TimeSpec, sources: Option<u64>) -> Result<()> {
+    time.align = *u.choose(&[Align::Reject, Align::Floor, Align::Nearest])?;
+    time.origin = match u.int_in_range(0..=2)? {
+        0 => None,
+        1 => Some(Origin::At(u.int_in_range(0..=5 * time.step)?)),
+        _ => Some(Origin::Shown(Shown::First)),
+    };
+    let few = if time.step * time.batches <= 1 << 36 { 40 } else { 50 };
+    time.bits = *u.choose(&[None, Some(48), Some(few), Some(52)])?;
+    time.shift = u.int_in_range(0..=10)?;
+    if bool::arbitrary(u)? {
+        time.mask = Some((1 << time.bits.unwrap_or(48)) - 1);
+    }
+    if u.ratio(1, 3)? {
+        time.item = TimeItem::OneOf(vec![0x1600, 0x1601, 0x1602]);
+    }
+    if let Some(sources) = sources {
+        time.phases = match u.int_in_range(0..=2)? {
+            1 => Some(Phases::Listed((0..sources).map(|_| u.int_in_range(0..=2 * time.step)).collect::<Result<_>>()?)),
+            2 if time.align == Align::Reject => Some(Phases::Shown(Shown::First)),
+            _ => None,
+        };
+    }
+    time.epoch_item = u.ratio(1, 4)?.then_some(0x1027);
+    Ok(())
+}
+
 fn sensible_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
+    if u.ratio(1, 10)? {
+        let ids = (0..u.int_in_range(1..=4)?).map(|k| 0x4500 + 16 * i as u64 + k).collect();
+        let (item, mask, size, values, from_user_data, reject_name) = (None, None, None, None, None, None);
+        let name = AXIS_NAMES[i + 1].to_owned();
+        let (shift, step, present_items) = (0, 1, Some(ids));
+        return Ok(AxisSpec {
+            name,
+            item,
+            present_items,
+            shift,
+            mask,
+            step,
+            size,
+            values,
+            from_user_data,
+            reject_name,
+        });
+    }
     let from_user_data = u.ratio(1, 8)?.then(|| format!("index{i}"));
     let plain = from_user_data.is_some() || !u.ratio(1, 4)?;
     let usual = from_user_data.is_none();
@@ -198,21 +250,25 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
     let style = Style::Hostile;
     let time = TimeSpec {
         name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { "time".to_owned() },
-        item: TimeItem::One(item(u, style)?),
+        item: if u.ratio(1, 8)? {
+            TimeItem::OneOf(several(u, 3, |u, _| item(u, style))?)
+        } else {
+            TimeItem::One(item(u, style)?)
+        },
         step: number(u)?,
         batches: number(u)?,
         tick_rate: maybe(u, |u| {
             let rates = [1.0, -1.0, 0.0, f64::NAN, f64::INFINITY, 1.712e9, f64::MIN_POSITIVE];
             Ok(if bool::arbitrary(u)? { *u.choose(&rates)? } else { f64::arbitrary(u)? })
         })?,
-        align: if u.ratio(1, 4)? { Align::Mask } else { Align::Reject },
-        origin: None,
-        bits: None,
-        shift: 0,
-        mask: None,
-        phases: None,
-        epoch: None,
-        epoch_item: None,
+        align: *u.choose(&[Align::Mask, Align::Reject, Align::Reject, Align::Floor, Align::Nearest])?,
+        origin: if u.ratio(1, 4)? { Some(Origin::At(number(u)?)) } else { None },
+        bits: if u.ratio(1, 4)? { Some(number(u)?) } else { None },
+        shift: if u.ratio(1, 4)? { number(u)? } else { 0 },
+        mask: if u.ratio(1, 4)? { Some(number(u)?) } else { None },
+        phases: if u.ratio(1, 8)? { Some(Phases::Listed(several(u, 5, |u, _| number(u))?)) } else { None },
+        epoch: if u.ratio(1, 8)? { Some(f64::arbitrary(u)?) } else { None },
+        epoch_item: if u.ratio(1, 8)? { Some(item(u, style)?) } else { None },
     };
     let axes = several(u, 10, hostile_axis)?;
     let mut names = vec![time.name.clone()];
@@ -235,6 +291,9 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         required_items: several(u, 3, |u, _| item(u, style))?,
         dtype: if u.ratio(1, 8)? { Some(String::arbitrary(u)?) } else { None },
         heap_shape: if u.ratio(1, 8)? { Some(several(u, 3, |u, _| number(u))?) } else { None },
+        fields: Vec::new(),
+        heap_axes: Vec::new(),
+        samples_order: None,
         samples_per_heap: if u.ratio(1, 8)? { Some(number(u)?) } else { None },
         fields: Vec::new(),
         heap_axes: Vec::new(),
@@ -259,7 +318,7 @@ fn hostile_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
     let from_user_data = if u.ratio(1, 4)? { Some(name(u, &FIELD_NAMES)?) } else { None };
     Ok(AxisSpec {
         name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { format!("a{i}") },
-        present_items: None,
+        present_items: if u.ratio(1, 12)? { Some(several(u, 3, |u, _| item(u, Style::Hostile))?) } else { None },
         item: if from_user_data.is_some() && u.ratio(7, 8)? { None } else { Some(item(u, Style::Hostile)?) },
         shift: if u.ratio(1, 3)? { number(u)? } else { 0 },
         mask: if u.ratio(1, 4)? { Some(number(u)?) } else { None },
@@ -299,7 +358,15 @@ fn maybe_order(u: &mut Unstructured<'_>, names: &[String]) -> Result<Option<Vec<
 /// Number of indices of an axis of an accepted layout.
 #[must_use]
 pub fn size(axis: &AxisSpec) -> u64 {
-    axis.size.unwrap_or_else(|| axis.values.as_ref().map_or(0, |values| values.len() as u64))
+    let listed = axis.values.as_ref().or(axis.present_items.as_ref()).map(|list| list.len() as u64);
+    axis.size.or(listed).unwrap_or(0)
+}
+
+/// Position and value of the only one of several items that is present.
+#[must_use]
+pub fn only_present(items: &[i64]) -> Option<(u64, i64)> {
+    let present: Vec<_> = (0..).zip(items.iter().copied()).filter(|&(_, item)| item >= 0).collect();
+    (present.len() == 1).then(|| present[0])
 }
 
 /// The index that an item's value has on an axis that takes it from an item, found slowly.

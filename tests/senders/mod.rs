@@ -4,8 +4,9 @@
 use speadrx::epochs::Cause;
 use speadrx::layout::Layout;
 use speadrx::segment::Moment;
-use speadrx::spec::LayoutSpec;
+use speadrx::spec::{Align, LayoutSpec};
 use speadrx::timeline::{Sighting, TimeRules, Timeline, Verdict, Witness};
+use speadrx::window::UNKNOWN;
 
 pub const RANGE: i128 = 1 << 48;
 pub const LATER: i128 = 1 << 20;
@@ -62,6 +63,7 @@ pub struct Receiver {
     step: i128,
     batches: i128,
     window: i128,
+    align: Align,
     /// Which streams know where the window is.
     knows: Vec<bool>,
     /// The first chunk that has not been given out by a flush, and its first batch as senders count.
@@ -80,6 +82,7 @@ impl Receiver {
             step: time.step.into(),
             batches: time.batches.into(),
             window: window.into(),
+            align: time.align,
             knows: vec![false; streams],
             floor: 0,
             given_out: 0,
@@ -105,19 +108,39 @@ impl Receiver {
         }
     }
 
-    /// Chunk, batch and time of a timestamp, if the window of a stream holds it, for all that the stream knows.
-    fn in_window(&self, stamp: i128, stream: usize) -> Option<(i128, i128, i128)> {
+    /// A timestamp less the phase of its source, and shifted so that it is rounded down; None if the phase is not known.
+    fn shifted(&self, heap: Sighting) -> Option<i128> {
+        let phase = match self.timeline.phases().get(heap.source as usize) {
+            Some(&UNKNOWN) => return None,
+            Some(&phase) => i128::from(phase as i64),
+            None => 0,
+        };
+        let bias = if self.align == Align::Nearest { self.step / 2 } else { 0 };
+        Some(i128::from(heap.stamp) + bias - phase)
+    }
+
+    /// Chunk, batch and time of a heap, if the window of a stream holds it, for all that the stream knows.
+    fn in_window(&self, heap: Sighting, stream: usize) -> Option<(i128, i128, i128)> {
         let newest = self.timeline.newest().filter(|_| self.knows[stream])?;
-        let start = (i128::from(newest.chunk) - i128::from(newest.epoch_offset)) * self.chunk_step();
-        let time = start + (stamp - start + RANGE / 2).rem_euclid(RANGE) - RANGE / 2;
-        let chunk = time.div_euclid(self.chunk_step()) + i128::from(newest.epoch_offset);
+        let (origin, range) = (i128::from(newest.origin), 1 << newest.bits);
+        if i128::from(heap.stamp) >= range {
+            return None;
+        }
+        let start = (i128::from(newest.chunk) - i128::from(newest.epoch_offset)) * self.chunk_step() + origin;
+        let time = start + (self.shifted(heap)? - start + range / 2).rem_euclid(range) - range / 2;
+        let steps = (time - origin).div_euclid(self.step);
+        let is_aligned = self.align != Align::Reject || (time - origin) % self.step == 0;
+        let chunk = steps.div_euclid(self.batches) + i128::from(newest.epoch_offset);
         let behind = i128::from(newest.chunk) - chunk;
-        let is_there = (0..self.window).contains(&behind) && chunk >= newest.epoch_first.into() && time >= 0;
-        let batch = time.div_euclid(self.step).rem_euclid(self.batches);
+        let is_there = (0..self.window).contains(&behind) && chunk >= newest.epoch_first.into() && steps >= 0;
         // Where timestamps wrap within the window, the fast path ends.
-        let begin = (self.window_first() - i128::from(newest.epoch_offset)) * self.chunk_step();
-        let has_wrapped = time.div_euclid(RANGE) != begin.div_euclid(RANGE);
-        (is_there && time % self.step == 0 && !has_wrapped).then_some((chunk, batch, time))
+        let first = (self.window_first() - i128::from(newest.epoch_offset)) * self.batches;
+        let until_wrap = (range - 1 - (first * self.step + origin).rem_euclid(range)) / self.step + 1;
+        (is_there && is_aligned && steps - first < until_wrap).then_some((
+            chunk,
+            steps.rem_euclid(self.batches),
+            steps * self.step + origin,
+        ))
     }
 
     /// ID of the newest chunk.
@@ -133,17 +156,21 @@ impl Receiver {
 
     /// Place a heap that comes through a stream: its chunk and time. Or why it is rejected.
     pub fn place(&mut self, heap: Sighting, stream: usize) -> Result<(i128, i128), Verdict> {
-        let (chunk, batch, time) = match self.in_window(heap.stamp.into(), stream) {
+        let (chunk, batch, time) = match self.in_window(heap, stream) {
             Some(place) => place,
             None => match self.ask(heap, stream) {
                 Verdict::Place(moment) => {
                     let (chunk, batch) = (i128::from(moment.chunk), i128::from(moment.batch));
-                    (chunk, batch, ((chunk - i128::from(moment.epoch_offset)) * self.batches + batch) * self.step)
+                    let steps = (chunk - i128::from(moment.epoch_offset)) * self.batches + batch;
+                    let beyond =
+                        (self.shifted(heap).expect("it is placed") - steps * self.step - i128::from(moment.origin))
+                            .rem_euclid(1 << moment.bits);
+                    assert!(beyond < if self.align == Align::Reject { 1 } else { self.step }, "{beyond} ticks beyond");
+                    (chunk, batch, steps * self.step + i128::from(moment.origin))
                 }
                 verdict => return Err(verdict),
             },
         };
-        assert_eq!(time.rem_euclid(RANGE), i128::from(heap.stamp));
         let source = heap.source as usize;
         self.world.placed[source] += 1;
         let newest = &mut self.world.newest[source];
