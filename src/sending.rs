@@ -30,6 +30,9 @@ pub struct SendSpec {
     /// Items of SPEAD itself that packets lack: 2 is the heap's length, 3 the payload's place in it.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
     pub omit: Vec<u64>,
+    /// ID of the payload item for each index of the axis of the sources, instead of the layout's `payload_item`.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
+    pub payload_items: Vec<u64>,
     /// Whether each packet of a heap has all items (the default), or only the first.
     #[cfg_attr(test, schemars(extend("default" = true)))]
     #[serde(default = "yes", skip_serializing_if = "is_true")]
@@ -63,6 +66,9 @@ impl SendSpec {
             check_item(&format!("send.order[{i}]"), id)?;
         }
         check_distinct("send.order", self.order.iter().copied())?;
+        for (i, &id) in self.payload_items.iter().enumerate() {
+            check_item(&format!("send.payload_items[{i}]"), id)?;
+        }
         for (i, &id) in self.omit.iter().enumerate() {
             check(OMITTED.contains(&id), || {
                 LayoutError::field(format!("send.omit[{i}]"), id, "must be 2 (heap length) or 3 (payload offset)")

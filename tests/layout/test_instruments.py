@@ -92,6 +92,8 @@ def test_received(
     tmp_path: pathlib.Path,
 ) -> None:
     stream = INSTRUMENTS[name](rng)
+    if maker is by_spead2 and (stream.omit or stream.extra_length):
+        pytest.skip("spead2 does not send such packets")
     layout = layouts.load(name, stream.changes)
     chunks, stats = way(layout, maker(stream), stream, tmp_path)
     check(layout, stream, chunks, stats)

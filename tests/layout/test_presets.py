@@ -58,6 +58,8 @@ SMALLER = {
         "time.batches=2",
     ],
     "meerkat-digitiser": ["time.batches=16"],
+    "gbt-vegas-spectra": ["time.batches=16"],
+    "kat7-correlation-products": ["heap_bytes=2560", "heap_shape=[16, 5, 4, 2]", "time.batches=2"],
     "meerkat-fbfuse-input": ["time.batches=2"],
     "meerkat-first-correlator-products": ["antennas=2", "channels=64", "substreams=4", "time.batches=2"],
     "meerkat-apsuse-beams": ["time.batches=2"],

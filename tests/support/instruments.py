@@ -47,6 +47,8 @@ class Stream:
     descriptors: dict[int, tuple[str, tuple[int, ...], Any]] = field(default_factory=dict)
     #: Protocol items that packets lack.
     omit: tuple[int, ...] = ()
+    #: By how much packets overstate the length of their heap.
+    extra_length: int = 0
     user_data: dict[str, int] = field(default_factory=dict)
     #: Items whose values are kept beside the heaps, by the name of the field.
     kept: dict[str, Callable[[Heap], int]] = field(default_factory=dict)
@@ -59,7 +61,7 @@ def by_struct(stream: Stream) -> Iterator[bytes]:
         for offset in range(0, len(heap.payload), stream.packet_payload):
             part = heap.payload[offset : offset + stream.packet_payload]
             counter = number if heap.counter is None else heap.counter
-            special = {1: counter, 2: len(heap.payload), 3: offset, 4: len(part)}
+            special = {1: counter, 2: len(heap.payload) + stream.extra_length, 3: offset, 4: len(part)}
             values = {**{i: v for i, v in special.items() if i not in stream.omit}, **heap.items}
             pointers = [1 << 63 | item << bits | value for item, value in values.items()]
             pointers.append((heap.payload_id or stream.payload_id) << bits)
@@ -323,11 +325,58 @@ def effelsberg_gated_stokes(rng: np.random.Generator) -> Stream:
     return _spectrometer(rng, products=4, fft_length=2**11, naccumulate=16, rate=2600000000)
 
 
+def kat7_correlator(rng: np.random.Generator) -> Stream:
+    """corr, corr_tx_spead_inter.py (pack_from_prms): of X-engine x, the time 0x1600 + x, the data 0x1800 + x."""
+    heaps = []
+    for n in range(3):
+        for x in range(8):
+            time = (2**40 - 2 * 2**20 + 77 + n * 2**20) % 2**40  # wraps
+            heaps.append(
+                Heap(
+                    2**40 - 2 * 2**20 + 77 + n * 2**20,
+                    {"xeng": x},
+                    {0x1600 + x: time},
+                    rng.bytes(2560),
+                    payload_id=0x1800 + x,
+                    counter=(time + x) % 2**40,
+                )
+            )
+    return Stream(
+        heaps,
+        payload_id=0x1800,
+        changes=("heap_bytes=2560", "heap_shape=[16, 5, 4, 2]"),
+        packet_payload=4096,
+        address_bits=40,
+    )
+
+
+def gbt_vegas(rng: np.random.Generator) -> Stream:
+    """vegas_devel, vegas_spead_packet.h: items 0x20 to 0x24, data 0x25; the heap counter counts spectra."""
+    heaps = []
+    for n in range(1500, 1506):
+        values = (n * 100000 + n % 3, n * 733 - n % 5, 8, 1, n % 2)
+        items = dict(enumerate(values, 0x20))
+        heaps.append(Heap(n, {}, items, rng.bytes(16384), counter=n))
+    return Stream(
+        heaps,
+        payload_id=0x25,
+        changes=("time.batches=2",),
+        address_bits=40,
+        kept={
+            "time_stamp": lambda heap: heap.items[0x20],
+            "spectrum_counter": lambda heap: heap.items[0x21],
+            "switching_state": lambda heap: heap.items[0x24],
+        },
+    )
+
+
 #: The instrument that each layout is for. A layout without one has no test, which is an error.
 INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
     "effelsberg-edd-gated-spectrometer": effelsberg_gated_spectrometer,
     "effelsberg-edd-gated-stokes": effelsberg_gated_stokes,
     "effelsberg-edd-packetiser": effelsberg_packetiser,
+    "gbt-vegas-spectra": gbt_vegas,
+    "kat7-correlation-products": kat7_correlator,
     "meerkat-antenna-channelised-voltage": meerkat_f_engine,
     "meerkat-antenna-channelised-voltage-narrow": meerkat_f_engine_narrow,
     "meerkat-apsuse-beams": meerkat_apsuse_beams,

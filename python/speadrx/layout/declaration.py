@@ -181,6 +181,8 @@ class Send:
         IDs of items in the order in which packets have them; others come after them, the payload last.
     omit
         Items of SPEAD itself that packets lack: 2 is the heap's length, 3 the payload's place in it.
+    payload_items
+        ID of the payload item for each index of the axis of the sources, instead of `Layout.payload_item`.
     repeat_items
         Whether each packet of a heap has all items, or only the first.
     descriptors
@@ -193,12 +195,13 @@ class Send:
     packet_bytes: int | None = None
     order: tuple[int, ...] = ()
     omit: tuple[int, ...] = ()
+    payload_items: tuple[int, ...] = ()
     repeat_items: bool = True
     descriptors: bool = False
     constants: Mapping[Any, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("order", "omit"):
+        for name in ("order", "omit", "payload_items"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not isinstance(self.constants, Mapping):
             raise LayoutError(f"send.constants: given {self.constants!r}, but wanted a mapping from item IDs")
@@ -464,7 +467,7 @@ def _item_id(key: int | str) -> int | str:
 # In the TOML of this crate, which has no name of a user before the "=".
 _ITEMS_AND_MASKS = re.compile(
     r"^(?:item|mask|payload_item|epoch_item) = [0-9]+$"
-    r"|^(?:item|required_items|present_items|order) = \[[0-9, \n]*\]$",
+    r"|^(?:item|required_items|present_items|payload_items|order) = \[[0-9, \n]*\]$",
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"\b[0-9]+\b")

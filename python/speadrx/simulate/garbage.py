@@ -76,7 +76,10 @@ class GarbageMaker:
         self._phase = first_timestamp % self._time.step
         time = self._time
         is_plain = time.bits is None and time.mask is None and not time.shift and time.phases is None
+        # Time and axes may come from the heap counter, which every heap has.
+        placing = {*self._time.items, *self._required_items, *axis_items} - set(SPECIAL_ITEMS)
         possible = {
+            "absent": bool(placing),
             "timestamp": is_plain
             and ((time.align == "reject" and time.step > 1) or encoder.address_bits > TIMESTAMP_BITS),
             "axis": bool(self._bad_axis_items),

@@ -97,7 +97,14 @@ class PacketEncoder:
                 f"(IDs above {spead2.STREAM_CTRL_ID:#x}, below {id_limit:#x})"
             )
 
-    def heap(self, items: Mapping[int, int], payload: bytes | memoryview, *, sized: bool = True) -> list[bytes]:
+    def heap(
+        self,
+        items: Mapping[int, int],
+        payload: bytes | memoryview,
+        *,
+        sized: bool = True,
+        payload_item: int | None = None,
+    ) -> list[bytes]:
         """Encode a heap.
 
         Parameters
@@ -109,16 +116,19 @@ class PacketEncoder:
             Payload.
         sized
             Whether the packets say how long the heap is.
+        payload_item
+            ID of the item that points to the payload, if it is not that of all heaps.
 
         Raises
         ------
         ValueError
             If an item does not fit the flavour or is the payload item, or if the items leave no room in a packet.
         """
-        if self._payload_item in items:
-            raise ValueError(f"payload_item: {self._payload_item:#x} is the ID of another item of the heap")
+        payload_item = self._payload_item if payload_item is None else payload_item
+        if payload_item in items:
+            raise ValueError(f"payload_item: {payload_item:#x} is the ID of another item of the heap")
         absent = {*self._like.omit} if sized else {*self._like.omit, spead2.HEAP_LENGTH_ID}
-        pointers = self._pointers(items)
+        pointers = self._pointers(items, payload_item)
         header_bytes = _POINTER_BYTES * (1 + len(pointers) + len(SPECIAL_ITEMS) - len(absent))
         # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
         room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
@@ -146,7 +156,7 @@ class PacketEncoder:
         """Make the pointer of an item that holds its value."""
         return 1 << 63 | item << self.address_bits | value
 
-    def _pointers(self, items: Mapping[int, int]) -> list[int]:
+    def _pointers(self, items: Mapping[int, int], payload_item: int) -> list[int]:
         """Make the pointers of a heap's items, in the order in which the instrument has them."""
         value_limit, id_limit = 1 << self.address_bits, 1 << (63 - self.address_bits)
         pointers = {}
@@ -158,7 +168,7 @@ class PacketEncoder:
                 )
             if item != spead2.HEAP_CNT_ID:
                 pointers[item] = self._immediate(item, value)
-        pointers[self._payload_item] = self._payload_item << self.address_bits
+        pointers[payload_item] = payload_item << self.address_bits
         ordered = [pointers.pop(item) for item in self._like.order if item in pointers]
         return ordered + list(pointers.values())
 

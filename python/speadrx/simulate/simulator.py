@@ -193,6 +193,9 @@ class Simulator:
 
     # What heaps hold
 
+    def _source_of(self, indices: tuple[int, ...]) -> int:
+        return 0 if self._source_axis is None else indices[self._source_axis]
+
     def _linear(self, batch: int, indices: tuple[int, ...]) -> int:
         """Number the heap among all heaps."""
         for size, index in zip(self._sizes, indices, strict=True):
@@ -220,7 +223,7 @@ class Simulator:
     def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
         """Value of every item of a heap, by ID, without the items of the SPEAD protocol itself."""
         linear = self._linear(batch, indices)
-        timestamp = self._clock.stamp(batch, 0 if self._source_axis is None else indices[self._source_axis])
+        timestamp = self._clock.stamp(batch, self._source_of(indices))
         if self._jitter:
             timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
@@ -335,15 +338,17 @@ class Simulator:
                 self._heaps_begun += 1
                 if rand() < faults.garbage:
                     yield flow, self._garbage(batch, indices)
+                source = self._source_of(indices)
+                payload_item = self._send.payload_items[source] if self._send.payload_items else None
                 sent = complete = 0
                 for _ in range(0 if rand() < faults.loss else 1 + (rand() < faults.duplicate)):
-                    packets = self._encoder.heap(self.items(batch, indices), self.payload(batch, indices))
+                    data = self.payload(batch, indices)
+                    packets = self._encoder.heap(self.items(batch, indices), data, payload_item=payload_item)
                     kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
                     if kept:
                         sent += 1
                         complete += len(kept) == len(packets)
                         yield flow, kept
-                source = 0 if self._source_axis is None else indices[self._source_axis]
                 truth.sent[source] += sent
                 truth.lost[source] += not sent
                 truth.duplicated[source] += max(sent - 1, 0)
