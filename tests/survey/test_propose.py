@@ -364,8 +364,11 @@ def test_streams_of_known_instruments(name):
         return set(known.spead_items), known.payload_item
 
     assert named == [other for other in layouts.names() if key(layouts.load(other)) == key(layout)]
-    expected = [axis.item for axis in layout.axes if axis.item is not None and axis_size(axis) > 1]
-    assert sorted(axis.item for axis in proposal.layout.axes) == sorted(expected)
+    seen = [axis for axis in layout.axes if axis.from_user_data is None and axis_size(axis) > 1]
+    assert {(axis.item, axis.present_items) for axis in proposal.layout.axes} == {
+        (a.item, a.present_items) for a in seen
+    }
+    assert len(proposal.layout.axes) == len(seen)
     assert {axis.name for axis in proposal.layout.axes} <= {
-        *("polarization", "noise_diode_status", "digitiser", "antenna", "frequency", "beam_id")
+        *("polarization", "noise_diode_status", "digitiser", "antenna", "frequency", "beam_id", "present")
     }

@@ -444,16 +444,20 @@ def _batches(heap_bytes: int, batch_heaps: int, times: Times, n_times: int, seco
 
 def _note_known(stream: Stream, time: int | tuple[int, ...], axes: tuple[Axis, ...], notes: Notes) -> None:
     """Note if a layout that comes with speadrx has the same time and axes: it knows what heaps hold."""
-    found = {axis.item for axis in axes}
+
+    def of_axes(axes: tuple[Axis, ...]) -> set[int]:
+        return {item for axis in axes for item in (axis.present_items or (axis.item,)) if isinstance(item, int)}
+
+    found, times = of_axes(axes), {time} if isinstance(time, int) else {*time}
     matches: dict[str, set[int]] = {}
     exact = set()
     for name in presets.names():
         known = presets.load(name)
         if known.payload_item not in (None, *stream.payload_items):
             continue
-        theirs = {axis.item for axis in known.axes if axis.item is not None}
+        theirs = of_axes(known.axes)
         others = {*known.required_items, *(side.item for side in known.side_items)}
-        if known.time.item == time and found <= theirs and theirs | others <= stream.items.keys():
+        if {*known.time.items} == times and found <= theirs and (theirs | others) - times <= stream.items.keys():
             matches[name] = theirs | others
             if theirs == found:
                 exact.add(name)
