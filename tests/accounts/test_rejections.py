@@ -17,6 +17,7 @@ import speadrx
 from speadrx import Axis, ItemValue, Layout, Rejection, SideItem, TimeAxis
 from speadrx.accounts.rejections import summary
 from speadrx.cli.replay import replay
+from speadrx.receive.watch import _Watched
 from speadrx.simulate import PcapSink
 
 LAYOUT = Layout(
@@ -264,13 +265,18 @@ def test_many_items_are_cut() -> None:
 def test_log_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "speadrx"):
         queue = spead2.InprocQueue()
-        with speadrx.Receiver(LAYOUT, queue):
+        with speadrx.Receiver(LAYOUT, queue) as receiver:
             for n in range(2):
                 queue.add_packet(packet(items((1, 16)), bytes(32), counter=93 + n, length=32))
             deadline = time.monotonic() + 20
-            while not caplog.records and time.monotonic() < deadline:
+            while not caplog.records:
+                assert time.monotonic() < deadline, "nothing was logged"
                 time.sleep(0.05)
             queue.stop()
+        caplog.clear()
+        watched = _Watched(receiver.stream, None)
+        for _ in range(2):  # it says so once
+            watched._say_what_is_rejected(receiver.stream)
     [record] = [record for record in caplog.records if "rejected" in record.message]
     assert record.levelno == logging.DEBUG
     assert record.message.endswith(
@@ -286,7 +292,7 @@ def test_account_and_json(tmp_path: pathlib.Path) -> None:
         for each in [*GOOD, packet(items((1, 16)), bytes(32), counter=93, length=32)]:
             sink.send(0, each)
     shown = CliRunner().invoke(replay, [str(capture), "-l", str(layout)], terminal_width=200)
-    assert "wrong_length: 1 heap: heaps have 32 bytes, the layout wants 64." in " ".join(shown.output.split())
+    assert "wrong_length, 1 heap: heaps have 32 bytes, the layout wants 64." in " ".join(shown.output.split())
     written = CliRunner().invoke(replay, [str(capture), "-l", str(layout), "--json"])
     document = json.loads(written.output.splitlines()[-1])
     [found] = document["rejections"]

@@ -173,3 +173,17 @@ def test_stop_item_ends_a_stream_that_listens_to_it():
         assert rx.stat("speadrx.metadata_heaps") == 1
         with pytest.raises(spead2.Stopped):
             rx.stream.data_ringbuffer.get_nowait()
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(4, "int8"), (10, "int16")])
+def test_antennas_of_packed_samples(bits, dtype):
+    """As katgpucbf's F-engines send with --send-sample-bits 4, say: the real part comes first."""
+    layout = dataclasses.replace(ANTENNA, sample_bits=bits, n_ants=1, heaps_per_fengine_per_chunk=1)
+    rng = np.random.default_rng(bits)
+    values = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (1, 1, 16, 256, 2, 2))
+    each_bit = (values[..., np.newaxis] >> np.arange(bits)[::-1]) & 1
+    data = np.packbits(each_bit.astype(np.uint8).reshape(-1))
+    assert data.nbytes == layout.heap_bytes
+    samples = layout.samples(data)
+    assert samples.dtype == dtype
+    np.testing.assert_array_equal(samples, values)

@@ -234,7 +234,7 @@ class AccountView:
         yield Text()
         yield from tally("Rejected", stats.rejected)
         for rejection in stats.rejections:
-            yield printable(f"  {rejection.cause}: {counted(rejection.heaps, 'heap')}: {rejection.text}.")
+            yield printable(f"  {rejection.cause}, {counted(rejection.heaps, 'heap')}: {rejection.text}.")
         yield from _time(stats)
         yield from map(Text, self._sums())
 

@@ -283,7 +283,7 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
 
 
 def _component_view(sample_bits: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The `dtype` and `heap_shape` of signed components, if numpy has such an integer; else those of bytes."""
-    if sample_bits in (8, 16, 32, 64):
+    """The `dtype` and `heap_shape` of signed components, which may be packed; else those of bytes."""
+    if sample_bits <= 16 or sample_bits in (32, 64):
         return {"dtype": f"int{sample_bits}", "heap_shape": shape}
     return {}
