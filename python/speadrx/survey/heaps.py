@@ -66,6 +66,9 @@ class Survey:
 
     def __init__(self, *, most_values: int = MOST_VALUES) -> None:
         self._gathered = _core.Survey(most_values)
+        # The kinds of heaps as they were after so many packets: to take them out means to copy them.
+        self._packets_sorted = 0
+        self._sorted: list[Kind] = []
 
     @property
     def packets(self) -> int:
@@ -211,10 +214,14 @@ class Survey:
         return self._gathered.read(capture.reader, 2**64 - 1 if most is None else most)
 
     def _kinds(self) -> list[Kind]:
-        return [
-            Kind(destination, Flavour(bits), keys, whole, *(np.frombuffer(column, np.uint64) for column in columns))
-            for destination, bits, keys, whole, *columns in self._gathered.kinds
-        ]
+        packets = self.packets
+        if self._packets_sorted != packets:
+            self._packets_sorted = packets
+            self._sorted = [
+                Kind(destination, Flavour(bits), keys, whole, *(np.frombuffer(column, np.uint64) for column in columns))
+                for destination, bits, keys, whole, *columns in self._gathered.kinds
+            ]
+        return self._sorted
 
     def heap_bytes(self) -> collections.Counter[int]:
         """Count the heaps whose values were kept, by the length that they give.
