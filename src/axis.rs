@@ -10,6 +10,7 @@ use crate::check::{
 use crate::clock::check_ids;
 use crate::divisor::Divisor;
 use crate::error::LayoutError;
+use crate::packet::declared::{of_payload_items, wire_id};
 use crate::reason;
 use crate::spec::AxisSpec;
 
@@ -99,6 +100,7 @@ pub(crate) fn check_item_axis(
     axis: &AxisSpec,
     reasons: &mut Vec<String>,
 ) -> Result<(Vec<u64>, ItemAxis), LayoutError> {
+    let axis = &*of_payload_items(field, axis)?;
     if let Some(ids) = &axis.present_items {
         return check_present_axis(field, axis, ids, reasons).map(|checked| (ids.clone(), checked));
     }
@@ -112,7 +114,7 @@ pub(crate) fn check_item_axis(
     let reach = mask & (i64::MAX as u64 >> shift);
     let (size, lookup) = check_lookup(field, axis, step, reach)?;
     let reason = check_reject_name(field, axis, reasons)?;
-    Ok((vec![item], ItemAxis { shift, mask, size, lookup, reason }))
+    Ok((vec![wire_id(item)], ItemAxis { shift, mask, size, lookup, reason }))
 }
 
 /// Check an axis whose index is the position of the only item that is present.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 
 use crate::error::LayoutError;
+use crate::packet::declared::Synthetic;
 
 /// Largest item ID of SPEAD-64-40, the flavour with the widest IDs that is in use.
 pub(crate) const MAX_ITEM_ID: u64 = (1 << 23) - 1;
@@ -29,6 +30,9 @@ pub(crate) fn non_zero(field: &str, value: u64) -> Result<NonZeroU64, LayoutErro
 }
 
 pub(crate) fn check_item(field: &str, id: u64) -> Result<(), LayoutError> {
+    if Synthetic::of(id).is_some() {
+        return Ok(());
+    }
     check(id > LAST_CONTROL_ID, || {
         LayoutError::field(
             field,

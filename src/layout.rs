@@ -11,6 +11,7 @@ use crate::check::{
 pub use crate::clock::TIME_BITS;
 use crate::clock::{Clock, check_time};
 use crate::error::LayoutError;
+use crate::packet::declared::{check_packets, mends_packets, wire_id};
 use crate::reason;
 use crate::sending::SendSpec;
 use crate::spec::{AxisSpec, FieldSpec, LayoutSpec, SideSpec, SideType, Stride, TimeSpec};
@@ -100,6 +101,7 @@ impl Layout {
         check_samples_order(&spec)?;
         let (other_times, epoch_item) = add_other_items(&spec, &mut axes, &mut items);
         check_payload_item(&spec, &items)?;
+        check_packets(&spec, &items)?;
         let dimensions = order_dimensions(&spec, &declared)?;
         let source = check_sources(&spec, &dimensions)?;
         let (chunk_step, clock) = check_time(&spec.time, source.map(|axis| dimensions[axis].size))?;
@@ -123,6 +125,12 @@ impl Layout {
     #[must_use]
     pub fn items(&self) -> &[u64] {
         &self.items
+    }
+
+    /// Whether packets from sockets are mended on their way into spead2; packets of files always are.
+    #[must_use]
+    pub fn mends_packets(&self) -> bool {
+        mends_packets(&self.spec)
     }
 
     /// Names of the reject reasons, in the order of the checks.
@@ -376,12 +384,16 @@ fn check_user_axis(field: &str, axis: &AxisSpec, name: &str) -> Result<u64, Layo
         )
     })?;
     check_user_data_name(&format!("{field}.from_user_data"), name)?;
-    let for_items = axis.shift != 0 || axis.mask.is_some() || axis.step != 1 || axis.values.is_some();
+    let for_items = axis.shift != 0
+        || axis.mask.is_some()
+        || axis.step != 1
+        || axis.values.is_some()
+        || axis.payload_items.is_some();
     check(!for_items && axis.reject_name.is_none(), || {
         LayoutError::field(
             format!("{field}.from_user_data"),
             format!("{name:?}"),
-            "cannot be given together with shift, mask, step, values or reject_name; the field holds the index itself",
+            "cannot be given together with shift, mask, step, values, payload_items or reject_name; the field holds the index itself",
         )
     })?;
     let size = axis.size.ok_or_else(|| {
@@ -397,7 +409,7 @@ fn check_side_items(specs: &[SideSpec], items: &mut Vec<u64>) -> Result<Vec<Side
         check_name(&format!("{field}.name"), &spec.name)?;
         check_item(&format!("{field}.item"), spec.item)?;
         let shift = check_shift(&format!("{field}.shift"), spec.shift)?;
-        items.push(spec.item);
+        items.push(wire_id(spec.item));
         side.push(SideField { shift, dtype: spec.dtype });
     }
     check_distinct("side_items", specs.iter().map(|spec| &spec.name))?;

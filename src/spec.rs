@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 #[cfg(test)]
 use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, MAX_TIME_BITS, MIN_TIME_BITS, NAME};
 use crate::error::LayoutError;
+#[cfg(test)]
+use crate::packet::declared::item_schema;
+use crate::packet::declared::{PacketsSpec, item, optional_item, write_item, write_optional_item};
 use crate::sending::SendSpec;
 
 /// What to do with a timestamp that is not a multiple of the step.
@@ -386,10 +389,18 @@ pub struct AxisSpec {
     /// Name of the axis.
     #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     pub name: String,
-    /// SPEAD item ID that the index comes from. 1 is the heap counter.
-    #[cfg_attr(test, schemars(schema_with = "item_or_counter"))]
-    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
+    /// SPEAD item ID that the index comes from; 1 is the heap counter. Or the name of an item that is added to packets.
+    #[cfg_attr(test, schemars(schema_with = "item_schema"))]
+    #[serde(
+        default,
+        skip_serializing_if = "is_default",
+        deserialize_with = "optional_item",
+        serialize_with = "write_optional_item"
+    )]
     pub item: Option<u64>,
+    /// IDs of payload items, instead of `item`: the index is the position of the one whose bytes are the heap's data.
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
+    pub payload_items: Option<Vec<u64>>,
     /// IDs of items, instead of `item`: the index is the position of the only one that a heap has.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub present_items: Option<Vec<u64>>,
@@ -429,9 +440,10 @@ pub struct SideSpec {
     /// Field name in the record.
     #[cfg_attr(test, schemars(regex(pattern = NAME)))]
     pub name: String,
-    /// SPEAD item ID. A heap without this item is still placed, and 0 is stored.
-    #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
-    #[serde(deserialize_with = "number")]
+    /// SPEAD item ID, or the name of an item that is added to packets. A heap without this item is still placed, and 0 is
+    /// stored.
+    #[cfg_attr(test, schemars(schema_with = "item_schema"))]
+    #[serde(deserialize_with = "item", serialize_with = "write_item")]
     pub item: u64,
     /// Bits to shift the value right by.
     #[cfg_attr(test, schemars(range(max = MAX_SHIFT), extend("default" = 0)))]
@@ -471,7 +483,7 @@ pub struct LayoutSpec {
     #[cfg_attr(test, schemars(range(min = 1)))]
     #[serde(deserialize_with = "number")]
     pub heap_bytes: u64,
-    /// SPEAD item ID of the item that a heap's data are, for simulated senders and programs that look at packets.
+    /// SPEAD item ID of the item, addressed, that a heap's data are. What else a heap in a file has is cut out.
     #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub payload_item: Option<u64>,
@@ -511,6 +523,9 @@ pub struct LayoutSpec {
     /// Byte strides that override the dense ones, by axis name.
     #[serde(default, skip_serializing_if = "is_default")]
     pub strides: BTreeMap<String, Stride>,
+    /// What to mend in packets that spead2 would drop or misjudge.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub packets: Option<PacketsSpec>,
     /// The time axis.
     pub time: TimeSpec,
     /// The other axes, in the order in which they are checked.

@@ -260,6 +260,7 @@ fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
         let (size, values, step, shift, masked, user) = kind;
         AxisSpec {
             name: format!("axis{i}"),
+            payload_items: None,
             present_items: None,
             item: (!user).then_some(if own { 0x4100 + i as u64 } else { 0x3101 }),
             shift,
@@ -277,6 +278,7 @@ fn axis(i: usize) -> impl Strategy<Value = AxisSpec> {
 fn by_presence(i: usize, size: u64) -> AxisSpec {
     AxisSpec {
         name: format!("axis{i}"),
+        payload_items: None,
         present_items: Some((0..size).map(|k| 0x4500 + 16 * i as u64 + k).collect()),
         item: None,
         shift: 0,
@@ -404,6 +406,7 @@ fn layout() -> impl Strategy<Value = (LayoutSpec, BTreeMap<String, u64>, u64)> {
                     name: String::new(),
                     heap_bytes,
                     payload_item: None,
+                    packets: None,
                     order: Some(order_of(&axes, &shuffle)),
                     sources,
                     source_labels: None,

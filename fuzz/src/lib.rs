@@ -136,6 +136,7 @@ fn sensible(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         name: String::new(),
         heap_bytes,
         payload_item: None,
+        packets: None,
         order: Some(order),
         sources: sources.map(|axis| axis.name),
         source_labels: None,
@@ -212,6 +213,7 @@ fn sensible_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
     let values = (!plain && !values.is_empty()).then_some(values);
     let mask = (step * size).next_power_of_two() * 2 - 1;
     Ok(AxisSpec {
+        payload_items: None,
         name: AXIS_NAMES[i + 1].to_owned(),
         present_items: None,
         item: usual.then_some(if u.ratio(1, 4)? { 0x1701 } else { 0x1610 + i as u64 }),
@@ -285,6 +287,7 @@ fn hostile(u: &mut Unstructured<'_>) -> Result<LayoutSpec> {
         name: if u.ratio(1, 4)? { String::arbitrary(u)? } else { String::new() },
         heap_bytes: number(u)?,
         payload_item: None,
+        packets: None,
         order,
         sources: maybe(u, any_axis)?,
         source_labels: if u.ratio(1, 8)? { Some(several(u, 5, |u, _| String::arbitrary(u))?) } else { None },
@@ -317,6 +320,7 @@ fn hostile_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
     let values = if u.ratio(1, 4)? { Some(several(u, 6, |u, _| number(u))?) } else { None };
     let from_user_data = if u.ratio(1, 4)? { Some(name(u, &FIELD_NAMES)?) } else { None };
     Ok(AxisSpec {
+        payload_items: None,
         name: if u.ratio(1, 8)? { name(u, &AXIS_NAMES)? } else { format!("a{i}") },
         present_items: if u.ratio(1, 12)? { Some(several(u, 3, |u, _| item(u, Style::Hostile))?) } else { None },
         item: if from_user_data.is_some() && u.ratio(7, 8)? { None } else { Some(item(u, Style::Hostile)?) },

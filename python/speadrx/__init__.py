@@ -10,7 +10,7 @@ from ._core import LayoutError, __version__
 from .accounts.ledger import Epoch, LedgerSnapshot
 from .accounts.rejections import ItemValue, Rejection
 from .accounts.report import ReceiverStats, RingStats, SourceStats
-from .layout import Axis, BaseLayout, Field, Layout, Send, SideItem, TimeAxis
+from .layout import Axis, BaseLayout, Field, Layout, Packets, Send, SideItem, TimeAxis
 from .receive.chunk import Chunk, ChunkPool
 from .receive.factory import make_stream, make_stream_group
 from .receive.fill import fill_missing
@@ -45,6 +45,7 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LedgerSnapshot",
+    "Packets",
     "Receiver",
     "ReceiverStats",
     "Rejection",

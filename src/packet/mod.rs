@@ -3,10 +3,15 @@
 pub mod addresses;
 pub mod capture;
 mod coalesced;
+pub(crate) mod declared;
 mod fragments;
 mod frame;
+mod heaps;
+pub mod mend;
+mod plan;
 mod records;
 mod source;
 pub mod spead;
 pub mod survey;
 mod unfinished;
+pub mod unused;

@@ -34,7 +34,7 @@ pub fn spec_to_toml(spec: &Bound<'_, PyAny>) -> PyResult<String> {
 
 /// A proven layout.
 #[pyclass(frozen, module = "speadrx._core")]
-pub struct Layout(Arc<core::Layout>);
+pub struct Layout(pub(super) Arc<core::Layout>);
 
 #[pymethods]
 impl Layout {
@@ -46,6 +46,12 @@ impl Layout {
     #[getter]
     fn items(&self) -> &[u64] {
         self.0.items()
+    }
+
+    /// Whether packets from sockets are mended on their way into spead2.
+    #[getter]
+    fn mends_packets(&self) -> bool {
+        self.0.mends_packets()
     }
 
     #[getter]

@@ -48,7 +48,7 @@ def test_every_field_is_explained() -> None:
             yield from fields(field.get("items", {}), f"{path}{name}.")
 
     found = list(fields(layouts.schema()))
-    assert len(found) == 56
+    assert len(found) == 63
     assert [name for name, field in found if len(field["description"]) < 10] == []
     assert {name: field["default"] for name, field in found if "default" in field} == {
         "name": "",
@@ -60,6 +60,7 @@ def test_every_field_is_explained() -> None:
         "axes.step": 1,
         "side_items.shift": 0,
         "side_items.dtype": "u64",
+        "packets.repeat_items": False,
         "send.repeat_items": True,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import pickle
 import random
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from example_layouts import ANTENNA, BASE, MEERKAT, POL, TIME
 from random_layouts import random_case
-from speadrx import Axis, Layout, LayoutError, SideItem, TimeAxis
+from speadrx import Axis, Layout, LayoutError, Packets, SideItem, TimeAxis, layouts
 
 
 def round_trip(layout: Layout, tmp_path: pathlib.Path) -> Layout:
@@ -158,3 +159,51 @@ def test_item_ids_are_written_as_everybody_writes_them(tmp_path: pathlib.Path) -
     path = tmp_path / "layout.toml"
     path.write_text(text, "utf-8")
     assert Layout.from_toml(path) == layout
+
+
+def test_packets_and_payload_items(tmp_path: pathlib.Path) -> None:
+    layout = Layout(
+        heap_bytes=64,
+        time=TimeAxis(item=0x1600, step=16, batches=4),
+        axes=(
+            Axis(name="product", payload_items=[0x4300, 0x4301]),  # type: ignore[arg-type]
+            Axis(name="sender", item="sender", values=(1, 2)),
+        ),
+        side_items=(SideItem(name="came", item="packet_seconds"),),
+        payload_item=0x4300,
+        packets=Packets(
+            heap_length="payload",
+            payload_offset="zero",
+            heap_counter=[0x1601],  # type: ignore[arg-type]
+            repeat_items=True,
+            items={0x1600: "<u4", 0x1601: ">u8"},
+        ),
+    )
+    text = layout.to_toml()
+    for line in (
+        "payload_item = 0x4300",
+        "payload_items = [0x4300, 0x4301]",
+        'item = "sender"',
+        "heap_counter = [0x1601]",
+        '0x1600 = "<u4"',
+    ):
+        assert line in text
+    path = tmp_path / "layout.toml"
+    path.write_text(text)
+    assert Layout.from_toml(path) == layout
+    assert pickle.loads(pickle.dumps(layout)) == layout
+    assert hash(layout) == hash(Layout.from_toml(path))
+    assert layout._compiled.items[2:4] == [0x7FF8, 0x7FF9]
+    assert layout._compiled.mends_packets
+    assert not Layout(heap_bytes=8, time=layout.time, payload_item=0x4300)._compiled.mends_packets
+
+
+def test_packets_as_overrides() -> None:
+    layout = layouts.load("meerkat-digitiser", ["packets.heap_length=payload", "packets.heap_counter=sender"])
+    assert layout.packets == Packets(heap_length="payload", heap_counter="sender")
+
+
+@pytest.mark.parametrize("change", [{"items": {"time": "<u4"}}, {"items": 3}, {"heap_counter": 0x1600}])
+def test_wrong_packets(change: dict[str, Any]) -> None:
+    with pytest.raises(LayoutError, match=r"items|heap_counter"):
+        Layout(heap_bytes=8, time=TIME, packets=Packets(**change))

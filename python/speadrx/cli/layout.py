@@ -88,7 +88,7 @@ def _declared(layout: Layout) -> dict[str, TimeAxis | Axis]:
 
 def _items(layout: Layout) -> list[dict[str, Any]]:
     """The items that are used, and what each is for."""
-    uses: dict[int, list[str]] = {}
+    uses: dict[int | str, list[str]] = {}
     time = layout.time
     for item in time.items:
         uses.setdefault(item, []).append(f"axis {time.name}")
@@ -96,6 +96,8 @@ def _items(layout: Layout) -> list[dict[str, Any]]:
     for axis in layout.axes:
         for item in axis.present_items or ([] if axis.item is None else [axis.item]):
             uses.setdefault(item, []).append(f"axis {axis.name}")
+        for item in axis.payload_items or ():
+            uses.setdefault(item, []).append(f"axis {axis.name}: payload")
     for side in layout.side_items:
         uses.setdefault(side.item, []).append(
             f"extra {side.name}: {side.dtype}" + (f", >> {side.shift}" * (side.shift > 0))
@@ -104,7 +106,16 @@ def _items(layout: Layout) -> list[dict[str, Any]]:
         uses.setdefault(item, []).append("required")
     if time.epoch_item is not None:
         uses.setdefault(time.epoch_item, []).append("UTC at tick 0")
-    return [{"id": item, "hex": f"{item:#x}", "name": item_name(item), "uses": use} for item, use in uses.items()]
+    return [{"id": item, "hex": _item(item), "name": _name(item), "uses": use} for item, use in uses.items()]
+
+
+def _item(item: int | str) -> str:
+    """An item ID, or the name of an item that is added to packets."""
+    return item if isinstance(item, str) else f"{item:#x}"
+
+
+def _name(item: int | str) -> str | None:
+    return "added to packets" if isinstance(item, str) else item_name(item)
 
 
 def _bits(text: str, axis: TimeAxis | Axis) -> str:
@@ -127,9 +138,11 @@ def _index(axis: TimeAxis | Axis) -> str:
         return f"{text} / {axis.step:,}{rounding}"
     if axis.present_items is not None:
         return f"which is present of {', '.join(f'{item:#x}' for item in axis.present_items)}"
+    if axis.payload_items is not None:
+        return f"which is the payload of {', '.join(f'{item:#x}' for item in axis.payload_items)}"
     if axis.item is None:
         return f"user_data[{axis.from_user_data!r}]"
-    text = _bits(f"{axis.item:#x}", axis)
+    text = _bits(_item(axis.item), axis)
     if axis.values is not None:
         return f"{text}: one of {axis_size(axis):,} values"
     return text if axis.step == 1 else f"{text} / {axis.step:,}"
@@ -202,7 +215,7 @@ def _items_table(items: list[dict[str, Any]]) -> Table:
     for name in ("item", "name", "used for"):
         table.add_column(name)
     for item in items:
-        table.add_row(f"{item['id']:#x}", item["name"] or "", Text("\n".join(item["uses"])))
+        table.add_row(item["hex"], item["name"] or "", Text("\n".join(item["uses"])))
     return table
 
 

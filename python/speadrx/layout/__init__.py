@@ -2,6 +2,6 @@
 
 from .base import BaseLayout, DeclarativeLayout
 from .contents import Field
-from .declaration import Axis, Layout, Send, SideItem, TimeAxis
+from .declaration import Axis, Layout, Packets, Send, SideItem, TimeAxis
 
-__all__ = ["Axis", "BaseLayout", "DeclarativeLayout", "Field", "Layout", "Send", "SideItem", "TimeAxis"]
+__all__ = ["Axis", "BaseLayout", "DeclarativeLayout", "Field", "Layout", "Packets", "Send", "SideItem", "TimeAxis"]

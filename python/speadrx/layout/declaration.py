@@ -107,7 +107,11 @@ class Axis:
     name
         Name of the axis.
     item
-        SPEAD item ID that the index comes from. ID 1 is the heap counter.
+        SPEAD item ID that the index comes from; 1 is the heap counter. Or the name of an item that is added to packets:
+        ``"payload_item"`` (the ID of the item whose bytes are the heap's data), ``"sender"`` (its IPv4 address << 16,
+        and its port), ``"packet_seconds"`` or ``"packet_nanoseconds"`` (since 1970).
+    payload_items
+        IDs of items, instead of `item`: the index is the position of the one whose bytes are the heap's data.
     shift
         Bits to shift the item's value right by.
     mask
@@ -128,7 +132,8 @@ class Axis:
     """
 
     name: str
-    item: int | None = None
+    item: Any = None  # an int, a str, or None
+    payload_items: tuple[int, ...] | None = None
     shift: int = 0
     mask: int | None = None
     step: int = 1
@@ -139,7 +144,7 @@ class Axis:
     present_items: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("values", "present_items"):
+        for name in ("values", "present_items", "payload_items"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_tuple(name, value))
 
@@ -153,7 +158,7 @@ class SideItem:
     name
         Field name in the record.
     item
-        SPEAD item ID. A heap without this item is still placed, and 0 is stored.
+        SPEAD item ID, or a name as for an axis. A heap without this item is still placed, and 0 is stored.
     shift
         Bits to shift the value right by.
     dtype
@@ -162,7 +167,7 @@ class SideItem:
     """
 
     name: str
-    item: int
+    item: Any  # an int or a str
     shift: int = 0
     dtype: Literal["u8", "u16", "u32", "u64"] = "u64"
 
@@ -206,6 +211,43 @@ class Send:
         if not isinstance(self.constants, Mapping):
             raise LayoutError(f"send.constants: given {self.constants!r}, but wanted a mapping from item IDs")
         object.__setattr__(self, "constants", {_item_id(item): value for item, value in self.constants.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packets:
+    """What to mend in packets that spead2 would drop or misjudge.
+
+    With this, speadrx itself reads the sockets, mends the packets and hands them to spead2.
+
+    Parameters
+    ----------
+    heap_length
+        Bytes of every heap, whatever packets say of it. Or ``"payload"``: each packet is a whole heap.
+    payload_offset
+        ``"zero"``: the payload of each packet is the beginning of its heap, whatever the packet says.
+    heap_counter
+        How heaps are told apart: ``"packet"`` (each packet is a heap), ``"sender"`` (each sender counts by itself),
+        or the IDs of items whose values, together with the sender and its counter, make a heap. By default, by the
+        counter alone.
+    repeat_items
+        Whether the items of a heap are in its first packet only. Other packets wait for it.
+    items
+        How the values of some items are written, by ID: ``"<u4"`` is 4 bytes with the lowest first, ``">u8"`` 8 bytes
+        with the highest first. Addressed values of these items are made immediate.
+    """
+
+    heap_length: int | Literal["payload"] | None = None
+    payload_offset: Literal["zero"] | None = None
+    heap_counter: Literal["packet", "sender"] | tuple[int, ...] | None = None
+    repeat_items: bool = False
+    items: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.heap_counter is not None and not isinstance(self.heap_counter, str):
+            object.__setattr__(self, "heap_counter", as_tuple("heap_counter", self.heap_counter))
+        if not isinstance(self.items, Mapping):
+            raise LayoutError(f"items: given {self.items!r}, but wanted a mapping from item IDs")
+        object.__setattr__(self, "items", {_item_id(item): encoding for item, encoding in self.items.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +300,10 @@ class Layout(DeclarativeLayout):
     samples_per_heap
         Samples in a heap, if this is not the product of `heap_shape`.
     payload_item
-        ID of the item that a heap's data are: simulated senders send it, and programs that look at packets know it.
+        ID of the item, addressed, that a heap's data are: simulated senders send it, and programs that look at packets
+        know it. What else a heap in a file has is cut out; so it is on sockets, if there are `packets`.
+    packets
+        What to mend in packets that spead2 would drop or misjudge.
     send
         How the instrument sends its heaps, for simulated senders. Receivers use none of it.
     name
@@ -287,6 +332,7 @@ class Layout(DeclarativeLayout):
     samples_order: tuple[str, ...] | None = None
     samples_per_heap: int | None = None
     payload_item: int | None = None
+    packets: Packets | None = None
     send: Send | None = None
     name: str = ""
 
@@ -320,7 +366,8 @@ class Layout(DeclarativeLayout):
 
     def _default_labels(self, n_sources: int) -> _DefaultLabels:
         """The values of the axis of sources if it has any, or else the indices."""
-        values = next((axis.values for axis in self.axes if axis.name == self.sources), None)
+        found = (axis.values or axis.payload_items for axis in self.axes if axis.name == self.sources)
+        values = next(found, None)
         return _DefaultLabels(str(value) for value in (range(n_sources) if values is None else values))
 
     @property
@@ -403,6 +450,8 @@ class Layout(DeclarativeLayout):
             spec["axes"] = tuple(Axis(**axis) for axis in spec.get("axes", ()))
             spec["fields"] = tuple(Field(**field) for field in spec.get("fields", ()))
             spec["side_items"] = tuple(SideItem(**item) for item in spec.get("side_items", ()))
+            if "packets" in spec:
+                spec["packets"] = Packets(**spec["packets"])
             if "send" in spec:
                 spec["send"] = Send(**spec["send"])
             return cls(**spec)
@@ -467,7 +516,7 @@ def _item_id(key: int | str) -> int | str:
 # In the TOML of this crate, which has no name of a user before the "=".
 _ITEMS_AND_MASKS = re.compile(
     r"^(?:item|mask|payload_item|epoch_item) = [0-9]+$"
-    r"|^(?:item|required_items|present_items|payload_items|order) = \[[0-9, \n]*\]$",
+    r"|^(?:item|required_items|present_items|payload_items|order|heap_counter) = \[[0-9, \n]*\]$",
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"\b[0-9]+\b")

@@ -11,14 +11,17 @@ from typing import Any
 from speadrx._core import LayoutError, spec_to_toml
 
 from .contents import Field
-from .declaration import Axis, Layout, Send, SideItem, TimeAxis
+from .declaration import Axis, Layout, Packets, Send, SideItem, TimeAxis
 
 #: A value that starts with one of these must be TOML. Any other may be a bare word.
 _TOML_STARTS = ('"', "'", "[", "{")
-_PATHS = "FIELD, time.FIELD, send.FIELD, strides.AXIS, axes.NAME.FIELD, fields.NAME.FIELD and side_items.NAME.FIELD"
+_PATHS = (
+    "FIELD, time.FIELD, packets.FIELD, send.FIELD, strides.AXIS, axes.NAME.FIELD, fields.NAME.FIELD and "
+    "side_items.NAME.FIELD"
+)
 #: Fields that have fields of their own, and what they are in Python.
 _TABLES: dict[str, type] = {
-    **dict.fromkeys(("time", "send", "strides"), dict),
+    **dict.fromkeys(("time", "packets", "send", "strides"), dict),
     **dict.fromkeys(("axes", "fields", "side_items"), list),
 }
 
@@ -33,7 +36,7 @@ def apply(spec: dict[str, Any], override: str, parameters: Iterable[str] = ()) -
     spec
         The fields that a declaration sets, as plain dicts and lists.
     override
-        ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``send.FIELD``,
+        ``PATH=VALUE``. The path is that of a field: ``heap_bytes``, ``time.FIELD``, ``packets.FIELD``, ``send.FIELD``,
         ``strides.AXIS``, ``axes.NAME.FIELD``, ``fields.NAME.FIELD`` or ``side_items.NAME.FIELD``. The value is written
         as in TOML; a bare word is taken as a string. Without a value, the field gets its default back.
     parameters
@@ -89,6 +92,8 @@ def _find(spec: dict[str, Any], path: str, parameters: Iterable[str] = ()) -> tu
     match path.split("."):
         case [field]:
             return spec, _known(path, field, (*parameters, *_fields(Layout)))
+        case ["packets", field]:
+            return spec.setdefault("packets", {}), _known(path, field, _fields(Packets))
         case ["time", field]:
             return spec["time"], _known(path, field, _fields(TimeAxis))
         case ["send", field]:

@@ -20,9 +20,8 @@ _MAGIC, _VERSION = 0x53, 4
 
 def axis_size(axis: Axis) -> int:
     """Count the indices of an axis."""
-    if axis.present_items is not None:
-        return len(axis.present_items)
-    return len(axis.values) if axis.values is not None else axis.size or 0
+    values = axis.present_items or axis.payload_items or axis.values
+    return len(values) if values is not None else axis.size or 0
 
 
 def axis_index(axis: Axis, item: int) -> int | None:

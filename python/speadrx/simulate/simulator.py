@@ -174,7 +174,13 @@ class Simulator:
         for name in self._user_data:
             if name not in known:
                 raise ValueError(f"user_data: {name!r} is not a field that the layout reads (it reads {known})")
+        named = [(axis.name, axis.item) for axis in self._axes]
+        for name, item in [*named, *((side.name, side.item) for side in self._declaration.side_items)]:
+            if isinstance(item, str):
+                raise ValueError(f"{name}: {item!r} is added to packets, and cannot be simulated")
         for axis in self._axes:
+            if axis.payload_items is not None:
+                raise ValueError(f"axis {axis.name!r}: payload items cannot be simulated")
             if axis.item in self._time.items:
                 raise ValueError(
                     f"axis {axis.name!r}: shares item {axis.item:#x} with the time, which cannot be simulated"
