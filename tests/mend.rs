@@ -104,7 +104,9 @@ fn packets_that_spead2_takes_stay_as_they_are() {
         packet(40, &[(1, 8, true), (2, 8, true), (3, 0, true), (4, 8, true), (TIME, 6, true)], b"ABCDEFGH"),
     ];
     let mut run = Run::new("");
-    packets.iter().for_each(|packet| run.give(0, 0, packet));
+    for packet in &packets {
+        run.give(0, 0, packet);
+    }
     assert_eq!(run.out, packets.concat());
     assert!(run.end().1.is_empty());
 }
@@ -112,7 +114,7 @@ fn packets_that_spead2_takes_stay_as_they_are() {
 #[test]
 fn a_packet_is_a_heap_where_it_does_not_say_what_it_is() {
     let ska_low = packet(48, &[(1, 3, true), (4, 8, true), (TIME, 9, true), (0x3300, 0, false)], b"abcdefgh");
-    let (got, unused) = Run::new("").all(&[ska_low.clone()]);
+    let (got, unused) = Run::new("").all(std::slice::from_ref(&ska_low));
     assert!(got.is_empty());
     assert_eq!(unused, [("no_payload_offset", 1)]);
     let (got, unused) = Run::new("[packets]\nheap_length = 'payload'").all(&[ska_low]);
@@ -175,7 +177,9 @@ fn packets_wait_for_the_one_with_the_items() {
             // spead2 takes the items of a heap from its first packet.
             assert_eq!(got[0].items, [(TIME, 4)], "{order:?}");
             let mut bytes = [0; 8];
-            got.iter().for_each(|got| bytes[got.offset as usize..][..got.payload.len()].copy_from_slice(&got.payload));
+            for got in &got {
+                bytes[got.offset as usize..][..got.payload.len()].copy_from_slice(&got.payload);
+            }
             assert_eq!(&bytes, b"abcdefgh");
         }
     }

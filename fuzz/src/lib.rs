@@ -190,6 +190,7 @@ fn sensible_axis(u: &mut Unstructured<'_>, i: usize) -> Result<AxisSpec> {
         let name = AXIS_NAMES[i + 1].to_owned();
         let (shift, step, present_items) = (0, 1, Some(ids));
         return Ok(AxisSpec {
+            payload_items: None,
             name,
             item,
             present_items,

@@ -1,24 +1,28 @@
 """The compiled core: validated layouts, placement callbacks, ledgers and chunk kernels."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, final
 
 from typing_extensions import Buffer
 
 __all__ = [
     "Capture",
+    "Feed",
     "Geometry",
     "Group",
     "Layout",
     "LayoutError",
     "Ledger",
     "LedgerSnapshot",
+    "OpenCapture",
     "Placement",
     "Survey",
     "__version__",
     "foreign_capsule",
     "spec_fields",
     "spec_to_toml",
+    "unused_reasons",
 ]
 
 __version__: str
@@ -109,6 +113,50 @@ class Layout:
     def geometry(self, user_data: Mapping[str, int]) -> Geometry: ...
     def group(self, *, window: int, reach: int, max_jump: int | None = None, resync: bool = False) -> Group: ...
     def account_present(self, present: Buffer) -> tuple[list[int], int, int]: ...
+
+@final
+class OpenCapture:
+    def __new__(cls, path: str | PathLike[str]) -> OpenCapture: ...
+
+@final
+class Feed:
+    @staticmethod
+    def capture(
+        layout: Layout | None,
+        capture: OpenCapture,
+        outputs: Sequence[tuple[int, Sequence[tuple[str, int]]]],
+        pace: float | None = None,
+    ) -> Feed: ...
+    @staticmethod
+    def sockets(layout: Layout, connection: int, sockets: Sequence[int]) -> Feed: ...
+    def end(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def written(self) -> int: ...
+    @property
+    def unused(self) -> dict[str, int]: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def elsewhere(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def began(self) -> float | None: ...
+    @property
+    def seconds_behind(self) -> float: ...
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def skipped(self) -> dict[str, int]: ...
+    @property
+    def truncated(self) -> bool: ...
+
+def unused_reasons() -> dict[str, str]: ...
 
 @final
 class Geometry:

@@ -2,6 +2,7 @@
 
 mod capture;
 mod chunk;
+mod feed;
 mod group;
 mod layout;
 mod ledger;
@@ -27,6 +28,8 @@ mod _core {
     use super::LayoutError;
     #[pymodule_export]
     use super::capture::Capture;
+    #[pymodule_export]
+    use super::feed::{Feed, OpenCapture, unused_reasons};
     #[pymodule_export]
     use super::group::Group;
     #[pymodule_export]

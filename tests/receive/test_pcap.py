@@ -1,13 +1,11 @@
 """Readers of captures in files, whole and damaged."""
 
-import os
 import pathlib
 import re
 import struct
 
 import numpy as np
 import pytest
-import spead2.recv
 
 from handmade import SMALL
 from speadrx import add_reader
@@ -90,7 +88,7 @@ class TestPcap:
     @pytest.mark.parametrize("cut", [1, 3, 40, "header", "global header"])
     @pytest.mark.parametrize("kind", ["pcap", "pcapng"])
     def test_truncated(self, stream, path, tmp_path, cut, kind):
-        """spead2 would try to read on for ever."""
+        """All but the last packet is received."""
         data = path.read_bytes() if kind == "pcap" else self.make_pcapng(path, "<")
         last = len(list(self.records(path))[-1])
         last += 16 if kind == "pcap" else 32 + -last % 4
@@ -99,35 +97,36 @@ class TestPcap:
         )
         short = tmp_path / "short"
         short.write_bytes(data[:length])
-        with pytest.raises(
-            ValueError,
-            match=rf"src: {re.escape(str(short))} is truncated: its last packet ends .* the file has {length}",
-        ):
-            add_reader(stream, src=str(short))
+        add_reader(stream, src=str(short))
+        chunks = list(stream.data_ringbuffer)
+        assert sum(chunk.present.sum() for chunk in chunks) == (
+            0 if cut == "global header" else len(list(self.records(path))) - 1
+        )
 
     @pytest.mark.fault(21)
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty: wanted a pcap file"),
-            (b"\xd4", "is not a pcap file: it starts with the bytes d4$"),
-            (b"just some text", "is not a pcap file: it starts with the bytes 6a 75 73 74"),
-            (
-                struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + struct.pack("<4I", 0, 0, 2**31, 2**31),
-                f"is damaged: the packet at byte 24 has the length {2**31}",
-            ),
-            (
-                struct.pack("<IIIHHqI", 0x0A0D0D0A, 28, 0x1A2B3C4D, 1, 0, -1, 28) + struct.pack("<II", 1, 0),
-                "is damaged: the packet at byte 28 has the length 0",
-            ),
-            (struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101), "cannot be read: .*linktype"),
+            (b"", "is empty: wanted a pcap or pcapng file"),
+            (b"\xd4", "is not a pcap or pcapng file: it starts with the bytes d4$"),
+            (b"just some text", "is not a pcap or pcapng file: it starts with the bytes 6a 75 73 74"),
         ],
     )
-    def test_damaged(self, stream, tmp_path, content, message):
-        path = tmp_path / "damaged"
+    def test_no_capture(self, stream, tmp_path, content, message):
+        path = tmp_path / "other"
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"src: {re.escape(str(path))} {message}"):
             add_reader(stream, src=path)
+
+    @pytest.mark.fault(21)
+    def test_damaged(self, stream, path, caplog):
+        """What comes before the damage is received, and the damage is said."""
+        data, sizes = path.read_bytes(), [16 + len(record) for record in self.records(path)]
+        path.write_bytes(data[: 24 + sum(sizes[:5])] + struct.pack("<4I", 0, 0, 2**31, 2**31) + bytes(100))
+        add_reader(stream, src=path)
+        assert sum(chunk.present.sum() for chunk in stream.data_ringbuffer) == 5
+        stream.stop()
+        assert re.search(f"{re.escape(str(path))} is damaged: ", caplog.text)
 
     @pytest.mark.fault(21)
     def test_missing(self, stream, tmp_path):
@@ -141,17 +140,11 @@ class TestPcap:
         with pytest.raises(ValueError, match=r"src: 'a\\x00b' cannot be read: .*embedded null (byte|character)"):
             add_reader(stream, src="a\0b")
 
-    def test_not_allowed(self, stream, path, monkeypatch):
+    def test_not_allowed(self, stream, path):
         """As root nothing is forbidden, so the system is asked for something else."""
-        monkeypatch.setattr("builtins.open", lambda name, mode: os.open("/proc/self/mem/x", os.O_RDONLY))
-        with pytest.raises(OSError, match=f"src: {re.escape(str(path))} cannot be read: Not a directory"):
-            add_reader(stream, src=path)
+        with pytest.raises(OSError, match=f"src: {re.escape(str(path / 'x'))} cannot be read: Not a directory"):
+            add_reader(stream, src=path / "x")
 
     def test_not_a_file(self, stream, tmp_path):
-        with pytest.raises(ValueError, match=rf"src: {re.escape(str(tmp_path))} is not a regular file"):
+        with pytest.raises(OSError, match=rf"src: {re.escape(str(tmp_path))} cannot be read: Is a directory"):
             add_reader(stream, src=str(tmp_path))
-
-    def test_not_supported(self, stream, path, monkeypatch):
-        monkeypatch.delattr(spead2.recv.ChunkRingStream.__mro__[2], "add_udp_pcap_file_reader")
-        with pytest.raises(RuntimeError, match=f"src: cannot read {path}: this spead2 was built without pcap support"):
-            add_reader(stream, src=str(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from speadrx._words import counted, listed
 
@@ -145,3 +145,5 @@ class ReceiverStats:
     free_ring: RingStats
     #: By source, in the order of the layout.
     sources: list[SourceStats]
+    #: Packets of captures, and of sockets where packets are mended, that spead2 did not get, by reason.
+    unused: dict[str, int] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from speadrx._core import unused_reasons
 from speadrx._words import counted
 from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, SourceStats, disagreement, rate_mismatch
@@ -23,6 +24,10 @@ from .tables import Format, Rows, exact, loss_style, percentage, printable, tabl
 #: Lines of the full account besides the table of sources, so that all of it fits in the terminal.
 _OTHER_LINES = 14
 _LEAST_ROWS = 4
+
+
+#: The reasons why packets are not used.
+_WORDS = unused_reasons()
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,7 @@ class AccountView:
         yield from tally("Rejected", stats.rejected)
         for rejection in stats.rejections:
             yield printable(f"  {rejection.cause}, {counted(rejection.heaps, 'heap')}: {rejection.text}.")
+        yield from tally("Packets not used", {_WORDS[reason]: packets for reason, packets in stats.unused.items()})
         yield from _time(stats)
         yield from map(Text, self._sums())
 

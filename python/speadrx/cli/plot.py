@@ -11,13 +11,14 @@ from typing import Any
 import click
 from rich.console import Console
 
+from speadrx._core import Feed
 from speadrx.accounts.fields import FieldError
 from speadrx.accounts.history import History
 from speadrx.accounts.loss import loss
 from speadrx.layout.declaration import Layout
 from speadrx.receive.receiver import Receiver
 
-from .captured import Feeder, open_capture, run_capture, show_capture
+from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .options import force_option, load_layout, set_option
 from .parameters import UnusableError, keep_files, refuse_to_overwrite
@@ -67,7 +68,7 @@ def _is_history(path: pathlib.Path) -> bool:
         return file.read(64).lstrip()[:1] == b"{"
 
 
-def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feeder | None]:
+def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feed | None]:
     """Receive a capture to its end, or until Ctrl-C."""
     # A receiver warns if there are no free chunks for a while. Here that does no harm: a capture waits.
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
@@ -80,14 +81,14 @@ def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feeder | None
         return receiver
 
     with interruptible() as interrupted:
-        receiver, feeder = open_capture(make, str(path))
+        receiver, feed = open_capture(make, str(path))
         session = Session(receiver, history)
-        run_capture(session, interrupted, feeder, str(path))
+        run_capture(session, interrupted, feed)
     session.keep_history(receiver.stats())
-    return history, feeder
+    return history, feed
 
 
-def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> tuple[History, Feeder | None]:
+def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> tuple[History, Feed | None]:
     """Read a history, or receive a capture."""
     try:
         if _is_history(path):
@@ -203,9 +204,9 @@ def plot(
         figures = _figures()
         output = output or pathlib.Path(f"{source.stem}.png")
         refuse_to_overwrite(output, None)
-    history, feeder = _load(source, layout, overrides)
+    history, feed = _load(source, layout, overrides)
     if as_json:
-        about = {"capture": None if feeder is None else feeder.report()}
+        about = {"capture": None if feed is None else report(feed)}
         click.echo(json.dumps(_numbers(source, history) | about))
     if figures is not None and output is not None:
         title = f"{source.name}, layout {history.axes.layout}" if history.axes.layout else source.name
@@ -217,6 +218,6 @@ def plot(
             click.echo(f"{output}: {figures.summary(history)}.")
     elif not history.chunks:
         click.echo(f"{source}: nothing was received", err=True)
-    if feeder is not None:
-        show_capture(Console(highlight=False, quiet=as_json), feeder)
+    if feed is not None:
+        show_capture(Console(highlight=False, quiet=as_json), feed)
     context.exit(0 if history.chunks else 1)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from speadrx.layout.base import DeclarativeLayout
 
-from .captured import open_capture, run_capture, show_capture
+from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .mismatch import in_capture
 from .options import layout_options
@@ -80,16 +80,15 @@ def replay(
     console = Console(highlight=False, quiet=as_json)
     with interruptible() as interrupted:
         make = functools.partial(make_receiver, layout, threads=threads, **options)
-        receiver, feeder = open_capture(make, path, threads=threads, endpoints=endpoints, pace=pace)
+        receiver, feed = open_capture(make, path, threads=threads, endpoints=endpoints, pace=pace)
         session = Session(receiver, history)
         console.print(printable(describe_receiver(receiver, path)))
-        run_capture(session, interrupted, feeder, path)
-    about = {"file": path, "pace": pace, "capture": None if feeder is None else feeder.report()}
+        run_capture(session, interrupted, feed)
+    about = {"file": path, "pace": pace, "capture": report(feed)}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
     stats = receiver.stats()
     if stats.rejected["metadata_heaps"] > stats.present and path != STDIN:
         for text in in_capture(layout, path):
             click.echo(text, err=True)
-    if feeder is not None:
-        show_capture(console, feeder, pace)
+    show_capture(console, feed, pace)
     click.get_current_context().exit(code)

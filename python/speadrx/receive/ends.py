@@ -42,10 +42,18 @@ def read_kernel(reference: weakref.ref[Any]) -> None:
     """Wait until a stream has read what the kernel has received; not for ever, since senders may go on."""
     deadline = time.monotonic() + _KERNEL_SECONDS
     while (owner := running(reference)) is not None and time.monotonic() < deadline:
-        if all(sockets.are_read() for sockets in owner._socket_sets):
+        if _has_read(owner):
             return
         del owner  # so that its user can delete it meanwhile
         time.sleep(LOOK_INTERVAL)
+
+
+def _has_read(owner: Any) -> bool:
+    """Whether a stream or group has read what the kernel has received, and what was read for it."""
+    if not all(sockets.are_read() for sockets in owner._socket_sets):
+        return False
+    fed = [sockets.fed() for sockets in owner._socket_sets]
+    return all(n <= stream.stats["packets"] for n, stream in zip(fed, owner._streams(), strict=True) if n)
 
 
 def find_begin(owner: Any) -> None:
@@ -55,7 +63,7 @@ def find_begin(owner: Any) -> None:
     before is read.
     """
     came = any(stream.stats["packets"] for stream in owner._streams())
-    if came or not all(sockets.are_read() for sockets in owner._socket_sets):
+    if came or not _has_read(owner):
         threading.Thread(target=_find_begin, args=(weakref.ref(owner),), name="speadrx-begin", daemon=True).start()
 
 

@@ -14,7 +14,7 @@ import spead2.recv
 from .checks import check_integer
 from .descriptors import hide_from_programs
 from .endpoints import Endpoint, resolve
-from .pcap import check_pcap
+from .feed import CaptureSource, feed_from_sockets, mends_packets
 from .sockets import SocketSet, add_deferred_reader, make_socket, set_buffer
 from .watch import watch_groups
 
@@ -48,8 +48,8 @@ def add_reader(
     stream
         A stream, or a member of a group (``group[i]``).
     src
-        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a pcap file, for which all other
-        settings are ignored. If a host has an IPv4 and an IPv6 address, the IPv4 address is used.
+        UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a capture (pcap or pcapng), for which
+        all other settings are ignored. If a host has an IPv4 and an IPv6 address, the IPv4 address is used.
     interface
         IPv4 address of the interface on which to join multicast groups (for an IPv6 group, the name of the
         interface). By default, the system chooses. For a unicast endpoint, it must be the address of that endpoint.
@@ -83,11 +83,15 @@ def add_reader(
     if max_size is not None:
         check_integer("max_size", max_size, 1, 2**63 - 1)
     check_integer("comp_vector", comp_vector, -(2**31), 2**31 - 1)
-    sockets = _sockets_of(stream)
+    sockets = sockets_of(stream)
     if isinstance(src, (str, os.PathLike)):
-        _add_pcap(stream, os.fspath(src))
+        _open_capture(src).parts[0].add_to(stream, sockets)
         return
     endpoints = _endpoints(src, interface, ibv)
+    if sockets is not None and mends_packets(sockets.layout):
+        for name, wanted in (("ibv", ibv), ("explicit_start", stream.config.explicit_start)):
+            if wanted:
+                raise ValueError(f"{name}: cannot be combined with a layout whose packets are mended")
     if sockets is not None:
         sockets.expect_packets()
     if ibv:
@@ -103,7 +107,20 @@ def add_reader(
         owned.close()
 
 
-def _sockets_of(stream: Any) -> SocketSet | None:
+def _open_capture(src: str | os.PathLike[str]) -> CaptureSource:
+    """Open a capture, before anything is made for it."""
+    if "\0" in os.fspath(src):
+        raise ValueError(f"src: {src!r} cannot be read: embedded null character")
+    try:
+        return CaptureSource(src)
+    except OSError as exc:
+        hint = " (for UDP, give [(host, port)])" if isinstance(exc, FileNotFoundError) else ""
+        raise OSError(exc.errno, f"src: {exc.strerror}{hint}") from None
+    except ValueError as exc:
+        raise ValueError(f"src: {exc}") from None
+
+
+def sockets_of(stream: Any) -> SocketSet | None:
     """Check a stream, and return the set of its sockets if it is ours."""
     if isinstance(stream, spead2.recv.ChunkStreamRingGroup):
         raise TypeError("stream: given a group, but wanted one of its members, group[i]")
@@ -162,18 +179,21 @@ def _add_deferred(
 def _add_bound(
     stream: Any, endpoints: list[Endpoint], buffer: int, max_size: int, sockets: SocketSet
 ) -> dict[socket.socket, Endpoint]:
-    """Make the sockets, and let the stream read them."""
+    """Make the sockets, and let the stream read them, or a thread that mends packets."""
+    mends = mends_packets(sockets.layout)
     with contextlib.ExitStack() as stack:
         made = {}
         for endpoint in endpoints:
             # No comprehension: if one is interrupted, Python 3.13 leaves the block without closing the stack.
             made[make_socket(endpoint, buffer, stack)] = endpoint
-        for sock in made:
+        for sock in () if mends else made:
             stream.add_udp_reader(sock, max_size=max_size)
         hide_from_programs(made)
         for sock, endpoint in made.items():
             sockets.add(sock, str(endpoint))
         stack.pop_all()
+    if mends:
+        feed_from_sockets(stream, list(made), sockets)
     return made
 
 
@@ -193,13 +213,3 @@ def _add_ibv(
         stream.add_udp_ibv_reader(config)
     except (OSError, RuntimeError, ValueError) as exc:
         raise RuntimeError(f"ibv: cannot receive through ibverbs on interface {interface}: {exc}") from exc
-
-
-def _add_pcap(stream: Any, path: str) -> None:
-    if not hasattr(stream, "add_udp_pcap_file_reader"):
-        raise RuntimeError(f"src: cannot read {path}: this spead2 was built without pcap support")
-    check_pcap(path)
-    try:
-        stream.add_udp_pcap_file_reader(path)
-    except RuntimeError as exc:
-        raise ValueError(f"src: {path} cannot be read: {exc}") from exc

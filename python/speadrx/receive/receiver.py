@@ -24,10 +24,11 @@ from .checks import check_integer
 from .chunk import ChunkPool
 from .ends import find_begin
 from .factory import make_stream, make_stream_group
+from .feed import CapturePart
 from .fork import check_ours
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
-from .readers import add_reader
+from .readers import add_reader, sockets_of
 from .snapshot import read_stats
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
@@ -56,7 +57,8 @@ class Receiver:
         Says where each heap goes.
     sources
         What to receive: UDP endpoints as text (``"239.1.2.0+7:7148"``, see `speadrx.receive.endpoints`) or as
-        (host, port) pairs; the path of a pcap file; an in-process queue of spead2; or several of them in a sequence. A
+        (host, port) pairs; the path of a capture (pcap or pcapng, perhaps
+        compressed); an in-process queue of spead2; or several of them in a sequence. A
         file or queue needs a thread of its own, and its end ends that thread. Several files at once need a window (or
         tolerance): each is read as fast as possible, and the window must be larger than the time by which they drift
         apart.
@@ -277,6 +279,8 @@ class Receiver:
                 stream.add_inproc_reader(one)
             elif isinstance(one, tuple):
                 endpoints.append(one)
+            elif isinstance(one, CapturePart):
+                one.add_to(stream, sockets_of(stream))
             else:
                 add_reader(stream, src=one)
         if endpoints:

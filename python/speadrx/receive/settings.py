@@ -81,7 +81,7 @@ def read_inputs(sources: Any) -> list[Any]:
     ValueError, TypeError
         If there is none, or one is something else. The message says which.
     """
-    if isinstance(sources, (str, os.PathLike, spead2.InprocQueue)) or _is_pair(sources):
+    if isinstance(sources, (str, os.PathLike, spead2.InprocQueue)) or _is_pair(sources) or hasattr(sources, "add_to"):
         found = _read_input(sources)
     elif isinstance(sources, (bytes, Mapping)) or not isinstance(sources, Iterable):
         raise TypeError(
@@ -107,7 +107,7 @@ def _read_input(given: Any) -> list[Any]:
     if _is_pair(given):
         host, port = given
         return [(host, int(port))]
-    if isinstance(given, (os.PathLike, spead2.InprocQueue)):
+    if isinstance(given, (os.PathLike, spead2.InprocQueue)) or hasattr(given, "add_to"):
         return [given]
     if not isinstance(given, str):
         raise TypeError(f"sources: {given!r} is not a (host, port) pair, a path or an in-process queue")

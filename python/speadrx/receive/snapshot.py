@@ -10,6 +10,7 @@ from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
 
 from .control import CONTROL_STAT
+from .sockets import unused_packets
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
@@ -70,6 +71,7 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         data_ring=RingStats(data.qsize(), data.maxsize),
         free_ring=RingStats(free.qsize(), free.maxsize),
         sources=_source_stats(ledger, totals, has_ended=has_ended),
+        unused=unused_packets([feed for sockets in stream._socket_sets for feed in sockets.feeds]),
     )
 
 

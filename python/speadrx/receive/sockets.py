@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from speadrx._core import Feed, unused_reasons
+
 from .descriptors import inode_of, own_sockets, same_sockets
 from .endpoints import Endpoint, resolve
 from .groups import Membership, join
@@ -81,9 +83,16 @@ class SocketSet:
     ----------
     on_network
         What to call when the stream is to receive from a network.
+    layout
+        The layout of the stream.
     """
 
-    def __init__(self, on_network: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_network: Callable[[], None] | None = None, layout: Any = None) -> None:
+        self.layout = layout
+        #: Threads that take packets to the stream.
+        self.feeds: list[Feed] = []
+        self._live_feeds: list[Feed] = []
+        self._said = False
         self._on_network = on_network
         self._lock = threading.RLock()  # reentrant: a signal handler may interrupt a reader, and read or close too
         self._endpoints: dict[socket.socket, str] = {}
@@ -106,6 +115,32 @@ class SocketSet:
                 self._inodes.append(inode_of(sock))
                 self._last[sock] = 0
                 self._drops.setdefault(endpoint, 0)
+
+    def add_feed(self, feed: Feed, *, live: bool) -> None:
+        """Take over a thread that takes packets to the stream. If the set is closed, stop it.
+
+        Parameters
+        ----------
+        feed
+            The thread.
+        live
+            Whether it reads the sockets of this set.
+        """
+        with self._lock:
+            self.feeds.append(feed)
+            if live:
+                self._live_feeds.append(feed)
+            closed = self.closed
+        if closed:
+            feed.stop()
+
+    def share(self, inodes: Iterable[int]) -> None:
+        """Note sockets of others that a forked child must close as well."""
+        self._inodes += inodes
+
+    def fed(self) -> int:
+        """Packets of the sockets that were given to the stream by such a thread."""
+        return sum(feed.written for feed in self._live_feeds)
 
     def keep_joined(self, groups: Mapping[socket.socket, Endpoint]) -> None:
         """Join groups again if their interface goes away and comes back; see `look`."""
@@ -159,6 +194,17 @@ class SocketSet:
                 self._endpoints.clear()
                 self._last.clear()
                 self._memberships.clear()
+        for feed in self.feeds:
+            feed.stop()
+        self._say_what_is_unused()
+
+    def _say_what_is_unused(self) -> None:
+        if not self._said:
+            self._said, words = True, unused_reasons()
+            for error in filter(None, (feed.error for feed in self.feeds)):
+                logger.warning("the rest cannot be received: %s", error)
+            for reason, packets in unused_packets(self.feeds).items():
+                logger.info("packets that cannot be used: %d: %s", packets, words[reason])
 
     def leave(self) -> list[int]:
         """Close what a forked child has of its parent's sockets, so that it holds no port.
@@ -169,6 +215,11 @@ class SocketSet:
             The inodes of all sockets that it ever had: spead2 may have duplicates even of those that were closed.
         """
         self._lock = threading.RLock()  # a thread that is not here may have it
+        self._of_parent, self.feeds, self._live_feeds = (
+            self.feeds,
+            [],
+            [],
+        )  # to stop them would stop those of the parent
         self.close()
         return self._inodes
 
@@ -190,6 +241,15 @@ class SocketSet:
             queues[endpoint] += meminfo[_MEMINFO_QUEUE]
             buffers[endpoint] += meminfo[_MEMINFO_BUFFER]
         return {name: SocketCounts(drops, queues[name], buffers[name]) for name, drops in self._drops.items()}
+
+
+def unused_packets(feeds: Iterable[Feed]) -> dict[str, int]:
+    """Packets that some threads did not give to their streams, by reason. The threads may be given several times."""
+    counts: dict[str, int] = {}
+    for feed in {id(feed): feed for feed in feeds}.values():
+        for reason, packets in feed.unused.items():
+            counts[reason] = counts.get(reason, 0) + packets
+    return counts
 
 
 def leave_sockets(sets: Iterable[SocketSet]) -> None:

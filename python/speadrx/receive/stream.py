@@ -144,7 +144,7 @@ class _Receiving(_RingPair):
         self._resync = parts.resync
         self._processor = parts.processor
         on_network = None if parts.core is None else parts.core.set_live
-        self._socket_sets = tuple(SocketSet(on_network) for _ in parts.chunk_configs)
+        self._socket_sets = tuple(SocketSet(on_network, parts.layout) for _ in parts.chunk_configs)
         # If the layout is not declarative, a single source stands for all.
         labels = parts.layout.source_labels if isinstance(parts.layout, DeclarativeLayout) else ("0",)
         self._accounts = StreamAccounts(labels)

@@ -206,15 +206,15 @@ def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) 
     if not _MENDS and (stream.whole or habits.reversed_items or habits.too_long or stream.mixed):
         raise NoProposalError("packets must be mended before spead2 gets them, and a layout cannot express that")
     if mends and _MENDS:
-        make: Any = declaration.Packets  # type: ignore[attr-defined]
+        make: Any = declaration.Packets
         changes: Any = {"packets": make(**mends)}
         layout = dataclasses.replace(layout, **changes)
     if len(stream.payload_items) != 1 or stream.payload_one_of is not None:
         return layout
     (item,) = stream.payload_items
     if stream.mixed:  # also on sockets, the descriptors must be cut out
-        notes.reasons.append("required_items: so that the descriptors beside the data are cut out.")
-        return dataclasses.replace(layout, payload_item=item, required_items=(item,))
+        notes.reasons.append("packets: so that the descriptors beside the data are cut out.")
+        return dataclasses.replace(layout, payload_item=item, packets=layout.packets or declaration.Packets())
     # Not all IDs can be used together with it, and it is not needed.
     with contextlib.suppress(LayoutError):
         return dataclasses.replace(layout, payload_item=item)
