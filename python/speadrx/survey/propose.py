@@ -15,8 +15,8 @@ import spead2
 
 from speadrx._core import LayoutError
 from speadrx._words import counted
-from speadrx.layout import declaration, presets
-from speadrx.layout.declaration import Axis, Layout
+from speadrx.layout import presets
+from speadrx.layout.declaration import Axis, Layout, Packets
 from speadrx.layout.items import TIMESTAMP_BITS, item_name
 from speadrx.layout.meerkat import DIGITISER_ID_ID, FENG_ID_ID, FREQUENCY_ID
 
@@ -38,8 +38,6 @@ _SOURCE_ITEMS = (FENG_ID_ID, DIGITISER_ID_ID)
 _GRID_FILL = 0.75
 #: Longest list of values.
 _MOST_LISTED = 65536
-#: Whether layouts can have packets mended.
-_MENDS = "packets" in Layout.__dataclass_fields__
 #: Bits of the heap counter that may be an axis: a shift and a mask.
 _COUNTER_BITS = ((16, 0xFFFF), (0, 0xFFFF), (32, 0xFFFF))
 
@@ -203,18 +201,15 @@ def _propose(
 def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) -> Layout:
     """Add what is to be mended in packets, and the item that is the data."""
     mends = habits.mends()
-    if not _MENDS and (stream.whole or habits.reversed_items or habits.too_long or stream.mixed):
-        raise NoProposalError("packets must be mended before spead2 gets them, and a layout cannot express that")
-    if mends and _MENDS:
-        make: Any = declaration.Packets
-        changes: Any = {"packets": make(**mends)}
-        layout = dataclasses.replace(layout, **changes)
+    if mends:
+        layout = dataclasses.replace(layout, packets=Packets(**mends))
     if len(stream.payload_items) != 1 or stream.payload_one_of is not None:
         return layout
     (item,) = stream.payload_items
-    if stream.mixed:  # also on sockets, the descriptors must be cut out
-        notes.reasons.append("packets: so that the descriptors beside the data are cut out.")
-        return dataclasses.replace(layout, payload_item=item, packets=layout.packets or declaration.Packets())
+    if stream.mixed:
+        # Without the table, spead2 itself would read sockets, and cut out nothing.
+        notes.reasons.append("packets: some heaps have descriptors beside their data, which are to be cut out.")
+        return dataclasses.replace(layout, payload_item=item, packets=layout.packets or Packets())
     # Not all IDs can be used together with it, and it is not needed.
     with contextlib.suppress(LayoutError):
         return dataclasses.replace(layout, payload_item=item)
@@ -250,7 +245,7 @@ def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
 
 def _last_resorts(stream: Stream, good: np.ndarray, numbers: np.ndarray) -> Iterator[Column]:
     """What tells heaps apart if no item does: their sender, or bits of the heap counter."""
-    if _MENDS and stream.sender_ids is not None and np.unique(stream.senders).size > 1:
+    if stream.sender_ids is not None and np.unique(stream.senders).size > 1:
         yield sort_out(0, stream.sender_ids[good], numbers, From.SENDER)
     if stream.counters is not None and not stream.whole:
         for shift, mask in _COUNTER_BITS:
@@ -293,19 +288,15 @@ def _phases(times: Times, axis: Axis | None) -> tuple[int, ...]:
 
 def _size(axis: Axis) -> int:
     """The number of indices on an axis."""
-    return axis.size or len(axis.values or _ids(axis))
-
-
-def _ids(axis: Axis) -> tuple[int, ...]:
-    """The IDs of items whose presence is the index."""
-    return getattr(axis, "payload_items", None) or axis.present_items or ()
+    return axis.size or len(axis.values or axis.payload_items or axis.present_items or ())
 
 
 def _labels(axis: Axis | None) -> tuple[str, ...]:
     """Labels of the sources, if their axis lists values."""
     if axis is None:
         return ()
-    return tuple(map(str, axis.values or ())) or tuple(f"{item:#x}" for item in _ids(axis))
+    ids = axis.payload_items or axis.present_items or ()
+    return tuple(map(str, axis.values or ())) or tuple(f"{item:#x}" for item in ids)
 
 
 def _axis_name(column: Column, described: Mapping[int, Descriptor], taken: set[str]) -> str:
@@ -351,10 +342,6 @@ def _indices(column: Column, name: str, notes: Notes) -> tuple[dict[str, Any], s
     values = [int(value) for value in column.established]
     if column.origin in (From.PAYLOAD, From.PRESENT):
         field = "payload_items" if column.origin is From.PAYLOAD else "present_items"
-        if field not in Axis.__dataclass_fields__:
-            raise NoProposalError(
-                f"heaps of the same time differ only in the ID of an item ({', '.join(f'{v:#x}' for v in values)})"
-            )
         return {field: tuple(values)}, ", ".join(f"{value:#x}" for value in values)
     if column.origin is From.SENDER:
         return {"item": "sender", "values": tuple(values)}, f"{counted(len(values), 'sender')} in a list"
