@@ -14,7 +14,7 @@ import spead2
 import spead2.recv
 
 from instruments import INSTRUMENTS, by_spead2, by_struct
-from speadrx import Layout, LayoutError, Send, TimeAxis, layouts
+from speadrx import Layout, LayoutError, Receiver, Send, TimeAxis, layouts
 from speadrx.simulate import InprocSink, PcapSink, Simulator
 
 LAYOUT = Layout(heap_bytes=5000, payload_item=0x4300, time=TimeAxis(item=0x1600, step=10, batches=4))
@@ -181,3 +181,19 @@ def test_inspect_names_the_payload_of_a_simulated_stream(tmp_path: Path) -> None
     report = json.loads(testing.CliRunner().invoke(group, ["inspect", str(path), "--json"]).output)
     names = [item["name"] for item in report["streams"][0]["items"]]
     assert sorted(names) == ["feng_id", "feng_raw", "frequency", "timestamp"]
+
+
+@pytest.mark.parametrize("name", [name for name in INSTRUMENTS if layouts.load(name).packets is not None])
+def test_simulated_packets_that_are_mended(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Packets without lengths, or with wrong ones, reach the layout from a file: every heap is there."""
+    layout = layouts.load(name, INSTRUMENTS[name](rng).changes)
+    simulator = Simulator(layout, first_timestamp=1000 * layout.time.step)
+    with PcapSink(tmp_path / "s.pcap") as sink:
+        simulator.send(sink, 4 * layout.time.batches)
+    with Receiver(layout, tmp_path / "s.pcap") as receiver:
+        for chunk in receiver:
+            with chunk:
+                assert chunk.present.all()
+                data = np.ascontiguousarray(chunk.data).view(np.uint8).reshape(*layout.present_shape, -1)
+                np.testing.assert_array_equal(data, simulator.chunk_data(chunk.timestamp))
+        assert receiver.stats().present == sum(simulator.truth.sent) == 4 * layout.chunk_heaps

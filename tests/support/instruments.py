@@ -325,6 +325,52 @@ def effelsberg_gated_stokes(rng: np.random.Generator) -> Stream:
     return _spectrometer(rng, products=4, fft_length=2**11, naccumulate=16, rate=2600000000)
 
 
+def ska_low_station_beam(rng: np.random.Generator) -> Stream:
+    """low-cbf-firmware, LFAAProcess.vhd (c_fieldmatch_loc): eight items, all immediate; no length, no offset."""
+    heaps = []
+    for n in range(1000, 1004):
+        for c, frequency in enumerate((64, 65, 70)):
+            for s, station in enumerate((345, 346)):
+                items = {
+                    0x1027: SYNC_TIME,
+                    0x1600: n * 2211840,
+                    0x1011: frequency * 781250,
+                    0x3000: 3 << 16 | frequency,  # beam_id, frequency_id
+                    0x3001: 1 << 40 | 2 << 32 | station << 16 | 256,  # substation, subarray, station, antennas
+                }
+                # The logical channel, and the packet counter.
+                where = {"channel": c, "station": s}
+                heaps.append(Heap(n, where, items, rng.bytes(8192), counter=c << 32 | n))
+    return Stream(
+        heaps,
+        payload_id=0x3300,
+        changes=("axes.channel.values=[64, 65, 70]", "axes.station.values=[345, 346]", "time.batches=2"),
+        omit=(2, 3),
+    )
+
+
+def ska_low_tpm_integrated_channels(rng: np.random.Generator) -> Stream:
+    """ska-low-mccs-daq, tests/cpp/test_integrated_channel.cpp (make_data_packet); each FPGA has a phase of its own."""
+    heaps = []
+    for n in range(3):
+        for f in range(4):
+            for c in range(8):
+                batch = 0x1EDD251C53 + 0x4B4 + n * 4629629  # as the first of them tells it
+                time = batch + (0, -0x4B4, 0xB2F6, 0x3AF)[f]
+                items = {
+                    0x1027: SYNC_TIME,
+                    0x1600: time,
+                    0x2004: 6,  # capture mode
+                    0x2002: 64 * c << 24 | 64 << 16 | 0 << 8 | 8,  # first channel, channels, first antenna, antennas
+                    0x2001: f // 2 << 32 | 4 << 16 | f % 2,  # tile, station, FPGA
+                }
+                where = {"fpga": f, "channels": c}
+                counter = len(heaps)  # 24 bits
+                heaps.append(Heap(batch, where, items, rng.bytes(2048), counter=counter))
+    tiles = ", ".join(str(f // 2 << 32 | 4 << 16 | f % 2) for f in range(4))
+    return Stream(heaps, payload_id=0x3300, omit=(2, 3), changes=(f"axes.fpga.values=[{tiles}]",))
+
+
 def kat7_correlator(rng: np.random.Generator) -> Stream:
     """corr, corr_tx_spead_inter.py (pack_from_prms): of X-engine x, the time 0x1600 + x, the data 0x1800 + x."""
     heaps = []
@@ -351,7 +397,7 @@ def kat7_correlator(rng: np.random.Generator) -> Stream:
 
 
 def gbt_vegas(rng: np.random.Generator) -> Stream:
-    """vegas_devel, vegas_spead_packet.h: items 0x20 to 0x24, data 0x25; the heap counter counts spectra."""
+    """vegas_devel, vegas_spead_packet.h: items 0x20 to 0x24, data 0x25; the simulator's length counts 48 bytes more."""
     heaps = []
     for n in range(1500, 1506):
         values = (n * 100000 + n % 3, n * 733 - n % 5, 8, 1, n % 2)
@@ -362,6 +408,7 @@ def gbt_vegas(rng: np.random.Generator) -> Stream:
         payload_id=0x25,
         changes=("time.batches=2",),
         address_bits=40,
+        extra_length=48,
         kept={
             "time_stamp": lambda heap: heap.items[0x20],
             "spectrum_counter": lambda heap: heap.items[0x21],
@@ -386,4 +433,6 @@ INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
     "meerkat-first-correlator-beam": meerkat_first_correlator_beam,
     "meerkat-first-correlator-products": meerkat_first_correlator_products,
     "meerkat-tied-array-channelised-voltage": meerkat_tied_array,
+    "ska-low-station-beam": ska_low_station_beam,
+    "ska-low-tpm-integrated-channels": ska_low_tpm_integrated_channels,
 }

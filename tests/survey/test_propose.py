@@ -352,7 +352,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", layouts.names())
+@pytest.mark.parametrize("name", [name for name in layouts.names() if layouts.load(name).packets is None])
 def test_streams_of_known_instruments(name):
     """The layouts that come with speadrx and have these items are pointed to; axes have the names of their items."""
     layout = layouts.load(name, SMALL.get(name, ()))

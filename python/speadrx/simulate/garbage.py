@@ -80,6 +80,8 @@ class GarbageMaker:
         placing = {*self._time.items, *self._required_items, *axis_items} - set(SPECIAL_ITEMS)
         possible = {
             "absent": bool(placing),
+            # What becomes of these depends on how packets are mended.
+            **dict.fromkeys(("length", "unsized", "empty", "descriptor"), layout.declaration.packets is None),
             "timestamp": is_plain
             and ((time.align == "reject" and time.step > 1) or encoder.address_bits > TIMESTAMP_BITS),
             "axis": bool(self._bad_axis_items),
