@@ -14,7 +14,7 @@ import spead2
 import spead2.recv
 
 from instruments import INSTRUMENTS, by_spead2, by_struct
-from speadrx import Layout, LayoutError, Receiver, Send, TimeAxis, layouts
+from speadrx import Layout, LayoutError, Packets, Receiver, Send, TimeAxis, layouts
 from speadrx.simulate import InprocSink, PcapSink, Simulator
 
 LAYOUT = Layout(heap_bytes=5000, payload_item=0x4300, time=TimeAxis(item=0x1600, step=10, batches=4))
@@ -197,3 +197,36 @@ def test_simulated_packets_that_are_mended(name: str, rng: np.random.Generator, 
                 data = np.ascontiguousarray(chunk.data).view(np.uint8).reshape(*layout.present_shape, -1)
                 np.testing.assert_array_equal(data, simulator.chunk_data(chunk.timestamp))
         assert receiver.stats().present == sum(simulator.truth.sent) == 4 * layout.chunk_heaps
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"), [("<u4", 0x78563412), (">u4", 0x12345678), ("<u8", None), (">u8", None)]
+)
+def test_values_written_as_the_instrument_writes_them(encoding: str, value: int | None, tmp_path: Path) -> None:
+    """Little-endian values, and values that are addressed because they are too long, reach the layout."""
+    layout = Layout(
+        heap_bytes=64,
+        payload_item=0x600A,
+        time=TimeAxis(item=0x6000, step=1, batches=4),
+        packets=Packets(items={0x6000: encoding}),
+    )
+    simulator = Simulator(layout, first_timestamp=0x12345678)
+    (packet,) = list(simulated(layout, 1, first_timestamp=0x12345678))
+    assert pointer_value(packet, 0x6000) == (64 if value is None else value)
+    with PcapSink(tmp_path / "s.pcap") as sink:
+        simulator.send(sink, 16)
+    with Receiver(layout, tmp_path / "s.pcap") as receiver:
+        times = []
+        for chunk in receiver:
+            with chunk:
+                assert chunk.present.all()
+                times.append(chunk.timestamp)
+                data = np.ascontiguousarray(chunk.data).reshape(4, 64)
+                np.testing.assert_array_equal(data, simulator.chunk_data(chunk.timestamp))
+    assert times == [0x12345678 + 4 * i for i in range(4)]
+
+
+def pointer_value(packet: bytes, item: int) -> int:
+    """The value or the address of an item."""
+    (n,) = struct.unpack_from(">H", packet, 6)
+    return next(p & (1 << 48) - 1 for p in struct.unpack_from(f">{n}Q", packet, 8) if p >> 48 & 0x7FFF == item)

@@ -72,6 +72,8 @@ class PacketEncoder:
         Largest size of a packet in bytes, including SPEAD header and items.
     like
         What the instrument does otherwise than most: order of items, items left out, items in the first packet only.
+    encodings
+        How the values of some items are written, by ID, as in `Packets`: those that are too long are addressed.
 
     Raises
     ------
@@ -80,12 +82,18 @@ class PacketEncoder:
     """
 
     def __init__(
-        self, flavour: spead2.Flavour, payload_item: int, max_packet_size: int, like: Send | None = None
+        self,
+        flavour: spead2.Flavour,
+        payload_item: int,
+        max_packet_size: int,
+        like: Send | None = None,
+        encodings: Mapping[int, str] | None = None,
     ) -> None:
         self._flavour = flavour
         self._payload_item = payload_item
         self._max_packet_size = max_packet_size
         self._like = Send() if like is None else like
+        self._encodings = dict(encodings or {})
         self._heap_cnt = itertools.count(1)
         #: Bits of an immediate value.
         self.address_bits = flavour.heap_address_bits
@@ -127,7 +135,9 @@ class PacketEncoder:
         if payload_item in items:
             raise ValueError(f"payload_item: {payload_item:#x} is the ID of another item of the heap")
         absent = {*self._like.omit} if sized else {*self._like.omit, spead2.HEAP_LENGTH_ID}
-        pointers = self._pointers(items, payload_item)
+        items, behind = self._encoded(items)
+        pointers = self._pointers(items, payload_item, {item: len(payload) + at for item, at in behind[1].items()})
+        payload = b"".join((payload, behind[0])) if behind[0] else payload
         header_bytes = _POINTER_BYTES * (1 + len(pointers) + len(SPECIAL_ITEMS) - len(absent))
         # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
         room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
@@ -155,7 +165,22 @@ class PacketEncoder:
         """Make the pointer of an item that holds its value."""
         return 1 << 63 | item << self.address_bits | value
 
-    def _pointers(self, items: Mapping[int, int], payload_item: int) -> list[int]:
+    def _encoded(self, items: Mapping[int, int]) -> tuple[Mapping[int, int], tuple[bytes, dict[int, int]]]:
+        """Write values as the instrument does: those of items, and the bytes of addressed ones, with their places."""
+        behind, places, immediate = b"", {}, dict(items)
+        for item, encoding in self._encodings.items():
+            if item not in items:
+                continue
+            data = items[item].to_bytes(int(encoding[-1]), "little" if encoding[0] == "<" else "big")
+            if len(data) * 8 > self.address_bits:
+                places[item] = len(behind)
+                behind += data
+                del immediate[item]
+            else:
+                immediate[item] = int.from_bytes(data, "big")
+        return immediate, (behind, places)
+
+    def _pointers(self, items: Mapping[int, int], payload_item: int, addressed: Mapping[int, int]) -> list[int]:
         """Make the pointers of a heap's items, in the order in which the instrument has them."""
         value_limit, id_limit = 1 << self.address_bits, 1 << (63 - self.address_bits)
         pointers = {}
@@ -167,7 +192,9 @@ class PacketEncoder:
                 )
             if item != spead2.HEAP_CNT_ID:
                 pointers[item] = self._immediate(item, value)
+        # By address: the data of an item end where those of the next begin.
         pointers[payload_item] = payload_item << self.address_bits
+        pointers |= {item: item << self.address_bits | at for item, at in addressed.items()}
         ordered = [pointers.pop(item) for item in self._like.order if item in pointers]
         return ordered + list(pointers.values())
 

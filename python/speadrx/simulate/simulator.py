@@ -133,7 +133,9 @@ class Simulator:
             flavour = DEFAULT_FLAVOUR if send.flavour is None else spead2.Flavour(4, 64, send.flavour, 0)
         if max_packet_size is None:
             max_packet_size = send.packet_bytes or spead2.send.StreamConfig.DEFAULT_MAX_PACKET_SIZE
-        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size, send)
+        packets_table = self._declaration.packets
+        encodings = None if packets_table is None else packets_table.items
+        self._encoder = PacketEncoder(flavour, payload_item, max_packet_size, send, encodings)
         self._described = not send.descriptors
         self._clock = SenderClock(self._time, first_timestamp, self._encoder.address_bits)
         self._next_batch = self._clock.batch(first_timestamp)
