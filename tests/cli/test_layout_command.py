@@ -199,7 +199,7 @@ def test_picture_in_the_document_is_what_is_drawn(tmp_path: pathlib.Path) -> Non
 
 
 def test_layout_in_the_document(tmp_path: pathlib.Path) -> None:
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    text, *_ = re.findall(r"^```toml\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     path = tmp_path / "array.toml"
     path.write_text(text, "utf-8")
     layout = layouts.load(path)
