@@ -190,6 +190,7 @@ impl<'a> Packet<'a> {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used, reason = "tests may panic")]
 mod tests {
     use super::*;
 
