@@ -340,16 +340,28 @@ class TestReceived:
         np.testing.assert_array_equal(got["channel_weights"], weights)
 
     def test_record_for_each_baseline(self, tmp_path: pathlib.Path) -> None:
-        """SKA-Low's CBF: a record for each baseline, with complex numbers of its own kind."""
-        payloads = [
-            b"".join(struct.pack("<BB4f", n, b, *(n + b + i for i in range(4))) for b in range(6)) for n in range(4)
-        ]
-        dtype = np.dtype([("tci", "i1"), ("fd", "u1"), ("vis", "<c8", (2,))])
-        layout = Layout(heap_bytes=108, dtype=dtype, time=TimeAxis(item=0x1600, step=1, batches=4))
-        [got] = received(layout, heaps_of(payloads, 0x600A, 1), tmp_path)
-        assert got.shape == (4, 6)
-        assert got["fd"].tolist() == [list(range(6))] * 4
-        assert got["vis"][2, 3].tolist() == [5 + 6j, 7 + 8j]
+        """SKA-Low's CBF (ska-low-csp-testware, `low_cbf_vis.py`): records; the heap counter has the channel."""
+        packets, expected = [], np.zeros((4, 3, 6, 4), np.complex64)
+        for integration in range(4):
+            for channel in range(3):
+                payload = b""
+                for baseline in range(6):
+                    values = [integration + 10 * channel + 100 * baseline + i / 8 for i in range(8)]
+                    payload += struct.pack("<bB8f", -integration, baseline, *values)
+                    expected[integration, channel, baseline] = np.array(values).view(np.complex128)
+                heap = Heap({0x2: len(payload)}, payload, addressed=[0x6005])
+                packets += encode(heap, 7 << 32 | (448 + channel) << 16 | integration, 48)
+        layout = Layout(
+            heap_bytes=6 * 34,
+            dtype=np.dtype([("TCI", "i1"), ("FD", "u1"), ("VIS", "<c8", (4,))]),
+            time=TimeAxis(item=1, mask=0xFFFF, bits=16, step=1, batches=4),
+            axes=(Axis(name="channel", item=1, shift=16, mask=0xFFFF, values=(448, 449, 450)),),
+        )
+        [got] = received(layout, packets, tmp_path)
+        assert got.shape == (4, 3, 6)
+        assert got["FD"].tolist() == [[list(range(6))] * 3] * 4
+        assert got["TCI"][2, 1].tolist() == [-2] * 6
+        np.testing.assert_array_equal(got["VIS"], expected)
 
     def test_simulated(self) -> None:
         """Our own simulator sends such layouts."""
