@@ -55,9 +55,10 @@ def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys)
     receivers = []
 
     class Remembered(speadrx.Receiver):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            receivers.append(self)
+        def start(self):
+            super().start()
+            if self not in receivers:
+                receivers.append(self)
 
     monkeypatch.setattr(speadrx, "Receiver", Remembered)
     handlers = {}  # only the main thread can have real ones

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import speadrx
 from speadrx import Axis, ItemValue, Layout, Rejection, SideItem, TimeAxis
 from speadrx.accounts.rejections import summary
-from speadrx.cli.replay import replay
+from speadrx.cli.group import group
 from speadrx.receive.watch import _Watched
 from speadrx.simulate import PcapSink
 
@@ -291,9 +291,9 @@ def test_account_and_json(tmp_path: pathlib.Path) -> None:
     with PcapSink(capture) as sink:
         for each in [*GOOD, packet(items((1, 16)), bytes(32), counter=93, length=32)]:
             sink.send(0, each)
-    shown = CliRunner().invoke(replay, [str(capture), "-l", str(layout)], terminal_width=200)
+    shown = CliRunner().invoke(group, ["replay", str(capture), "-l", str(layout)], terminal_width=200)
     assert "wrong_length, 1 heap: heaps have 32 bytes, the layout wants 64." in " ".join(shown.output.split())
-    written = CliRunner().invoke(replay, [str(capture), "-l", str(layout), "--json"])
+    written = CliRunner().invoke(group, ["replay", str(capture), "-l", str(layout), "--json"])
     document = json.loads(written.output.splitlines()[-1])
     [found] = document["rejections"]
     assert Rejection(**{**found, "items": [ItemValue(**item) for item in found["items"]]}).heaps == 1

@@ -176,6 +176,12 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         ],
         "--set": [("layout array.toml --set time.align=round", ["time.align", "round", "mask"])],
         "--svg": [("layout array.toml --svg /nonexistent/x.svg", ["/nonexistent/x.svg"])],
+        "--from-mkrecv": [
+            ("layout --from-mkrecv no.cfg", ["no.cfg"]),
+            ("layout --from-mkrecv array.toml", ["array.toml", "NINDICES"]),
+        ],
+        "--capture": [("layout array.toml --capture capture.pcap", ["--from-mkrecv"])],
+        "--item": [("layout --from-mkrecv array.toml --item 0", ["'0'", "2=0x4101"])],
     },
     "bench": {
         "--layout": [("bench -l no.toml", ["no.toml"])],

@@ -11,7 +11,7 @@ pytest.importorskip("click")
 from click.testing import CliRunner
 
 from speadrx import Layout
-from speadrx.cli.layout import layout as layout_command
+from speadrx.cli.group import group
 
 HEADER = """\
 NINDICES    2
@@ -53,7 +53,7 @@ def header(tmp_path):
 
 
 def run(*args):
-    return CliRunner().invoke(layout_command, [*map(str, args)])
+    return CliRunner().invoke(group, ["layout", *map(str, args)])
 
 
 def test_ids_from_a_capture(header, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from speadrx import Field, Layout, LayoutError, TimeAxis, layouts
-from speadrx.cli.layout import layout as layout_command
+from speadrx.cli.group import group
 from speadrx.layout.picture import svg_picture
 
 TIME = TimeAxis(item=0x1600, step=16, batches=4)
@@ -196,7 +196,7 @@ def test_command_and_picture(tmp_path: pathlib.Path) -> None:
     def shown(layout: Layout, *options: str) -> str:
         path = tmp_path / "layout.toml"
         path.write_text(layout.to_toml(), encoding="utf-8")
-        result = CliRunner().invoke(layout_command, [str(path), *options])
+        result = CliRunner().invoke(group, ["layout", str(path), *options])
         assert result.exit_code == 0, result.output
         return result.output
 

@@ -100,7 +100,7 @@ def test_flavour_and_packet_size() -> None:
 def test_items_in_the_first_packet_only() -> None:
     layout = Layout(heap_bytes=5000, time=LAYOUT.time, send=Send(repeat_items=False, constants={0x4103: 5}))
     first, second, *others = [[item & 0x7FFF for item in shape(packet)[2]] for packet in simulated(layout, 1)]
-    assert first == [1, 2, 3, 4, 0x4103, 0x1600, 0x3300]
+    assert first == [1, 2, 3, 4, 0x1600, 0x4103, 0x3300]
     assert all(items == [1, 2, 3, 4] for items in (second, *others))
     # spead2 makes heaps of them all the same.
     queue = spead2.InprocQueue()

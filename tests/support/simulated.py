@@ -50,9 +50,9 @@ def assert_agrees(account, truth):
     assert {label: source["present"] for label, source in by_source.items()} == truth["complete"]
     assert {label: source["duplicates"] for label, source in by_source.items()} == truth["duplicated"]
     assert {reason: count for reason, count in account["rejected"].items() if count} == truth["rejected"]
-    # Heaps without a length, or of none, do not reach spead2. Draining takes a packet or two of its own in each thread.
-    lengthless = sum(account.get("unused", {}).get(reason, 0) for reason in ("no_heap_length", "empty_heap"))
-    assert 0 <= account["packets"] + lengthless - truth["decodable_packets"] <= 4
+    # Some packets of captures do not reach spead2. Draining takes a packet or two of its own in each thread.
+    left_out = sum(n for reason, n in account.get("unused", {}).items() if reason != "not_spead")
+    assert 0 <= account["packets"] + left_out - truth["decodable_packets"] <= 4
     assert (account["residual"], account["kernel_drops"], account["too_old"], account["unfinished"]) == (0, 0, 0, 0)
     assert account["placed"] == account["present"] + account["duplicates"]
     assert account["present"] > 0

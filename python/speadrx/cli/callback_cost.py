@@ -13,6 +13,7 @@ import numpy as np
 import spead2
 
 from speadrx.layout.base import DeclarativeLayout
+from speadrx.layout.items import TIMESTAMP_BITS
 from speadrx.simulate import Simulator
 
 #: Heaps to place in one turn: short turns are seldom interrupted.
@@ -62,10 +63,11 @@ class CallbackCost:
         batches = max(TURN_HEAPS // len(indices), 1)
         given = {spead2.HEAP_LENGTH_ID: layout.heap_bytes}
         heaps = [simulator.items(batch, index) | given for batch in range(batches) for index in indices]
-        self._items = np.array([[heap[item] for item in layout.spead_items] for heap in heaps], np.int64)
+        self._items = np.array([[heap.get(item, -1) for item in layout.spead_items] for heap in heaps], np.int64)
         time_axis = layout.declaration.time
-        self._times = [i for i, item in enumerate(layout.spead_items) if item == time_axis.item]
-        self._span = batches * time_axis.step
+        self._times = [i for i, item in enumerate(layout.spead_items) if item in time_axis.items]
+        self._span = batches * time_axis.step << time_axis.shift
+        self._wrap = 1 << (time_axis.bits or TIMESTAMP_BITS) + time_axis.shift
         # There are no fields for strides, so heaps are dense.
         record = np.zeros((), [(name, np.uintp) for name in ("stats_base", *user_data)])
         for name, value in user_data.items():
@@ -97,7 +99,9 @@ class CallbackCost:
         while not differences or time.perf_counter() < end:
             nothing = self._turn(self._nothing)
             differences.append(self._turn(self._callback) - nothing)
-            self._items[:, self._times] = (self._items[:, self._times] + self._span) % 2**48
+            times = self._items[:, self._times]
+            # Where the time is one of several items, the others are absent.
+            self._items[:, self._times] = np.where(times < 0, times, (times + self._span) % self._wrap)
         self._turns += len(differences)
         placed = int(np.frombuffer(self._placement.ledger.snapshot().placed, np.uint64).sum())
         assert placed == self._turns * len(self._pointers), f"{placed} heaps were placed"

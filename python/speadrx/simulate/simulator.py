@@ -239,7 +239,8 @@ class Simulator:
             fixed = axis_items(self._axes, indices)
         # Where the time has several IDs, an axis may go by them.
         time_item = next((item for item in self._time.items if item in fixed), self._time.items[0])
-        items = {**self._items, **fixed, time_item: self._clock.value(timestamp)}
+        items = {time_item: self._clock.value(timestamp), **self._items}
+        items |= {item: value for item, value in fixed.items() if item != time_item}
         for side in self._declaration.side_items:
             if side.item == time_item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
