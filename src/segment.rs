@@ -37,6 +37,8 @@ pub(crate) struct Grid {
     pub origin: Option<u64>,
     /// Whether times between the steps are rounded down.
     pub rounds: bool,
+    /// What was added to timestamps, so that rounding down gives the nearest step.
+    bias: u64,
     /// The odd part of the step, and the inverse of its power of two as a part of the range of timestamps, modulo that.
     odd: u64,
     inverse: u64,
@@ -113,13 +115,17 @@ impl Grid {
         let clock = &layout.clock;
         let inverse = (twos..clock.bits).fold(1, |inverse, _| multiply(inverse, half, odd));
         let batches = layout.spec().time.batches;
-        let (bits, origin, rounds) = (clock.bits, clock.origin, clock.rounds);
-        Self { step, batches, chunk_step: layout.chunk_step, bits, origin, rounds, odd, inverse }
+        let (bits, origin, rounds, bias) = (clock.bits, clock.origin, clock.rounds, clock.bias);
+        Self { step, batches, chunk_step: layout.chunk_step, bits, origin, rounds, bias, odd, inverse }
     }
 
     /// The origin, if this timestamp is at a step.
     pub fn origin_of(&self, stamp: u64) -> u64 {
-        self.origin.unwrap_or_else(|| stamp.checked_rem(self.step).unwrap_or(0))
+        let shown = || {
+            let beyond = stamp.checked_rem(self.step)?.wrapping_add(self.step).wrapping_sub(self.bias);
+            beyond.checked_rem(self.step)
+        };
+        self.origin.or_else(shown).unwrap_or(0)
     }
 
     /// The first time with this timestamp that is a multiple of the step.

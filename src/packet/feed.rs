@@ -222,13 +222,25 @@ impl Work {
             }
             number = number.wrapping_add(1);
             match capture.next_datagram() {
-                Ok(Some(datagram)) => self.take(&datagram, pacing.as_mut()),
+                Ok(Some(datagram)) => {
+                    self.take(&datagram, pacing.as_mut());
+                    // Nobody knows when more comes through a pipe.
+                    if capture.size().is_none() {
+                        self.write();
+                    }
+                }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error.to_string()),
             }
         };
         self.report(&capture);
         result
+    }
+
+    fn write(&mut self) {
+        for lane in &mut self.lanes {
+            lane.write();
+        }
     }
 
     fn take(&mut self, datagram: &Datagram<'_>, pacing: Option<&mut Pacing>) {
@@ -243,9 +255,7 @@ impl Work {
         progress.taken.fetch_add(1, Ordering::Relaxed);
         if let Some(pacing) = pacing {
             if let Some(wait) = pacing.wait(datagram.time) {
-                for lane in &mut self.lanes {
-                    lane.write();
-                }
+                self.write();
                 self.signal.wait(wait, || self.signal.is_set());
             }
             self.progress.behind.store(pacing.behind.as_nanos() as u64, Ordering::Relaxed);

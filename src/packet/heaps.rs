@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::packet::mend::Arrival;
+use crate::packet::mend::{ABSENT, Arrival};
+use crate::packet::plan::Plan;
 use crate::packet::unused::Unused;
 
 /// Most heaps in the table: twice as many as spead2 is given at most.
@@ -94,6 +95,8 @@ pub(super) struct Heaps {
     table: HashMap<Key, OpenHeap>,
     /// In the order in which they were opened, with their serial numbers; some are closed.
     order: VecDeque<(Key, u64)>,
+    /// Likewise, without those at its front that hold no packets any more.
+    waiting: VecDeque<(Key, u64)>,
     serial: u64,
     held_bytes: usize,
 }
@@ -102,10 +105,11 @@ impl Heaps {
     /// Find a heap, or open it, if that needs be with the number that spead2 gets.
     pub fn open(&mut self, key: Key, now: i64, counter: impl FnOnce() -> u64) -> &mut OpenHeap {
         let serial = &mut self.serial;
-        let order = &mut self.order;
+        let (order, waiting) = (&mut self.order, &mut self.waiting);
         self.table.entry(key).or_insert_with(|| {
             *serial = serial.wrapping_add(1);
             order.push_back((key, *serial));
+            waiting.push_back((key, *serial));
             OpenHeap {
                 counter: counter(),
                 head: None,
@@ -132,6 +136,19 @@ impl Heaps {
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
     }
 
+    /// Close the heap of this name if other values of its items place it elsewhere: senders have come round to its counter
+    /// while it lacked packets. Gives the number of packets that were held.
+    pub fn close_another(&mut self, key: &Key, plan: &Plan, values: &[u64]) -> u64 {
+        let differs = |heap: &OpenHeap| {
+            let both = plan.wanted.iter().zip(heap.values.iter().zip(values)).filter(|(wanted, _)| wanted.places);
+            both.into_iter().any(|(_, (&one, &other))| one != ABSENT && other != ABSENT && one != other)
+        };
+        if !self.table.get(key).is_some_and(differs) {
+            return 0;
+        }
+        self.close(key).map_or(0, |heap| heap.held.len() as u64)
+    }
+
     /// Close a heap, and give it.
     pub fn close(&mut self, key: &Key) -> Option<OpenHeap> {
         let heap = self.table.remove(key)?;
@@ -144,14 +161,25 @@ impl Heaps {
     ///
     /// Call it until there is none; it gives the number of packets that were held.
     pub fn close_excess(&mut self, now: i64) -> Option<u64> {
-        while let Some(&(key, serial)) = self.order.front() {
-            let Some(heap) = self.table.get(&key).filter(|heap| heap.serial == serial) else {
-                self.order.pop_front(); // it is closed already
+        while let Some(&(key, serial)) = self.waiting.front() {
+            let waits = |heap: &&OpenHeap| heap.serial == serial && !heap.is_ready() && heap.unused.is_none();
+            let Some(heap) = self.table.get(&key).filter(waits) else {
+                self.waiting.pop_front();
                 continue;
             };
-            let old = !heap.held.is_empty() && now.saturating_sub(heap.since) > LONGEST;
+            if now.saturating_sub(heap.since) <= LONGEST {
+                break;
+            }
+            self.waiting.pop_front();
+            return self.close(&key).map(|heap| heap.held.len() as u64);
+        }
+        while let Some(&(key, serial)) = self.order.front() {
+            if self.table.get(&key).is_none_or(|heap| heap.serial != serial) {
+                self.order.pop_front(); // it is closed already
+                continue;
+            }
             let many = self.table.len() > MOST_HEAPS || self.order.len() > 2 * MOST_HEAPS;
-            if !old && !many && self.held_bytes <= MOST_HELD {
+            if !many && self.held_bytes <= MOST_HELD {
                 return None;
             }
             self.order.pop_front();
@@ -163,6 +191,7 @@ impl Heaps {
     /// Close all; gives the number of packets that were held.
     pub fn close_all(&mut self) -> u64 {
         self.order.clear();
+        self.waiting.clear();
         self.held_bytes = 0;
         self.table.drain().map(|(_, heap)| heap.held.len() as u64).sum()
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::layout::Layout;
 use crate::packet::declared::Synthetic;
-use crate::packet::heaps::{Head, Heaps, Held, Key};
+use crate::packet::heaps::{Head, Heaps, Held, Key, OpenHeap};
 use crate::packet::plan::{Counters, Part, Plan};
 use crate::packet::spead::{
     DESCRIPTOR, HEAP_COUNTER, HEAP_LENGTH, PAYLOAD_LENGTH, PAYLOAD_OFFSET, Packet, STREAM_CONTROL,
@@ -23,7 +23,7 @@ use crate::packet::unused::{Counts, Unused};
 const VALUE_BITS: u32 = 48;
 const LARGEST_VALUE: u64 = (1 << VALUE_BITS) - 1;
 /// Stands for the value of an item that a packet does not have. No value has so many bits.
-const ABSENT: u64 = u64::MAX;
+pub(super) const ABSENT: u64 = u64::MAX;
 /// Most senders or heaps whose last values are remembered.
 const MOST_RECENT: usize = 1 << 16;
 
@@ -232,7 +232,10 @@ impl Mender {
             Counters::Sent => part.counter,
             _ => next(&mut self.serial),
         };
-        Ok(write(&self.plan, &head, &self.seen.values, counter, &part, arrival, out))
+        match write(&self.plan, &head, &self.seen.values, counter, &part, arrival, out) {
+            0 => Err(Unused::OtherBytes),
+            written => Ok(written),
+        }
     }
 
     /// Mend a packet of a heap of several.
@@ -242,9 +245,13 @@ impl Mender {
         }
         let (key, orphans) = self.key(part, arrival);
         let Self { plan, heaps, seen, serial, counts, .. } = self;
+        counts.add(Unused::NoFirstPacket, heaps.close_another(&key, plan, &seen.values));
         let counter = || if plan.counters == Counters::Sent { part.counter } else { next(serial) };
         let heap = heaps.open(key, arrival.time, counter);
         let mut more = heap.note(part.offset, part.payload.len() as u64);
+        for orphan in orphans.iter().filter_map(|orphan| part_of(plan, orphan)) {
+            more = more.saturating_add(heap.note(orphan.offset, orphan.payload.len() as u64));
+        }
         more = more.saturating_add(heap.adopt(orphans));
         if heap.head.is_none() && heap.unused.is_none() && (part.offset == 0 || seen.has_items(plan)) {
             match seen.head(plan, part.heap_bytes) {
@@ -252,6 +259,10 @@ impl Mender {
                     heap.head = Some(head);
                     heap.values = seen.values.as_slice().into();
                     heap.pending.append(&mut seen.pending);
+                    let OpenHeap { held, pending, values, .. } = &mut *heap;
+                    for part in held.iter().filter_map(|held| part_of(plan, held)) {
+                        pending.retain(|&(i, at)| !resolve(plan, &part, i, at, values));
+                    }
                 }
                 Err(why) => heap.unused = Some(why),
             }
@@ -269,7 +280,7 @@ impl Mender {
         let held = std::mem::take(&mut heap.held);
         let result = match (&heap.head, heap.unused) {
             (Some(head), None) => {
-                let rest = Rest { plan, head, values: &heap.values, counter: heap.counter };
+                let rest = Rest { plan, head, values: &heap.values, counter: heap.counter, counts };
                 // A packet that stays as it is comes before those that were held for it: it has the items. Those that
                 // are written anew all have them.
                 let first = if head.keeps_packets { rest.write(part, data, arrival, out) } else { 0 };
@@ -326,6 +337,7 @@ struct Rest<'a> {
     head: &'a Head,
     values: &'a [u64],
     counter: u64,
+    counts: &'a Counts,
 }
 
 impl Rest<'_> {
@@ -334,15 +346,22 @@ impl Rest<'_> {
             out.extend_from_slice(data);
             return 1;
         }
-        write(self.plan, self.head, self.values, self.counter, part, arrival, out)
+        let written = write(self.plan, self.head, self.values, self.counter, part, arrival, out);
+        if written == 0 {
+            self.counts.add(Unused::OtherBytes, 1);
+        }
+        written
     }
 
     /// Write a packet that was held: it was good when it came.
     fn write_held(&self, held: &Held, out: &mut Vec<u8>) -> u64 {
-        let packet = Packet::read(&held.data, held.data.len()).ok();
-        let part = packet.as_ref().and_then(|packet| self.plan.part(packet).ok());
-        part.map_or(0, |part| self.write(&part, &held.data, held.arrival, out))
+        part_of(self.plan, held).map_or(0, |part| self.write(&part, &held.data, held.arrival, out))
     }
+}
+
+/// What a packet that is held is of its heap: it was good when it came.
+fn part_of<'a>(plan: &Plan, held: &'a Held) -> Option<Part<'a>> {
+    plan.part(&Packet::read(&held.data, held.data.len()).ok()?).ok()
 }
 
 /// Append a packet in the flavour 64-48, if any of its payload belongs to the data. Returns the number of packets.

@@ -14,6 +14,8 @@ pub(super) struct Wanted {
     pub encoding: Option<Encoding>,
     /// Whether it is enough that it is there.
     pub required: bool,
+    /// Whether its value says where the heap belongs.
+    pub places: bool,
 }
 
 /// How heaps are told apart.
@@ -89,6 +91,7 @@ impl Plan {
                 id,
                 encoding: packets.items.get(&id).copied(),
                 required: spec.required_items.contains(&id),
+                places: spec.time.item.ids().contains(&id) || spec.axes.iter().any(|axis| axis.item == Some(id)),
             })
             .collect();
         let payload_items = payload_items(spec, &added);

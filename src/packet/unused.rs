@@ -35,13 +35,15 @@ pub enum Unused {
     NoPayloadItem,
     /// Its heap has several of the payload items that tell heaps apart.
     SeveralPayloadItems,
+    /// Its bytes are none of the layout's data: a descriptor's, another item's, or beyond the length of its heap.
+    OtherBytes,
     /// It controls the stream, and carries no data.
     StreamControl,
 }
 
 impl Unused {
     /// All there are, in their order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotSpead,
         Self::Version,
         Self::Flavour,
@@ -56,6 +58,7 @@ impl Unused {
         Self::NoFirstPacket,
         Self::NoPayloadItem,
         Self::SeveralPayloadItems,
+        Self::OtherBytes,
         Self::StreamControl,
     ];
 
@@ -77,6 +80,7 @@ impl Unused {
             Self::NoFirstPacket => "no_first_packet",
             Self::NoPayloadItem => "no_payload_item",
             Self::SeveralPayloadItems => "several_payload_items",
+            Self::OtherBytes => "other_bytes",
             Self::StreamControl => "stream_control",
         }
     }
@@ -99,6 +103,7 @@ impl Unused {
             Self::NoFirstPacket => "the packet with the items of its heap did not come",
             Self::NoPayloadItem => "a heap without the payload item of the layout",
             Self::SeveralPayloadItems => "a heap with several of the payload items that tell heaps apart",
+            Self::OtherBytes => "bytes that are none of the layout's data",
             Self::StreamControl => "stream control, no data",
         }
     }
