@@ -207,9 +207,9 @@ class SocketSet:
                 logger.info("packets that cannot be used: %d: %s", packets, words[reason])
             for feed in self.feeds:
                 for skipped, packets in feed.skipped.items():
-                    logger.warning("packets of the capture that are not received: %d: %s", packets, skipped)
+                    logger.info("packets of the capture that are not received: %d: %s", packets, skipped)
                 if feed.truncated:
-                    logger.warning("the last packet of the capture is incomplete: it was cut off, or is not whole yet")
+                    logger.info("the last packet of the capture is incomplete: it was cut off, or is not whole yet")
 
     def leave(self) -> list[int]:
         """Close what a forked child has of its parent's sockets, so that it holds no port.

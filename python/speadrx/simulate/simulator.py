@@ -239,8 +239,8 @@ class Simulator:
             fixed = axis_items(self._axes, indices)
         # Where the time has several IDs, an axis may go by them.
         time_item = next((item for item in self._time.items if item in fixed), self._time.items[0])
-        items = {time_item: self._clock.value(timestamp), **self._items}
-        items |= {item: value for item, value in fixed.items() if item != time_item}
+        time = {time_item: self._clock.value(timestamp)}
+        items = {**time, **self._items, **fixed, **time}  # it goes first, whatever else has its ID
         for side in self._declaration.side_items:
             if side.item == time_item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
