@@ -52,7 +52,7 @@ def test_known_cells(text):
 #: Some cells of each kind that take little time.
 FEW = {
     "Wrong clocks: ahead by 1.5 windows": Setting(16, 4, 1, "almost half", "first", "one by one", None),
-    "Wrong clocks: jumping by up to 3 windows": Setting(16, 2, 16, "some", "last", "fast", 1.0),
+    "Wrong clocks: jumping by up to 3 windows": Setting(16, 2, 16, "some", "last", "one by one", 1.0),
     "Wrong clocks from the start: drifting ahead by 25 %": Setting(
         16, 1, 16, "almost half", "first", "one by one", 1.6
     ),
