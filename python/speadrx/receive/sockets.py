@@ -220,11 +220,9 @@ class SocketSet:
             The inodes of all sockets that it ever had: spead2 may have duplicates even of those that were closed.
         """
         self._lock = threading.RLock()  # a thread that is not here may have it
-        self._of_parent, self.feeds, self._live_feeds = (
-            self.feeds,
-            [],
-            [],
-        )  # to stop them would stop those of the parent
+        # Kept, since to stop them, or to let go of them, would end connections that are the parent's as well.
+        self._of_parent = self.feeds
+        self.feeds, self._live_feeds = [], []
         self.close()
         return self._inodes
 
