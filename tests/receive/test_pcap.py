@@ -1,5 +1,6 @@
 """Readers of captures in files, whole and damaged."""
 
+import os
 import pathlib
 import re
 import struct
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from handmade import SMALL
+from loopback import wait_for
 from speadrx import add_reader
 from speadrx.simulate import PcapSink, Simulator
 
@@ -47,6 +49,18 @@ class TestPcap:
     @pytest.mark.parametrize("kind", [str, pathlib.Path])
     def test_receives(self, stream, simulator, path, kind):
         self.check(stream, simulator, kind(path))
+
+    def test_what_came_through_a_pipe_is_received_before_more_comes(self, stream, simulator, path, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        held = os.open(pipe, os.O_RDWR)  # neither end waits for the other
+        try:
+            os.write(held, path.read_bytes())
+            add_reader(stream, src=pipe)
+            wait_for(lambda: stream.stats["packets"] == simulator.truth.packets)
+        finally:
+            os.close(held)
+            stream.stop()
 
     def test_other_settings_have_no_use(self, stream, path):
         """The settings of the network are left alone, as they come with the same options of a program."""

@@ -212,6 +212,19 @@ class TestOrigin:
         assert stats.restarts == 1
 
 
+@pytest.mark.parametrize("align", ["floor", "nearest"])
+@pytest.mark.parametrize("first", [8000, 8003, 8099])
+def test_first_time_is_the_origin_whichever_way_times_are_rounded(align: str, first: int) -> None:
+    """Chunks begin whole steps from the first time. Where the nearest step counts, times may be before it, too."""
+    off = itertools.cycle([0, 40, -40, 30] if align == "nearest" else [0, 40, 90, 30])
+    sent = [Sent(0, time, {TIME: time, SOURCE: 0}) for n in range(32) for time in [first + n * 100 + next(off)]]
+    layout = layout_of(1, 100, align=align, origin="first")
+    got, stats = receive(layout, sent)
+    assert (stats.present, stats.missing, stats.duplicates) == (32, 0, 0)
+    steps = {(time, (on_grid - first) / 100) for _, time, on_grid in true_times(layout, got)}
+    assert steps == {(heap.time, n) for n, heap in enumerate(sent)}
+
+
 def receive_without_resync(layout: Layout, sent: Iterable[Sent]) -> tuple[list[Got], Sequence[Any]]:
     """Receive with a stream that may not begin again at an earlier time."""
     data, free = spead2.recv.ChunkRingbuffer(64), spead2.recv.ChunkRingbuffer(64)
