@@ -244,6 +244,7 @@ def exit_thread_in_group_loop() -> None:
 
 @program
 def exit_thread_in_async_loop() -> None:
+    atexit.register(time.sleep, 0.1)  # whatever the loop waits for is still there, however long the exit takes
     consumer = Consumer(receive(make(ring=spead2.recv.asyncio.ChunkRingbuffer)))
     in_thread(lambda: asyncio.run(consumer.take_async()))
     consumer.has_taken.wait()

@@ -36,7 +36,8 @@ class _Readable:
 
     def __init__(self, fd: int) -> None:
         self._fd = os.dup(fd)
-        weakref.finalize(self, os.close, self._fd)
+        # Not at the exit of the interpreter: a daemon thread's event loop may still wait for it.
+        weakref.finalize(self, os.close, self._fd).atexit = False
         #: A future for each task that waits, by event loop.
         self._futures: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
