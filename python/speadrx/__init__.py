@@ -11,10 +11,11 @@ from .accounts.ledger import Epoch, LedgerSnapshot
 from .accounts.rejections import ItemValue, Rejection
 from .accounts.report import ReceiverStats, RingStats, SourceStats
 from .layout import Axis, BaseLayout, Field, Layout, Packets, Send, SideItem, TimeAxis
-from .receive.chunk import Chunk, ChunkPool
+from .receive.chunk import Chunk, ChunkCopy, ChunkPool
 from .receive.factory import make_stream, make_stream_group
 from .receive.fill import fill_missing
 from .receive.iterate import iter_chunks
+from .receive.read import Reading
 from .receive.readers import add_reader
 from .receive.receiver import Receiver
 from .receive.stream import EVICTION_MODE, RECV_SENSOR_TIMEOUT_CHUNKS, RECV_SENSOR_TIMEOUT_MIN
@@ -38,6 +39,7 @@ __all__ = [
     "Axis",
     "BaseLayout",
     "Chunk",
+    "ChunkCopy",
     "ChunkPool",
     "Epoch",
     "Field",
@@ -46,6 +48,7 @@ __all__ = [
     "LayoutError",
     "LedgerSnapshot",
     "Packets",
+    "Reading",
     "Receiver",
     "ReceiverStats",
     "Rejection",

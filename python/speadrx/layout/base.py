@@ -178,6 +178,16 @@ class DeclarativeLayout(BaseLayout):
         return self.declaration._compiled.shape
 
     @property
+    def heap_axis_names(self) -> tuple[str, ...]:
+        """Names of the dimensions of a heap: the layout's `heap_axes`, or else ``sample``, ``sample_0`` and so on."""
+        declaration = self.declaration
+        n = len(declaration._contents.shape)
+        if declaration.heap_axes or not n:
+            return declaration.heap_axes
+        names = ["sample"] if n == 1 else [f"sample_{i}" for i in range(n)]
+        return tuple(f"heap_{name}" if name in self.axis_names else name for name in names)
+
+    @property
     def source_labels(self) -> tuple[str, ...]:
         """The name of each source in the accounts."""
         return self.declaration.source_labels

@@ -138,9 +138,38 @@ class ChunkBuffers:
         if extra.nbytes < wanted:
             raise ValueError(f"extra: given {extra.nbytes} bytes, but wanted at least {wanted} ({reason})")
 
+    def samples(self, data: Any, out: np.ndarray | None) -> np.ndarray:
+        """Read the numbers in the data of a chunk; see `Chunk.samples`."""
+        if self.contents is None or self.present_shape is None:
+            raise ValueError("samples: it is not known what heaps hold: wanted a chunk with a declarative layout")
+        if self.geometry is None:
+            raise ValueError("samples: each stream of the group has strides of its own: use the layout's samples()")
+        return samples(self.contents, self.present_shape, self.geometry, as_array("data", data), out)
+
 
 #: For sinks whose layout is not known.
 _UNKNOWN = ChunkBuffers()
+
+#: What recycled data become, for whoever asks for it. As a floating-point number it is huge.
+_SPOILT = 0x7F
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkCopy:
+    """A copy of a chunk: its memory is its own, and nothing is received into it. `Chunk.copy` makes it."""
+
+    #: As in the chunk.
+    data: np.ndarray
+    present: np.ndarray
+    extra: np.ndarray | None
+    timestamp: int
+    time: np.datetime64 | None
+    gap: int | None
+    _buffers: ChunkBuffers = field(repr=False)
+
+    def samples(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Read the numbers in ``data``; see `Chunk.samples`."""
+        return self._buffers.samples(self.data, out)
 
 
 class Chunk(spead2.recv.Chunk):
@@ -246,15 +275,29 @@ class Chunk(spead2.recv.Chunk):
             If `out` is not of the right kind; or if it is not known what the chunk holds, because its layout is not
             declarative, it is in a ring, or each stream of its group has strides of its own.
         """
-        buffers = self._buffers
-        data = self.data
-        if data is None:
+        if self.data is None:
             raise ValueError("data: the chunk has none: it is in a ring, or was recycled")
-        if buffers.contents is None or buffers.present_shape is None:
-            raise ValueError("samples: it is not known what heaps hold: wanted a chunk with a declarative layout")
-        if buffers.geometry is None:
-            raise ValueError("samples: each stream of the group has strides of its own: use the layout's samples()")
-        return samples(buffers.contents, buffers.present_shape, buffers.geometry, as_array("data", data), out)
+        return self._buffers.samples(self.data, out)
+
+    def copy(self) -> ChunkCopy:
+        """Copy the chunk, for use after it is recycled: then its data are filled again.
+
+        Raises
+        ------
+        ValueError
+            If it is in a ring, or was recycled.
+        """
+        if self.data is None or self.present is None:
+            raise ValueError("data: the chunk has none: it is in a ring, or was recycled")
+        return ChunkCopy(
+            data=np.array(self.data),
+            present=np.array(self.present),
+            extra=None if self.extra is None else np.array(self.extra),
+            timestamp=self.timestamp,
+            time=self.time,
+            gap=self.gap,
+            _buffers=self._buffers,
+        )
 
     @property
     def time(self) -> np.datetime64 | None:
@@ -281,6 +324,8 @@ class Chunk(spead2.recv.Chunk):
             # Before it is given back, since another thread may have it in a block of its own at once.
             self._spent_blocks += self._open_blocks
             self._open_blocks = 0
+            if getattr(sink, "_overwrites_recycled", False) and self.data is not None:
+                as_array("data", self.data).reshape(-1).view(np.uint8)[:] = _SPOILT
             sink.add_free_chunk(self)
 
     def __enter__(self) -> Self:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import operator
 import os
 import select
+import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import spead2
@@ -128,6 +131,15 @@ class ChunkIterator:
         self._batch_heaps = layout.batch_heaps // len(self.accounting.source_labels)
         self._progress: _Progress | None = None
         self._warned = False
+
+    @contextlib.contextmanager
+    def all_gaps(self) -> Iterator[None]:
+        """Give out a chunk for every one that never came, within this block."""
+        before, self._gaps = self._gaps, GapChunks(self._stream, sys.maxsize, self._fill)
+        try:
+            yield
+        finally:
+            self._gaps = before
 
     def __iter__(self) -> Self:
         return self

@@ -28,6 +28,7 @@ from .feed import CapturePart
 from .fork import check_ours
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
+from .read import Reading, chunks_to_read, read_chunks
 from .readers import add_reader, sockets_of
 from .snapshot import read_stats
 from .stream import ChunkRingStream, ChunkStreamRingGroup
@@ -42,6 +43,9 @@ class Receiver:
             for chunk in receiver:
                 with chunk:
                     process(chunk.timestamp, chunk.data, chunk.present)
+
+    ``chunk.data`` is filled again after the block: copy what you keep (``chunk.copy()``), or `read` some seconds at
+    once.
 
     All memory is allocated when the receiver is made. Sockets are opened when it is started, by ``with`` or by the
     loop. Then it receives in threads of its own, even while nobody iterates. The loop ends when the receiver is stopped
@@ -96,6 +100,9 @@ class Receiver:
         the receiver could wait for ever. Chunks have their true timestamp either way.
     max_jump
         How many chunks a heap may be ahead of the newest chunk; see `make_stream`. The default is the window less one.
+    overwrite_recycled
+        Whether to overwrite the data of each chunk that is recycled with the byte 0x7F, so that code that still uses it
+        is noticed at once. The default is whether Python runs in its development mode (``PYTHONDEVMODE=1``).
     flush_after
         Seconds without a heap that is placed after which to `flush`, whatever else comes. By default never, because
         only the user knows how long a pause may be.
@@ -165,6 +172,7 @@ class Receiver:
         resync: bool = True,
         max_jump: int | None = None,
         flush_after: float | None = None,
+        overwrite_recycled: bool | None = None,
         metrics_port: int | None = None,
         metrics_address: str = "127.0.0.1",
         labels: Mapping[str, str] | None = None,
@@ -215,6 +223,8 @@ class Receiver:
             self._chunks = iter_chunks(self.stream, fill=fill, gaps=gaps)
             self._chunks._drains_on_interrupt = True
             self.pool = ChunkPool(self.stream, n_chunks)
+            if overwrite_recycled is not None:
+                self.stream._overwrites_recycled = bool(overwrite_recycled)
         except BaseException:
             self.stream.stop()  # someone may keep the exception, such as an interactive shell, and with it the stream
             raise
@@ -318,6 +328,51 @@ class Receiver:
         has none, and cannot be started any more.
         """
         self.stream.drain()
+
+    def read(self, *, seconds: float | None = None, chunks: int | None = None) -> Reading:
+        """Copy the next seconds of the stream into arrays of their own, with gaps marked.
+
+        It starts the receiver if need be, goes on where a loop or the last `read` ended, and waits until so much has
+        come. It returns less if the receiver ends before, because it is stopped or drained, or a capture ends.
+        Reading is for one thread at a time, and while no loop runs.
+
+        Parameters
+        ----------
+        seconds
+            Seconds of data, by the timestamps; needs the layout's ``tick_rate``. It is rounded up to whole chunks.
+        chunks
+            Chunks, instead.
+
+        Returns
+        -------
+        Reading
+            Samples, which heaps are present, and the time of each batch, with the names of the axes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If not exactly one of both is given, or it is wrong; or if each thread has strides of its own.
+        MemoryError
+            If there is not enough memory. Nothing is read then.
+
+        Examples
+        --------
+        >>> import spead2, speadrx
+        >>> from speadrx.simulate import InprocSink, Simulator
+        >>> layout = speadrx.Layout(heap_bytes=8, time=speadrx.TimeAxis(item=0x1600, step=1, batches=4))
+        >>> queue = spead2.InprocQueue()
+        >>> truth = Simulator(layout).send(InprocSink(queue), batches=8)
+        >>> queue.stop()
+        >>> with speadrx.Receiver(layout, queue) as receiver:
+        ...     reading = receiver.read(chunks=2)
+        >>> reading.dims, reading.data.shape, bool(reading.present.all())
+        (('time', 'sample'), (8, 8), True)
+        >>> reading.timestamp.tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+        """
+        n = chunks_to_read(self.layout, seconds, chunks)
+        self._start_once()
+        return read_chunks(self._chunks, self.layout, n)
 
     @property
     def accounting(self) -> Account:

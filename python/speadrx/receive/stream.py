@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import operator
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -130,6 +131,8 @@ class _Receiving(_RingPair):
     layout: BaseLayout
     #: What the placement callback counted; None if the layout has a callback of its own.
     ledger: Ledger | None
+    #: Whether the data of recycled chunks are overwritten, so that whoever still uses them notices.
+    _overwrites_recycled = sys.flags.dev_mode
 
     def _attach(self, parts: StreamParts) -> None:
         self.layout = parts.layout
