@@ -129,7 +129,7 @@ class TestRead:
 
     def test_stale_data_are_not_read(self) -> None:
         """With few chunks, each holds the data of an earlier one."""
-        missing = [(batch, batch % ANTENNAS) for batch in range(0, 80, 3)]
+        missing = [(batch, batch % ANTENNAS) for batch in range(0, 80, 5)]
         heaps = heaps_of(range(20), missing)
         with receiver(layout_of(), heaps, chunks=3) as rx:
             check(rx.read(chunks=20), 0, heaps)

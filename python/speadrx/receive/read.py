@@ -60,7 +60,7 @@ def chunks_to_read(layout: DeclarativeLayout, seconds: Any, chunks: Any) -> int:
         return check_integer("chunks", chunks, 1)
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real):
         raise TypeError(f"seconds: given {seconds!r}, but wanted a number of seconds")
-    if not 0 < seconds < math.inf:
+    if not 0 < float(seconds) < math.inf:
         raise ValueError(f"seconds: {seconds} must be above 0, and finite")
     tick_rate = layout.declaration.time.tick_rate
     if tick_rate is None:
