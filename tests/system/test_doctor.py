@@ -72,8 +72,13 @@ class Wires:
                 return sum(int(numbers.split()[i]) for i in (1, 3))
         raise AssertionError(f"there is no {device}")
 
+    def carries(self):
+        """Whether the wire carries packets: some time after both of its ends are up. Before that they are lost."""
+        return json.loads(self.sender.run("ip", "-json", "link", "show", "out"))[0]["operstate"] == "UP"
+
     @contextlib.contextmanager
     def sink(self, source=SENDER):
+        wait_for(self.carries)
         with self.sender.entered():
             sink = UdpSink([(GROUP, PORT)], interface=source)
         with sink:
