@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import socket
-import subprocess
-import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +25,6 @@ from speadrx.meerkat import (
     TiedArrayChannelisedVoltageLayout,
 )
 
-import speadrx
 from engine import (
     DIGITISER_ID_ID,
     DIGITISER_STATUS_ID,
@@ -165,51 +162,12 @@ def check_engine_chunk(layout: EngineLayout, chunk: Received, missing: Sequence[
                 assert data[position, antenna].tobytes() == engine_heap(layout, batch, antenna).payload
 
 
-def test_names() -> None:
-    for name in recv.__all__:
-        assert hasattr(recv, name)
-    assert recv.BaseLayout is speadrx.BaseLayout
-    assert recv.Chunk is speadrx.Chunk
-    assert recv.StatsCollector is speadrx.StatsCollector
-    assert recv.EVICTION_MODE == spead2.recv.ChunkStreamGroupConfig.EvictionMode.LOSSY
-    assert recv.RECV_SENSOR_TIMEOUT_CHUNKS == 10
-    assert recv.RECV_SENSOR_TIMEOUT_MIN == 1.0
-    assert recv.make_sensors is speadrx.sensors.make_sensors
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        recv.nonsense  # noqa: B018
-
-
 def test_user_data_type() -> None:
     from speadrx.compat.katgpucbf import user_data_type
 
     assert user_data_type is recv.user_data_type
     assert user_data_type.dtype == np.dtype([("stats_base", np.uintp)])
     assert types.CPointer(user_data_type).dtype is user_data_type
-
-
-def test_imports_are_lazy() -> None:
-    """Fresh interpreters import nothing heavy until a name needs it."""
-    program = """
-import sys
-from speadrx.compat.katgpucbf import *
-from speadrx.compat.katgpucbf import AnyStream, BaseLayout, Chunk, Counters, add_reader, iter_chunks
-from speadrx.compat.katgpucbf import make_stream, make_stream_group
-for name in ("aiokatcp", "numba", "llvmlite", "scipy"):
-    assert name not in sys.modules, name
-from speadrx.compat.katgpucbf import user_data_type
-assert "numba" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-    program = """
-import sys, speadrx.compat.katgpucbf as recv
-assert "prometheus_client" not in sys.modules
-recv.StatsCollector
-assert "prometheus_client" in sys.modules
-assert "aiokatcp" not in sys.modules
-recv.make_sensors
-assert "aiokatcp" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

@@ -300,8 +300,8 @@ def check_chunk(chunk: recv.Chunk, chunk_id: int) -> None:
     ("layout", "options"),
     [
         (LAYOUT, {}),
-        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"max_jump": 8}),
-        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"max_jump": 8, "pooled": True}),
+        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {}),
+        (DigitiserLayout(8, HEAP_SAMPLES, CHUNK), {"pooled": True}),
     ],
     ids=["numba", "declared", "declared, with a pool"],
 )
@@ -309,12 +309,7 @@ async def test_chunks_counters_and_sensors(registry: CollectorRegistry, layout: 
     """All are up to date as each chunk is given out; empty chunks are not given out, and are filled again."""
     with contextlib.closing(Receiver(registry, layout, **options)) as receiver:
         sensors = make_sensors()
-        receiver.feed(CHUNKS[:3], LOST, stop=False)
-        # The first heap of a jump is believed when another source says the same; but it may come again.
-        first = CHUNKS[3]
-        rest = frozenset((first, batch, pol) for batch in range(1, BATCHES) for pol in range(N_POLS))
-        receiver.feed([first], rest, stop=False)
-        receiver.feed(CHUNKS[3:], LOST)
+        receiver.feed(CHUNKS, LOST)
         expected = [Expected(), Expected()]
         n_chunks = 0
         async with asyncio.timeout(DEADLINE):

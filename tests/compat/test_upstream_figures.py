@@ -7,21 +7,26 @@ spead.py, written once more in the slowest way, for one heap at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 import spead2
+from prometheus_client import CollectorRegistry, Counter
 from speadrx.meerkat import AntennaChannelisedVoltageLayout, DigitiserLayout, TiedArrayChannelisedVoltageLayout
 
-from engine import add_chunks, feed, receive, rings
+from engine import Received, add_chunks, feed, rings
 from handmade import Heap
 from speadrx.compat import katgpucbf as recv
 from speadrx.layout import DeclarativeLayout
 
 LENGTH = spead2.HEAP_LENGTH_ID
+#: Chunks under construction.
+WINDOW = 4
+#: Statistics of heaps that come when their chunk has left the window. katgpucbf has only the first.
+LATE = ["too_old_heaps", "speadrx.backward_timestamp_heaps", "speadrx.implausible_timestamp_heaps"]
 Items = Mapping[int, int]
 #: Chunk and place in it of a good heap; or which of the engine's statistics counts it.
 Outcome = tuple[int, int] | int
@@ -39,6 +44,8 @@ class Engine:
     user_data: dict[str, int]
     #: Values of an item that is no time: good ones and bad ones.
     values: dict[int, list[int]]
+    #: Polarisations that iter_chunks counts each for itself; 0 if it counts them together.
+    n_pols: int = 0
 
 
 def digitiser_heap(items: Items) -> Outcome:
@@ -82,6 +89,7 @@ ENGINES = {
         (5120, 4096, 8, 16384),
         {},
         {0x3101: [0, 1, 0x1234, 0x1235], 0x3102: [0]},
+        n_pols=2,
     ),
     "xbgpu": Engine(
         AntennaChannelisedVoltageLayout(4, 16, 256, 2**21, 8, 2),
@@ -100,6 +108,7 @@ ENGINES = {
         (8192, 16 * 256, 16, 2**16),
         {"pol": 1},
         {0x4103: [0, 16, 32, 48, 0, 16, 32, 48, 8, 64], 0x5004: [64]},
+        n_pols=2,
     ),
 }
 
@@ -135,6 +144,81 @@ def heaps_of(engine: Engine, rng: np.random.Generator) -> list[Heap]:
     return heaps
 
 
+class UnixTime:
+    """What an engine has to convert timestamps."""
+
+    def adc_to_unix(self, samples: float) -> float:
+        return samples / 1e9
+
+
+def make_counters(registry: CollectorRegistry, labels: Sequence[str]) -> recv.Counters:
+    """Make an engine's counters: all but that of chunks by polarisation, if the engine keeps polarisations apart."""
+
+    def counter(name: str, labels: Sequence[str] = labels) -> Counter:
+        return Counter(f"input_{name}", name, labels, registry=registry)
+
+    return recv.Counters(
+        heaps=counter("heaps"),
+        chunks=counter("chunks", ()),
+        samples=counter("samples"),
+        bytes=counter("bytes"),
+        missing_heaps=counter("missing_heaps"),
+    )
+
+
+@dataclass
+class Run:
+    chunks: list[Received]
+    stats: dict[str, int]
+    registry: CollectorRegistry
+
+    def count(self, name: str, pol: int | None = None) -> float | None:
+        labels = {} if pol is None else {"pol": str(pol)}
+        return self.registry.get_sample_value(f"input_{name}_total", labels)
+
+    def found(self, layout: DeclarativeLayout) -> dict[tuple[int, int], bytes]:
+        """Payloads by chunk and place."""
+        size = layout.heap_bytes
+        return {
+            (chunk.chunk_id, int(place)): chunk.data.reshape(-1)[place * size :][:size].tobytes()
+            for chunk in self.chunks
+            for place in np.flatnonzero(chunk.present)
+        }
+
+
+async def run_engine(engine: Engine, heaps: Sequence[Heap]) -> Run:
+    """Receive heaps as an engine does, in one stream."""
+    layout, n_pols = engine.layout, engine.n_pols
+    user_data = np.zeros(1, [("stats_base", np.uintp)] + [(field, np.uintp) for field in engine.user_data])
+    for field, value in engine.user_data.items():
+        user_data[field] = value
+    stream = recv.make_stream(
+        layout=layout,
+        spead_items=engine.spead_items,
+        max_active_chunks=WINDOW,
+        **rings(32),
+        affinity=-1,
+        stream_stats=engine.stream_stats,
+        user_data=user_data,
+    )
+    registry = CollectorRegistry()
+    counters = make_counters(registry, ["pol"] if n_pols else [])
+    collector = recv.StatsCollector({"heaps": ("input_all_heaps", "all")}, registry=registry)
+    collector.add_stream(stream)
+    pols = [(str(pol), f"input{pol}") for pol in range(n_pols)] or None
+    sensors = recv.make_sensors(1e6, [f"{prefix}." for _, prefix in pols] if pols else [""])
+    add_chunks(stream, layout, 24, extra=engine.layout.max_heap_extra > 0)
+    feed(stream, heaps)
+    chunks = []
+    ring = stream.data_ringbuffer
+    async for chunk in recv.iter_chunks(ring, layout, sensors, UnixTime(), pols, counters, collector):
+        with chunk:
+            assert chunk.timestamp == chunk.chunk_id * engine.figures[3]
+            chunks.append(Received(chunk.chunk_id, chunk.data.copy(), chunk.present.copy(), None))
+    stats = {name: stream.stats[name] for name in [*engine.stream_stats, *LATE, "heaps"]}
+    return Run(chunks, stats, registry)
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_placed_and_counted_as_upstream_does(name: str, rng: np.random.Generator) -> None:
     engine = ENGINES[name]
@@ -148,32 +232,92 @@ def test_placed_and_counted_as_upstream_does(name: str, rng: np.random.Generator
         else:
             expected.setdefault(outcome, heap.payload)
     assert all(counts)
-
-    async def run() -> Any:
-        user_data = np.zeros(1, [("stats_base", np.uintp)] + [(field, np.uintp) for field in engine.user_data])
-        for field, value in engine.user_data.items():
-            user_data[field] = value
-        stream = recv.make_stream(
-            layout=layout,
-            spead_items=engine.spead_items,
-            max_active_chunks=4,
-            **rings(32),
-            affinity=-1,
-            stream_stats=engine.stream_stats,
-            user_data=user_data,
-        )
-        add_chunks(stream, layout, 24, extra=name == "fgpu")
-        feed(stream, heaps)
-        return await receive(stream), [stream.stats[stat] for stat in engine.stream_stats]
-
-    chunks, stats = asyncio.run(run())
-    assert stats == counts
-    found = {
-        (chunk.chunk_id, int(place)): chunk.data.reshape(-1)[place * layout.heap_bytes :][: layout.heap_bytes].tobytes()
-        for chunk in chunks
-        for place in np.flatnonzero(chunk.present)
-    }
+    run = asyncio.run(run_engine(engine, heaps))
+    assert [run.stats[stat] for stat in engine.stream_stats] == counts
+    found = run.found(layout)
     # Of two heaps for one place, either may stay.
     copies = {key: [h.payload for h in heaps if engine.place(h.items) == key] for key in expected}
     assert found.keys() == expected.keys()
     assert all(found[key] in copies[key] for key in found)
+
+
+def heaps_with_gaps(engine: Engine, rng: np.random.Generator, gaps: Sequence[int]) -> list[Heap]:
+    """Heaps of batches that follow on each other, but for gaps of so many chunks; shuffled, some late and some lost."""
+    step, batches = engine.layout.declaration.time.step, engine.layout.chunk_batches
+    heaps, batch = [], 7 * batches
+    for gap in gaps:
+        for _ in range(3 * batches):
+            items = {0x1600: batch * step, LENGTH: engine.layout.heap_bytes}
+            rows = [items | {item: values[i % len(values)] for item, values in engine.values.items()} for i in range(4)]
+            by_place = {engine.place(row): row for row in rows}
+            heaps += [Heap(row, rng.bytes(items[LENGTH]), addressed=[0x3300]) for row in by_place.values()]
+            batch += 1
+        batch += gap * batches
+    order = np.arange(len(heaps)) + rng.integers(0, 24, len(heaps))
+    heaps = [heaps[i] for i in np.argsort(order, kind="stable")]
+    return [heap for heap in heaps if rng.integers(10)]
+
+
+def places_kept(engine: Engine, heaps: Sequence[Heap]) -> tuple[dict[tuple[int, int], bytes], int]:
+    """Of heaps in the order of their coming: those that katgpucbf's receiver keeps, and the number that are too old.
+
+    spead2 moves the window to the chunk of any heap that is newer, and takes heaps of the chunks in the window.
+    """
+    kept, newest, n_old = {}, -1, 0
+    for heap in heaps:
+        outcome = engine.place(heap.items)
+        assert not isinstance(outcome, int)
+        newest = max(newest, outcome[0])
+        if outcome[0] > newest - WINDOW:
+            kept[outcome] = heap.payload
+        else:
+            n_old += 1
+    return kept, n_old
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_gap_costs_heaps_that_upstream_keeps(name: str, rng: np.random.Generator) -> None:
+    """Gaps of 1 to a million chunks, the first heap after each included; every count is that of katgpucbf."""
+    engine = ENGINES[name]
+    gaps = [0, 1, 2, 3, *(int(10**x) for x in (1, 1.5, 2, 3, 4, 5, 6)), *map(int, rng.integers(1, 10**6, 8))]
+    heaps = heaps_with_gaps(engine, rng, [gaps[i] for i in rng.permutation(len(gaps))])
+    kept, n_old = places_kept(engine, heaps)
+    assert n_old > 0, "no heap came late"
+    run = asyncio.run(run_engine(engine, heaps))
+    assert run.found(engine.layout) == kept
+    assert sum(run.stats[stat] for stat in LATE) == n_old
+    check_counts(engine, run, kept)
+
+
+def check_counts(engine: Engine, run: Run, kept: Mapping[tuple[int, int], bytes]) -> None:
+    """Compare the counters with those that the lines of katgpucbf's iter_chunks make of the same chunks."""
+    heap_bytes, heap_samples, chunk_heaps, _ = engine.figures
+    n_pols = max(engine.n_pols, 1)
+    ids = sorted({chunk for chunk, _ in kept})
+    assert [chunk.chunk_id for chunk in run.chunks] == ids
+    assert run.count("chunks") == len(ids)
+    assert run.count("all_heaps") == run.stats["heaps"]
+    for pol in range(n_pols):
+        label = pol if engine.n_pols else None
+        places = [place for _, place in kept if place * n_pols // chunk_heaps == pol]
+        assert run.count("heaps", label) == len(places)
+        # Of each heap, the samples of one polarisation: those of both would be twice as many.
+        assert run.count("samples", label) == len(places) * heap_samples
+        assert run.count("bytes", label) == len(places) * heap_bytes
+        expected = (ids[-1] - ids[0] + 1) * chunk_heaps // n_pols
+        assert run.count("missing_heaps", label) == expected - len(places)
+
+
+def test_log_of_chunks(rng: np.random.Generator, caplog: pytest.LogCaptureFixture) -> None:
+    """Each chunk has the line that it has in katgpucbf's log."""
+    engine = ENGINES["xbgpu"]
+    heaps = heaps_with_gaps(engine, rng, [0, 2])
+    with caplog.at_level(logging.DEBUG, recv.logger.name):
+        run = asyncio.run(run_engine(engine, heaps))
+    lines, lost = [], 0
+    for chunk in run.chunks:
+        good = np.count_nonzero(chunk.present)
+        lost += 8 - good
+        lines.append(f"Received chunk: timestamp={chunk.chunk_id * 2**22:#x} ({good}/8, lost {lost})")
+    assert lost > 0
+    assert [record.getMessage() for record in caplog.records if record.name == recv.logger.name] == lines

@@ -2,23 +2,26 @@
 
 Layouts that are derived from `BaseLayout` keep their numba ``_chunk_place``. Other packages are imported when they are
 first needed: numba by `user_data_type`, prometheus_client by `StatsCollector`, and aiokatcp (the extra ``katcp``) by
-`make_sensors` and `iter_chunks`.
+`make_sensors` and `iter_chunks`. A star import imports all three. Where numba is not installed, it leaves out
+`user_data_type`, and where aiokatcp is not, `make_sensors`.
 
-There is a difference if time jumps by more chunks than the window has. A declarative layout, such as the layouts of
-`speadrx.meerkat`, follows only once most heaps agree (see ``max_jump`` of `make_stream`). A numba callback follows the
-first heap.
+As there, a stream follows a jump forward in time at once, however far it is: see `make_stream`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import spead2.recv
 
+import speadrx
 from speadrx import (
     EVICTION_MODE,
     RECV_SENSOR_TIMEOUT_CHUNKS,
@@ -26,9 +29,9 @@ from speadrx import (
     BaseLayout,
     Chunk,
     add_reader,
-    make_stream,
-    make_stream_group,
 )
+from speadrx.layout.items import TIMESTAMP_BITS
+from speadrx.receive.arguments import check_layout
 from speadrx.receive.stream import ChunkRingStream, ChunkStreamRingGroup
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
     user_data_type: Any
 
-# A star import must need neither numba nor aiokatcp: user_data_type and make_sensors are left out.
+# All that katgpucbf.recv defines, but for what needs a library that is not installed.
 __all__ = [
     "EVICTION_MODE",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
@@ -52,12 +55,25 @@ __all__ = [
     "StatsCollector",
     "add_reader",
     "iter_chunks",
+    "logger",
     "make_stream",
     "make_stream_group",
 ]
+if importlib.util.find_spec("numba") is not None:
+    __all__ += ["user_data_type"]
+if importlib.util.find_spec("aiokatcp") is not None:
+    __all__ += ["make_sensors"]
+
+logger = logging.getLogger(__name__)
 
 #: What `add_reader` takes: a stream, or a member of a group.
 AnyStream = spead2.recv.ChunkRingStream | spead2.recv.ChunkStreamGroupMember
+
+
+#: Engines annotate ``_chunk_place`` with ``numba.core.ccallback.CFunc``. Mere ``import numba`` does not import this.
+_CFUNC_MODULE = "numba.core.ccallback"
+if sys.modules.get("numba") is not None:
+    importlib.import_module(_CFUNC_MODULE)
 
 
 @functools.cache
@@ -65,6 +81,7 @@ def _user_data_type() -> Any:
     """Make a numba record with the one field that every callback needs, ``stats_base``."""
     from numba import types
 
+    importlib.import_module(_CFUNC_MODULE)
     return types.Record.make_c_struct([("stats_base", types.uintp)])
 
 
@@ -80,6 +97,45 @@ def __getattr__(name: str) -> Any:
 
         return make_sensors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def make_stream(*, layout: BaseLayout, **kwargs: Any) -> ChunkRingStream:
+    """Make a stream that places heaps by a layout, as `speadrx.make_stream` does, but follow any jump forward in time.
+
+    The one difference is the default of ``max_jump`` with a declarative layout, such as those of `speadrx.meerkat`: it
+    is as large as possible. So no heap is lost after a gap, however long it is, and one heap with a time far in the
+    future ends all chunks in the window. A numba callback does the same.
+
+    Parameters
+    ----------
+    layout
+        Says where each heap goes.
+    **kwargs
+        See `speadrx.make_stream`.
+    """
+    return speadrx.make_stream(layout=layout, **(_any_jump(layout) | kwargs))
+
+
+def make_stream_group(*, layout: BaseLayout, **kwargs: Any) -> ChunkStreamRingGroup:
+    """Make a group of streams, as `speadrx.make_stream_group` does, but follow any jump forward: see `make_stream`.
+
+    Parameters
+    ----------
+    layout
+        Says where each heap goes.
+    **kwargs
+        See `speadrx.make_stream_group`.
+    """
+    return speadrx.make_stream_group(layout=layout, **(_any_jump(layout) | kwargs))
+
+
+def _any_jump(layout: BaseLayout) -> dict[str, Any]:
+    """Return the argument ``max_jump`` for the longest jump that can be told from one back: half the range of times."""
+    declared = check_layout(layout)
+    if declared is None:
+        return {}
+    bits = declared.declaration.time.bits or TIMESTAMP_BITS
+    return {"max_jump": 2 ** (bits - 1) // layout.chunk_timestamp_step}
 
 
 class TimeConverter(Protocol):
@@ -192,6 +248,7 @@ class _PolarisationCounts:
         self._expected = 0  # of each polarisation
         self._present = [0] * len(counters)
         self._missing = [0] * len(counters)
+        self._lost = 0  # of chunks that came; only for the log
         self._last: tuple[int, int] | None = None  # number and epoch of a chunk
 
     def add(self, chunk: Chunk) -> list[int] | None:
@@ -203,7 +260,8 @@ class _PolarisationCounts:
         stream = sink if isinstance(sink, (ChunkRingStream, ChunkStreamRingGroup)) else None
         number, epoch, is_control = (chunk.chunk_id, 0, False) if stream is None else stream._locate(chunk.chunk_id)
         present = np.asarray(chunk.present)
-        if is_control or not present.any():
+        heaps = int(np.count_nonzero(present))
+        if is_control or not heaps:
             return None
         if stream is None:
             chunk.timestamp = number * self._layout.chunk_timestamp_step
@@ -219,6 +277,8 @@ class _PolarisationCounts:
         if extra is not None:
             # Missing heaps have stale values there.
             extra.reshape(present.size, -1)[present.reshape(-1) == 0] = 0
+        self._lost += present.size - heaps
+        logger.debug("Received chunk: timestamp=%#x (%d/%d, lost %d)", chunk.timestamp, heaps, present.size, self._lost)
         self._counters[0].chunks.inc()
         return [pol for pol in range(len(self._counters)) if self._count(pol, present, extra)]
 
