@@ -19,7 +19,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("dpkt")
 
-from loopback import is_free, wait_for
+from loopback import is_bound, wait_for
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, UdpSink
@@ -386,7 +386,7 @@ class TestLive:
     def test_interrupted(self, udp_port, signum):
         """It ends with what was found until then."""
         with piped("inspect", f"127.0.0.1:{udp_port}", "--seconds", "600") as process:
-            wait_for(lambda: not is_free("127.0.0.1", udp_port))
+            wait_for(lambda: is_bound(udp_port))
             with UdpSink([("127.0.0.1", udp_port)]) as sink:
                 simulator(faults=None).send(sink, 25)
             process.send_signal(signum)
@@ -399,7 +399,7 @@ class TestLive:
     def test_kernel_drops(self, udp_port):
         """A flood is sampled, and said to be."""
         with piped("inspect", f"127.0.0.1:{udp_port}", "--seconds", "600", "--json") as process:
-            wait_for(lambda: not is_free("127.0.0.1", udp_port))
+            wait_for(lambda: is_bound(udp_port))
             os.kill(process.pid, signal.SIGSTOP)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 for _, packet in simulator(faults=None).packets(5000):

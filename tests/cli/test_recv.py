@@ -129,11 +129,12 @@ def test_seconds_end_it_with_nothing(layout, udp_port):  # noqa: F811
 def test_wrong_layout(layout, udp_port, change, told):  # noqa: F811
     """It says what came in place of what the layout says, and where to see more."""
     endpoint = f"127.0.0.1:{udp_port}"
-    with (
-        piped("send", *layout, endpoint, "--rate=0.001"),
-        piped("recv", *layout, "--set", change, endpoint, "--seconds=0.5", "--quiet") as process,
-    ):
-        output, errors = process.communicate(timeout=PATIENCE)
+    with piped("recv", *layout, "--set", change, endpoint, "--interval=0.1") as process:
+        wait_for_line(process.stdout, "Receiving array")
+        with piped("send", *layout, endpoint, "--rate=0.001"):
+            assert any(re.search("  rejected [1-9]", line) for line in process.stdout)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output.splitlines()[-1]) == (1, "Nothing was received.")
     *lines, inspect = complaints(errors).splitlines()
     assert lines == [told, "Packets came, but no heap of this layout. To see what they carry:"]

@@ -93,7 +93,9 @@ def test_too_fast_is_a_warning(layout, sink):  # noqa: F811
     with piped("send", *layout, endpoint(sink), "--rate=1000", "--seconds=0.3") as process:
         output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
-    assert re.search(r"^Rate: [\d.]+ Gb/s \(1000 wanted\), for 0\.3\d s\.$", output, re.MULTILINE)
+    found = re.search(r"^Rate: [\d.]+ Gb/s \(1000 wanted\), for ([\d.]+) s\.$", output, re.MULTILINE)
+    assert found
+    assert float(found[1]) >= 0.3  # then it ends as soon as the machine lets it
     assert "Warning: this machine cannot send so fast" in errors
 
 

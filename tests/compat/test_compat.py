@@ -38,6 +38,7 @@ from engine import (
     rings,
 )
 from handmade import STOP_PACKET, Heap
+from loopback import wait_until_gone
 from speadrx.compat import katgpucbf as recv
 
 STREAM_STATS = ["katgpucbf.metadata_heaps", "katgpucbf.bad_timestamp_heaps"]
@@ -362,7 +363,7 @@ async def test_declared_layout(own_statistics: list[str], registry: CollectorReg
     assert [stream.stats[name] for name in names] == [1, 1, 2]
     reference = weakref.ref(stream)
     del stream
-    assert reference() is None
+    wait_until_gone(reference)
     assert [registry.get_sample_value(f"rx_bad_{i}_total", {"stream": "0"}) for i in range(3)] == [1, 1, 2]
 
 

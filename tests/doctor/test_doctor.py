@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from loopback import is_free, needs_ipv6, wait_for
+from loopback import is_bound, needs_ipv6, wait_for
 from speadrx import Layout, TimeAxis
 from speadrx.doctor import Case, diagnose, listen
 from speadrx.doctor.iptables import translate
@@ -422,7 +422,7 @@ def test_interrupt_ends_listening(udp_port):
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as process:
         try:
-            wait_for(lambda: not is_free("127.0.0.1", udp_port))
+            wait_for(lambda: is_bound(udp_port))
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=60)
         finally:

@@ -81,9 +81,17 @@ def test_each_layout_has_an_instrument() -> None:
     assert sorted(INSTRUMENTS) == list(layouts.names())
 
 
+def senders() -> Iterator[tuple[str, Callable[[Stream], Packets]]]:
+    """Who sends what each instrument sends; spead2 cannot where items or bytes are not as it has them."""
+    for name, make in INSTRUMENTS.items():
+        yield name, by_struct
+        stream = make(np.random.default_rng(0))
+        if not (stream.omit or stream.extra_length):
+            yield name, by_spead2
+
+
 @pytest.mark.parametrize("way", [from_file, over_udp])
-@pytest.mark.parametrize("maker", [by_struct, by_spead2])
-@pytest.mark.parametrize("name", INSTRUMENTS)
+@pytest.mark.parametrize(("name", "maker"), list(senders()))
 def test_received(
     name: str,
     maker: Callable[[Stream], Packets],
@@ -92,8 +100,6 @@ def test_received(
     tmp_path: pathlib.Path,
 ) -> None:
     stream = INSTRUMENTS[name](rng)
-    if maker is by_spead2 and (stream.omit or stream.extra_length):
-        pytest.skip("spead2 does not send such packets")
     layout = layouts.load(name, stream.changes)
     chunks, stats = way(layout, maker(stream), stream, tmp_path)
     check(layout, stream, chunks, stats)

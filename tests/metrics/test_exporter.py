@@ -25,7 +25,7 @@ from speadrx.collectors import Exporter
 
 import speadrx
 from addresses import own_port
-from loopback import wait_for
+from loopback import wait_for, wait_until_gone
 from receiving import Receiver, receiver
 from scraped import ANTENNAS, BATCHES, CHUNK, LAYOUT, STEP, Metrics, feed
 from speadrx import metrics
@@ -108,7 +108,7 @@ class TestExporter:
             rx._executor.shutdown()
             del rx
             gc.collect()
-            assert reference() is None, "something keeps the source alive"
+            wait_until_gone(reference)
         values = Metrics(exporter.registry)
         present = int(values.total(metrics.HEAPS_PRESENT))
         fault_report(sent=sent, lost=sent - present, residual=sent - present)
@@ -130,7 +130,7 @@ class TestExporter:
         del exporter
         stream.stop()
         gc.collect()
-        assert reference() is None
+        wait_until_gone(reference)
 
     def test_serve(self, exporter, make):
         exporter.add(make(), ["x"])

@@ -12,6 +12,7 @@ import spead2.recv
 
 import speadrx
 from handmade import SMALL, OwnLayout
+from loopback import wait_until_gone
 from speadrx import Axis, Chunk, ChunkPool
 
 # 4 batches of 3 antennas: 12 heaps of 4 bytes, with 2 bytes of extra each. With this dtype, a heap is two items.
@@ -285,7 +286,7 @@ class TestChunk:
         reference = weakref.ref(sink)
         chunk = Chunk(sink=sink, **buffers())
         del sink
-        assert reference() is None
+        wait_until_gone(reference)
         with chunk:
             pass
         assert chunk.data is not None

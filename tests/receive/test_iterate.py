@@ -7,7 +7,6 @@ import gc
 import os
 import resource
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -16,19 +15,12 @@ import spead2.recv.asyncio
 
 import speadrx
 from handmade import SMALL, TIME_ID, OwnLayout, encode, small_heap
+from loopback import wait_for
 from speadrx import Chunk, ChunkPool, iter_chunks
 from speadrx.simulate import Faults, InprocSink, Simulator
 
 STEP = SMALL.chunk_timestamp_step
 N_CHUNKS = 8
-
-
-def wait_for(condition, seconds=20):
-    """Wait until a condition holds; how long that takes is of no account unless it is for ever."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import gc
 import os
 import subprocess
 import sys
-import time
 import types
 import weakref
 
@@ -19,6 +18,7 @@ from speadrx.meerkat import DigitiserLayout
 
 import speadrx
 from handmade import SMALL, STOP_PACKET, encode, small_heap
+from loopback import wait_for, wait_until_gone
 from speadrx import Axis, BaseLayout, ChunkPool
 from speadrx.receive import arguments
 from speadrx.receive import stream as stream_module
@@ -75,14 +75,6 @@ def feed(stream, *changes):
 def chunks_of(source):
     """The chunks that hold data: spead2 also gives out empty ones, where the first heap is not in the first chunk."""
     return [chunk for chunk in source.data_ringbuffer if chunk.present.any()]
-
-
-def wait_for(condition, seconds=20):
-    """Wait until a condition holds; how long that takes is of no account unless it is for ever."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 class OwnLayout(BaseLayout):
@@ -611,7 +603,7 @@ class TestEnd:
         wait_for(lambda: ledger.snapshot().seen == 2)
         reference = weakref.ref(source)
         del source
-        assert reference() is None
+        wait_until_gone(reference)
         assert len(pool) == 4
         assert ledger.snapshot().seen == 2
         with pytest.raises(spead2.Stopped):
@@ -651,6 +643,7 @@ class TestEnd:
             source.itself = source
         del source, stream
         gc.collect()
+        wait_for(lambda: read)  # the thread that watches streams may hold it while it looks
         assert read == [(3, 2)]
 
     def test_failed_construction(self):

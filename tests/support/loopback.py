@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import socket
 import time
 
@@ -43,12 +44,17 @@ needs_multicast_route = pytest.mark.skipif(
 )
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     """Wait until a condition holds; how long that takes is of no account unless it is for ever."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)
+
+
+def wait_until_gone(reference):
+    """Wait until an object that nobody keeps is gone: the thread that watches streams may hold it while it looks."""
+    wait_for(lambda: reference() is None)
 
 
 def packets(n, start=0):
@@ -100,3 +106,15 @@ def is_free(address, port):
         except OSError:
             return False
     return True
+
+
+def is_bound(port):
+    """Whether any socket has this UDP port.
+
+    Nothing is bound to find out, unlike in `is_free`: a program that is about to open the port must not find it in use.
+    """
+    for table in ("udp", "udp6"):
+        for line in pathlib.Path("/proc/net", table).read_text("ascii").splitlines()[1:]:
+            if int(line.split()[1].rpartition(":")[2], 16) == port:
+                return True
+    return False
