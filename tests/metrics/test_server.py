@@ -248,6 +248,23 @@ class TestClients:
                 assert sock.recv(15) == b"HTTP/1.0 200 OK"
                 assert len(made) == 5
 
+    def test_client_that_comes_in_the_moment_of_the_end(self, server, monkeypatch):
+        """It is closed like all others."""
+        accepted = []
+        accept = socket.socket.accept
+
+        def accept_last(listener):
+            client, address = accept(listener)
+            accepted.append(client)
+            server._loop.call_soon(server._task.cancel)  # as `close` does
+            return client, address
+
+        monkeypatch.setattr(socket.socket, "accept", accept_last)
+        with connect(server.port) as sock:
+            assert sock.recv(1) == b""
+        server.close()
+        assert [client.fileno() for client in accepted] == [-1]
+
     def test_close(self, server):
         """It waits for nobody, and leaves nothing behind."""
         before = len(os.listdir("/proc/self/fd"))

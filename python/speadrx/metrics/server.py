@@ -147,15 +147,36 @@ class MetricsServer:
             while True:
                 await self._make_room()
                 try:
-                    sock, address = await self._loop.sock_accept(self._listener.socket)
+                    await self._knock()
+                    sock, address = self._listener.socket.accept()
+                except BlockingIOError:  # it has gone away again
+                    continue
                 except OSError:  # most likely, the process has no descriptor left
                     await asyncio.sleep(PATIENCE_SECONDS)
                 else:
+                    sock.setblocking(False)
                     self._admit(_Client(sock, address, select.POLLIN, time.monotonic()))
         finally:
             for task in self._tasks():
                 task.cancel()
             await asyncio.gather(*self._tasks(), return_exceptions=True)
+
+    async def _knock(self) -> None:
+        """Wait until a client wants to be accepted.
+
+        The loop's own `sock_accept` forgets a client that it accepts in the moment in which it is cancelled.
+        """
+        knocked = self._loop.create_future()
+
+        def note() -> None:
+            if not knocked.done():
+                knocked.set_result(None)
+
+        self._loop.add_reader(self._listener, note)
+        try:
+            await knocked
+        finally:
+            self._loop.remove_reader(self._listener)
 
     def _admit(self, client: _Client) -> None:
         self._clients.add(client)
