@@ -7,18 +7,24 @@ spead.py, written once more in the slowest way, for one heap at a time.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import pathlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import prometheus_client
 import pytest
 import spead2
 from prometheus_client import CollectorRegistry, Counter
 from speadrx.meerkat import AntennaChannelisedVoltageLayout, DigitiserLayout, TiedArrayChannelisedVoltageLayout
 
-from engine import Received, add_chunks, feed, rings
+from engine import Received, add_chunks, feed, packets, rings
 from handmade import Heap
+from loopback import wait_for
 from speadrx.compat import katgpucbf as recv
 from speadrx.layout import DeclarativeLayout
 
@@ -46,6 +52,8 @@ class Engine:
     values: dict[int, list[int]]
     #: Polarisations that iter_chunks counts each for itself; 0 if it counts them together.
     n_pols: int = 0
+    #: Of the sensors of a polarisation, on the page; empty if the sensors are for both.
+    prefix: tuple[str, ...] = ()
 
 
 def digitiser_heap(items: Items) -> Outcome:
@@ -90,6 +98,7 @@ ENGINES = {
         {},
         {0x3101: [0, 1, 0x1234, 0x1235], 0x3102: [0]},
         n_pols=2,
+        prefix=("input",),
     ),
     "xbgpu": Engine(
         AntennaChannelisedVoltageLayout(4, 16, 256, 2**21, 8, 2),
@@ -109,6 +118,7 @@ ENGINES = {
         {"pol": 1},
         {0x4103: [0, 16, 32, 48, 0, 16, 32, 48, 8, 64], 0x5004: [64]},
         n_pols=2,
+        prefix=("pol",),
     ),
 }
 
@@ -125,11 +135,11 @@ def test_figures(name: str) -> None:
     assert own == [stat.partition(".")[2] for stat in engine.stream_stats]
 
 
-def heaps_of(engine: Engine, rng: np.random.Generator) -> list[Heap]:
+def heaps_of(engine: Engine, rng: np.random.Generator, start: int = 40) -> list[Heap]:
     """Heaps in the order of time: good ones, and each kind that the engine counts."""
     layout, heaps = engine.layout, []
     step = layout.declaration.time.step
-    for n in range(40, 56):
+    for n in range(start, start + 16):
         for i in range(12):
             items = {0x1600: n * step, LENGTH: layout.heap_bytes}
             items |= {item: int(rng.choice(values)) for item, values in engine.values.items()}
@@ -169,12 +179,18 @@ def make_counters(registry: CollectorRegistry, labels: Sequence[str]) -> recv.Co
 @dataclass
 class Run:
     chunks: list[Received]
-    stats: dict[str, int]
+    #: Statistics of the stream, or values of the sensors.
+    stats: dict[str, Any]
     registry: CollectorRegistry
 
     def count(self, name: str, pol: int | None = None) -> float | None:
         labels = {} if pol is None else {"pol": str(pol)}
         return self.registry.get_sample_value(f"input_{name}_total", labels)
+
+    def metrics(self) -> dict[tuple[str, str], float]:
+        """All values, but for the times at which they began."""
+        samples = [sample for metric in self.registry.collect() for sample in metric.samples]
+        return {(s.name, str(s.labels)): s.value for s in samples if not s.name.endswith("_created")}
 
     def found(self, layout: DeclarativeLayout) -> dict[tuple[int, int], bytes]:
         """Payloads by chunk and place."""
@@ -287,16 +303,16 @@ def test_no_gap_costs_heaps_that_upstream_keeps(name: str, rng: np.random.Genera
     assert run.found(engine.layout) == kept
     assert sum(run.stats[stat] for stat in LATE) == n_old
     check_counts(engine, run, kept)
+    assert run.count("all_heaps") == run.stats["heaps"]
 
 
-def check_counts(engine: Engine, run: Run, kept: Mapping[tuple[int, int], bytes]) -> None:
+def check_counts(engine: Engine, run: Run, kept: Collection[tuple[int, int]]) -> None:
     """Compare the counters with those that the lines of katgpucbf's iter_chunks make of the same chunks."""
     heap_bytes, heap_samples, chunk_heaps, _ = engine.figures
     n_pols = max(engine.n_pols, 1)
     ids = sorted({chunk for chunk, _ in kept})
     assert [chunk.chunk_id for chunk in run.chunks] == ids
     assert run.count("chunks") == len(ids)
-    assert run.count("all_heaps") == run.stats["heaps"]
     for pol in range(n_pols):
         label = pol if engine.n_pols else None
         places = [place for _, place in kept if place * n_pols // chunk_heaps == pol]
@@ -321,3 +337,100 @@ def test_log_of_chunks(rng: np.random.Generator, caplog: pytest.LogCaptureFixtur
         lines.append(f"Received chunk: timestamp={chunk.chunk_id * 2**22:#x} ({good}/8, lost {lost})")
     assert lost > 0
     assert [record.getMessage() for record in caplog.records if record.name == recv.logger.name] == lines
+
+
+def port(name: str) -> tuple[str, str]:
+    """Return a receiver of the page as it was, with a numba callback, and as it is, with a declared layout."""
+    title = {"xbgpu": "an X-engine", "fgpu": "an F-engine", "vgpu": "a V-engine"}[name]
+    page = (pathlib.Path(__file__).parents[2] / "doc/coming-from-katgpucbf.md").read_text("utf-8")
+    found = re.search(rf"^### [^\n]*{title}$.*?^```diff\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert found
+    lines = found[1].splitlines(keepends=True)
+    before, after = ("".join(line[1:] for line in lines if line[0] in (" ", sign)) for sign in "-+")
+    return before, after
+
+
+def load(program: str) -> tuple[dict[str, Any], CollectorRegistry]:
+    """Run a program of the page, but not its main function; put its metrics into a registry of their own."""
+    names: dict[str, Any] = {"__name__": "engine"}
+    exec(compile(program, "engine", "exec"), names)
+    registry = CollectorRegistry()
+    for collector in [*filter(None, vars(names["counters"]).values()), names["stats_collector"]]:
+        prometheus_client.REGISTRY.unregister(collector)
+        registry.register(collector)
+    return names, registry
+
+
+def run_port(engine: Engine, program: str, turns: Sequence[Sequence[tuple[int, Heap]]]) -> Run:
+    """Run a receiver of the page on heaps for its streams, a turn at a time: no stream gets far ahead of another."""
+    names, registry = load(program)
+    receiver = names["make_receiver"]()
+    streams = list(receiver) if engine.n_pols else [receiver]
+    queues = [spead2.InprocQueue() for _ in streams]
+    for stream, queue in zip(streams, queues, strict=True):
+        stream.add_inproc_reader(queue)
+    chunks: list[Received] = []
+
+    def keep(chunk: recv.Chunk) -> None:
+        assert chunk.timestamp == chunk.chunk_id * engine.figures[3]
+        extra = None if chunk.extra is None else np.array(chunk.extra).reshape(-1)
+        chunks.append(Received(chunk.chunk_id, np.array(chunk.data), np.array(chunk.present).reshape(-1), extra))
+
+    def send() -> None:
+        sent = 0
+        try:
+            for turn in turns:
+                for stream, heap in turn:
+                    queues[stream].add_packet(packets([heap])[0])
+                sent += len(turn)
+                wait_for(lambda: sum(stream.stats["packets"] for stream in streams) == sent, 60)  # noqa: B023
+        finally:
+            for queue in queues:
+                queue.stop()
+
+    async def receive() -> dict[str, Any]:
+        sensors = recv.make_sensors(1e6, [f"{prefix}{i}." for prefix in engine.prefix for i in range(2)] or [""])
+        await asyncio.gather(names["receive"](receiver, sensors, keep), asyncio.to_thread(send))
+        return {sensor.name: sensor.value for sensor in sensors.values()}
+
+    return Run(chunks, asyncio.run(receive()), registry)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_ports_of_the_page(name: str, rng: np.random.Generator) -> None:
+    """Both steps of a port leave all as it was: where heaps go, the metrics and the sensors."""
+    engine, (before, after) = ENGINES[name], port(name)
+    # As it was, but for the import line: the first step.
+    old, new = "katgpucbf.recv", "speadrx.compat.katgpucbf"
+    assert before.count(old) == 1
+    assert "numba" not in after
+    turns: list[list[tuple[int, Heap]]] = []
+    kept: dict[tuple[int, int], list[bytes]] = {}
+    counts = [0] * len(engine.stream_stats)
+    chunk_step = engine.figures[3]
+    heaps = [heap for start in (40, 400, 10**6) for heap in heaps_of(engine, rng, start)]
+    for _, group in itertools.groupby(heaps, lambda heap: heap.items.get(0x1600, 0) // chunk_step):
+        turn = []
+        for heap in group:
+            stream = heap.items.get(0x3101, 0) % 2 if name == "fgpu" else int(rng.integers(max(engine.n_pols, 1)))
+            turn.append((stream, heap))
+            if isinstance(outcome := engine.place(heap.items), int):
+                counts[outcome] += 1
+            else:
+                shift = (stream - 1) * 8 if name == "vgpu" else 0
+                kept.setdefault((outcome[0], outcome[1] + shift), []).append(heap.payload)
+        turns.append(turn)
+    assert all(counts)
+    runs = [run_port(engine, program, turns) for program in (before.replace(old, new), after)]
+    for run in runs:
+        found = run.found(engine.layout)
+        assert found.keys() == kept.keys()
+        assert all(found[key] in kept[key] for key in found)
+        check_counts(engine, run, kept)
+        rejected = [stat.partition(".")[2] for stat in engine.stream_stats]
+        assert [run.count(stat) for stat in rejected] == counts
+    assert runs[0].metrics() == runs[1].metrics()
+    assert runs[0].stats == runs[1].stats  # the sensors
+    for one, other in zip(runs[0].chunks, runs[1].chunks, strict=True):
+        np.testing.assert_array_equal(one.present, other.present)
+        np.testing.assert_array_equal(one.extra, other.extra)
