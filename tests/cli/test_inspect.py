@@ -203,7 +203,7 @@ def test_several_streams(tmp_path):
         (["/"], "Error: / cannot be read: Is a directory"),
         (["nonsense"], "'nonsense' is neither a file nor a list of endpoints, such as"),
         (["127.0.0.1:0"], "has port 0"),
-        (["239.1.2.3:7148", "--interface", "here"], "'here' is not the IPv4 address of an interface"),
+        (["239.1.2.3:7148", "--interface", "here"], "'here' is neither the name nor the IPv4 address of an interface"),
         (["192.0.2.1:7148"], "Error: cannot receive on 192.0.2.1:7148: Cannot assign requested address"),
         (["127.0.0.1:7148", "--seconds", "0"], "--seconds"),
         (["127.0.0.1:7148", "--seconds", "nan"], "--seconds"),

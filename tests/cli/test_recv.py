@@ -261,7 +261,7 @@ def test_port_in_use(layout):  # noqa: F811
     ("args", "message"),
     [
         ([], "Missing argument 'ENDPOINTS...'"),
-        (["7148"], "'7148' has no host: write host:7148, or :7148 for all interfaces"),
+        (["7148"], "'7148' has no host: write host:7148, or :7148 for all IPv4 addresses"),
         (["127.0.0.1:0"], "port 0, but wanted 1 to 65535"),
         (["127.0.0.1:1", "--threads=2"], "--threads': 2 have only 1 sources"),
         (["127.0.0.1:1", "--affinity=a"], "'a': wanted processors, such as 2,4 or 2-5"),

@@ -16,7 +16,11 @@ GROUP = "239.1.2.3"
 # What is wrong, and what the error has to name; "PORT" and "PATH" stand for those of the test.
 WRONG = {
     "no such interface": ({"src": [(GROUP, "PORT")], "interface": "203.0.113.1"}, [GROUP, "PORT", "203.0.113.1"]),
-    "interface by name": ({"src": [(GROUP, "PORT")], "interface": "lo"}, ["interface: ", "'lo'"]),
+    "no interface of that name": ({"src": [(GROUP, "PORT")], "interface": "no-such"}, ["interface: ", "'no-such'"]),
+    "the same group twice": (
+        {"src": [(GROUP, "PORT"), (f"lo/{GROUP}", "PORT")]},
+        [f"{GROUP}:PORT", f"lo/{GROUP}:PORT"],
+    ),
     "interface of another address": (
         {"src": [("127.0.0.1", "PORT")], "interface": "127.0.0.2"},
         ["interface: ", "127.0.0.2", "127.0.0.1:PORT"],

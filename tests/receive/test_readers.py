@@ -288,9 +288,9 @@ class TestErrors:
             ({"src": [("a" * 70, 7148)]}, ValueError, "src: host 'aaa.*' cannot be resolved"),
             ({"src": [("203.0.113.1", 7148)]}, OSError, "src: cannot receive on 203.0.113.1:7148: Cannot assign req"),
             (
-                {"src": [("239.1.2.3", 7148)], "interface": "lo"},
+                {"src": [("239.1.2.3", 7148)], "interface": "no-such"},
                 ValueError,
-                "interface: 'lo' is not the IPv4 address of an interface",
+                r"interface: 'no-such' is neither the name nor the IPv4 address of an interface \(there are: .*lo 127",
             ),
             (
                 {"src": [("127.0.0.1", 7148)], "interface": "127.0.0.2"},
@@ -327,7 +327,7 @@ class TestErrors:
                 r"src: \[ff11::1\]:7148 is not an IPv4 endpoint, and ibv can receive on nothing else",
             ),
             ({"comp_vector": None}, TypeError, "comp_vector: given None, but wanted an integer"),
-            ({"ibv": True}, ValueError, "interface: None, but ibv needs the address of an interface"),
+            ({"ibv": True}, ValueError, r"interface: None, but ibv needs an interface for 127.0.0.1:\d"),
             (
                 {"ibv": True, "src": [("239.1.2.3", 7148)], "interface": "127.0.0.1"},
                 RuntimeError,

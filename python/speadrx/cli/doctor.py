@@ -52,7 +52,7 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
 
 @click.command()
 @click.argument("endpoints", nargs=-1, callback=read_endpoints)
-@click.option("--interface", metavar="ADDRESS", help="Interface that the receiver uses: its address or its name.")
+@click.option("--interface", metavar="NAME|ADDRESS", help="Interface that the receiver uses.")
 @click.option(
     "--sender",
     "senders",
@@ -109,6 +109,8 @@ def doctor(
     everything: bool,
 ) -> None:
     """Find out why nothing arrives at ENDPOINTS, or not everything, and how to fix it.
+
+    ENDPOINTS are those of the receiver, such as 239.1.2.3+7:7148 or eth1/239.1.2.3:7148.
 
     It binds and joins ENDPOINTS as the receiver would, and finds out how far packets get. Then it checks
     the interface, routes, reverse path filter, MTU, firewall, buffers, processors and memory. Problems

@@ -137,8 +137,8 @@ def _endpoints(text: str) -> list[tuple[str, int]]:
 @click.argument("source")
 @click.option(
     "--interface",
-    metavar="ADDRESS",
-    help="Interface to join groups on: its IPv4 address, or its name for IPv6.  [default: as the routes say]",
+    metavar="NAME|ADDRESS",
+    help="Interface to join groups on.  [default: as the routes say]",
 )
 @click.option(
     "--seconds",
@@ -178,7 +178,8 @@ def inspect(
     """See what SPEAD packets carry, and propose a layout.
 
     SOURCE is a capture file in the format pcap or pcapng, as tcpdump and Wireshark write it (- is standard
-    input), or endpoints to listen to: host:port or group+n:port, separated by commas.
+    input), or endpoints to listen to: host:port or group+n:port, separated by commas, perhaps with an interface in
+    front (eth1/239.1.2.3:7148).
 
     No layout is needed: items, lengths, senders and rates come from the packets themselves. The items that tell
     heaps apart become the axes of the proposed layout. The command says why, and what is uncertain. You have to

@@ -31,7 +31,7 @@ from .tables import printable
 )
 @click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
 @layout_options
-@click.option("--interface", metavar="ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
+@click.option("--interface", metavar="NAME|ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
 @click.option(
     "--affinity",
     callback=read_processors,
@@ -99,8 +99,8 @@ def recv(
     """Receive from UDP ENDPOINTS, and account for every heap.
 
     ENDPOINTS are addresses of this machine, or multicast groups, such as :7148 or 239.1.2.3+7:7148, which stands for
-    8 groups. A terminal shows a live view, with the worst source first. Otherwise a line is printed after each
-    --interval. The data is not kept.
+    8 groups. eth1/239.1.2.3:7148 is a group on the interface eth1. A terminal shows a live view, with the worst
+    source first. Otherwise a line is printed after each --interval. The data is not kept.
 
     q (in the live view), Ctrl-C, SIGTERM, SIGHUP, --seconds and --chunks end it. The chunks in the window are then
     completed too, so there may be a few more than --chunks. At the end, the full account is printed.

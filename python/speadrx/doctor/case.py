@@ -7,12 +7,12 @@ import functools
 import itertools
 import shlex
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from speadrx.layout.base import DeclarativeLayout
-from speadrx.receive.endpoints import Endpoint, format_endpoint, resolve
+from speadrx.receive.endpoints import Endpoint, format_endpoint, look_up
 from speadrx.receive.settings import DEFAULT_BUFFER
 
 from .system import Link, read_links, route_to
@@ -71,9 +71,9 @@ class Case:
     Parameters
     ----------
     endpoints
-        (host, port) pairs.
+        (host, port) pairs. A host may have an interface in front, as in ``eth1/239.1.2.3``.
     interface
-        Address or name of the interface that the receiver uses.
+        Address or name of the interface that the receiver uses for endpoints that name none.
     senders
         Addresses of senders.
     buffer
@@ -99,14 +99,14 @@ class Case:
 
     @functools.cached_property
     def resolved(self) -> tuple[Endpoint, ...]:
-        """The endpoints with their hosts looked up, without an interface.
+        """The endpoints with their hosts looked up, without an interface that they do not name.
 
         Raises
         ------
         ValueError
             If an endpoint is invalid, or its host is unknown.
         """
-        return tuple(resolve(endpoint, None) for endpoint in self.endpoints)
+        return tuple(look_up(endpoint) for endpoint in self.endpoints)
 
     @functools.cached_property
     def links(self) -> dict[str, Link]:
@@ -132,13 +132,21 @@ class Case:
         """Bytes of socket buffer that each endpoint asks for."""
         return -(-self.buffer // max(1, len(self.endpoints)))
 
-    @property
-    def link(self) -> Link | None:
-        """The interface that the receiver uses; None if none was given, or it does not exist."""
-        return next(
-            (link for link in self.links.values() if self.interface in (link.name, *link.addresses)),
-            None,
-        )
+    def link(self, interface: str | None) -> Link | None:
+        """Find an interface by its name or address; None if there is none."""
+        return next((link for link in self.links.values() if interface in (link.name, *link.addresses)), None)
+
+    def interface_of(self, endpoint: Endpoint) -> str | None:
+        """The interface that the receiver is told to use for an endpoint; None if the system chooses.
+
+        Only groups and wildcard addresses use that of all endpoints.
+        """
+        return endpoint.interface or (self.interface if endpoint.multicast or endpoint.wildcard else None)
+
+    def interfaces(self) -> list[str]:
+        """The interfaces that are named, for all endpoints or for one."""
+        named = [self.interface, *(endpoint.interface for endpoint in self.resolved)]
+        return list(dict.fromkeys(name for name in named if name is not None))
 
     def as_received(self, endpoint: Endpoint) -> Endpoint:
         """The endpoint as the receiver would use it with the interface.
@@ -148,24 +156,26 @@ class Case:
         OSError
             If the interface does not exist.
         """
-        wildcard = endpoint.address == "0.0.0.0"
-        if self.interface is None or not (endpoint.multicast or wildcard):
+        interface = self.interface_of(endpoint)
+        if interface is None or (endpoint.family == socket.AF_INET6 and not endpoint.multicast):
             return endpoint
-        interface = self.interface
         if not _is_ipv4(interface) or endpoint.family == socket.AF_INET6:
-            link = self.link
+            link = self.link(interface)
             if link is None:
                 raise OSError(errno.ENODEV, f"there is no interface {interface}")
             interface = link.name if endpoint.family == socket.AF_INET6 else link.ipv4 or "0.0.0.0"
-        address = interface if wildcard else endpoint.address
-        return Endpoint(endpoint.family, address, endpoint.port, interface)
+        address = interface if endpoint.wildcard else endpoint.address
+        return replace(endpoint, address=address, interface=interface, shared=len(self.alike(endpoint)) > 1)
+
+    def alike(self, endpoint: Endpoint) -> list[Endpoint]:
+        """The endpoints with the same address and port: itself, and those at other interfaces."""
+        wanted = endpoint.address, endpoint.port
+        return [one for one in self.resolved if (one.address, one.port) == wanted]
 
     def inlet(self, endpoint: Endpoint) -> Link | None:
         """Find the interface at which an endpoint's packets must come in; None if any will do, or none is known."""
-        if endpoint.interface is not None:  # it is part of the address
-            return self.links.get(endpoint.interface)
-        if self.interface is not None and (endpoint.multicast or endpoint.address == "0.0.0.0"):
-            return self.link
+        if (interface := self.interface_of(endpoint)) is not None:
+            return self.link(interface)
         if endpoint.multicast:
             return self.links.get(self.way_to(endpoint.address))
         return next((link for link in self.links.values() if endpoint.address in link.addresses), None)
@@ -174,7 +184,7 @@ class Case:
         """All interfaces at which packets must come in, by name."""
         links = [self.inlet(endpoint) for endpoint in self.resolved]
         if not self.endpoints:
-            links.append(self.link)
+            links.append(self.link(self.interface))
         return {link.name: link for link in links if link is not None}
 
     def routes_in(self) -> Iterator[tuple[str, Link]]:
@@ -188,7 +198,11 @@ class Case:
         for sender, interface in sorted(pairs):
             yield sender, self.links[interface]
 
-    def command(self, interface: str) -> str:
-        """Write the command that checks this case with another interface."""
-        endpoints = itertools.starmap(format_endpoint, self.endpoints)
-        return shlex.join(["speadrx", "doctor", *endpoints, "--interface", interface])
+    def command(self, interface: str, only: Container[str] = ()) -> str:
+        """Write the command that checks this case with another interface: for some endpoints only, or for all."""
+        if not any(endpoint.own for endpoint in self.resolved):
+            endpoints = itertools.starmap(format_endpoint, self.endpoints)
+            return shlex.join(["speadrx", "doctor", *endpoints, "--interface", interface])
+        at_it = [str(replace(one, own=interface)) if str(one) in only else str(one) for one in self.resolved]
+        default = [] if self.interface is None else ["--interface", self.interface]
+        return shlex.join(["speadrx", "doctor", *at_it, *default])

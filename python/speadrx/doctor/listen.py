@@ -74,11 +74,19 @@ class _Ears:
             unread = {read for read in unread if read()}
 
 
-def _tap(endpoints: list[Endpoint], stack: contextlib.ExitStack) -> Tap | None:
+def _tap(case: Case, endpoints: list[Endpoint], stack: contextlib.ExitStack) -> Tap | None:
     try:
-        return Tap(endpoints, stack)
+        return Tap(endpoints, stack, {str(endpoint): _inlet(case, endpoint) for endpoint in endpoints})
     except OSError:
         return None
+
+
+def _inlet(case: Case, endpoint: Endpoint) -> str:
+    """Name the interface of a group that comes in at several, as far as it is known."""
+    with contextlib.suppress(Unknown):
+        if len(case.alike(endpoint)) > 1 and (link := case.inlet(endpoint)) is not None:
+            return link.name
+    return ""
 
 
 def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> Heard:
@@ -127,7 +135,7 @@ def listen(case: Case, seconds: float, stop: threading.Event | None = None) -> H
                 errors[name] = errno.ENODEV
             else:
                 ears.add(sock, name)
-        tap = _tap(list(case.resolved), stack)
+        tap = _tap(case, list(case.resolved), stack)
         ears.listen(tap, seconds, stop)
         if stop.is_set():
             seconds = min(seconds, round(time.monotonic() - start, 1))
@@ -147,6 +155,7 @@ def _search(
     found: dict[str, str] = {}
     try:
         inlets = {str(endpoint): case.inlet(endpoint) for endpoint in silent}
+        others = {(str(endpoint), _inlet(case, one)) for endpoint in silent for one in case.alike(endpoint)}
         links = [link for link in case.links.values() if link.usable]
     except Unknown:
         return found
@@ -166,16 +175,16 @@ def _search(
         ears = _Ears(stack)
         for endpoint in missing:
             for link in links:
-                if link != inlets[str(endpoint)]:
+                if link != inlets[str(endpoint)] and (str(endpoint), link.name) not in others:
                     with contextlib.suppress(OSError):
                         ears.add(_join(endpoint, link.index, stack), str(endpoint), link.name)
-        tap = _tap(missing, stack)
+        tap = _tap(case, missing, stack)
 
         def heard() -> dict[str, str]:
             counts: Any = ears.came if tap is None else ears.came | tap.seen
             # An endpoint may have begun to come in at the right interface meanwhile.
             right = {(name, inlet.name) for name, inlet in inlets.items() if inlet is not None}
-            return {name: at for name, _, at in counts if (name, at) not in right}
+            return {name: at for name, _, at in counts if (name, at) not in right | others}
 
         ears.listen(tap, seconds, stop, lambda: len(heard()) == len(missing))
         return found | heard()

@@ -40,18 +40,17 @@ def interface(case: Case) -> Iterator[Finding]:
     """Nothing comes in at an interface that does not exist, is down, or has no link."""
     check = "interface"
     known = listed(f"{link.name} {link.ipv4 or '-'}" for link in case.links.values())
-    if case.interface is not None and case.link is None:
-        summary = f"no interface has the name or address {shlex.quote(case.interface)} (there are: {known})"
-        likely = _likely_link(case) if _multicast(case) else None
-        mend = () if likely is None else (case.command(likely.ipv4 or likely.name),)
-        yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
-    elif case.interface is not None and case.interface in case.links and _multicast(case, socket.AF_INET):
-        summary = f"{case.interface} is the name of an interface; its address is {case.links[case.interface].ipv4}"
-        yield Finding(check, "warning", summary, "For IPv4, give the receiver the address.")
+    for name in case.interfaces():
+        if case.link(name) is None:
+            summary = f"no interface has the name or address {shlex.quote(name)} (there are: {known})"
+            likely = _likely_link(case) if _multicast(case) else None
+            at_it = [str(endpoint) for endpoint in case.resolved if endpoint.interface == name]
+            mend = () if likely is None else (case.command(likely.ipv4 or likely.name, at_it),)
+            yield Finding(check, "problem", summary, "The receiver cannot join its groups on it.", mend)
     for endpoint in case.resolved:
-        if not endpoint.multicast and endpoint.address not in ("0.0.0.0", "::"):
+        if not endpoint.multicast and not endpoint.wildcard:
             yield from _own_address(case, endpoint, known)
-        elif endpoint.one_link and endpoint.interface is None and case.interface is None:
+        elif endpoint.one_link and case.interface_of(endpoint) is None:
             summary = f"{endpoint} is a different group on each interface: give an interface (there are: {known})"
             likely = _likely_link(case)
             mend = () if likely is None else (case.command(likely.name),)
@@ -73,8 +72,8 @@ def _own_address(case: Case, endpoint: Endpoint, known: str) -> Iterator[Finding
     elif not local and case.inlet(endpoint) is None:
         summary = f"{endpoint.address} is not an address of this machine (there are: {known})"
         yield Finding("interface", "problem", summary, f"The receiver cannot bind {endpoint}.")
-    elif case.link is not None and endpoint.address not in case.link.addresses:
-        summary = f"{endpoint} is not an address of the interface {case.interface}"
+    elif (inlet := case.link(name := endpoint.own or case.interface)) and endpoint.address not in inlet.addresses:
+        summary = f"{endpoint} is not an address of the interface {name}"
         yield Finding("interface", "problem", summary, "The receiver refuses this: leave the interface out.")
 
 
@@ -97,16 +96,17 @@ def _link_state(case: Case, link: Link) -> Iterator[Finding]:
 
 
 def _elsewhere(case: Case) -> Iterator[Finding]:
-    """Find groups that come in at another interface than the one that the receiver uses."""
-    if case.interface is None or case.link is None or case.heard is None:
-        return
+    """Find groups that come in at another interface than the one that the receiver is told to use."""
     by_link = collections.defaultdict(list)
-    for endpoint, name in case.heard.elsewhere.items():
-        by_link[name].append(endpoint)
-    for name, endpoints in by_link.items():
-        summary = f"packets to {listed(endpoints)} come in at {name}, not at {case.interface} ({case.link.name})"
+    elsewhere = {} if case.heard is None else case.heard.elsewhere
+    for endpoint in case.resolved:
+        wanted = case.interface_of(endpoint)
+        if (link := case.link(wanted)) is not None and str(endpoint) in elsewhere:
+            by_link[elsewhere[str(endpoint)], f"{wanted} ({link.name})"].append(str(endpoint))
+    for (name, wanted), endpoints in by_link.items():
+        summary = f"packets to {listed(endpoints)} come in at {name}, not at {wanted}"
         why = "The groups are joined on the wrong interface. Give the receiver the interface of this command:"
-        mend = (case.command(case.links[name].ipv4 or name),)
+        mend = (case.command(case.links[name].ipv4 or name, endpoints),)
         yield Finding("interface", "problem", summary, why, mend)
 
 
@@ -126,9 +126,7 @@ def _likely_link(case: Case, endpoint: Endpoint | None = None) -> Link | None:
 
 def multicast_route(case: Case) -> Iterator[Finding]:
     """Without an interface, a receiver joins its groups on the interface of the route to them."""
-    groups = _multicast(case, socket.AF_INET)
-    if not groups or case.interface is not None:
-        return
+    groups = [group for group in _multicast(case, socket.AF_INET) if case.interface_of(group) is None]
     wrong: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
     for endpoint in groups:
         link, likely = case.inlet(endpoint), _likely_link(case, endpoint)

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from speadrx.receive.endpoints import Endpoint
 
@@ -56,6 +56,8 @@ class Tap:
         Endpoints to look for.
     stack
         Closes the sockets.
+    inlets
+        Interfaces, by endpoint: where several endpoints are the same group, packets count for that of their interface.
 
     Raises
     ------
@@ -63,12 +65,14 @@ class Tap:
         Without CAP_NET_RAW.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], stack: contextlib.ExitStack) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint], stack: contextlib.ExitStack, inlets: Mapping[str, str]) -> None:
         #: By endpoint, sender and interface.
         self.seen: Counter[tuple[str, str, str]] = Counter()
         self.sockets: list[socket.socket] = []
-        self._endpoints = {(e.address, e.port): str(e) for e in endpoints}
-        self._wildcards = {e.port: str(e) for e in endpoints if e.address in ("0.0.0.0", "::")}
+        self._endpoints: dict[tuple[str, int], dict[str, str]] = {}
+        for e in endpoints:
+            self._endpoints.setdefault((e.address, e.port), {})[inlets.get(str(e), "")] = str(e)
+        self._wildcards = {e.port: {"": str(e)} for e in endpoints if e.wildcard}
         ports = sorted({endpoint.port for endpoint in endpoints})
         for family in sorted({endpoint.family for endpoint in endpoints}):
             protocol = socket.htons(_ETH_P_IP if family == socket.AF_INET else _ETH_P_IPV6)
@@ -105,6 +109,7 @@ class Tap:
         if len(packet) < udp + 8:
             return
         port = int.from_bytes(packet[udp + 2 : udp + 4])
-        endpoint = self._endpoints.get((str(ipaddress.ip_address(destination)), port), self._wildcards.get(port))
-        if endpoint is not None:
+        alike = self._endpoints.get((str(ipaddress.ip_address(destination)), port), self._wildcards.get(port, {}))
+        # At an interface where none of them is, they are perhaps all expected.
+        for endpoint in [alike[interface]] if interface in alike else alike.values():
             self.seen[endpoint, str(ipaddress.ip_address(source)), interface] += 1

@@ -187,7 +187,9 @@ def _address(host: str) -> str:
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:
-        raise ValueError(f"endpoints: {host!r} is not an IP address; a capture has no host names") from None
+        raise ValueError(
+            f"endpoints: {host!r} is not an IP address; a capture has no host names and no interfaces"
+        ) from None
 
 
 def mends_packets(layout: Any) -> bool:

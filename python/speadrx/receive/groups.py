@@ -10,6 +10,7 @@ import socket
 import struct
 
 from .endpoints import Endpoint
+from .interfaces import bind_to_interface
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class Membership:
         with contextlib.suppress(OSError):  # it remembers the old interface still, and a socket may have few groups
             _change(self._sock, self._endpoint, self._index, socket.IP_DROP_MEMBERSHIP, socket.IPV6_LEAVE_GROUP)
         try:
+            if self._endpoint.shared and self._endpoint.family == socket.AF_INET6:
+                bind_to_interface(self._sock, self._name)  # it is bound to the old one still
             join(self._sock, self._endpoint, index)
         except OSError:
             return False

@@ -29,7 +29,7 @@ member_sockets: weakref.WeakKeyDictionary[Any, SocketSet] = weakref.WeakKeyDicti
 def add_reader(
     stream: Any,
     *,
-    src: str | os.PathLike[str] | Iterable[tuple[str, int]],
+    src: str | os.PathLike[str] | Iterable[tuple[str, int]] | Iterable[Endpoint],
     interface: str | None = None,
     ibv: bool = False,
     comp_vector: int = 0,
@@ -51,9 +51,9 @@ def add_reader(
         UDP endpoints, as (host, port) pairs, unicast or multicast; or the path of a capture (pcap or pcapng), for which
         all other settings are ignored. If a host has an IPv4 and an IPv6 address, the IPv4 address is used.
     interface
-        IPv4 address of the interface on which to join multicast groups (for an IPv6 group, the name of the
-        interface). By default, the system chooses. For a unicast endpoint, it must be the address of that endpoint.
-        An endpoint at 0.0.0.0 is narrowed to it.
+        Interface on which to join multicast groups: its name, or its IPv4 address. By default, the system chooses. A
+        host may have an interface of its own in front, as in ``("eth1/239.1.2.3", 7148)``, which counts instead. An
+        IPv4 unicast endpoint must be an address of its interface. An endpoint at 0.0.0.0 is narrowed to it.
     ibv
         Receive through ibverbs, which bypasses the kernel. It needs `interface`.
     comp_vector
@@ -95,8 +95,7 @@ def add_reader(
     if sockets is not None:
         sockets.expect_packets()
     if ibv:
-        assert interface is not None
-        _add_ibv(stream, endpoints, interface, comp_vector, buffer, max_size)
+        _add_ibv(stream, endpoints, comp_vector, buffer, max_size)
         return
     # Rounded up, since 0 would mean the system's default.
     share = stream.DEFAULT_UDP_BUFFER_SIZE if buffer is None else -(-buffer // len(endpoints))
@@ -138,16 +137,14 @@ def _endpoints(src: Any, interface: Any, ibv: bool) -> list[Endpoint]:
     """Check UDP endpoints and the interface, and look up the hosts."""
     if isinstance(src, bytes) or not isinstance(src, Iterable):
         raise TypeError(f"src: given {src!r}, but wanted (host, port) pairs, or the path of a pcap file as a str")
-    if interface is not None and not isinstance(interface, str):
-        raise TypeError(f"interface: given {interface!r}, but wanted a str")
-    if ibv and interface is None:
-        raise ValueError("interface: None, but ibv needs the address of an interface")
-    endpoints = [resolve(endpoint, interface) for endpoint in src]
+    endpoints = resolve(src, interface)
     if not endpoints:
         raise ValueError("src: is empty: wanted at least one (host, port) pair, or the path of a pcap file")
     for endpoint in endpoints:
         if ibv and endpoint.family != socket.AF_INET:
             raise ValueError(f"src: {endpoint} is not an IPv4 endpoint, and ibv can receive on nothing else")
+        if ibv and endpoint.interface is None:
+            raise ValueError(f"interface: None, but ibv needs an interface for {endpoint}")
     return endpoints
 
 
@@ -198,18 +195,21 @@ def _add_bound(
 
 
 def _add_ibv(
-    stream: Any, endpoints: list[Endpoint], interface: str, comp_vector: int, buffer: int | None, max_size: int | None
+    stream: Any, endpoints: list[Endpoint], comp_vector: int, buffer: int | None, max_size: int | None
 ) -> None:
     if not hasattr(spead2.recv, "UdpIbvConfig"):
         raise RuntimeError("ibv: this spead2 was built without ibverbs support; use ibv=False")
-    options = {"buffer_size": buffer, "max_size": max_size}
-    config = spead2.recv.UdpIbvConfig(
-        endpoints=[(endpoint.address, endpoint.port) for endpoint in endpoints],
-        interface_address=interface,
-        comp_vector=comp_vector,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    try:
-        stream.add_udp_ibv_reader(config)
-    except (OSError, RuntimeError, ValueError) as exc:
-        raise RuntimeError(f"ibv: cannot receive through ibverbs on interface {interface}: {exc}") from exc
+    by_interface: dict[str, list[tuple[str, int]]] = {}
+    for endpoint in endpoints:
+        assert endpoint.interface is not None
+        by_interface.setdefault(endpoint.interface, []).append((endpoint.address, endpoint.port))
+    share = buffer if buffer is None else -(-buffer // len(by_interface))
+    options = {name: value for name, value in (("buffer_size", share), ("max_size", max_size)) if value is not None}
+    for interface, pairs in by_interface.items():
+        config = spead2.recv.UdpIbvConfig(
+            endpoints=pairs, interface_address=interface, comp_vector=comp_vector, **options
+        )
+        try:
+            stream.add_udp_ibv_reader(config)
+        except (OSError, RuntimeError, ValueError) as exc:
+            raise RuntimeError(f"ibv: cannot receive through ibverbs on interface {interface}: {exc}") from exc

@@ -22,6 +22,7 @@ from speadrx.layout.base import DeclarativeLayout
 from . import settings
 from .checks import check_integer
 from .chunk import ChunkPool
+from .endpoints import Endpoint, resolve
 from .ends import find_begin
 from .factory import make_stream, make_stream_group
 from .feed import CapturePart
@@ -71,7 +72,8 @@ class Receiver:
         them in order, as evenly as possible. The default is 1: a thread can take some million packets or some 10 Gb
         per second.
     interface
-        IPv4 address of the interface on which to join multicast groups. By default, the system chooses.
+        Interface on which to join multicast groups: its name, or its IPv4 address. By default, the system chooses. An
+        endpoint may name its own instead: ``["eth1/239.1.2.0+7:7148", "eth2/239.1.2.0+7:7148"]``.
     affinity
         Processor of each thread. Chunks are allocated near the first. By default, any processor.
     window, tolerance_seconds, tolerance_bytes
@@ -256,7 +258,7 @@ class Receiver:
             try:
                 if self._wanted_port is not None:
                     self._serve(self._wanted_port)
-                for stream, inputs in zip(self.stream._streams(), self._inputs, strict=True):
+                for stream, inputs in zip(self.stream._streams(), self._resolved(), strict=True):
                     self._add_readers(stream, inputs)
                 if any(isinstance(one, tuple) for inputs in self._inputs for one in inputs):
                     find_begin(self.stream)
@@ -282,19 +284,25 @@ class Receiver:
         # own thread, which cannot wait for itself.
         weakref.finalize(self.stream, _thread.start_new_thread, exporter.close, ()).atexit = False
 
+    def _resolved(self) -> list[list[Any]]:
+        """The inputs, with all endpoints resolved: together, since those of several threads may overlap too."""
+        pairs = [one for inputs in self._inputs for one in inputs if isinstance(one, tuple)]
+        endpoints = iter(resolve(pairs, self._interface))
+        return [[next(endpoints) if isinstance(one, tuple) else one for one in inputs] for inputs in self._inputs]
+
     def _add_readers(self, stream: Any, inputs: list[Any]) -> None:
         endpoints = []
         for one in inputs:
             if isinstance(one, spead2.InprocQueue):
                 stream.add_inproc_reader(one)
-            elif isinstance(one, tuple):
+            elif isinstance(one, Endpoint):
                 endpoints.append(one)
             elif isinstance(one, CapturePart):
                 one.add_to(stream, sockets_of(stream))
             else:
                 add_reader(stream, src=one)
         if endpoints:
-            add_reader(stream, src=endpoints, interface=self._interface, buffer=self._buffer)
+            add_reader(stream, src=endpoints, buffer=self._buffer)
 
     def stop(self) -> None:
         """Stop receiving at once. The chunks in the window are thrown away; `drain` would hand them over.

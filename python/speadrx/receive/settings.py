@@ -14,7 +14,7 @@ import spead2
 from speadrx.layout.base import DeclarativeLayout
 
 from .checks import check_integer
-from .endpoints import parse_endpoints
+from .endpoints import is_endpoints, parse_endpoints
 
 #: How late heaps may be by default, in bytes of chunks: 50 ms at 10 Gb/s. The senders and switches of an array differ
 #: by less than that.
@@ -112,7 +112,7 @@ def _read_input(given: Any) -> list[Any]:
     if not isinstance(given, str):
         raise TypeError(f"sources: {given!r} is not a (host, port) pair, a path or an in-process queue")
     # The name of a file may have a colon.
-    if ":" not in given or "/" in given or os.path.exists(given):
+    if ":" not in given or os.path.exists(given) or ("/" in given and not is_endpoints(given)):
         return [given]
     try:
         return list(parse_endpoints(given))

@@ -19,10 +19,12 @@ from speadrx._core import Feed, unused_reasons
 from .descriptors import inode_of, own_sockets, same_sockets
 from .endpoints import Endpoint, resolve
 from .groups import Membership, join
+from .interfaces import bind_to_interface
 
 logger = logging.getLogger(__name__)
 
 # Linux has these options, but the socket module has no names for them.
+_IP_MULTICAST_ALL = 49
 _SO_RCVBUFFORCE = 33
 _SO_MEMINFO = 55
 
@@ -292,12 +294,26 @@ def make_socket(endpoint: Endpoint, buffer: int, stack: contextlib.ExitStack) ->
         sock = stack.enter_context(_Socket(endpoint.family, socket.SOCK_DGRAM))
         if endpoint.multicast:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The buffer first: packets may come as soon as the socket is bound.
+        # These first: packets may come as soon as the socket is bound.
         set_buffer(sock, buffer)
+        keep_to_endpoint(sock, endpoint)
         sock.bind(endpoint.bind_address)
         if endpoint.multicast:
             join(sock, endpoint)
         return sock
+
+
+def keep_to_endpoint(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Let a socket receive what its endpoint stands for, and nothing else. It must not be bound yet."""
+    if endpoint.family == socket.AF_INET6 and endpoint.wildcard:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # whatever the system's default is
+    elif endpoint.multicast and endpoint.interface is not None:
+        if endpoint.family == socket.AF_INET:
+            # Otherwise it gets what comes to the group at any interface on which any socket has joined it.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
+        elif endpoint.shared:
+            # For IPv6, the kernel does not look at which interface a socket has joined its group.
+            bind_to_interface(sock, endpoint.interface)
 
 
 def request_buffer(sock: socket.socket, size: int) -> int:
@@ -360,7 +376,7 @@ def open_sockets(
     owner = SocketSet()
     sockets: dict[socket.socket, tuple[str, int]] = {}
     with contextlib.ExitStack() as stack:
-        for endpoint in [resolve(endpoint, interface) for endpoint in src]:
+        for endpoint in resolve(src, interface):
             sock = make_socket(endpoint, buffer, stack)
             owner.add(sock, str(endpoint))
             sockets[sock] = (endpoint.address, endpoint.port)
@@ -389,7 +405,13 @@ def add_deferred_reader(stream: Any, endpoint: Endpoint, max_size: int) -> socke
         if [sock] != found:
             sock.close()
     if len(found) == 1:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(found[0])
+            keep_to_endpoint(found[0], endpoint)
+            stack.pop_all()
         return found[0]
+    if endpoint.shared:
+        raise RuntimeError(f"src: spead2's socket for {endpoint} was not found, so it cannot be kept to its interface")
     logger.warning("kernel drops of %s are not counted: spead2's socket for it was not found", endpoint)
     return None
 

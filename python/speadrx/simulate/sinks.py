@@ -100,6 +100,8 @@ class UdpSink(_ClosingSink):
             raise ValueError("endpoints: is empty: wanted at least one (host, port) pair")
         found = []
         for host, port in [_endpoint("endpoints", endpoint) for endpoint in endpoints]:
+            if "/" in host:
+                raise ValueError(f"endpoints: {host!r} names an interface, but wanted one for all endpoints: interface")
             try:
                 found.append(socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0])
             except (OSError, UnicodeError) as exc:

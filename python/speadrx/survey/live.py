@@ -31,7 +31,7 @@ class Listener:
     endpoints
         Host and port of each; multicast groups are joined.
     interface
-        Interface on which to join groups: its IPv4 address, or its name for IPv6 groups.
+        Interface on which to join groups that name none: its name or address.
 
     Raises
     ------
