@@ -11,13 +11,15 @@ import spead2.recv
 import speadrx
 from speadrx.compat import katgpucbf as recv
 
-#: All that src/katgpucbf/recv.py of https://github.com/ska-sa/katgpucbf defines (it has no ``__all__``).
+#: All that src/katgpucbf/recv.py of https://github.com/ska-sa/katgpucbf defines (it has no ``__all__``), and what its
+#: newer engines import from it besides (fgpu/recv.py, xbgpu/recv.py and vgpu/recv.py: ``LayoutMixin``).
 UPSTREAM = [
     "AnyStream",
     "BaseLayout",
     "Chunk",
     "Counters",
     "EVICTION_MODE",
+    "LayoutMixin",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
     "RECV_SENSOR_TIMEOUT_MIN",
     "StatsCollector",

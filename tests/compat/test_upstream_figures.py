@@ -29,6 +29,7 @@ from speadrx.compat import katgpucbf as recv
 from speadrx.layout import DeclarativeLayout
 
 LENGTH = spead2.HEAP_LENGTH_ID
+UPSTREAM, OURS = "katgpucbf.recv", "speadrx.compat.katgpucbf"
 #: Chunks under construction.
 WINDOW = 4
 #: Statistics of heaps that come when their chunk has left the window. katgpucbf has only the first.
@@ -396,41 +397,68 @@ def run_port(engine: Engine, program: str, turns: Sequence[Sequence[tuple[int, H
     return Run(chunks, asyncio.run(receive()), registry)
 
 
+@dataclass
+class Feed:
+    """Heaps for the streams of a receiver, by the stream's index, in turns; and what becomes of them."""
+
+    turns: list[list[tuple[int, Heap]]]
+    #: Payloads by chunk and place: of two heaps for one place, either may stay.
+    kept: dict[tuple[int, int], list[bytes]]
+    counts: list[int]
+
+    def check(self, engine: Engine, run: Run) -> None:
+        found = run.found(engine.layout)
+        assert found.keys() == self.kept.keys()
+        assert all(found[key] in self.kept[key] for key in found)
+        check_counts(engine, run, self.kept)
+        assert [run.count(stat.partition(".")[2]) for stat in engine.stream_stats] == self.counts
+
+
+def make_feed(engine: Engine, rng: np.random.Generator) -> Feed:
+    """Make good and bad heaps, with two long gaps."""
+    feed = Feed([], {}, [0] * len(engine.stream_stats))
+    heaps = [heap for start in (40, 400, 10**6) for heap in heaps_of(engine, rng, start)]
+    for _, turn in itertools.groupby(heaps, lambda heap: heap.items.get(0x1600, 0) // engine.figures[3]):
+        feed.turns.append([])
+        for heap in turn:
+            is_digitiser = 0x3101 in engine.spead_items
+            stream = heap.items.get(0x3101, 0) % 2 if is_digitiser else int(rng.integers(max(engine.n_pols, 1)))
+            feed.turns[-1].append((stream, heap))
+            if isinstance(outcome := engine.place(heap.items), int):
+                feed.counts[outcome] += 1
+            else:
+                chunk, place = outcome
+                if "pol" in engine.user_data:
+                    place += (stream - engine.user_data["pol"]) * engine.figures[2] // 2
+                feed.kept.setdefault((chunk, place), []).append(heap.payload)
+    assert all(feed.counts)
+    return feed
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_ports_of_the_page(name: str, rng: np.random.Generator) -> None:
     """Both steps of a port leave all as it was: where heaps go, the metrics and the sensors."""
     engine, (before, after) = ENGINES[name], port(name)
-    # As it was, but for the import line: the first step.
-    old, new = "katgpucbf.recv", "speadrx.compat.katgpucbf"
-    assert before.count(old) == 1
+    assert before.count(UPSTREAM) == 1
     assert "numba" not in after
-    turns: list[list[tuple[int, Heap]]] = []
-    kept: dict[tuple[int, int], list[bytes]] = {}
-    counts = [0] * len(engine.stream_stats)
-    chunk_step = engine.figures[3]
-    heaps = [heap for start in (40, 400, 10**6) for heap in heaps_of(engine, rng, start)]
-    for _, group in itertools.groupby(heaps, lambda heap: heap.items.get(0x1600, 0) // chunk_step):
-        turn = []
-        for heap in group:
-            stream = heap.items.get(0x3101, 0) % 2 if name == "fgpu" else int(rng.integers(max(engine.n_pols, 1)))
-            turn.append((stream, heap))
-            if isinstance(outcome := engine.place(heap.items), int):
-                counts[outcome] += 1
-            else:
-                shift = (stream - 1) * 8 if name == "vgpu" else 0
-                kept.setdefault((outcome[0], outcome[1] + shift), []).append(heap.payload)
-        turns.append(turn)
-    assert all(counts)
-    runs = [run_port(engine, program, turns) for program in (before.replace(old, new), after)]
+    feed = make_feed(engine, rng)
+    # As it was, but for the import line: the first step.
+    runs = [run_port(engine, program, feed.turns) for program in (before.replace(UPSTREAM, OURS), after)]
     for run in runs:
-        found = run.found(engine.layout)
-        assert found.keys() == kept.keys()
-        assert all(found[key] in kept[key] for key in found)
-        check_counts(engine, run, kept)
-        rejected = [stat.partition(".")[2] for stat in engine.stream_stats]
-        assert [run.count(stat) for stat in rejected] == counts
+        feed.check(engine, run)
     assert runs[0].metrics() == runs[1].metrics()
     assert runs[0].stats == runs[1].stats  # the sensors
     for one, other in zip(runs[0].chunks, runs[1].chunks, strict=True):
         np.testing.assert_array_equal(one.present, other.present)
         np.testing.assert_array_equal(one.extra, other.extra)
+
+
+def test_layout_mixin(rng: np.random.Generator) -> None:
+    """The newer way to write a layout: the step of a chunk is a field, and `heap_samples` counts the samples."""
+    engine, (program, _) = ENGINES["fgpu"], port("fgpu")
+    for name in ("heap_sample_count", "chunk_timestamp_step"):
+        program, n = re.subn(rf"    @property\n    def {name}\(self\) -> int:\n        return .*\n\n", "", program)
+        assert n == 1
+    program = program.replace("BaseLayout", "LayoutMixin").replace("chunk_samples", "chunk_timestamp_step")
+    feed = make_feed(engine, rng)
+    feed.check(engine, run_port(engine, program.replace(UPSTREAM, OURS), feed.turns))

@@ -52,6 +52,7 @@ __all__ = [
     "BaseLayout",
     "Chunk",
     "Counters",
+    "LayoutMixin",
     "StatsCollector",
     "add_reader",
     "iter_chunks",
@@ -97,6 +98,29 @@ def __getattr__(name: str) -> Any:
 
         return make_sensors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class LayoutMixin:
+    """What the layouts of katgpucbf's newer engines derive from, where those of others derive from `BaseLayout`.
+
+    The figures (``heap_bytes``, ``chunk_batches``, ``batch_heaps`` and ``chunk_timestamp_step``) may be fields of a
+    dataclass, and the samples in a heap are ``heap_samples``.
+    """
+
+    heap_samples: int
+
+    chunk_heaps = BaseLayout.chunk_heaps
+    chunk_bytes = BaseLayout.chunk_bytes
+    chunk_place = BaseLayout.chunk_place
+
+    @property
+    def heap_sample_count(self) -> int:
+        """Samples in a heap."""
+        return self.heap_samples
+
+
+# Not by inheritance: fields of a dataclass cannot take the place of abstract properties.
+BaseLayout.register(LayoutMixin)
 
 
 def make_stream(*, layout: BaseLayout, **kwargs: Any) -> ChunkRingStream:
