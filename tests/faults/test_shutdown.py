@@ -281,3 +281,33 @@ def test_no_chunk_is_taken_late():
         [sys.executable, "-W", "error", "-c", LATE], capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "None\n", "")
+
+
+#: A daemon thread drops the last chunk that it has, of which the kernel needs a while to take the memory back.
+LETS_GO = """
+import atexit, threading
+going, goes = threading.Event(), threading.Event()
+atexit.register(lambda: (going.set(), goes.wait()))
+
+import spead2.recv, speadrx
+
+layout = speadrx.Layout(heap_bytes=2**22, time=speadrx.TimeAxis(item=0x1600, step=1, batches=16))
+rings = {name: spead2.recv.ChunkRingbuffer(4) for name in ("data_ringbuffer", "free_ringbuffer")}
+stream = speadrx.make_stream(layout=layout, max_active_chunks=1, **rings)
+speadrx.ChunkPool(stream, 4)
+chunks = [stream.free_ringbuffer.get_nowait()]
+
+def let_go():
+    going.wait()
+    goes.set()
+    chunks.clear()
+
+threading.Thread(target=let_go, daemon=True).start()
+"""
+
+
+def test_no_chunk_goes_away_late():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LETS_GO], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
