@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .metrics import stats
     from .metrics.stats import StatsCollector
     from .survey import capture, propose
+    from .survey.comparison import compare
 
 # A star import must not need aiokatcp: sensors are left out.
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "add_reader",
     "capture",
     "collectors",
+    "compare",
     "doctor",
     "fill_missing",
     "history",
@@ -86,6 +88,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name == "StatsCollector":
         return importlib.import_module(".metrics.stats", __name__).StatsCollector
+    if name == "compare":
+        return importlib.import_module(".survey.comparison", __name__).compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,5 +1,6 @@
 //! The Python module `speadrx._core`: glue between the core and the package, nothing else.
 
+mod calls;
 mod capture;
 mod chunk;
 mod feed;
@@ -26,6 +27,8 @@ impl From<CoreError> for PyErr {
 mod _core {
     #[pymodule_export]
     use super::LayoutError;
+    #[pymodule_export]
+    use super::calls::{place_heaps, time_heaps};
     #[pymodule_export]
     use super::capture::Capture;
     #[pymodule_export]

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "capsules carry raw pointers")]
 
 use std::ffi::c_void;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pyo3::exceptions::PyValueError;
@@ -10,6 +10,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule};
 
+use super::calls::{Callback, Heaps, Stage};
 use super::group::Group;
 use super::ledger::Ledger;
 use crate::abi::{CAPSULE_NAME, ChunkPlaceData};
@@ -96,36 +97,22 @@ impl Placement {
     /// `items` has the values that the callback reads, heap after heap, as native `i64` (-1 for absent ones). Returns two
     /// `i64` for each: its chunk (-1: it was rejected) and its index there.
     fn try_heaps<'py>(&self, py: Python<'py>, items: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-        const VALUE: usize = size_of::<i64>();
-        let row_bytes = self.n_items * VALUE;
-        if items.len() % row_bytes != 0 {
-            let text = format!("items: {} bytes are not a multiple of the {row_bytes} of a heap", items.len());
+        let row = self.n_items * size_of::<i64>();
+        if items.len() % row != 0 {
+            let text = format!("items: {} bytes are not a multiple of the {row} of a heap", items.len());
             return Err(PyValueError::new_err(text));
         }
         self.claim()?;
-        let mut row = vec![0; self.n_items];
-        let places = items.chunks_exact(row_bytes).flat_map(|heap| {
-            for (value, bytes) in row.iter_mut().zip(heap.chunks_exact(VALUE)) {
-                *value = i64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-            }
-            let mut data = ChunkPlaceData {
-                packet: ptr::null(),
-                packet_size: 0,
-                items: row.as_ptr(),
-                chunk_id: -1,
-                heap_index: 0,
-                heap_offset: 0,
-                batch_stats: ptr::null_mut(),
-                extra: ptr::null_mut(),
-                extra_offset: 0,
-                extra_size: 0,
-            };
-            let context = Arc::as_ptr(&self.context).cast_mut().cast::<c_void>();
-            // SAFETY: the context is ours alone since `claim`, has all items in `row`, and no place for side items.
-            unsafe { self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context) };
-            [data.chunk_id, data.heap_index as i64]
-        });
-        let bytes: Vec<u8> = places.flat_map(i64::to_ne_bytes).collect();
+        let heaps = Heaps { items, row, packets: &[] };
+        let context = Arc::as_ptr(&self.context).cast_mut().cast::<c_void>();
+        let callback = Callback { function: self.context.function(), context };
+        let mut places = Vec::with_capacity(2 * items.len() / row);
+        let note = |data: &ChunkPlaceData, _: &mut Stage, _: &[u8]| {
+            places.extend([data.chunk_id, data.heap_index as i64]);
+        };
+        // SAFETY: the context is ours alone since `claim`, has all its items, and no place for side items.
+        unsafe { Stage::new(&heaps, 0, 0).call(callback, &heaps, note) };
+        let bytes: Vec<u8> = places.into_iter().flat_map(i64::to_ne_bytes).collect();
         Ok(PyBytes::new(py, &bytes))
     }
 

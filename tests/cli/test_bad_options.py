@@ -167,6 +167,25 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--affinity": [("doctor --affinity x", ["'x'"])],
         "--seconds": [("doctor 127.0.0.1:7148 --listen -1", ["-1"])],
     },
+    "compare": {
+        "SOURCE] FIRST SECOND": [
+            ("compare capture.pcap array.toml", ["SOURCE FIRST SECOND", "2 arguments"]),
+            ("compare no.pcap array.toml array.toml", ["no.pcap"]),
+            ("compare capture.pcap no.toml array.toml", ["FIRST", "no.toml"]),
+            ("compare capture.pcap array.toml nowhere:place", ["SECOND", "nowhere"]),
+            ("compare capture.pcap array.toml math:pi", ["math:pi", "float", "address"]),
+        ],
+        "--random": [("compare --random 0 array.toml array.toml", ["0"])],
+        "--seed": [("compare --random 9 --seed -1 array.toml array.toml", ["-1"])],
+        "--interface": [("compare capture.pcap array.toml array.toml --interface lo", ["capture.pcap"])],
+        "--seconds": [("compare 127.0.0.1:7148 array.toml array.toml --seconds 0", ["0"])],
+        "--packets": [("compare capture.pcap array.toml array.toml --packets 0", ["0"])],
+        "--items": [("compare capture.pcap array.toml array.toml --items time", ["'time'", "0x1600"])],
+        "--statistics": [],  # any names
+        "--user-data": [("compare capture.pcap array.toml array.toml --user-data pol=1", ["pol", "reads"])],
+        "--window": [("compare capture.pcap array.toml array.toml --window 0", ["0"])],
+        "--set": [("compare capture.pcap array.toml array.toml --set time.step=0", ["time.step", "0"])],
+    },
     "layout": {
         "FILE|PRESET": [
             ("layout", ["which layout?", "--list"]),

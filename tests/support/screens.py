@@ -80,6 +80,7 @@ COMMANDS = (
     ),
     Command("inspect capture.pcap -o proposed.toml --force", leaves="proposed.toml"),
     Command("replay capture.pcap -l proposed.toml --history run.json --force", leaves="run.json"),
+    Command("compare capture.pcap array.toml proposed.toml --set time.batches=64"),
     Command("plot run.json -o run.png --force"),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",

@@ -49,7 +49,14 @@ def _reason(exc: OSError | ValueError) -> str:
     return text.removeprefix("src: ")  # an argument of the library, not an option
 
 
-def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
+def read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
+    """Add the packets of a capture to a survey, with a progress bar.
+
+    Raises
+    ------
+    UnusableError
+        If it cannot be read.
+    """
     damage: str | None = None
     try:
         capture = read_datagrams(path, cut=True)
@@ -75,7 +82,7 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
     return Origin(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
 
 
-def _listen(
+def listen(
     source: str,
     interface: str | None,
     survey: Survey,
@@ -83,6 +90,13 @@ def _listen(
     most: float,
     interrupted: threading.Event,
 ) -> Origin:
+    """Add the packets that come to endpoints to a survey, for so many seconds.
+
+    Raises
+    ------
+    click.BadParameter, UnusableError
+        If they cannot be listened to.
+    """
     try:
         with naming_options():
             listener = Listener(_endpoints(source), interface)
@@ -207,9 +221,9 @@ def inspect(
         if os.path.exists(source):
             if interface is not None:
                 raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
-            origin = _read_capture(source, survey, most, interrupted)
+            origin = read_capture(source, survey, most, interrupted)
         else:
-            origin = _listen(source, interface, survey, seconds, most, interrupted)
+            origin = listen(source, interface, survey, seconds, most, interrupted)
     streams = look(survey)
     if number is not None and streams and number > len(streams):
         raise click.BadParameter(f"{number}: there are only streams 1 to {len(streams)}", param_hint="--stream")

@@ -190,11 +190,11 @@ def sort_into_streams(kinds: Iterable[Kind], addresses: list[Address]) -> list[S
     for signature, destinations in merged.items():
         candidates = [kind for kind in by_destination if kind.destination in destinations]
         stream = _stream(signature, candidates, {index: addresses[index] for index in destinations})
-        streams.append(dataclasses.replace(stream, sender_ids=_sender_ids(stream.senders, addresses)))
+        streams.append(dataclasses.replace(stream, sender_ids=sender_ids(stream.senders, addresses)))
     return sorted(streams, key=lambda stream: stream.heaps, reverse=True)
 
 
-def _sender_ids(senders: np.ndarray, addresses: list[Address]) -> np.ndarray | None:
+def sender_ids(senders: np.ndarray, addresses: list[Address]) -> np.ndarray | None:
     """The addresses of senders as numbers, if all are of IPv4."""
     distinct, index = np.unique(senders, return_inverse=True)
     try:
