@@ -71,7 +71,6 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "equal": comparison.equal,
         "differing": comparison.differing,
         "explained_by_time": comparison.explained,
-        "chunk_offset": comparison.chunk_offset,
         "reasons": [comparison.reasons(which) for which in (0, 1)],
         "outcomes": [{"reasons": list(pair), "heaps": n} for pair, n in comparison.outcomes.most_common()],
         "overruns": [
@@ -107,12 +106,8 @@ def _show(console: Console, comparison: Comparison) -> None:
     lines = []
     if comparison.nanoseconds is not None:
         first, second, nothing = comparison.nanoseconds
-        lines += [
-            f"Per heap that both place: {first:.1f} ns and {second:.1f} ns, both with the loop that calls them "
-            f"({nothing:.1f} ns)."
-        ]
-    if comparison.chunk_offset:
-        lines += [f"The numbers of chunks differ by {comparison.chunk_offset:,} from the first heap on."]
+        both = f"{first:.1f} ns and {second:.1f} ns, both with the loop that calls them ({nothing:.1f} ns)"
+        lines += [f"Per heap that both place: {both}."]
     if comparison.explained:
         n = counted(comparison.explained, "heap")
         lines += [f"{n} would go to the same place, but heaps before made the time impossible (--strict counts them)."]

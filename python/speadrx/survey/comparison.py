@@ -119,8 +119,6 @@ class Comparison:
     nanoseconds
         Nanoseconds per heap, of those that both place: of the first, the second, and a function that does nothing. All
         have the same loop around them, and take turns. None if that was not measured.
-    chunk_offset
-        By how much chunk numbers of the second are larger, where one of the two counts from its first heap.
     """
 
     names: tuple[str, str]
@@ -131,7 +129,6 @@ class Comparison:
     outcomes: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
     overruns: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     nanoseconds: tuple[float, float, float] | None = None
-    chunk_offset: int = 0
 
     @property
     def equal(self) -> bool:
@@ -311,9 +308,6 @@ class _Comparing:
         self._sets = sets
         self._ignore_extra = ignore_extra
         self._strict = strict
-        anywhere = [isinstance(side, LayoutPlacement) and side.begins_anywhere for side in sides]
-        #: By how much the chunk numbers of the second are larger; None if that is not known yet.
-        self._offset = 0 if anywhere[0] == anywhere[1] else None
         #: Heaps that both place, block by block.
         self._placed: list[np.ndarray] = []
         self.found = Comparison((sides[0].name, sides[1].name))
@@ -330,15 +324,12 @@ class _Comparing:
             )
             self._compare_block(block.start, first, second)
         self.found.heaps = len(self._sets)
-        self.found.chunk_offset = self._offset or 0
 
     def _compare_block(self, start: int, first: Outcomes, second: Outcomes) -> None:
         for side, outcomes in zip(self._sides, (first, second), strict=True):
             for what, heaps in side.overruns(outcomes).items():
                 at, before = self.found.overruns.get((side.name, what), (start + int(heaps[0]), 0))
                 self.found.overruns[side.name, what] = (at, before + heaps.size)
-        if self._offset is None and (both := np.flatnonzero(first.placed & second.placed)).size:
-            self._offset = int(second.told["chunk"][both[0]] - first.told["chunk"][both[0]])
         self._count(first, second)
         self._placed.append(start + np.flatnonzero(first.placed & second.placed))
         heaps = np.flatnonzero(self._differ(first, second))
@@ -351,7 +342,7 @@ class _Comparing:
     def _differ(self, first: Outcomes, second: Outcomes) -> np.ndarray:
         both = first.placed & second.placed
         one, other = first.told, second.told
-        same = one["chunk"] + (self._offset or 0) == other["chunk"]
+        same = one["chunk"] == other["chunk"]
         same &= (one["index"] == other["index"]) & (one["offset"] == other["offset"])
         if not self._ignore_extra:
             same &= self._same_extra(first, second)
@@ -371,21 +362,28 @@ class _Comparing:
     def _differ_alone(self, start: int, heaps: np.ndarray, first: Outcomes, second: Outcomes) -> np.ndarray:
         """Which of some heaps are placed differently even if they are the first of a stream."""
         differ = np.ones(heaps.size, bool)
-        if self._offset is None or not any(isinstance(side, LayoutPlacement) for side in self._sides):
+        if not any(isinstance(side, LayoutPlacement) for side in self._sides):
             return differ
+        both = first.placed & second.placed
+        one, other = first.told["chunk"], second.told["chunk"]
         # The heaps before can only have a layout reject a heap, or number its chunk differently.
-        same_slot = (first.told["index"] == second.told["index"]) & (first.told["offset"] == second.told["offset"])
-        doubtful = np.zeros(heaps.size, bool)
         for side, outcomes in zip(self._sides, (first, second), strict=True):
             if isinstance(side, LayoutPlacement) and not side.begins_anywhere:
-                doubtful |= ~outcomes.placed
-                doubtful |= first.placed & second.placed & same_slot
-        for n in np.flatnonzero(doubtful):
-            heap = slice(start + int(heaps[n]), start + int(heaps[n]) + 1)
-            alone = [side.start().place(self._sets.rows(side.items, heap)) for side in self._sides]
-            differ[n] = self._differ(alone[0], alone[1])[0]
+                for n in np.flatnonzero(~outcomes.placed & differ):
+                    differ[n] = self._differs_alone(start + int(heaps[n]))
+        numbered = np.flatnonzero(both & (one != other))
+        # Heaps of the same chunks have the same reason.
+        pairs = np.stack([one[numbered], other[numbered]], axis=1)
+        _, firsts, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+        of_chunk = [self._differs_alone(start + int(heaps[numbered[n]])) for n in firsts]
+        differ[numbered] = np.array(of_chunk, bool)[which.reshape(-1)]
         self.found.explained += int(heaps.size - differ.sum())
         return differ
+
+    def _differs_alone(self, heap: int) -> bool:
+        one = slice(heap, heap + 1)
+        first, second = (side.start().place(self._sets.rows(side.items, one)) for side in self._sides)
+        return bool(self._differ(first, second)[0])
 
     def _reasons(self, side: Placement, outcomes: Outcomes) -> tuple[np.ndarray, list[str]]:
         """Number the reasons of heaps, and name them."""

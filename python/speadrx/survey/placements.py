@@ -303,7 +303,8 @@ def _capsule_of(callback: Any, name: str, base: int, record: np.ndarray) -> tupl
     address = getattr(made, "address", None)
     if isinstance(address, int):
         return _core.foreign_capsule(address, record.ctypes.data), made
-    capsule = made[0] if isinstance(made, tuple) and made else made
+    # scipy's tuple does not let itself be indexed.
+    capsule = tuple.__getitem__(made, 0) if isinstance(made, tuple) and len(made) else made
     if type(capsule).__name__ == "PyCapsule":
         return capsule, made
     raise TypeError(
