@@ -5,6 +5,7 @@ Each takes the heaps of a small layout. The field ``fault`` of its user data pla
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from spead2.recv.numba import chunk_place_data
 from speadrx.meerkat import AntennaChannelisedVoltageLayout, DigitiserLayout, TiedArrayChannelisedVoltageLayout
 
 from speadrx.layout.base import DeclarativeLayout
+from wire import heap, write_capture
 
 DIGITISER = DigitiserLayout(8, 16, 128)
 ANTENNA = AntennaChannelisedVoltageLayout(5, 2, 2, 12, 8, 4)
@@ -128,3 +130,26 @@ FORMS = {
     "antenna": Form(ANTENNA, place_antenna, (0x4101, (0, 1, 2, 3, 4), 5)),
     "beam": Form(BEAM, place_beam, (0x4103, (0, 2, 4, 6, 8, 10), 12), {0x5004: 60}),
 }
+
+
+def captured(form: Form, path: os.PathLike[str]) -> tuple[str, int]:
+    """Write 60 times of all sources of a format, and garbage; return the path, and the number of heaps."""
+    item, values, bad = form.source
+    step = form.layout.declaration.time.step
+    packets, n = [], 0
+    for time in range(1000, 1060):
+        for source in values:
+            items = {0x1600: time * step, item: source, **form.others}
+            payload = bytes(form.layout.heap_bytes)
+            match n % 17:
+                case 3:
+                    items[0x1600] += 1
+                case 5:
+                    items[item] = bad
+                case 7:
+                    payload += b"."
+                case 11:
+                    del items[item]
+            n += 1
+            packets += heap(n, list(items.items()), payload)
+    return write_capture(path, packets), n

@@ -1,23 +1,37 @@
 """`speadrx.compare`: layouts against numba placements as users write them, right ones and faulty ones."""
 
 import ctypes
-import json
 import struct
 import types
 
 import numpy as np
 import pytest
 import scipy
-from click.testing import CliRunner
 
 import speadrx
 from handmade import GOOD, SMALL
 from speadrx import Axis, Layout, SideItem, TimeAxis
-from speadrx.cli.callback_cost import _PlaceData
-from speadrx.cli.group import group
 from speadrx.survey.item_sets import random_item_sets
-from user_placements import FORMS, STATISTICS
-from wire import heap, write_capture
+from user_placements import FORMS, STATISTICS, captured
+
+#: The struct of spead2's `chunk_place_data`, from its header `recv_chunk_stream.h`.
+FIELDS = {
+    "packet": ctypes.c_void_p,
+    "packet_size": ctypes.c_size_t,
+    "items": ctypes.c_void_p,
+    "chunk_id": ctypes.c_int64,
+    "heap_index": ctypes.c_size_t,
+    "heap_offset": ctypes.c_size_t,
+    "batch_stats": ctypes.c_void_p,
+    "extra": ctypes.c_void_p,
+    "extra_offset": ctypes.c_size_t,
+    "extra_size": ctypes.c_size_t,
+}
+
+
+class PlaceData(ctypes.Structure):
+    _fields_ = tuple(FIELDS.items())
+
 
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -28,29 +42,6 @@ def compared(form, heaps, fault=0, **options):
     )
 
 
-def captured(form, path):
-    """A capture of a format: 60 times of all its sources, and garbage."""
-    item, values, bad = form.source
-    step = form.layout.declaration.time.step
-    packets, n = [], 0
-    for time in range(1000, 1060):
-        for source in values:
-            items = {0x1600: time * step, item: source, **form.others}
-            payload = bytes(form.layout.heap_bytes)
-            match n % 17:
-                case 3:
-                    items[0x1600] += 1
-                case 5:
-                    items[item] = bad
-                case 7:
-                    payload += b"."
-                case 11:
-                    del items[item]
-            n += 1
-            packets += heap(n, list(items.items()), payload)
-    return write_capture(path, packets), n
-
-
 def per_heap(n):
     """Heaps of `SMALL` at successive times."""
     return [{**GOOD, 0x10: 64 + 16 * i} for i in range(n)]
@@ -58,7 +49,7 @@ def per_heap(n):
 
 def foreign(function):
     """A placement written in Python, as an object with an address."""
-    kept = ctypes.CFUNCTYPE(None, ctypes.POINTER(_PlaceData), ctypes.c_size_t, ctypes.c_void_p)(
+    kept = ctypes.CFUNCTYPE(None, ctypes.POINTER(PlaceData), ctypes.c_size_t, ctypes.c_void_p)(
         lambda data, size, context: function(data[0])
     )
     return types.SimpleNamespace(address=ctypes.cast(kept, ctypes.c_void_p).value, kept=kept)
@@ -123,31 +114,6 @@ def test_wrong_item_is_found(name, items, tmp_path):
         assert comparison.differing > comparison.heaps / 2
         assert comparison.differences[0].reasons == ("placed", "metadata")
         assert comparison.differences[0].slots[1] is None
-
-
-def test_the_command(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path, n = captured(FORMS["antenna"], tmp_path / "night.pcap")
-    (tmp_path / "mine.py").write_text("from user_placements import ANTENNA, place_antenna\n", "utf-8")
-    line = ["compare", path, "mine:ANTENNA", "mine:place_antenna", "--statistics", "metadata,timestamp,source"]
-    line += ["--user-data", "stride=0", "--user-data", "pol=0", "--user-data"]
-    good = CliRunner().invoke(group, [*line, "fault=0"], terminal_width=200)
-    assert good.exit_code == 0, good.output
-    assert f"No difference: {n} heaps go to the same place." in good.output
-    bad = CliRunner().invoke(group, [*line, "fault=1", "--json"])
-    assert bad.exit_code == 1
-    found = json.loads(bad.stdout)
-    assert not found["equal"]
-    assert found["placements"] == ["mine:ANTENNA", "mine:place_antenna"]
-    first = found["differences"][0]
-    assert first["items"]["0x4101"] == 5
-    assert first["reasons"] == ["bad_feng_id_heaps", "placed"]
-    assert first["slots"][0] is None
-    assert first["slots"][1]["index"] % 5 == 0
-    shown = CliRunner().invoke(group, ["compare", "--random", "2000", *line[2:], "fault=2"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 1
-    assert "placed differently" in shown.output
-    assert shown.output.count("mine:place_antenna: chunk") == 10
 
 
 def test_two_layouts():
