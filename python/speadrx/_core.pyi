@@ -20,8 +20,10 @@ __all__ = [
     "Survey",
     "__version__",
     "foreign_capsule",
+    "place_heaps",
     "spec_fields",
     "spec_to_toml",
+    "time_heaps",
     "unused_reasons",
 ]
 

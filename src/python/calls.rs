@@ -72,7 +72,9 @@ impl Guarded {
         let guards = [before, &mut rest[self.length..]];
         let overrun = guards.iter().any(|guard| guard.iter().any(|&byte| byte != UNTOUCHED));
         if overrun {
-            guards.into_iter().for_each(|guard| guard.fill(UNTOUCHED));
+            for guard in guards {
+                guard.fill(UNTOUCHED);
+            }
         }
         overrun
     }
@@ -117,6 +119,7 @@ impl Stage {
             if packet_bytes > 0 {
                 self.packet.inside().copy_from_slice(&heaps.packets[number * packet_bytes..][..packet_bytes]);
             }
+            #[expect(clippy::cast_ptr_alignment, reason = "the buffer begins at a whole word")]
             let data = self.data.pointer().cast::<ChunkPlaceData>();
             let made = ChunkPlaceData {
                 packet: self.packet.pointer(),
