@@ -275,6 +275,7 @@ def test_forms_of_callbacks():
     [
         ((SMALL, 3), {}, "int: is of type int"),
         ((SMALL, SMALL), {"heaps": 0}, "heaps: 0 must be at least 1"),
+        ((SMALL, SMALL), {"heaps": []}, "heaps: there are none"),
         ((SMALL, SMALL), {"user_data": {"pol": 1}}, r"user_data\['pol'\]: neither of the two reads it"),
         ((foreign(print), foreign(print)), {}, "items: neither of the two is a layout"),
         ((foreign(print), foreign(print)), {"items": [2]}, "heaps: random heaps are drawn for a layout"),

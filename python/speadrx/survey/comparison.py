@@ -227,9 +227,11 @@ def compare(
     """
     sides = _sides((first, second), names, items, user_data or {}, statistics, window)
     sets = _item_sets(heaps, sides, seed)
+    if not len(sets):
+        raise ValueError("heaps: there are none, so nothing would be compared")
     comparing = _Comparing(sides, sets, ignore_extra=ignore_extra, strict=strict)
     comparing.compare()
-    if timed and len(sets):
+    if timed:
         comparing.measure()
     return comparing.found
 
