@@ -245,6 +245,14 @@ class Chunk(spead2.recv.Chunk):
         if (chunks := getattr(sink, "_chunks", None)) is not None:
             chunks.add(self)
 
+    def __del__(self) -> None:
+        # Memory is given back without the interpreter's lock. If the interpreter exits meanwhile, a daemon thread ends
+        # there; in the midst of spead2's destructor, that would abort the process. So its last holder is not spead2.
+        if hasattr(self, "sink"):
+            buffers = self.data, self.present, self.extra
+            self.data = self.present = self.extra = None
+            del buffers
+
     def samples(self, out: np.ndarray | None = None) -> np.ndarray:
         """Read the numbers in ``data``.
 

@@ -72,9 +72,8 @@ class StreamParts:
 
 #: All streams and groups.
 _all: weakref.WeakSet[_Receiving] = weakref.WeakSet()
-#: Those that were there when the interpreter began to exit, and their chunks.
+#: Those that were there when the interpreter began to exit.
 _last: list[_Receiving] = []
-_last_chunks: list[Chunk] = []
 #: Held while a stream goes away that a daemon thread has let go of.
 _going = threading.Lock()
 _exits = False
@@ -87,8 +86,7 @@ def _stop_all() -> None:
     Such a thread would want the interpreter back after it is gone, and the process would abort. So from now on no
     daemon thread enters spead2 any more to take a chunk or to give one back. Nor can it let go of the last reference to
     a stream: the exit handler of spead2 goes through all streams without keeping them, and crashes if one goes away
-    meanwhile. Nor to a chunk, as at the end of its loop: in the midst of that, memory is given back without the
-    interpreter's lock, and the thread would not get the lock again.
+    meanwhile.
     """
     global _exits
     _exits = True
@@ -97,7 +95,6 @@ def _stop_all() -> None:
     _last.extend(_all)
     for stream in _last:
         stream._exiting = True
-        _last_chunks.extend(stream._chunks)
     for stream in _last:
         with contextlib.suppress(Exception):  # the other streams must stop all the same
             stream.stop()
