@@ -273,6 +273,8 @@ def test_port_in_use(layout):  # noqa: F811
         (["127.0.0.1:1", "--seconds=nan"], "'nan' is not a time"),
         (["127.0.0.1:1", "--fill=1.5"], "--fill': 1.5"),
         (["127.0.0.1:1", "--interface=nowhere"], "nowhere"),
+        (["239.1.2.3:1", "--ibv", "--interface=lo"], "cannot receive through ibverbs on interface 127.0.0.1: "),
+        (["239.1.2.3:1", "--ibv"], "ibv needs an interface for 239.1.2.3:1"),
         (["127.0.0.1:1", "--user-data=pol=1"], "'pol' is not a field that the layout reads"),
         (["nowhere.invalid:7148"], "nowhere.invalid"),
     ],

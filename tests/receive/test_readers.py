@@ -391,3 +391,7 @@ class TestErrors:
         assert given[0].max_size == spead2.recv.UdpIbvConfig.DEFAULT_MAX_SIZE
         assert (given[1].comp_vector, given[1].max_size) == (0, 1500)
         assert given[1].buffer_size == spead2.recv.UdpIbvConfig.DEFAULT_BUFFER_SIZE
+        # spead2 takes the endpoints of one interface at a time.
+        add_reader(stream, src=[("lo/239.1.2.3", 7148), ("127.0.0.2/239.1.2.4", 7148)], ibv=True, buffer=2**20)
+        assert [config.interface_address for config in given[2:]] == ["127.0.0.1", "127.0.0.2"]
+        assert [config.buffer_size for config in given[2:]] == [2**19, 2**19]

@@ -657,3 +657,42 @@ def test_memory_does_not_grow():
     assert receiver.stats().expected >= chunks - 100
     assert len(sizes) == 10
     assert max(sizes) - min(sizes) < 4096
+
+
+def test_ibv(monkeypatch):
+    """What goes to spead2: for each thread its endpoints and its completion vector, and spead2's default buffer."""
+    given = []
+    monkeypatch.setattr(
+        spead2.recv.ChunkStreamGroupMember, "add_udp_ibv_reader", lambda self, config: given.append(config)
+    )
+    endpoints = "lo/239.1.2.3+3:7148"
+    with Receiver(LAYOUT, endpoints, threads=2, window=2, ibv=True, comp_vector=[3, -1]):
+        pass
+    assert [[host for host, _ in config.endpoints] for config in given] == [
+        ["239.1.2.3", "239.1.2.4"],
+        ["239.1.2.5", "239.1.2.6"],
+    ]
+    assert [config.comp_vector for config in given] == [3, -1]
+    assert {config.interface_address for config in given} == {"127.0.0.1"}
+    assert {config.buffer_size for config in given} == {spead2.recv.UdpIbvConfig.DEFAULT_BUFFER_SIZE}
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "error", "message"),
+    [
+        ("239.1.2.3:7148", {"ibv": 1}, TypeError, "ibv: given 1, but wanted True or False"),
+        (spead2.InprocQueue(), {"ibv": True}, ValueError, "ibv: an in-process queue does not come from a network"),
+        ("some.pcap", {"ibv": True}, ValueError, "ibv: some.pcap does not come from a network"),
+        ("239.1.2.3:7148", {"comp_vector": [1, 2]}, ValueError, r"comp_vector: given \[1, 2\], but 1 thread"),
+        ("239.1.2.3:7148", {"comp_vector": 0.5}, TypeError, "comp_vector: given 0.5, but wanted an integer"),
+    ],
+)
+def test_ibv_errors(sources, options, error, message):
+    with pytest.raises(error, match=message):
+        Receiver(LAYOUT, sources, **options)
+
+
+def test_ibv_without_an_interface():
+    receiver = Receiver(LAYOUT, "239.1.2.3:7148", ibv=True)
+    with pytest.raises(ValueError, match=r"interface: None, but ibv needs an interface for 239\.1\.2\.3:7148"):
+        receiver.start()

@@ -91,6 +91,7 @@ def _print(console: Console, findings: Sequence[Finding], everything: bool) -> N
     show_default=True,
     help="How long to listen to the endpoints; 0 means not at all.",
 )
+@click.option("--ibv", is_flag=True, help="The receiver uses ibverbs: also check what that needs.")
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 @click.option("--all", "everything", is_flag=True, help="Also print what is fine.")
 @click.pass_context
@@ -105,6 +106,7 @@ def doctor(
     overrides: tuple[str, ...],
     affinity: list[int] | None,
     listen: float,
+    ibv: bool,
     as_json: bool,
     everything: bool,
 ) -> None:
@@ -132,7 +134,7 @@ def doctor(
     layout: Layout | None = None
     if name_or_path is not None:
         layout = load_layout(name_or_path, overrides, "-l/--layout")
-    case = Case(tuple(endpoints), interface, senders, buffer, packet_size, layout, tuple(affinity or ()))
+    case = Case(tuple(endpoints), interface, senders, buffer, packet_size, layout, tuple(affinity or ()), ibv=ibv)
     try:
         assert case.resolved is not None
     except ValueError as exc:

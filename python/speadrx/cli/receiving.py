@@ -140,6 +140,8 @@ def usable() -> Iterator[None]:
         except OSError as exc:
             where = "" if exc.filename is None else f"{exc.filename}: "
             raise ValueError(where + (exc.strerror or str(exc))) from None
+        except RuntimeError as exc:  # ibverbs cannot be used
+            raise ValueError(str(exc)) from None
 
 
 def describe_receiver(receiver: Receiver, where: str) -> str:

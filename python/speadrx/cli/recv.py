@@ -32,6 +32,15 @@ from .tables import printable
 @click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
 @layout_options
 @click.option("--interface", metavar="NAME|ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
+@click.option("--ibv", is_flag=True, help="Bypass the kernel with ibverbs. Every endpoint needs an interface then.")
+@click.option(
+    "--comp-vector",
+    type=click.IntRange(-(2**31), 2**31 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Completion vector (interrupt) of the first thread, for --ibv; -1 to poll. Further threads get the next ones.",
+)
 @click.option(
     "--affinity",
     callback=read_processors,
@@ -115,6 +124,8 @@ def recv(
     console = Console(highlight=False, stderr=as_json)
     where = describe(endpoints)
     _check_metrics(options)
+    first = options["comp_vector"]
+    options["comp_vector"] = [first + i if first >= 0 else first for i in range(options["threads"])]
     with interruptible() as interrupted:
         session = Session(make_receiver(layout, endpoints, **options), history)
         run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import firewall, host, losses, paths
+from . import firewall, host, ibverbs, losses, paths
 from .case import Case, Heard
 from .finding import Finding, Severity
 from .listen import listen
@@ -39,6 +39,7 @@ _HOST: tuple[Check, ...] = (
     host.memory,
     host.huge_pages,
     host.software,
+    ibverbs.ibverbs,
 )
 
 _SEVERITIES: tuple[Severity, ...] = ("problem", "warning", "unknown", "ok")

@@ -86,6 +86,8 @@ class Case:
         Processors for the receiver's threads.
     heard
         What `listen` heard.
+    ibv
+        Whether it receives through ibverbs.
     """
 
     endpoints: tuple[tuple[str, int], ...] = ()
@@ -96,6 +98,7 @@ class Case:
     layout: DeclarativeLayout | None = None
     affinity: tuple[int, ...] = ()
     heard: Heard | None = None
+    ibv: bool = False
 
     @functools.cached_property
     def resolved(self) -> tuple[Endpoint, ...]:

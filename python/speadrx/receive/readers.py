@@ -212,4 +212,7 @@ def _add_ibv(
         try:
             stream.add_udp_ibv_reader(config)
         except (OSError, RuntimeError, ValueError) as exc:
-            raise RuntimeError(f"ibv: cannot receive through ibverbs on interface {interface}: {exc}") from exc
+            raise RuntimeError(
+                f"ibv: cannot receive through ibverbs on interface {interface}: {exc} "
+                "('speadrx doctor --ibv' says what this machine lacks)"
+            ) from exc

@@ -74,6 +74,12 @@ class Receiver:
     interface
         Interface on which to join multicast groups: its name, or its IPv4 address. By default, the system chooses. An
         endpoint may name its own instead: ``["eth1/239.1.2.0+7:7148", "eth2/239.1.2.0+7:7148"]``.
+    ibv
+        Receive through ibverbs, which bypasses the kernel; see doc/tuning.md. Every endpoint needs an interface then,
+        and all sources must be IPv4 endpoints.
+    comp_vector
+        Completion vector (interrupt) for ibverbs, modulo the number of vectors, for all threads or one for each;
+        negative to poll all the time.
     affinity
         Processor of each thread. Chunks are allocated near the first. By default, any processor.
     window, tolerance_seconds, tolerance_bytes
@@ -86,7 +92,8 @@ class Receiver:
         2 for the user.
     buffer
         Bytes of socket receive buffer for each thread, divided among its endpoints. The default is 64 MiB: 50 ms at
-        10 Gb/s. A busy system does not delay a thread for longer. A warning is logged if the kernel grants less.
+        10 Gb/s. A busy system does not delay a thread for longer. A warning is logged if the kernel grants less. For
+        ibverbs the default is spead2's, 16 MiB.
     user_data
         Values of the fields that the layout takes from the stream's user data (an index, a stride): one mapping for
         all threads, or one for each.
@@ -162,6 +169,8 @@ class Receiver:
         *,
         threads: int = 1,
         interface: str | None = None,
+        ibv: bool = False,
+        comp_vector: int | Sequence[int] = 0,
         affinity: int | Sequence[int] | None = None,
         window: int | None = None,
         tolerance_seconds: float | None = None,
@@ -189,7 +198,11 @@ class Receiver:
         tolerance = (window, tolerance_seconds, tolerance_bytes)
         settings.check_files(self._inputs, tolerance=any(value is not None for value in tolerance))
         self._interface = interface
-        self._buffer = settings.DEFAULT_BUFFER if buffer is None else check_integer("buffer", buffer, 0)
+        self._ibv = settings.check_ibv(ibv, self._inputs)
+        self._comp_vectors = settings.comp_vectors_of(comp_vector, threads)
+        # For ibverbs, the default is spead2's: it is locked memory, of which there is a limit.
+        default = None if ibv else settings.DEFAULT_BUFFER
+        self._buffer = default if buffer is None else check_integer("buffer", buffer, 0)
         if metrics_port is not None:
             check_integer("metrics_port", metrics_port, 0, 65535)
         self._wanted_port = metrics_port
@@ -258,8 +271,10 @@ class Receiver:
             try:
                 if self._wanted_port is not None:
                     self._serve(self._wanted_port)
-                for stream, inputs in zip(self.stream._streams(), self._resolved(), strict=True):
-                    self._add_readers(stream, inputs)
+                for stream, inputs, vector in zip(
+                    self.stream._streams(), self._resolved(), self._comp_vectors, strict=True
+                ):
+                    self._add_readers(stream, inputs, vector)
                 if any(isinstance(one, tuple) for inputs in self._inputs for one in inputs):
                     find_begin(self.stream)
             except BaseException:
@@ -290,7 +305,7 @@ class Receiver:
         endpoints = iter(resolve(pairs, self._interface))
         return [[next(endpoints) if isinstance(one, tuple) else one for one in inputs] for inputs in self._inputs]
 
-    def _add_readers(self, stream: Any, inputs: list[Any]) -> None:
+    def _add_readers(self, stream: Any, inputs: list[Any], comp_vector: int) -> None:
         endpoints = []
         for one in inputs:
             if isinstance(one, spead2.InprocQueue):
@@ -302,7 +317,7 @@ class Receiver:
             else:
                 add_reader(stream, src=one)
         if endpoints:
-            add_reader(stream, src=endpoints, buffer=self._buffer)
+            add_reader(stream, src=endpoints, ibv=self._ibv, comp_vector=comp_vector, buffer=self._buffer)
 
     def stop(self) -> None:
         """Stop receiving at once. The chunks in the window are thrown away; `drain` would hand them over.

@@ -168,7 +168,39 @@ def _is_file(given: Any) -> bool:
 
 
 def _name(given: Any) -> str:
+    if hasattr(given, "add_to"):
+        return "a capture"
     return os.fspath(given) if _is_file(given) else "an in-process queue"
+
+
+def check_ibv(ibv: bool, parts: list[list[Any]]) -> bool:
+    """Check that everything is an endpoint if ibverbs is wanted.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a source is a file or a queue, or `ibv` is not a truth value.
+    """
+    if not isinstance(ibv, bool):
+        raise TypeError(f"ibv: given {ibv!r}, but wanted True or False")
+    others = [one for part in parts for one in part if not isinstance(one, tuple)]
+    if ibv and others:
+        raise ValueError(f"ibv: {_name(others[0])} does not come from a network: wanted endpoints only")
+    return ibv
+
+
+def comp_vectors_of(comp_vector: int | Sequence[int], threads: int) -> list[int]:
+    """Return the completion vector of each thread.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is not an integer, or there is not one for each thread.
+    """
+    vectors = list(comp_vector) if isinstance(comp_vector, Iterable) else [comp_vector] * threads
+    if len(vectors) != threads:
+        raise ValueError(f"comp_vector: given {vectors}, but {threads} thread(s) want one completion vector each")
+    return [check_integer("comp_vector", vector, -(2**31), 2**31 - 1) for vector in vectors]
 
 
 def processors_of(affinity: int | Sequence[int] | None, threads: int) -> list[int]:
