@@ -19,7 +19,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("dpkt")
 
-from loopback import is_bound, wait_for
+from loopback import is_bound, wait_for, wait_for_delivery
 from receiving import receiver
 from speadrx import Axis, Layout, TimeAxis, add_reader
 from speadrx.simulate import GARBAGE_KINDS, Faults, PcapSink, Simulator, UdpSink
@@ -389,6 +389,7 @@ class TestLive:
             wait_for(lambda: is_bound(udp_port))
             with UdpSink([("127.0.0.1", udp_port)]) as sink:
                 simulator(faults=None).send(sink, 25)
+            wait_for_delivery()
             process.send_signal(signum)
             output = finish(process)
         assert process.returncode == 0

@@ -57,6 +57,16 @@ def wait_until_gone(reference):
     wait_for(lambda: reference() is None)
 
 
+def wait_for_delivery():
+    """Wait until sockets have what this thread has sent over loopback before: the kernel keeps the order."""
+    with contextlib.ExitStack() as stack:
+        to, sock = (stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(2))
+        to.settimeout(60)
+        to.bind(("127.0.0.1", 0))
+        sock.sendto(b"last", to.getsockname())
+        assert to.recv(8) == b"last"
+
+
 def packets(n, start=0):
     """Packets of good heaps, all of the same chunk."""
     return [encode(small_heap({0x10: 64 + i % 4 * 16}), start + i, 48)[0] for i in range(n)]
