@@ -42,7 +42,11 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
             (f"{RECV} --set axes.antena.size=8", ["antena", "antenna"]),
             (f"{RECV} --set time.batches", ["time.batches", "="]),
         ],
-        "--interface": [(f"{RECV} --interface 203.0.113.1", ["203.0.113.1"]), (f"{RECV} --interface lo", ["'lo'"])],
+        "--interface": [
+            (f"{RECV} --interface 203.0.113.1", ["203.0.113.1"]),
+            (f"{RECV} --interface nowhere", ["'nowhere'"]),
+        ],
+        "--comp-vector": [(f"{RECV} --comp-vector x", ["'x'"]), (f"{RECV} --comp-vector 2147483648", ["2147483648"])],
         "--affinity": [(f"{RECV} --affinity 4096", ["4096"]), (f"{RECV} --affinity x", ["'x'"])],
         "--buffer": [(f"{RECV} --buffer many", ["'many'"]), (f"{RECV} --buffer -1", ["-1"])],
         "--flush-after": [(f"{RECV} --flush-after 0", ["0"]), (f"{RECV} --flush-after x", ["'x'"])],

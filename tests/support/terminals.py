@@ -13,8 +13,14 @@ import termios
 import time
 
 SPEADRX = [sys.executable, "-m", "speadrx.cli"]
-# Programs in the background of a shell, as these tests may be, ignore Ctrl-C, and those that they start do, too.
-HEEDING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+# These tests may run in the background of a shell, or by nohup: then they ignore Ctrl-C or SIGHUP, and what they start
+# does, too.
+HEEDING = """
+import os, signal, sys
+for signum in signal.SIGINT, signal.SIGHUP:
+    signal.signal(signum, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 # Makes the terminal on its stdin its own, so that Ctrl-C typed there reaches it.
 IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {HEEDING}"
 PATIENCE = 30
