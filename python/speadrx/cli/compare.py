@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import re
 import sys
@@ -22,8 +21,7 @@ from speadrx.survey.comparison import compare as compare_placements
 from speadrx.survey.heaps import Survey
 
 from . import quantities
-from .inspect import listen, read_capture
-from .interrupt import interruptible
+from .inspect import gather
 from .options import load_layout, set_option
 from .parameters import naming_options, read_assignments
 
@@ -119,14 +117,7 @@ def _show(console: Console, comparison: Comparison) -> None:
 
 def _survey(source: str, interface: str | None, seconds: float, packets: int | None) -> Survey:
     survey = Survey(most_values=MOST_VALUES)
-    most = math.inf if packets is None else packets
-    with interruptible() as interrupted:
-        if os.path.exists(source):
-            if interface is not None:
-                raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
-            origin = read_capture(source, survey, most, interrupted)
-        else:
-            origin = listen(source, interface, survey, seconds, most, interrupted)
+    origin = gather(source, interface, survey, seconds, packets)
     if origin.damage is not None:
         click.echo(f"Warning: {origin.damage}: only what came before was compared", err=True)
     if survey.unkept:

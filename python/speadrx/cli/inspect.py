@@ -49,7 +49,24 @@ def _reason(exc: OSError | ValueError) -> str:
     return text.removeprefix("src: ")  # an argument of the library, not an option
 
 
-def read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
+def gather(source: str, interface: str | None, survey: Survey, seconds: float, packets: int | None) -> Origin:
+    """Add the packets of a capture, or those that come to endpoints, to a survey, until it is interrupted.
+
+    Raises
+    ------
+    click.BadParameter, UnusableError
+        If the capture cannot be read, or the endpoints cannot be listened to.
+    """
+    most = math.inf if packets is None else packets
+    with interruptible() as interrupted:
+        if not os.path.exists(source):
+            return _listen(source, interface, survey, seconds, most, interrupted)
+        if interface is not None:
+            raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
+        return _read_capture(source, survey, most, interrupted)
+
+
+def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
     """Add the packets of a capture to a survey, with a progress bar.
 
     Raises
@@ -82,7 +99,7 @@ def read_capture(path: str, survey: Survey, most: float, interrupted: threading.
     return Origin(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
 
 
-def listen(
+def _listen(
     source: str,
     interface: str | None,
     survey: Survey,
@@ -216,14 +233,7 @@ def inspect(
     if source == "-":
         source = "/dev/stdin"
     survey = Survey()
-    most = math.inf if packets is None else packets
-    with interruptible() as interrupted:
-        if os.path.exists(source):
-            if interface is not None:
-                raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
-            origin = read_capture(source, survey, most, interrupted)
-        else:
-            origin = listen(source, interface, survey, seconds, most, interrupted)
+    origin = gather(source, interface, survey, seconds, packets)
     streams = look(survey)
     if number is not None and streams and number > len(streams):
         raise click.BadParameter(f"{number}: there are only streams 1 to {len(streams)}", param_hint="--stream")
