@@ -28,6 +28,7 @@ pub mod place;
 #[cfg(feature = "python")]
 mod python;
 pub mod reason;
+pub mod record;
 pub mod segment;
 pub mod sending;
 pub mod spec;

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .metrics import sensors as sensors
     from .metrics import stats
     from .metrics.stats import StatsCollector
+    from .record import Recorder, RecorderStats
     from .survey import capture, propose
     from .survey.comparison import compare
 
@@ -52,6 +53,8 @@ __all__ = [
     "Reading",
     "Receiver",
     "ReceiverStats",
+    "Recorder",
+    "RecorderStats",
     "Rejection",
     "RingStats",
     "Send",
@@ -86,6 +89,8 @@ _short_names.install()
 def __getattr__(name: str) -> Any:
     if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
         return importlib.import_module(f".{name}", __name__)
+    if name in ("Recorder", "RecorderStats"):
+        return getattr(importlib.import_module(".record", __name__), name)
     if name == "StatsCollector":
         return importlib.import_module(".metrics.stats", __name__).StatsCollector
     if name == "compare":

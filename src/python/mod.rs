@@ -9,6 +9,7 @@ mod layout;
 mod ledger;
 mod placement;
 mod survey;
+mod writer;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -43,6 +44,8 @@ mod _core {
     use super::placement::{Placement, foreign_capsule};
     #[pymodule_export]
     use super::survey::Survey;
+    #[pymodule_export]
+    use super::writer::Writer;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

@@ -10,58 +10,23 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-import spead2
 
 import speadrx
-from handmade import Heap, encode
-from speadrx import Axis, Layout, SideItem, TimeAxis
-
-TIME_ID, ANTENNA_ID, SIDE_ID = 0x1600, 0x4101, 0x4102
-STEP, BATCHES, ANTENNAS, SAMPLES = 10, 4, 3, 5
-EPOCH, TICK_RATE = 1_700_000_000, 1000
-
-
-def layout_of(**changes) -> Layout:
-    fields = {
-        "heap_bytes": 2 * SAMPLES,
-        "dtype": ">i2",
-        "time": TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES, tick_rate=TICK_RATE, epoch=EPOCH),
-        "axes": (Axis(name="antenna", item=ANTENNA_ID, size=ANTENNAS),),
-        "side_items": (SideItem(name="status", item=SIDE_ID, dtype="u16"),),
-        **changes,
-    }
-    return Layout(**fields)
-
-
-def value(batch: int, antenna: int, sample: int) -> int:
-    return 1000 * (batch % 30) + 10 * antenna + sample
-
-
-def queue_of(heaps: Iterable[tuple[int, int]]) -> spead2.InprocQueue:
-    """Each heap, by batch and antenna; its payload is made without speadrx. The queue ends."""
-    queue = spead2.InprocQueue()
-    for count, (batch, antenna) in enumerate(heaps):
-        payload = struct.pack(f">{SAMPLES}h", *(value(batch, antenna, i) for i in range(SAMPLES)))
-        items = {
-            spead2.HEAP_LENGTH_ID: len(payload),
-            TIME_ID: batch * STEP,
-            ANTENNA_ID: antenna,
-            SIDE_ID: batch * 7 + antenna,
-        }
-        for packet in encode(Heap(items, payload), count + 1, 48):
-            queue.add_packet(packet)
-    queue.stop()
-    return queue
-
-
-def heaps_of(chunks: Iterable[int], missing: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-    batches = [chunk * BATCHES + i for chunk in chunks for i in range(BATCHES)]
-    missing = set(missing)
-    return [(batch, a) for batch in batches for a in range(ANTENNAS) if (batch, a) not in missing]
-
-
-def receiver(layout: Layout, heaps: Iterable[tuple[int, int]], **kwargs) -> speadrx.Receiver:
-    return speadrx.Receiver(layout, queue_of(heaps), **{"window": 2, "chunks": 6, "max_jump": 5000, **kwargs})
+from recordings import (
+    ANTENNAS,
+    BATCHES,
+    EPOCH,
+    SAMPLES,
+    STEP,
+    TICK_RATE,
+    TIME_ID,
+    heaps_of,
+    layout_of,
+    receiver,
+    status,
+    value,
+)
+from speadrx import TimeAxis
 
 
 def check(reading: speadrx.Reading, first: int, heaps: Iterable[tuple[int, int]], fill: int = 0) -> None:
@@ -70,13 +35,13 @@ def check(reading: speadrx.Reading, first: int, heaps: Iterable[tuple[int, int]]
     for i in range(len(reading.timestamp)):
         batch = first + i
         assert reading.timestamp[i] == batch * STEP
-        assert reading.time[i] == np.datetime64(EPOCH * 1000 + batch * STEP, "ms")
+        assert reading.time[i] == np.datetime64(EPOCH * TICK_RATE + batch * STEP, "ms")
         for antenna in range(ANTENNAS):
             came = (batch, antenna) in there
             assert reading.present[i, antenna] == came
             wanted = [value(batch, antenna, sample) if came else fill for sample in range(SAMPLES)]
             assert reading.data[i, antenna].tolist() == wanted
-            assert reading.extra["status"][i, antenna] == (batch * 7 + antenna if came else 0)
+            assert reading.extra["status"][i, antenna] == (status(batch, antenna) if came else 0)
 
 
 class TestRead:
@@ -114,7 +79,7 @@ class TestRead:
             check(reading, 0, heaps)
             assert len(reading.timestamp) == 1501 * BATCHES
 
-    @pytest.mark.parametrize("seconds", [0.041, 0.08, np.float32(0.0625)])
+    @pytest.mark.parametrize("seconds", [0.065, 0.128, np.float32(0.125)])
     def test_seconds_are_those_of_the_data(self, seconds: float) -> None:
         heaps = heaps_of(range(5))
         with receiver(layout_of(), heaps) as rx:
@@ -215,7 +180,7 @@ class TestCopy:
                 wanted = [value(true, antenna, sample) for sample in range(SAMPLES)]
                 assert copy.data[batch, antenna].tolist() == wanted
                 assert copy.samples()[batch, antenna].tolist() == wanted
-                assert copy.extra["status"][batch, antenna] == true * 7 + antenna
+                assert copy.extra["status"][batch, antenna] == status(true, antenna)
         assert len(copies) == 20
         assert sum(int(copy.present.sum()) for copy in copies) == len(heaps)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import TracebackType
@@ -220,6 +221,9 @@ class Chunk(spead2.recv.Chunk):
     # Blocks that the chunk was entered for since it was given out; and those in which it was recycled.
     _open_blocks = 0
     _spent_blocks = 0
+    # While somebody else needs it beside its user: counts who is done, and whether the user is.
+    _sharing: Iterator[int] | None = None
+    _user_is_done = False
 
     def __init__(
         self,
@@ -332,6 +336,29 @@ class Chunk(spead2.recv.Chunk):
             # Before it is given back, since another thread may have it in a block of its own at once.
             self._spent_blocks += self._open_blocks
             self._open_blocks = 0
+            if self._sharing is not None:
+                if self._user_is_done:
+                    raise ValueError("data: this chunk was recycled twice")
+                self._user_is_done = True
+            self._done()
+
+    def _share(self) -> None:
+        """Have the chunk wait for somebody else too, who calls `_done`, when its user recycles it."""
+        self._user_is_done = False
+        self._sharing = itertools.count(1)
+
+    def _unshare(self) -> None:
+        """Take `_share` back, before the user has the chunk."""
+        self._sharing = None
+
+    def _done(self) -> None:
+        """Give the chunk back, if nobody needs it any more."""
+        # The count is atomic: of two threads that are done, exactly one is the second.
+        if self._sharing is not None and next(self._sharing) < 2:
+            return
+        self._sharing = None
+        sink = self.sink()
+        if sink is not None:
             if getattr(sink, "_overwrites_recycled", False) and self.data is not None:
                 as_array("data", self.data).reshape(-1).view(np.uint8)[:] = _SPOILT
             sink.add_free_chunk(self)

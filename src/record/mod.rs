@@ -1,0 +1,4 @@
+//! Recordings: files written beside reception, without Python.
+
+pub mod file;
+pub mod writer;
