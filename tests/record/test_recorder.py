@@ -33,7 +33,7 @@ from speadrx import Recorder
 
 def record(path: pathlib.Path, heaps, layout=None, *, queue: int = 1000, **kwargs) -> speadrx.RecorderStats:
     """Record all heaps; the queue is long enough for all of them."""
-    options = {name: kwargs.pop(name) for name in ("select", "threads", "overwrite") if name in kwargs}
+    options = {name: kwargs.pop(name) for name in ("select", "threads", "overwrite", "wait") if name in kwargs}
     with (
         receiver(layout or layout_of(), heaps, **{"chunks": 60, **kwargs}) as rx,
         Recorder(rx, path, queue=queue, **options) as recorder,
@@ -72,6 +72,17 @@ class TestContents:
         heaps = heaps_of([0, 2500])
         record(tmp_path / "a.zarr", heaps)
         assert len(list((tmp_path / "a.zarr/time").glob("c.*"))) > 2
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
+
+    def test_it_waits_if_asked_to(self, tmp_path) -> None:
+        heaps = heaps_of(range(60))
+        stats = record(tmp_path / "a.zarr", heaps, queue=1, wait=True, chunks=6)
+        assert (stats.chunks, stats.not_written) == (60, {})
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
+
+    def test_several_threads(self, tmp_path) -> None:
+        heaps = heaps_of(range(60))
+        record(tmp_path / "a.zarr", heaps, threads=3)
         assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
 
     def test_a_restart_begins_a_group(self, tmp_path) -> None:
@@ -294,6 +305,6 @@ class TestTrouble:
             process.send_signal(signal.SIGKILL)
         heaps = heaps_of(range(400))
         if attributes(path)["parts"] or said[-1]:
-            assert check_part(path, 0, heaps) >= said[-1] * BATCHES * ANTENNAS
+            assert check_part(path, 0, heaps, killed=True) >= said[-1] * BATCHES * ANTENNAS
         assert attributes(path)["complete"] is False
         assert json.loads((path / "zarr.json").read_text("utf-8"))["node_type"] == "group"

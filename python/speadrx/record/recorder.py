@@ -105,6 +105,8 @@ class Recorder:
         needs: give the receiver more ``chunks`` for a longer queue.
     threads
         Threads that write.
+    wait
+        Whether the loop waits for the disk when the queue is full, so that no chunk is left out: for captures.
     overwrite
         Whether to remove a recording that is there already.
 
@@ -126,6 +128,7 @@ class Recorder:
         select: Mapping[str, Sequence[int]] | None = None,
         queue: int | None = None,
         threads: int = 1,
+        wait: bool = False,
         overwrite: bool = False,
     ) -> None:
         if not isinstance(receiver, Receiver):
@@ -144,7 +147,10 @@ class Recorder:
         self._documents: dict[str, bytes] = {}
         self._make_folder(overwrite)
         self._writer = Writer(threads, self._capacity)
+        self._waits = wait
         self._lock = threading.Lock()
+        #: Some jobs are over.
+        self._over = threading.Condition(self._lock)
         self._pending: dict[int, _Pending] = {}
         self._parts: list[Part] = []
         self._chunks = self._bytes = self._heaps = self._heaps_not_written = 0
@@ -190,6 +196,8 @@ class Recorder:
             self._fill(chunk)
         buffers, is_lent = self._stored.buffers(chunk)
         with self._lock:
+            while self._waits and len(self._pending) >= self._capacity:
+                self._over.wait()
             part, is_new = self._part_of(chunk)
             number = part.number(chunk.timestamp)
             chunks = part.grown(number)
@@ -286,6 +294,7 @@ class Recorder:
                         self._first_error = self._first_error or words
                         if pending.has_metadata:
                             pending.part.declared = 0  # so that the next chunk writes all of them
+                    self._over.notify_all()
                 if pending.chunk is not None:
                     pending.chunk._done()
 
