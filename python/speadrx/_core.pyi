@@ -25,6 +25,7 @@ __all__ = [
     "spec_to_toml",
     "time_heaps",
     "unused_reasons",
+    "Writer",
 ]
 
 __version__: str

@@ -33,7 +33,7 @@ from speadrx import Recorder
 
 def record(path: pathlib.Path, heaps, layout=None, *, queue: int = 1000, **kwargs) -> speadrx.RecorderStats:
     """Record all heaps; the queue is long enough for all of them."""
-    options = {name: kwargs.pop(name) for name in ("select", "threads", "overwrite", "wait") if name in kwargs}
+    options = {name: kwargs.pop(name) for name in ("select", "overwrite", "wait") if name in kwargs}
     with (
         receiver(layout or layout_of(), heaps, **{"chunks": 60, **kwargs}) as rx,
         Recorder(rx, path, queue=queue, **options) as recorder,
@@ -59,7 +59,7 @@ class TestContents:
 
     def test_stale_data_are_not_stored(self, tmp_path) -> None:
         heaps = heaps_of(range(40), missing=[(batch, batch % ANTENNAS) for batch in range(0, 160, 5)])
-        record(tmp_path / "a.zarr", heaps)
+        record(tmp_path / "a.zarr", heaps, queue=1, wait=True, chunks=4)
         assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
 
     def test_it_grows(self, tmp_path) -> None:
@@ -78,11 +78,6 @@ class TestContents:
         heaps = heaps_of(range(60))
         stats = record(tmp_path / "a.zarr", heaps, queue=1, wait=True, chunks=6)
         assert (stats.chunks, stats.not_written) == (60, {})
-        assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
-
-    def test_several_threads(self, tmp_path) -> None:
-        heaps = heaps_of(range(60))
-        record(tmp_path / "a.zarr", heaps, threads=3)
         assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
 
     def test_a_restart_begins_a_group(self, tmp_path) -> None:
@@ -233,6 +228,22 @@ class TestTrouble:
         present = check_part(path, 0, heaps)
         assert present == stats.heaps == len(heaps) - stats.heaps_not_written == 6 * BATCHES * ANTENNAS
 
+    def test_gone_at_the_begin(self, tmp_path) -> None:
+        """The metadata that could not be written come later."""
+        path, away = tmp_path / "a.zarr", tmp_path / "away"
+        heaps = heaps_of(range(9))
+        with receiver(layout_of(), heaps) as rx, Recorder(rx, path) as recorder:
+            path.rename(away)
+            for number, chunk in enumerate(recorder):
+                with chunk:
+                    wait_for(lambda: recorder.stats().queued == 0)
+                    if number == 2:
+                        away.rename(path)
+            assert (path / "data/zarr.json").exists()
+        stats = recorder.stats()
+        assert (stats.chunks, stats.not_written, stats.finished) == (6, {"folder_gone": 3}, True)
+        assert check_part(path, 0, heaps) == stats.heaps == 6 * BATCHES * ANTENNAS
+
     def test_gone_at_the_end(self, tmp_path) -> None:
         path = tmp_path / "a.zarr"
         with receiver(layout_of(), heaps_of(range(9))) as rx, Recorder(rx, path) as recorder:
@@ -273,7 +284,6 @@ class TestTrouble:
             ({"select": {"antenna": [7]}}, ValueError, "select: antenna has no 7"),
             ({"select": {"antenna": []}}, ValueError, "nothing is selected"),
             ({"queue": 0}, ValueError, "queue"),
-            ({"threads": 0}, ValueError, "threads"),
         ],
     )
     def test_mistakes(self, tmp_path, options, error, message) -> None:

@@ -103,8 +103,6 @@ class Recorder:
     queue
         How many chunks may wait for the disk. The default is what the receiver's chunks leave beyond those that it
         needs: give the receiver more ``chunks`` for a longer queue.
-    threads
-        Threads that write.
     wait
         Whether the loop waits for the disk when the queue is full, so that no chunk is left out: for captures.
     overwrite
@@ -127,7 +125,6 @@ class Recorder:
         *,
         select: Mapping[str, Sequence[int]] | None = None,
         queue: int | None = None,
-        threads: int = 1,
         wait: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -141,12 +138,12 @@ class Recorder:
         self._fill = chunk_filler(self._layout, receiver.stream._geometries, b"\0")
         spare = max(len(receiver.pool) - receiver.stream._window - 1, 1)
         self._capacity = spare if queue is None else check_integer("queue", queue, 1)
-        check_integer("threads", threads, 1)
         self._began = dt.datetime.now(dt.UTC).isoformat()
         #: The metadata of all in the recording, by path.
         self._documents: dict[str, bytes] = {}
         self._make_folder(overwrite)
-        self._writer = Writer(threads, self._capacity)
+        # One thread, so that folders and metadata are there before the chunks that need them.
+        self._writer = Writer(1, self._capacity)
         self._waits = wait
         self._lock = threading.Lock()
         #: Some jobs are over.
