@@ -18,6 +18,7 @@ use crate::record::writer::{self, Cause, Lent, Piece};
 pub struct Writer {
     // Its threads end before what they read goes.
     threads: writer::Writer,
+    // A buffer that goes may run Python code, which may let another thread in: never while this is locked.
     lent: Mutex<HashMap<u64, Vec<PyUntypedBuffer>>>,
     tickets: AtomicU64,
 }
@@ -59,7 +60,9 @@ impl Writer {
         if unsafe { self.threads.submit(ticket, work) } {
             return Ok(Some(ticket));
         }
-        all.remove(&ticket);
+        let back = all.remove(&ticket);
+        drop(all);
+        drop(back);
         Ok(None)
     }
 
@@ -68,12 +71,10 @@ impl Writer {
         let most = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let over = py.detach(|| self.threads.wait(most));
         let mut all = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        over.into_iter()
-            .map(|done| {
-                all.remove(&done.ticket);
-                (done.ticket, done.failure.map(|(cause, words)| (cause.name(), words)))
-            })
-            .collect()
+        let back: Vec<_> = over.iter().map(|done| all.remove(&done.ticket)).collect();
+        drop(all);
+        drop(back);
+        over.into_iter().map(|done| (done.ticket, done.failure.map(|(cause, words)| (cause.name(), words)))).collect()
     }
 
     /// Jobs that wait or run.
