@@ -4,11 +4,15 @@ import contextlib
 import os
 import pathlib
 import socket
+import sys
+import threading
 import time
+import traceback
 
 import pytest
 
 from handmade import encode, small_heap
+from speadrx.receive import watch
 
 
 def can(family, group=None):
@@ -48,8 +52,29 @@ def wait_for(condition, seconds=60):
     """Wait until a condition holds; how long that takes is of no account unless it is for ever."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"waited in vain. Threads, innermost calls first:\n{where_threads_are()}")
         time.sleep(0.001)
+
+
+def where_threads_are(lines=20, calls=4):
+    """What every thread of Python is doing, in a few lines, those of speadrx first, and which streams are watched."""
+    frames = sys._current_frames()
+    threads = sorted(threading.enumerate(), key=lambda thread: not thread.name.startswith("speadrx"))
+    said = ["watched: " + ", ".join(map(_watched, list(watch._watch._watched)))]
+    for thread in threads:
+        frame = frames.pop(thread.ident, None)
+        stack = [] if frame is None else traceback.extract_stack(frame)[: -calls - 1 : -1]
+        where = " < ".join(f"{pathlib.Path(call.filename).name}:{call.lineno} {call.name}" for call in stack)
+        said.append(f"{thread.name}: {where or 'no frame: it has not begun, or is over'}")
+    said += [f"thread {ident}, unknown to Python" for ident in frames]
+    return "\n".join(said[:lines] + [f"and {len(said) - lines} more"] * (len(said) > lines))
+
+
+def _watched(one):
+    """What is watched, and whether it has stopped."""
+    owner = one.owner() if hasattr(one, "owner") else one._sockets()
+    return f"{type(owner).__name__}{' (stopped)' * bool(getattr(owner, '_stopped', False))}"
 
 
 def wait_until_gone(reference):
