@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from .metrics import stats
     from .metrics.stats import StatsCollector
     from .record import Recorder, RecorderStats
+    from .record import open_recording as _open_recording
     from .survey import capture, propose
     from .survey.comparison import compare
 
-# A star import must not need aiokatcp: sensors are left out.
+    open = _open_recording  # noqa: A001
+
+# A star import must not need aiokatcp, nor hide what is built in: sensors and open are left out.
 __all__ = [
     "EVICTION_MODE",
     "RECV_SENSOR_TIMEOUT_CHUNKS",
@@ -89,8 +92,9 @@ _short_names.install()
 def __getattr__(name: str) -> Any:
     if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
         return importlib.import_module(f".{name}", __name__)
-    if name in ("Recorder", "RecorderStats"):
-        return getattr(importlib.import_module(".record", __name__), name)
+    if name in ("Recorder", "RecorderStats", "open"):
+        record = importlib.import_module(".record", __name__)
+        return getattr(record, "open_recording" if name == "open" else name)
     if name == "StatsCollector":
         return importlib.import_module(".metrics.stats", __name__).StatsCollector
     if name == "compare":
@@ -99,4 +103,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "open"})

@@ -16,6 +16,9 @@ from speadrx.layout.base import DeclarativeLayout
 #: What each element of a job is: a path, its bytes (None for a folder), and whether it stays if a later one fails.
 Piece = tuple[str, Any, bool]
 
+#: The version of the format. One that another reader cannot read has another number.
+FORMAT = 1
+
 #: The dtypes that every reader of Zarr v3 knows.
 _KNOWN = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
 _KNOWN |= {"float16", "float32", "float64", "complex64", "complex128"}
@@ -111,19 +114,19 @@ class Stored:
         declaration = layout.declaration
         names = layout.axis_names
         self.time_name = declaration.time.name
-        self._time_axis = names.index(self.time_name)
+        self.time_axis = names.index(self.time_name)
         heaps = tuple(len(select.get(i, range(n))) for i, n in enumerate(layout.present_shape))
         dtype, shape, dims = self._element()
-        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self._time_axis)
-        self._present = _Array("present", np.dtype(bool), names, heaps, self._time_axis)
+        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis)
+        self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis)
         extra = layout.extra_dtype
         taken = {"data", "present", *names}
         items = () if extra is None else [(name, extra[name]) for name in extra.names or ()]
-        self._side = {
-            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self._time_axis)
+        self.side = {
+            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis)
             for name, kind in items
         }
-        self.arrays = [self.data, *self._side.values(), self._present]
+        self.arrays = [self.data, *self.side.values(), self.present]
         taken = {array.name for array in self.arrays}
         self.coordinates = [
             (_Array(axis.name, np.dtype(np.int64), (axis.name,), (len(values),), None), np.array(values, np.int64))
@@ -156,11 +159,11 @@ class Stored:
         if chunk._buffers.shape is None:  # there are gaps between heaps
             data = layout.view(data)
         arrays = {"data": data, "present": np.asarray(chunk.present).reshape(layout.present_shape)}
-        if self._side:
+        if self.side:
             extra = (
                 np.asarray(chunk.extra).reshape(-1).view(layout.extra_dtype or np.void).reshape(layout.present_shape)
             )
-            arrays |= {array.name: extra[name] for name, array in self._side.items()}
+            arrays |= {array.name: extra[name] for name, array in self.side.items()}
         for axis, indices in self._select.items():
             arrays = {name: np.take(array, indices, axis) for name, array in arrays.items()}
         is_lent = np.shares_memory(arrays["data"], chunk.data) and arrays["data"].flags.c_contiguous

@@ -22,7 +22,7 @@ from speadrx.receive.chunk import Chunk, as_array
 from speadrx.receive.fill import chunk_filler
 from speadrx.receive.receiver import Receiver
 
-from .part import Part, Piece, Stored, check_selection, group_document
+from .part import FORMAT, Part, Piece, Stored, check_selection, group_document
 
 #: A longer gap begins a new part, so that a wrong time does not make arrays of any length.
 _MOST_GAP_BATCHES = 2**20
@@ -258,7 +258,7 @@ class Recorder:
 
     def _root_document(self, parts: Sequence[Part], **more: Any) -> bytes:
         ours = {
-            "format": 1,
+            "format": FORMAT,
             "version": __version__,
             "host": platform.node(),
             "began": self._began,

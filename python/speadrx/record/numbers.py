@@ -1,0 +1,110 @@
+"""From what a recording stores of heaps to their numbers: packed samples, complex integers, records."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from speadrx.layout.contents import Contents, Element
+from speadrx.layout.declaration import Layout, TimeAxis
+
+from .part import Stored
+
+#: Makes numbers of what is stored. Its leading axes, those of the layout, stay as they are, whatever their sizes.
+Decode = Callable[[np.ndarray], np.ndarray]
+
+
+class Numbers(NamedTuple):
+    """Numbers that each heap has."""
+
+    name: str
+    #: The names and sizes of their dimensions in a heap, and their dtype, in the byte order of this machine.
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    decode: Decode
+
+
+def numbers_of(layout: Layout, stored: Stored) -> list[Numbers]:
+    """What the heaps of a layout hold: ``data``, or the fields of records."""
+    contents, dims = layout._contents, layout.heap_axis_names
+    if not layout.fields:
+        return [Numbers("data", dims, contents.shape, *_decoder(contents, stored))]
+    found = []
+    taken = {*stored.present.dims, *(array.name for array in stored.arrays)}
+    for field in layout.fields:
+        name = f"field_{field.name}" if field.name in taken else field.name
+        dtype, convert = _plain(field.element)
+        inner = (*dims, *(f"{name}_{i}" for i in range(len(field.shape))))
+        decode = functools.partial(_field, contents.element.dtype, field.name, convert)
+        found.append(Numbers(name, inner, (*contents.shape, *field.shape), dtype, decode))
+    return found
+
+
+def same(stored: np.ndarray) -> np.ndarray:
+    """Decode what is stored as it is."""
+    return stored
+
+
+def _decoder(contents: Contents, stored: Stored) -> tuple[np.dtype, Decode]:
+    element = contents.element
+    dtype, convert = _plain(element)
+    if element.packing is not None:
+        return dtype, functools.partial(_unpack, contents, convert)
+    if element.is_complex_integer:
+        return dtype, functools.partial(_join, dtype)
+    if stored.data.dtype.name != element.dtype.name:
+        return dtype, functools.partial(_view, element.dtype)
+    return dtype, same
+
+
+def _plain(element: Element) -> tuple[np.dtype, Decode]:
+    """How complex integers, which numpy has as records only, become complex numbers. Others stay as they are."""
+    if element.dtype.names is None:
+        return element.dtype.newbyteorder("="), same
+    dtype = np.dtype(np.complex64 if element.dtype[0].itemsize <= 2 else np.complex128)
+    return dtype, functools.partial(_from_records, dtype)
+
+
+def _from_records(dtype: np.dtype, records: np.ndarray) -> np.ndarray:
+    out = np.empty(records.shape, dtype)
+    out.real, out.imag = records["re"], records["im"]
+    return out
+
+
+def _join(dtype: np.dtype, stored: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts are along the last axis."""
+    out = np.empty(stored.shape[:-1], dtype)
+    out.real, out.imag = stored[..., 0], stored[..., 1]
+    return out
+
+
+def _view(dtype: np.dtype, stored: np.ndarray) -> np.ndarray:
+    """What Zarr has no type for is bytes, along the last axis."""
+    return np.ascontiguousarray(stored).view(dtype)[..., 0]
+
+
+def _field(record: np.dtype, name: str, convert: Decode, stored: np.ndarray) -> np.ndarray:
+    return convert(_view(record, stored)[name])
+
+
+def _unpack(contents: Contents, convert: Decode, stored: np.ndarray) -> np.ndarray:
+    """Unpack samples as a receiver does."""
+    axes = stored.shape[:-1]
+    row = _row_of_heaps(contents, math.prod(axes))
+    return convert(row.samples(np.ascontiguousarray(stored))).reshape(axes + contents.shape)
+
+
+@functools.lru_cache(64)
+def _row_of_heaps(contents: Contents, n: int) -> Layout:
+    """A layout whose chunks are so many heaps, whatever their axes."""
+    return Layout(
+        heap_bytes=contents.heap_bytes,
+        time=TimeAxis(item=0x1600, step=1, batches=n),
+        dtype=contents.element.name,
+        heap_shape=contents.shape,
+    )

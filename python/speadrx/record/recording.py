@@ -1,0 +1,129 @@
+"""`Recording`: what lies in the folder of a recording, for all who read one."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+from typing import Any
+
+from speadrx._core import LayoutError, __version__
+from speadrx.layout.declaration import Layout
+
+from .part import FORMAT, Stored, check_selection
+
+
+class RecordedPart:
+    """A part of a recording: a Zarr group whose time goes on without a break.
+
+    Parameters
+    ----------
+    recording
+        The recording.
+    name
+        Name of the group: "" for the first part.
+    """
+
+    def __init__(self, recording: Recording, name: str) -> None:
+        self.recording = recording
+        self.folder = os.path.join(recording.path, name)
+        root = recording.zarr.open_group(recording.path, mode="r")
+        #: The Zarr group.
+        self.group = root[name] if name else root
+        #: What speadrx says of it: `first_timestamp`, `timestamp_step`, `tick_rate`, `time_is_utc`.
+        self.attributes: dict[str, Any] = dict(self.group.attrs["speadrx"])
+
+    def chunks(self) -> list[int]:
+        """The numbers of the chunks that are there, in order: a chunk is there with its `present`."""
+        stored = self.recording.stored
+        place = 1 + stored.time_axis
+        keys = (name.split(".") for name in os.listdir(os.path.join(self.folder, stored.present.name)))
+        return sorted(int(key[place]) for key in keys if key[0] == "c")
+
+    def length(self) -> int:
+        """How many batches it spans. While it grows, or if its end was not written, its arrays are longer."""
+        stored = self.recording.stored
+        declared = int(self.group[stored.present.name].shape[stored.time_axis])
+        if self.recording.attributes["complete"]:
+            return declared
+        return min(declared, (max(self.chunks(), default=-1) + 1) * self.recording.layout.chunk_batches)
+
+
+class Recording:
+    """A recording as it lies on disk.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at `path`.
+    ValueError
+        If it is not a recording, or one in a format that this version does not know.
+    ModuleNotFoundError
+        If zarr is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        #: Its folder.
+        self.path = os.fspath(path)
+        #: What speadrx says of it: the attributes of the root.
+        self.attributes = _attributes(self.path)
+        self.zarr = import_extra("zarr", "recordings are read with")
+        try:
+            #: The layout with which it was received.
+            self.layout = Layout._from_toml_text(self.attributes["layout"].encode(), f"{self.path}: its layout")
+            #: Which indices of each axis it has, if not all.
+            self.select = check_selection(self.layout, self.attributes["select"])
+        except (KeyError, AttributeError, TypeError, LayoutError) as exc:
+            raise ValueError(f"{self.path} is damaged: {exc}") from exc
+        #: Its arrays.
+        self.stored = Stored(self.layout, self.select)
+
+    def part(self, number: int) -> RecordedPart:
+        """Open one of its parts, counted from 0."""
+        return RecordedPart(self, self.attributes["parts"][number])
+
+
+def import_extra(name: str, what: str) -> Any:
+    """Import a module that comes with the extra `xarray`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed; the message says how to.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        raise ModuleNotFoundError(
+            f"{what} {exc.name}, which is not installed; do: pip install 'speadrx[xarray]'", name=exc.name
+        ) from None
+
+
+def _attributes(path: str) -> dict[str, Any]:
+    """Read what speadrx says of a recording, and check that it is one."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(errno.ENOENT, "there is no such recording", path)
+    try:
+        with open(os.path.join(path, "zarr.json"), "rb") as file:
+            ours = json.loads(file.read())["attributes"]["speadrx"]
+        found = ours.get("format")
+    except NotADirectoryError:
+        raise ValueError(f"{path} is not a recording, but a file; captures are read by speadrx.Receiver") from None
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a recording: there is no zarr.json in it") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not a recording that speadrx has made: its zarr.json does not say so") from None
+    if found is None and "first_timestamp" in ours:
+        raise ValueError(f"{path} is a part of a recording: open {os.path.dirname(os.path.abspath(path))} instead")
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found}, of speadrx {ours.get('version')}, but speadrx {__version__} reads format "
+            f"{FORMAT}: do pip install --upgrade speadrx"
+        )
+    return dict(ours)
