@@ -374,6 +374,9 @@ class TestLazy:
         _ = chosen.values
         assert opened[0] == "data/c.1.0.0"
         assert set(opened) == {"data/c.1.0.0", "present/c.1.0"} if is_masked else {"data/c.1.0.0"}
+        opened.clear()
+        _ = dataset.data[[5, 1, 6]].values  # a chunk is read once, in whatever order
+        assert sorted(name for name in opened if "data" in name) == ["data/c.0.0.0", "data/c.1.0.0"]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["uint8", "int10"])

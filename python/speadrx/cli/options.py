@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from speadrx._core import LayoutError
 from speadrx.layout import presets
 from speadrx.layout.declaration import Layout
 
@@ -19,7 +19,7 @@ _R = TypeVar("_R")
 
 
 def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) -> Layout:
-    """Load a layout for a command.
+    """Load a layout for a command: one that comes with speadrx, of a TOML file, or the one in a recording.
 
     Raises
     ------
@@ -27,8 +27,12 @@ def load_layout(name_or_path: str, overrides: tuple[str, ...], param_hint: str) 
         If it cannot be loaded.
     """
     try:
+        if os.path.isfile(os.path.join(name_or_path, "zarr.json")) and name_or_path not in presets.names():
+            from speadrx.record.recording import recorded_layout
+
+            return presets._from_text(recorded_layout(name_or_path), name_or_path, overrides)
         return presets.load(name_or_path, overrides)
-    except LayoutError as exc:
+    except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint=param_hint) from None
     except OSError as exc:
         raise click.BadParameter(f"{name_or_path}: {exc.strerror or exc}", param_hint=param_hint) from None
@@ -57,21 +61,22 @@ def force_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
     return click.option("--force", is_flag=True, help="Overwrite files that exist.")(command)
 
 
-def layout_options(command: Callable[..., _R]) -> Callable[..., _R]:
-    """Add ``--layout`` and ``--set``. The command gets the `Layout` that they make as `layout`."""
+def layout_options(command: Callable[..., _R], *, required: bool = True) -> Callable[..., _R]:
+    """Add ``--layout`` and ``--set``. The command gets the `Layout` that they make as `layout`, or None."""
 
     @click.option(
         "-l",
         "--layout",
         "name_or_path",
         metavar="FILE|PRESET",
-        required=True,
-        help="Layout: a TOML file, or one that comes with speadrx ('speadrx layout --list').",
+        required=required,
+        help="Layout: a TOML file, one that comes with speadrx ('speadrx layout --list'), or that of a recording.",
     )
     @set_option
     @functools.wraps(command)
-    def with_layout(*args: Any, name_or_path: str, overrides: tuple[str, ...], **kwargs: Any) -> _R:
+    def with_layout(*args: Any, name_or_path: str | None, overrides: tuple[str, ...], **kwargs: Any) -> _R:
         keep_files(name_or_path)
-        return command(*args, layout=load_layout(name_or_path, overrides, "-l/--layout"), **kwargs)
+        layout = None if name_or_path is None else load_layout(name_or_path, overrides, "-l/--layout")
+        return command(*args, layout=layout, **kwargs)
 
     return with_layout

@@ -1,8 +1,9 @@
-"""`speadrx replay`: receive the heaps in a capture file, as fast as possible or at the recorded pace."""
+"""`speadrx replay`: receive the heaps in a capture, or send a recording, as fast as possible or at its own pace."""
 
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import click
@@ -23,14 +24,15 @@ STDIN = "/dev/stdin"
 
 
 @click.command(epilog="\b\nExample:\n  speadrx replay capture.pcap -l meerkat-digitiser --to 239.1.2.3+7:7148 --json")
-@click.argument("path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@layout_options
+@click.argument("path", metavar="FILE", type=click.Path(exists=True, allow_dash=True))
+@functools.partial(layout_options, required=False)
 @click.option(
     "--pace",
     type=click.FloatRange(min=0, min_open=True),
     callback=read_finite,
     metavar="FACTOR",
-    help="How many times faster than recorded.  [default: as fast as possible]",
+    help="How many times faster than recorded.  [default: as fast as possible; for recordings 1, if their layout has a "
+    "tick_rate]",
 )
 @click.option(
     "--to",
@@ -39,12 +41,12 @@ STDIN = "/dev/stdin"
     multiple=True,
     metavar="ENDPOINTS",
     help="Replay only packets to these endpoints; :7148 is port 7148 of any address. They are dealt out to --threads.  "
-    "[default: all packets]",
+    "[default: all packets]  For recordings: where to send.",
 )
 @receiver_options
 def replay(
     *,
-    layout: DeclarativeLayout,
+    layout: DeclarativeLayout | None,
     path: str,
     pace: float | None,
     endpoints: list[tuple[str, int]],
@@ -56,21 +58,33 @@ def replay(
     all_sources: bool,
     **options: Any,
 ) -> None:
-    """Receive the heaps in a capture FILE, and account for every heap.
+    """Receive the heaps in a capture FILE, and account for every heap. Or send a recording.
 
-    FILE is in the format pcap or pcapng; - is standard input, as in 'tcpdump -w - udp | speadrx replay -'. Its link
-    layer need not be Ethernet.
+    A capture is in the format pcap or pcapng, and needs a layout; - is standard input, as in
+    'tcpdump -w - udp | speadrx replay -'. Its link layer need not be Ethernet.
 
     Without --pace, the file is read as fast as possible and no heap is lost, because reading waits for the receiver.
     With --pace, packets come as they were recorded. Ctrl-C, SIGTERM and SIGHUP end it with the account so far.
 
+    If FILE is a recording (night.zarr), it is sent to --to as the SPEAD stream that it was: with its own layout, times
+    and gaps. What is missing in it is not sent. Of the other options, --pace, --user-data and --json have a meaning
+    then.
+
     \b
     Exit codes:
-      0  heaps were received
+      0  heaps were received, or a recording was sent
       1  no heap was received, more were missing than --max-loss,
          or the account does not add up
       2  wrong usage, or FILE cannot be used (what comes before damage is received)
     """  # noqa: D301 (click needs the backslash)
+    if os.path.isdir(path):
+        from .resend import resend
+
+        resend(path, endpoints, pace=pace, user_data=dict(options["user_data"]), as_json=as_json)
+        return
+    if layout is None:
+        context = click.get_current_context()
+        raise click.MissingParameter(ctx=context, param=context.command.params[1])
     if threads > 1 and len(endpoints) < threads:
         raise click.UsageError(
             f"--threads {threads} needs at least {threads} endpoints in --to, to deal out to threads"

@@ -125,7 +125,6 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     (2, 64)
     """
     name = os.fspath(name_or_path)
-    known = parameters(name)
     if name in names():
         text = (_FILES / (name + _SUFFIX)).read_bytes()
     else:
@@ -136,6 +135,12 @@ def load(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
             raise LayoutError(
                 f"{shown}: neither a file nor a layout that comes with speadrx; {_overrides.suggest(name, names())}"
             ) from None
+    return _from_text(text, name, overrides)
+
+
+def _from_text(text: bytes, name: str, overrides: Iterable[str]) -> Layout:
+    """Make the layout that a text in TOML declares, with changes; `name` is for messages."""
+    known = parameters(name)
     overrides = as_tuple("overrides", overrides)
 
     def change(spec: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class RecordedPart:
     def __init__(self, recording: Recording, name: str) -> None:
         self.recording = recording
         self.folder = os.path.join(recording.path, name)
-        root = recording.zarr.open_group(recording.path, mode="r")
+        root = import_extra("zarr", "recordings are read with").open_group(recording.path, mode="r")
         #: The Zarr group.
         self.group = root[name] if name else root
         #: What speadrx says of it: `first_timestamp`, `timestamp_step`, `tick_rate`, `time_is_utc`.
@@ -64,8 +64,6 @@ class Recording:
         If there is nothing at `path`.
     ValueError
         If it is not a recording, or one in a format that this version does not know.
-    ModuleNotFoundError
-        If zarr is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,7 +71,6 @@ class Recording:
         self.path = os.fspath(path)
         #: What speadrx says of it: the attributes of the root.
         self.attributes = _attributes(self.path)
-        self.zarr = import_extra("zarr", "recordings are read with")
         try:
             #: The layout with which it was received.
             self.layout = Layout._from_toml_text(self.attributes["layout"].encode(), f"{self.path}: its layout")
@@ -85,8 +82,25 @@ class Recording:
         self.stored = Stored(self.layout, self.select)
 
     def part(self, number: int) -> RecordedPart:
-        """Open one of its parts, counted from 0."""
+        """Open one of its parts, counted from 0.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If zarr is not installed.
+        """
         return RecordedPart(self, self.attributes["parts"][number])
+
+
+def recorded_layout(path: str) -> bytes:
+    """Read the layout in a recording, as TOML.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no recording, or it cannot be read.
+    """
+    return str(_attributes(path).get("layout")).encode()
 
 
 def import_extra(name: str, what: str) -> Any:

@@ -61,6 +61,9 @@ class Simulator:
     payload
         Makes the payload of a heap from its batch (timestamp / step) and its index on each axis, in the order of
         declaration. By default, payloads are sections of a random pattern.
+    present
+        Whether there is a heap at all, from the same. What is not there is not sent, and counts as lost. By default,
+        all heaps are there.
     side_values
         Makes the value of each side item from batch and indices, by the item's name. By default, values are scattered.
     items
@@ -101,6 +104,7 @@ class Simulator:
         faults: Faults | None = None,
         user_data: Mapping[str, int] | None = None,
         payload: Callable[[int, tuple[int, ...]], bytes | memoryview] | None = None,
+        present: Callable[[int, tuple[int, ...]], bool] | None = None,
         side_values: Mapping[str, Callable[[int, tuple[int, ...]], int]] | None = None,
         items: Mapping[int, int] | None = None,
         timestamp_jitter: int = 0,
@@ -113,7 +117,7 @@ class Simulator:
         self._declaration = layout.declaration
         self._time = self._declaration.time
         self._axes = self._declaration.axes
-        self._payload = payload
+        self._payload, self._present = payload, present
         self._side_values = dict(side_values or {})
         self._send = send = self._declaration.send or Send()
         self._items = {item: 0 for item in self._declaration.required_items if item not in SPECIAL_ITEMS}
@@ -350,7 +354,8 @@ class Simulator:
                 source = self._source_of(indices)
                 payload_item = self._send.payload_items[source] if self._send.payload_items else None
                 sent = complete = 0
-                for _ in range(0 if rand() < faults.loss else 1 + (rand() < faults.duplicate)):
+                is_lost = rand() < faults.loss or not (self._present is None or self._present(batch, indices))
+                for _ in range(0 if is_lost else 1 + (rand() < faults.duplicate)):
                     data = self.payload(batch, indices)
                     packets = self._encoder.heap(self.items(batch, indices), data, payload_item=payload_item)
                     kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
@@ -364,6 +369,22 @@ class Simulator:
                 truth.incomplete[source] += bool(sent and not complete)
                 self._heaps_sent += sent
             self._next_batch += 1
+
+    def go_to(self, timestamp: int) -> None:
+        """Go on with another batch: after a gap, or as senders do that were restarted.
+
+        Parameters
+        ----------
+        timestamp
+            Timestamp of the batch, in ticks, as for `first_timestamp`.
+
+        Raises
+        ------
+        ValueError
+            If no batch has that timestamp.
+        """
+        self._clock = SenderClock(self._time, timestamp, self._encoder.address_bits)
+        self._next_batch = self._clock.batch(timestamp)
 
     def packets(self, batches: int | None = None, *, stop: Callable[[], bool] | None = None) -> Iterator[Packet]:
         """Make the packets of the next batches, and count them in `truth`.
