@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import pathlib
 import sys
-import time
 import tomllib
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -284,7 +284,7 @@ class TestRings:
         """By a clock of our own: seconds full and empty, and what the chunks waited together."""
         collector.close()
         now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: now)
+        monkeypatch.setattr("speadrx.metrics.rings.time", types.SimpleNamespace(monotonic=lambda: now))
         stream = make(chunks=3, data_ringbuffer=spead2.recv.ChunkRingbuffer(1))
         collector.add(stream)
         now += 8  # the free ring has 3
@@ -316,7 +316,7 @@ class TestRings:
         """As it seems to, where a signal handler samples in the midst of a sample; nor does any time count twice."""
         collector.close()
         now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: now)
+        monkeypatch.setattr("speadrx.metrics.rings.time", types.SimpleNamespace(monotonic=lambda: now))
         collector.add(make(chunks=0))
         for now, blocked in ((104, 4), (102, 4), (104, 4), (105, 5)):  # noqa: B007
             assert Metrics(registry)(metrics.RING_BLOCKED_SECONDS, ring="free") == blocked

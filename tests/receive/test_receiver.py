@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import types
 import urllib.request
 
 import numpy as np
@@ -401,12 +402,11 @@ def test_start_that_fails_leaves_nothing(ports):
 def test_threads_that_begin_to_iterate_at_once(monkeypatch):
     """Only one of them starts the receiver; all get chunks."""
     both = threading.Barrier(2)
-    monotonic = time.monotonic
 
     def slow():
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.2)
-        return monotonic()
+        return time.monotonic()
 
     queue = spead2.InprocQueue()
     simulate(InprocSink(queue), faults=Faults())
@@ -414,7 +414,7 @@ def test_threads_that_begin_to_iterate_at_once(monkeypatch):
     receiver = Receiver(LAYOUT, queue)
     added = []
     monkeypatch.setattr(receiver, "_add_readers", lambda *args: added.append(Receiver._add_readers(receiver, *args)))
-    monkeypatch.setattr("speadrx.receive.receiver.time.monotonic", slow)
+    monkeypatch.setattr("speadrx.receive.receiver.time", types.SimpleNamespace(monotonic=slow))
     consumers = [Consumer(receiver) for _ in range(2)]
     assert sum(consumer.wait().present for consumer in consumers) == BATCHES * 4
     assert len(added) == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import types
 
 import pytest
 import spead2
@@ -124,3 +125,81 @@ def test_thread_ends_with_the_last_stream(make, monkeypatch):
     third = make()
     assert running()
     third.stop()
+
+
+class Probe:
+    """Something to look at, once."""
+
+    interval = 0.01
+
+    def __init__(self, error=None):
+        self.looked = threading.Event()
+        self._error = error
+
+    def look(self, now):
+        self.looked.set()
+        if self._error is not None:
+            raise self._error
+        return False
+
+
+def test_added_while_another_is_added():
+    """As where a signal handler or a finaliser makes a stream in the midst of making another."""
+
+    class Interrupted(list):
+        def append(self, one):
+            if one is probes[0]:
+                watch.add(probes[1])
+            super().append(one)
+
+    probes = [Probe(), Probe()]
+    watch = speadrx.receive.watch._Watch()
+    watch._watched = Interrupted()
+    watch.add(probes[0])
+    for probe in probes:
+        assert probe.looked.wait(60)
+
+
+def test_added_while_others_are_let_go():
+    """Nor is it forgotten then."""
+
+    class Interrupted(list):
+        def remove(self, one):
+            super().remove(one)
+            if one is probes[0]:
+                watch.add(probes[1])
+
+    probes = [Probe(), Probe()]
+    watch = speadrx.receive.watch._Watch()
+    watch._watched = Interrupted()
+    watch.add(probes[0])
+    for probe in probes:
+        assert probe.looked.wait(60)
+
+
+def test_interrupt_before_the_thread_begins(monkeypatch):
+    """Ctrl-C comes while the first stream is made; the next one is watched all the same."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    watch = speadrx.receive.watch._Watch()
+    with monkeypatch.context() as patch:
+        patch.setattr("speadrx.receive.watch.threading", types.SimpleNamespace(Thread=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            watch.add(Probe())
+    probe = Probe()
+    watch.add(probe)
+    assert probe.looked.wait(60)
+
+
+@pytest.mark.parametrize("error", [ValueError("of one"), BaseException("like a panic of the core")])
+def test_error_of_one_does_not_concern_others(caplog, error):
+    watch = speadrx.receive.watch._Watch()
+    probes = [Probe(error), Probe()]
+    for probe in probes:
+        watch.add(probe)
+    for probe in probes:
+        assert probe.looked.wait(60)
+    wait_for(lambda: caplog.records)
+    assert "a stream is no longer watched" in caplog.text

@@ -155,7 +155,7 @@ def _look(one: _Watched | _WatchedGroups, now: float) -> bool:
     """Look at a stream. An error must not prevent looking at the other streams."""
     try:
         return one.look(now)
-    except Exception:
+    except BaseException:  # a panic of the core is no `Exception`
         logger.exception(
             "a stream is no longer watched: it will not be flushed when it is silent, nor join its groups again"
         )
@@ -164,7 +164,8 @@ def _look(one: _Watched | _WatchedGroups, now: float) -> bool:
 
 class _Watch:
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finaliser may make a stream anywhere, also while this is held.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._watched: list[_Watched | _WatchedGroups] = []
         self._running = False
@@ -174,11 +175,14 @@ class _Watch:
             self._watched.append(watched)
             if self._running:
                 self._wake.notify()
-            else:
-                self._running = True
+            else:  # the thread itself says that it runs, since Ctrl-C may come before it has begun
                 threading.Thread(target=self._run, name="speadrx-watch", daemon=True).start()
 
     def _run(self) -> None:
+        with self._lock:
+            if self._running:  # another thread has begun meanwhile
+                return
+            self._running = True
         due: dict[_Watched | _WatchedGroups, float] = {}
         while True:
             now = time.monotonic()
@@ -192,7 +196,8 @@ class _Watch:
                         gone.append(one)
                         del due[one]
             with self._lock:
-                self._watched = [one for one in self._watched if one not in gone]
+                for one in gone:
+                    self._watched.remove(one)
                 if not self._watched:
                     self._running = False
                     return
