@@ -15,6 +15,7 @@ from speadrx.simulate import PcapSink, Simulator
 SEND = "send -l array.toml 127.0.0.1:7148 --batches 1"
 RECV = "recv -l array.toml 127.0.0.1:7148 --seconds 0.1"
 REPLAY = "replay capture.pcap -l array.toml"
+RECORD = "record -l array.toml capture.pcap -o new.zarr"
 BEAM = "meerkat-tied-array-channelised-voltage"
 
 #: By command and option (or argument): what is typed, and what the message has beside the option's name.
@@ -114,6 +115,55 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--packet-bytes": [(f"{SEND} --packet-bytes 40", ["40"])],
         "--address-bits": [(f"{SEND} --address-bits 32", ["'32'", "48"])],
         "--truth": [(f"{SEND} --truth /nonexistent/truth.json", ["/nonexistent/truth.json"])],
+    },
+    "record": {
+        "SOURCES": [
+            ("record -l array.toml -o new.zarr", ["Missing"]),
+            ("record -l array.toml -o new.zarr no.pcap", ["no.pcap", "no such file"]),
+            ("record -l array.toml -o new.zarr array.toml", ["array.toml", "pcap"]),
+            ("record -l array.toml -o new.zarr 127.0.0.1:99999", ["99999", "1 to 65535"]),
+        ],
+        "--layout": [("record capture.pcap -o new.zarr", ["Missing"])],
+        "--output": [
+            ("record -l array.toml capture.pcap", ["Missing"]),
+            (f"{RECORD} -o /nonexistent/new.zarr", ["/nonexistent/new.zarr", "No such file"]),
+            (f"{RECORD} -o /dev --force", ["/dev", "no recording"]),
+        ],
+        "--seconds": [
+            (f"{RECORD} --seconds 0", ["0"]),
+            ("record -l timeless.toml capture.pcap -o new.zarr --seconds 1", ["tick_rate"]),
+        ],
+        "--chunks": [(f"{RECORD} --chunks 0", ["0"])],
+        "--max-bytes": [(f"{RECORD} --max-bytes 0", ["0"]), (f"{RECORD} --max-bytes 1kB", ["1000", "524800"])],
+        "--split": [
+            (f"{RECORD} --split 0", ["0"]),
+            ("record -l timeless.toml capture.pcap -o new.zarr --split 1", ["tick_rate"]),
+        ],
+        "--select": [
+            (f"{RECORD} --select 3", ["'3'", "antenna=3,7"]),
+            (f"{RECORD} --select antenna=x", ["'antenna=x'"]),
+            (f"{RECORD} --select beam=3", ["'beam'", "antenna"]),
+            (f"{RECORD} --select antenna=8", ["antenna has no 8"]),
+        ],
+        "--interface": [(f"{RECORD} --interface lo", ["capture.pcap"])],
+        "--comp-vector": [(f"{RECORD} --comp-vector 1", ["capture.pcap"])],
+        "--affinity": [(f"{RECORD} --affinity 0", ["capture.pcap"])],
+        "--buffer": [(f"{RECORD} --buffer 1MB", ["capture.pcap"])],
+        "--flush-after": [(f"{RECORD} --flush-after 1", ["capture.pcap"])],
+        "--metrics-port": [(f"{RECORD} --metrics-port 0", ["capture.pcap"])],
+        "--metrics-address": [(f"{RECORD} --metrics-address ::", ["capture.pcap"])],
+        "--label": [(f"{RECORD} --label stream=wide", ["capture.pcap"])],
+        "--interval": [(f"{RECORD} --interval 0", ["0"])],
+        "--threads": [(f"{RECORD} --threads 2", ["capture.pcap"])],
+        "--window": [(f"{RECORD} --window 0", ["0"])],
+        "--tolerance": [(f"{RECORD} --tolerance soon", ["'soon'"])],
+        "--pool": [(f"{RECORD} --pool 0", ["0"])],
+        "--max-jump": [(f"{RECORD} --max-jump -1", ["-1"])],
+        "--user-data": [(f"{RECORD} --user-data pol", ["pol"])],
+        "--fill": [(f"{RECORD} --fill 70000", ["70000", "int16"])],
+        "--history": [(f"{RECORD} --history /nonexistent/run.json", ["/nonexistent/run.json"])],
+        "--max-loss": [(f"{RECORD} --max-loss 101%", ["101%"])],
+        "--set": [(f"{RECORD} --set time.step=0", ["time.step", "0"])],
     },
     "replay": {
         "FILE": [
@@ -227,6 +277,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "array.toml").write_text(ARRAY, "utf-8")
     (tmp_path / "bad.toml").write_text(ARRAY.replace("heap_bytes = 1024", "heap_bytes = 0"), "utf-8")
     (tmp_path / "broken.toml").write_text(ARRAY.replace('sources = "antenna"', "sources = antenna"), "utf-8")
+    (tmp_path / "timeless.toml").write_text(ARRAY.replace("tick_rate = 1e6\n", ""), "utf-8")
     from speadrx import Layout
 
     with PcapSink("capture.pcap") as sink:

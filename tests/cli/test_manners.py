@@ -27,6 +27,7 @@ WRITERS = [
     ("send -l array.toml --pcap a.pcap --batches 64 --truth new", "new", "--truth"),
     ("replay capture.pcap -l array.toml --history new", "new", "--history"),
     ("recv 127.0.0.1:7148 -l array.toml --seconds 0.1 --history new", "new", "--history"),
+    ("record capture.pcap -l array.toml -o other --history new", "new", "--history"),
     ("layout array.toml --svg new", "new", "--svg"),
     ("inspect capture.pcap -o new", "new", "--output"),
     ("plot capture.pcap -l array.toml -o new.svg --size 800x500", "new.svg", "--output"),
@@ -91,6 +92,8 @@ NAMED = {
     "--buffer": "size",
     "--packet-bytes": "size",
     "--packet-size": "size",
+    "--max-bytes": "size",
+    "--split": "time",
 }
 
 

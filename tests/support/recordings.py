@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import spead2
@@ -40,9 +40,8 @@ def status(batch: int, antenna: int) -> int:
     return (batch * 7 + antenna) % 2**16
 
 
-def queue_of(heaps: Iterable[tuple[int, int]]) -> spead2.InprocQueue:
-    """Each heap, by batch and antenna; its payload is made without speadrx. The queue ends."""
-    queue = spead2.InprocQueue()
+def packets_of(heaps: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """A packet for each heap, by batch and antenna, made without speadrx."""
     for count, (batch, antenna) in enumerate(heaps):
         payload = struct.pack(f">{SAMPLES}h", *(value(batch, antenna, i) for i in range(SAMPLES)))
         items = {
@@ -51,8 +50,14 @@ def queue_of(heaps: Iterable[tuple[int, int]]) -> spead2.InprocQueue:
             ANTENNA_ID: antenna,
             SIDE_ID: status(batch, antenna),
         }
-        for packet in encode(Heap(items, payload), count + 1, 48):
-            queue.add_packet(packet)
+        yield from encode(Heap(items, payload), count + 1, 48)
+
+
+def queue_of(heaps: Iterable[tuple[int, int]]) -> spead2.InprocQueue:
+    """Packets of heaps. The queue ends."""
+    queue = spead2.InprocQueue()
+    for packet in packets_of(heaps):
+        queue.add_packet(packet)
     queue.stop()
     return queue
 

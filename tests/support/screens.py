@@ -79,6 +79,7 @@ COMMANDS = (
         leaves="capture.pcap",
     ),
     Command("inspect capture.pcap -o proposed.toml --force", leaves="proposed.toml"),
+    Command("record capture.pcap -l array.toml -o night.zarr --seconds 2 --force"),
     Command("replay capture.pcap -l proposed.toml --history run.json --force", leaves="run.json"),
     Command("compare capture.pcap array.toml proposed.toml --set time.batches=64"),
     Command("plot run.json -o run.png --force"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -12,8 +13,10 @@ import pytest
 
 from loopback import wait_for
 from network import leave_out
-from recordings import ANTENNAS, BATCHES, attributes, check_part, heaps_of, layout_of, receiver
+from recordings import ANTENNAS, BATCHES, attributes, check_part, heaps_of, layout_of, packets_of, receiver
 from speadrx import Recorder
+from terminals import PATIENCE, SPEADRX, environment
+from wire import write_capture
 
 
 @pytest.fixture
@@ -85,3 +88,25 @@ def test_read_only_for_a_while(disk) -> None:
     stats = record(disk, heaps, between).stats()
     assert (stats.chunks, stats.not_written, stats.finished) == (20, {"not_allowed": 10}, True)
     assert check_part(disk / "a.zarr", 0, heaps) == 20 * BATCHES * ANTENNAS
+
+
+def test_command(disk, tmp_path) -> None:
+    """What is written is there, and what is not is named; the exit code says it."""
+    heaps = heaps_of(range(300))
+    capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps))
+    (tmp_path / "array.toml").write_text(layout_of().declaration.to_toml(), "utf-8")
+    command = ["record", capture, "-l", str(tmp_path / "array.toml"), "-o", str(disk / "a.zarr"), "--json"]
+    done = subprocess.run([*SPEADRX, *command], capture_output=True, text=True, env=environment(), timeout=PATIENCE)
+    assert done.returncode == 3, done.stderr
+    recording = json.loads(done.stdout)["recording"]
+    lost = recording["not_written"]["disk_full"]
+    assert (recording["chunks"] + lost, recording["finished"]) == (300, True)
+    assert (
+        f"Not recorded: {lost * BATCHES * ANTENNAS:,} heaps in {lost} chunks: the disk was full ({lost})."
+        in done.stderr
+    )
+    assert "No space" in done.stderr
+    assert (
+        0 < check_part(disk / "a.zarr", 0, heaps) == recording["heaps"] == len(heaps) - recording["heaps_not_written"]
+    )
+    assert attributes(disk / "a.zarr")["recorder"]["not_written"] == {"disk_full": lost}

@@ -164,10 +164,12 @@ class LiveView:
         What it receives.
     browsing
         What keys have chosen, if there are keys.
+    beside
+        What else the command does with the data.
     """
 
-    def __init__(self, moment: Moment, where: str, browsing: Browsing | None = None) -> None:
-        self._moment = moment
+    def __init__(self, moment: Moment, where: str, browsing: Browsing | None = None, *, beside: str = "") -> None:
+        self._moment, self._beside = moment, beside
         self._where = where
         self._browsing = browsing
 
@@ -186,6 +188,7 @@ class LiveView:
                 f"{_rings(stats)}, in flight {exact(stats.in_flight)}, kernel drops {exact(stats.kernel_drops)}, "
                 f"too old {exact(stats.too_old)}, incomplete {exact(stats.incomplete)}"
             ),
+            *([printable(self._beside)] if self._beside else []),
             *tally("Rejected", stats.rejected),
             *_time(stats),
             Text(),

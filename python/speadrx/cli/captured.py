@@ -113,7 +113,9 @@ def run_capture(session: Session, interrupted: threading.Event, feed: Feed) -> N
         session.began = _since_1970(feed.began)
 
     def poll() -> tuple[float, str]:
-        return feed.position, counted(receiver.ledger.snapshot().placed, "heap")
+        return feed.position, "  ".join(
+            filter(None, [counted(receiver.ledger.snapshot().placed, "heap"), session.beside()])
+        )
 
     with PolledProgress(feed.size, poll):
         session.run(interrupted, feed=wait)

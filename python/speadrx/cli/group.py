@@ -9,7 +9,20 @@ import click
 from speadrx._core import __version__
 
 #: The sub-commands. Each is a function in the module of the same name.
-COMMANDS = ("demo", "recv", "send", "replay", "inspect", "plot", "doctor", "layout", "compare", "bench", "top")
+COMMANDS = (
+    "demo",
+    "recv",
+    "send",
+    "record",
+    "replay",
+    "inspect",
+    "plot",
+    "doctor",
+    "layout",
+    "compare",
+    "bench",
+    "top",
+)
 
 
 class _Group(click.Group):

@@ -19,7 +19,9 @@ from .parameters import (
     Tolerance,
     naming_options,
     read_assignments,
+    read_labels,
     read_number,
+    read_processors,
     read_tolerance,
     user_data_by_thread,
 )
@@ -84,6 +86,69 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--json", "as_json", is_flag=True, help="Print the account as JSON."),
     all_sources_option,
 ]
+
+
+_NETWORK_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--interface", metavar="NAME|ADDRESS", help="Interface to join groups on.  [default: as the routes say]"
+    ),
+    click.option("--ibv", is_flag=True, help="Bypass the kernel with ibverbs. Every endpoint needs an interface then."),
+    click.option(
+        "--comp-vector",
+        type=click.IntRange(-(2**31), 2**31 - 1),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Completion vector (interrupt) of the first thread, for --ibv; -1 to poll. Other threads get the next.",
+    ),
+    click.option(
+        "--affinity",
+        callback=read_processors,
+        metavar="CPUS",
+        help="Processor for each thread: 2,4 or 2-5.  [default: any]",
+    ),
+    click.option("--buffer", type=quantities.size(), help="Socket buffer of each thread.  [default: 64MiB]"),
+    click.option(
+        "--flush-after",
+        type=quantities.time(above_least=True),
+        help="Complete the chunks in the window after so long a silence.  [default: never]",
+    ),
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        help="Serve metrics for Prometheus on this port; 0 means any free port.  [default: do not]",
+    ),
+    click.option(
+        "--metrics-address",
+        default="127.0.0.1",
+        show_default=True,
+        metavar="ADDRESS",
+        help="Address to serve them on; 0.0.0.0 or :: means any, so that other machines can read them.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        callback=read_labels,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Label that all of these metrics get, such as stream=l-band. It may be given several times.",
+    ),
+    click.option(
+        "--interval",
+        type=quantities.time(0.1),
+        default="1s",
+        show_default=True,
+        help="Time between lines, if the output is not a terminal.",
+    ),
+    click.option("--quiet", is_flag=True, help="Show nothing until the end."),
+]
+
+
+def network_options(command: Callable[..., _R]) -> Callable[..., _R]:
+    """Add the options of receivers that listen to the network, and of what such commands show meanwhile."""
+    for option in reversed(_NETWORK_OPTIONS):
+        command = option(command)
+    return command
 
 
 def receiver_options(command: Callable[..., _R]) -> Callable[..., _R]:

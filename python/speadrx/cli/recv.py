@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,14 @@ from rich.console import Console
 
 from speadrx.accounts.report import ReceiverStats
 from speadrx.layout.base import DeclarativeLayout
+from speadrx.receive.receiver import Receiver
 
 from . import quantities
 from .interrupt import interruptible
 from .mismatch import on_network
 from .options import layout_options
-from .parameters import ENDPOINTS_AS_TYPED, describe, read_endpoints, read_labels, read_processors
-from .receiving import describe_receiver, make_receiver, receiver_options
+from .parameters import ENDPOINTS_AS_TYPED, describe, read_endpoints
+from .receiving import describe_receiver, make_receiver, network_options, receiver_options
 from .session import Session, conclude, lines, live
 from .tables import printable
 
@@ -31,28 +33,7 @@ from .tables import printable
 )
 @click.argument("endpoints", nargs=-1, required=True, callback=read_endpoints, metavar="ENDPOINTS...")
 @layout_options
-@click.option("--interface", metavar="NAME|ADDRESS", help="Interface to join groups on.  [default: as the routes say]")
-@click.option("--ibv", is_flag=True, help="Bypass the kernel with ibverbs. Every endpoint needs an interface then.")
-@click.option(
-    "--comp-vector",
-    type=click.IntRange(-(2**31), 2**31 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Completion vector (interrupt) of the first thread, for --ibv; -1 to poll. Further threads get the next ones.",
-)
-@click.option(
-    "--affinity",
-    callback=read_processors,
-    metavar="CPUS",
-    help="Processor for each thread: 2,4 or 2-5.  [default: any]",
-)
-@click.option("--buffer", type=quantities.size(), help="Socket buffer of each thread.  [default: 64MiB]")
-@click.option(
-    "--flush-after",
-    type=quantities.time(above_least=True),
-    help="Complete the chunks in the window after so long a silence.  [default: never]",
-)
+@network_options
 @click.option(
     "--seconds",
     type=quantities.time(above_least=True),
@@ -61,34 +42,6 @@ from .tables import printable
 @click.option(
     "--chunks", type=click.IntRange(min=1), metavar="N", help="End when N chunks are complete.  [default: never]"
 )
-@click.option(
-    "--metrics-port",
-    type=click.IntRange(0, 65535),
-    help="Serve metrics for Prometheus on this port; 0 means any free port.  [default: do not]",
-)
-@click.option(
-    "--metrics-address",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="Address to serve them on; 0.0.0.0 or :: means any, so that other machines can read them.",
-)
-@click.option(
-    "--label",
-    "labels",
-    callback=read_labels,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Label that all of these metrics get, such as stream=l-band. It may be given several times.",
-)
-@click.option(
-    "--interval",
-    type=quantities.time(0.1),
-    default="1s",
-    show_default=True,
-    help="Time between lines, if the output is not a terminal.",
-)
-@click.option("--quiet", is_flag=True, help="Show nothing until the end.")
 @receiver_options
 def recv(
     *,
@@ -122,36 +75,75 @@ def recv(
       2  wrong usage, or the network cannot be used
     """  # noqa: D301 (click needs the backslash)
     console = Console(highlight=False, stderr=as_json)
-    where = describe(endpoints)
+    with interruptible() as interrupted:
+        session = listen(layout, endpoints, lambda receiver: Session(receiver, history), options)
+        run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)
+        watch(run, session, console, interrupted, describe(endpoints), interval, quiet=quiet, is_logged=not as_json)
+    code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
+    say_why_nothing(session, layout, endpoints, options["interface"])
+    click.get_current_context().exit(code)
+
+
+def listen(
+    layout: DeclarativeLayout,
+    endpoints: list[tuple[str, int]],
+    make: Callable[[Receiver], Session],
+    options: dict[str, Any],
+) -> Session:
+    """Make a receiver that listens to the network, as the options say, and a session of it.
+
+    Raises
+    ------
+    click.BadParameter, UnusableError
+        If the arguments cannot be used.
+    """
     _check_metrics(options)
     first = options["comp_vector"]
-    options["comp_vector"] = [first + i if first >= 0 else first for i in range(options["threads"])]
-    with interruptible() as interrupted:
-        session = Session(make_receiver(layout, endpoints, **options), history)
-        run = functools.partial(session.run, interrupted, seconds=seconds, chunks=chunks)
-        receiver = session.receiver
-        watching: contextlib.AbstractContextManager[Callable[[], None] | None] = contextlib.nullcontext()
-        if not quiet:
-            console.print(printable(describe_receiver(receiver, where)))
-            if receiver.metrics_port is not None:
-                console.print(f"Metrics: {_metrics_url(options['metrics_address'], receiver.metrics_port)}")
-            if console.is_terminal and not console.is_dumb_terminal:
-                watching = live(console, session, f"{layout.declaration.name or 'heaps'} from {where}", interrupted)
-            elif not as_json:
-                run = functools.partial(run, look=lines(session, interval))
-        with watching as look:
-            run() if look is None else run(look=look)
-    code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, endpoints=endpoints)
-    context = click.get_current_context()
-    stats = receiver.stats()
-    if not stats.present:
-        typed = [",".join(context.meta[ENDPOINTS_AS_TYPED])]
-        typed += [] if options["interface"] is None else ["--interface", options["interface"]]
-        if stats.packets:
-            for text in on_network(layout, endpoints, options["interface"]):
-                click.echo(text, err=True)
-        click.echo(_why_nothing(stats, typed), err=True)
-    context.exit(code)
+    vectors = [first + i if first >= 0 else first for i in range(options["threads"])]
+    return make(make_receiver(layout, endpoints, **{**options, "comp_vector": vectors}))
+
+
+def watch(
+    run: Callable[..., None],
+    session: Session,
+    console: Console,
+    interrupted: threading.Event,
+    where: str,
+    interval: float,
+    *,
+    quiet: bool,
+    is_logged: bool,
+) -> None:
+    """Run a session; meanwhile show it live in a terminal, or else, if it `is_logged`, in lines, or not at all."""
+    receiver = session.receiver
+    watching: contextlib.AbstractContextManager[Callable[[], None] | None] = contextlib.nullcontext()
+    if not quiet:
+        console.print(printable(describe_receiver(receiver, where)))
+        if receiver.metrics_port is not None:
+            address = click.get_current_context().params["metrics_address"]
+            console.print(f"Metrics: {_metrics_url(address, receiver.metrics_port)}")
+        if console.is_terminal and not console.is_dumb_terminal:
+            name = receiver.layout.declaration.name or "heaps"
+            watching = live(console, session, f"{name} from {where}", interrupted)
+        elif is_logged:
+            watching = contextlib.nullcontext(lines(session, interval))
+    with watching as look:
+        run() if look is None else run(look=look)
+
+
+def say_why_nothing(
+    session: Session, layout: DeclarativeLayout, endpoints: list[tuple[str, int]], interface: str | None
+) -> None:
+    """Say what came instead, and what to do next, if no heap was received."""
+    stats = session.receiver.stats()
+    if stats.present:
+        return
+    typed = [",".join(click.get_current_context().meta[ENDPOINTS_AS_TYPED])]
+    typed += [] if interface is None else ["--interface", interface]
+    if stats.packets:
+        for text in on_network(layout, endpoints, interface):
+            click.echo(text, err=True)
+    click.echo(_why_nothing(stats, typed), err=True)
 
 
 def _why_nothing(stats: ReceiverStats, where: list[str]) -> str:

@@ -100,9 +100,14 @@ def replay(
         run_capture(session, interrupted, feed)
     about = {"file": path, "pace": pace, "capture": report(feed)}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
-    stats = receiver.stats()
+    say_what_came(session, layout, path)
+    show_capture(console, feed, pace)
+    click.get_current_context().exit(code)
+
+
+def say_what_came(session: Session, layout: DeclarativeLayout, path: str) -> None:
+    """Say what came instead, if most heaps of a capture are not of the layout."""
+    stats = session.receiver.stats()
     if stats.rejected["metadata_heaps"] > stats.present and path != STDIN:
         for text in in_capture(layout, path):
             click.echo(text, err=True)
-    show_capture(console, feed, pace)
-    click.get_current_context().exit(code)

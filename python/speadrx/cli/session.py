@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.live import Live
 
 from speadrx.accounts.history import History
 from speadrx.accounts.report import ReceiverStats
+from speadrx.receive.chunk import Chunk
 from speadrx.receive.receiver import Receiver
 
 from .account import SORTS, AccountView, LiveView, Moment, document, line, residual
@@ -35,6 +36,22 @@ _RATE_SECONDS = 2.0
 _REFRESHES_PER_SECOND = 2
 
 
+class Sink(Protocol):
+    """Where a command puts chunks, beside their account."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Take a chunk; it is recycled as usual after this."""
+
+    def close(self) -> None:
+        """Finish: there are no more chunks."""
+
+    def full(self) -> str | None:
+        """The reason why it wants no more; None if it does."""
+
+    def line(self) -> str:
+        """What it has done so far, in a few words."""
+
+
 class Session:
     """A receiver, and what a command does with its chunks.
 
@@ -44,6 +61,8 @@ class Session:
         The receiver.
     history
         File to write a `History` of the chunks to; or a `History`, to which they are added.
+    sink
+        Where else to put them.
 
     Raises
     ------
@@ -51,8 +70,8 @@ class Session:
         If the file cannot be written.
     """
 
-    def __init__(self, receiver: Receiver, history: str | History | None) -> None:
-        self.receiver = receiver
+    def __init__(self, receiver: Receiver, history: str | History | None, sink: Sink | None = None) -> None:
+        self.receiver, self._sink = receiver, sink
         #: Why it ended; ``"end"`` if there was nothing more to receive.
         self.ended_by = "end"
         #: Set when it must end: for the thread that feeds the receiver.
@@ -114,6 +133,8 @@ class Session:
                     "seconds": end is not None and time.monotonic() >= end,
                     "chunks": chunks is not None and self.receiver.accounting.chunks >= chunks,
                 }
+                if self._sink is not None and (full := self._sink.full()) is not None:
+                    reasons[full] = True
                 if any(reasons.values()) and not self.ending.is_set():
                     self.ended_by = next(reason for reason, holds in reasons.items() if holds)
                     self.ending.set()
@@ -127,11 +148,18 @@ class Session:
                 future.result()
 
     def _consume(self) -> None:
-        for chunk in self.receiver:
-            with chunk:
-                if self._history is not None:
-                    with self._history_lock:
-                        self._history.add(chunk)
+        with contextlib.nullcontext() if self._sink is None else contextlib.closing(self._sink):
+            for chunk in self.receiver:
+                with chunk:
+                    if self._sink is not None:
+                        self._sink.add(chunk)
+                    if self._history is not None:
+                        with self._history_lock:
+                            self._history.add(chunk)
+
+    def beside(self) -> str:
+        """What was done with the chunks beside their account, in a few words."""
+        return "" if self._sink is None else self._sink.line()
 
     def keep_history(self, stats: ReceiverStats) -> None:
         """Complete the history, if there is one, and write it."""
@@ -196,7 +224,9 @@ def live(console: Console, session: Session, where: str, interrupted: threading.
             interrupted.set()
 
     view = Live(
-        get_renderable=lambda: LiveView(session.moment(), where, browsing if keys.are_read else None),
+        get_renderable=lambda: LiveView(
+            session.moment(), where, browsing if keys.are_read else None, beside=session.beside()
+        ),
         console=console,
         refresh_per_second=_REFRESHES_PER_SECOND,
         transient=True,
@@ -220,7 +250,7 @@ def lines(session: Session, interval: float) -> Callable[[], None]:
         nonlocal due
         if time.monotonic() >= due:
             due += interval
-            click.echo(line(session.moment()))
+            click.echo("  ".join(filter(None, [line(session.moment()), session.beside()])))
 
     return look
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import datetime as dt
+import math
 import os
 import platform
 import shutil
@@ -166,10 +167,19 @@ class Recorder:
         if overwrite and os.path.isfile(os.path.join(self.path, "zarr.json")):
             shutil.rmtree(self.path)
         os.mkdir(self.path)
-        with open(os.path.join(self.path, _RESERVE_NAME), "wb") as file:
-            file.write(bytes(_RESERVE))
-        with open(os.path.join(self.path, "zarr.json"), "wb") as file:
-            file.write(self._root_document([]))
+        try:
+            with open(os.path.join(self.path, _RESERVE_NAME), "wb") as file:
+                file.write(bytes(_RESERVE))
+            with open(os.path.join(self.path, "zarr.json"), "wb") as file:
+                file.write(self._root_document([]))
+        except OSError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The bytes of a chunk as it is stored, with those that say what is present, and without metadata."""
+        return sum(math.prod(array.shape) * array.dtype.itemsize for array in self._stored.arrays)
 
     def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._receiver:

@@ -1,0 +1,209 @@
+"""Recordings that a command makes: one, or one after the other; up to limits, and what became of each chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from speadrx._words import counted
+from speadrx.receive.chunk import Chunk, as_array
+from speadrx.receive.receiver import Receiver
+from speadrx.record import Recorder, RecorderStats
+
+#: Current rates are means over at least so many seconds.
+_RATE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a recording has enough; None stands for never. It never has more."""
+
+    chunks: int | None = None
+    #: Bytes of chunks, without metadata.
+    bytes: int | None = None
+    #: Time of the data, in ticks.
+    ticks: int | None = None
+
+
+def existing(path: str, *, is_split: bool) -> list[str]:
+    """What is there already at the path of a recording, or of one of its pieces."""
+    if not is_split:
+        return [path] if os.path.lexists(path) else []
+    root, suffix = os.path.splitext(path)
+    found = glob.glob(f"{glob.escape(root)}_*{glob.escape(suffix)}")
+    name = re.compile(re.escape(root) + r"_\d{3,}" + re.escape(suffix))
+    return sorted(other for other in found if name.fullmatch(other))
+
+
+class Pieces:
+    """A recording, or one after the other, of which each has a time of the same length.
+
+    Parameters
+    ----------
+    receiver
+        The receiver.
+    path
+        The folder to make. Pieces get a number before its suffix.
+    make
+        Makes the recorder of a path, and of the arguments that are named.
+    split
+        The length of a piece, in ticks.
+    limits
+        When there is enough.
+
+    Raises
+    ------
+    OSError
+        If the first cannot be made.
+    ValueError
+        If the arguments cannot be used.
+    """
+
+    def __init__(
+        self, receiver: Receiver, path: str, make: Callable[..., Recorder], split: int | None, limits: Limits
+    ) -> None:
+        self.path, self._make, self._split, self._limits = path, make, split, limits
+        # Two pieces may have chunks at the same time: one ends while the next one begins.
+        spare = max(len(receiver.pool) - receiver.window - 1, 1)
+        self._options: dict[str, Any] = {} if split is None else {"queue": max(spare // 2, 1)}
+        self._step = receiver.layout.chunk_timestamp_step
+        self._recorders: list[Recorder] = []
+        self._closing: threading.Thread | None = None
+        #: The timestamps with which the recording and the piece begin.
+        self._first: int | None = None
+        self._begin: int | None = None
+        #: Chunks that were taken, and what is left out as there is enough: chunks and heaps.
+        self._taken = 0
+        self.left_out = self.heaps_left_out = 0
+        self._full: str | None = None
+        self._lock = threading.Lock()
+        self._rate = (time.monotonic(), 0, 0.0)
+        self._open()
+        if limits.bytes is not None and limits.bytes < self._recorders[0].chunk_bytes:
+            self._recorders[0].close()
+            shutil.rmtree(self._recorders[0].path)
+            raise ValueError(f"max_bytes: given {limits.bytes}, but a chunk has {self._recorders[0].chunk_bytes}")
+
+    def _open(self) -> None:
+        root, suffix = os.path.splitext(self.path)
+        path = self.path if self._split is None else f"{root}_{len(self._recorders):03d}{suffix}"
+        recorder = self._make(path, **self._options)
+        with self._lock:
+            self._recorders.append(recorder)
+
+    def add(self, chunk: Chunk) -> None:
+        """Record a chunk, unless there is enough."""
+        heaps = int(np.count_nonzero(as_array("present", chunk.present)))
+        if not heaps:
+            return
+        self._full = self._full or self._reached(chunk.timestamp)
+        if self._full is not None:
+            self.left_out += 1
+            self.heaps_left_out += heaps
+            return
+        self._turn(chunk.timestamp)
+        self._recorders[-1].write(chunk)
+        self._taken += 1
+        self._full = self._reached(None)
+
+    def _reached(self, timestamp: int | None) -> str | None:
+        """The limit that a chunk with this timestamp would exceed; None stands for any chunk."""
+        limits, stats = self._limits, self.stats()
+        if self._first is None:
+            self._first = timestamp
+        if limits.chunks is not None and self._taken >= limits.chunks:
+            return "chunks"
+        room = self._recorders[0].chunk_bytes
+        if limits.bytes is not None and stats.bytes + (stats.queued + 1) * room > limits.bytes:
+            return "max_bytes"
+        if limits.ticks is not None and timestamp is not None and self._first is not None:
+            return "seconds" if timestamp - self._first >= limits.ticks else None
+        return None
+
+    def _turn(self, timestamp: int) -> None:
+        """Begin the next piece if it is time to. If it cannot be made, this one goes on."""
+        if self._split is None:
+            return
+        if self._begin is None or timestamp < self._begin:  # time began again, which is no reason for a new piece
+            self._begin = timestamp
+        elif timestamp - self._begin >= self._split:
+            with contextlib.suppress(OSError):
+                self._open()
+                self._begin += (timestamp - self._begin) // self._split * self._split
+                if self._closing is not None:
+                    self._closing.join()
+                self._closing = threading.Thread(target=self._recorders[-2].close, daemon=True)
+                self._closing.start()
+
+    def close(self) -> None:
+        """Finish all pieces."""
+        if self._closing is not None:
+            self._closing.join()
+        self._recorders[-1].close()
+
+    def full(self) -> str | None:
+        """The limit that is reached."""
+        return self._full
+
+    @property
+    def paths(self) -> list[str]:
+        """The recordings."""
+        with self._lock:
+            return [recorder.path for recorder in self._recorders]
+
+    def stats(self) -> RecorderStats:
+        """What was recorded in all pieces."""
+        with self._lock:
+            every = [recorder.stats() for recorder in self._recorders]
+        causes: Counter[str] = Counter()
+        for stats in every:
+            causes.update(stats.not_written)
+        return RecorderStats(
+            chunks=sum(stats.chunks for stats in every),
+            bytes=sum(stats.bytes for stats in every),
+            queued=sum(stats.queued for stats in every),
+            capacity=every[-1].capacity,
+            not_written=dict(causes),
+            heaps=sum(stats.heaps for stats in every),
+            heaps_not_written=sum(stats.heaps_not_written for stats in every),
+            first_error=next((stats.first_error for stats in every if stats.first_error is not None), None),
+            parts=sum(stats.parts for stats in every),
+            finished=all(stats.finished for stats in every),
+        )
+
+    def line(self) -> str:
+        """What was recorded so far, how fast, how full the queue is, and what was not written."""
+        stats, now = self.stats(), time.monotonic()
+        since, before, rate = self._rate
+        if now - since >= _RATE_SECONDS:
+            rate = (stats.bytes - before) / (now - since)
+            self._rate = (now, stats.bytes, rate)
+        lost = "".join(f", {cause} {n:,}" for cause, n in stats.not_written.items())
+        return (
+            f"recorded {counted(stats.chunks, 'chunk')}, {stats.bytes / 1e6:,.3g} MB, {rate / 1e6:,.3g} MB/s, "
+            f"queue {stats.queued}/{stats.capacity}{lost}"
+        )
+
+
+def summary(pieces: Pieces) -> Iterator[str]:
+    """Say what was recorded, and where."""
+    stats, paths = pieces.stats(), pieces.paths
+    where = paths[0] if len(paths) == 1 else f"{paths[0]} to {os.path.basename(paths[-1])}"
+    chunks = f"{counted(stats.heaps, 'heap')} in {counted(stats.chunks, 'chunk')}"
+    yield f"Recorded: {chunks}, {stats.bytes / 1e6:,.3g} MB, in {where}."
+    if stats.parts > len(paths):
+        yield f"Its time began again, or jumped far: {counted(stats.parts, 'group')}."
+    if pieces.left_out:
+        rest = counted(pieces.left_out, "chunk")
+        yield f"Enough: {counted(pieces.heaps_left_out, 'heap')} in {rest} came after that, and are not in it."

@@ -1,0 +1,251 @@
+"""`speadrx record`: receive heaps of a layout, and write them to disk as Zarr, with an account of every heap."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from speadrx._words import counted
+from speadrx.layout.base import DeclarativeLayout
+from speadrx.receive.receiver import Receiver
+from speadrx.record import Recorder
+
+from . import quantities
+from .captured import open_capture, report, run_capture, show_capture
+from .interrupt import interruptible
+from .options import layout_options
+from .parameters import describe, naming_options, read_endpoints
+from .pieces import Limits, Pieces, existing, summary
+from .receiving import describe_receiver, make_receiver, network_options, receiver_options
+from .recv import listen, say_why_nothing, watch
+from .replay import STDIN, say_what_came
+from .session import Session, conclude
+from .tables import printable
+
+#: Why chunks were not written, for those who read it the next morning.
+_CAUSES = {
+    "queue_full": "the disk was slower than the stream",
+    "disk_full": "the disk was full",
+    "not_allowed": "writing was not allowed",
+    "folder_gone": "the folder was gone",
+    "write_failed": "the system reported an error",
+}
+#: What does not make sense for a capture.
+_OF_NETWORK = ("interface", "ibv", "comp_vector", "affinity", "buffer", "flush_after")
+_OF_METRICS = ("metrics_port", "metrics_address", "labels")
+
+
+def _read_sources(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> str | list[tuple[str, int]]:
+    """Read the path of a capture, or endpoints."""
+    if len(texts) == 1 and (texts[0] == "-" or os.path.exists(texts[0])):
+        return STDIN if texts[0] == "-" else texts[0]
+    try:
+        return read_endpoints(context, parameter, texts)
+    except click.BadParameter as exc:
+        raise click.BadParameter(f"no such file, and no endpoints: {exc.message}") from None
+
+
+def _read_selection(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, list[int]]:
+    """Read values of axes, such as ``antenna=3,7``."""
+    selection: dict[str, list[int]] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            found = [int(value, 0) for value in values.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not AXIS=VALUES, such as antenna=3,7") from None
+        selection[name] = selection.get(name, []) + found
+    return selection
+
+
+@click.command(
+    epilog="\b\nExamples:\n  speadrx record -l array.toml :7148 -o night.zarr --seconds 10s\n"
+    "  speadrx record -l array.toml capture.pcap -o night.zarr --select antenna=2"
+)
+@click.argument("source", nargs=-1, required=True, callback=_read_sources, metavar="SOURCES...")
+@layout_options
+@click.option(
+    "-o", "--output", type=click.Path(path_type=str), required=True, metavar="PATH", help="The recording to make."
+)
+@click.option(
+    "--seconds",
+    type=quantities.time(above_least=True),
+    help="End after this time; of the data, if SOURCES is a capture.  [default: never]",
+)
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="End with N chunks.  [default: never]")
+@click.option(
+    "--max-bytes", type=quantities.size(1), help="End before the data takes more of the disk.  [default: never]"
+)
+@click.option(
+    "--split",
+    type=quantities.time(above_least=True),
+    help="Begin another recording whenever so much time of the data has passed.  [default: never]",
+)
+@click.option(
+    "--select",
+    callback=_read_selection,
+    multiple=True,
+    metavar="AXIS=VALUES",
+    help="Keep only this of an axis, such as antenna=3,7. It may be given once for each axis.  [default: all]",
+)
+@network_options
+@receiver_options
+def record(
+    *,
+    layout: DeclarativeLayout,
+    source: str | list[tuple[str, int]],
+    output: str,
+    seconds: float | None,
+    chunks: int | None,
+    max_bytes: int | None,
+    split: float | None,
+    select: dict[str, list[int]],
+    interval: float,
+    quiet: bool,
+    history: str | None,
+    force: bool,
+    max_loss: float | None,
+    as_json: bool,
+    all_sources: bool,
+    **options: Any,
+) -> None:
+    """Receive from SOURCES, and write what comes to disk.
+
+    SOURCES are UDP endpoints, as for recv, or a capture, as for replay. The recording is a folder in the format Zarr
+    v3, which xarray, zarr-python and others read: the data, what of it is present, and its time, with gaps where
+    nothing came. A live view shows loss, rate, and the queue of chunks that wait for the disk.
+
+    Reception from the network never waits for the disk: what cannot be written is counted, by its cause. A capture is
+    read only as fast as it can be written. q (in the live view), Ctrl-C, SIGTERM, SIGHUP, --seconds, --chunks and
+    --max-bytes end it; the recording is then finished. With --split, the recordings are night_000.zarr,
+    night_001.zarr and so on.
+
+    \b
+    Exit codes:
+      0  heaps were received, and all of them are in the recording
+      1  no heap was received, more were missing than --max-loss,
+         or the account does not add up
+      2  wrong usage, or what cannot be used: network, capture, PATH
+      3  not all of what was received could be written
+    """  # noqa: D301 (click needs the backslash)
+    output = os.path.normpath(output)
+    is_capture = isinstance(source, str)
+    console = Console(highlight=False, stderr=as_json, quiet=as_json and is_capture)
+    limits = Limits(chunks, max_bytes, _ticks(layout, seconds, "--seconds") if is_capture else None)
+    split_ticks = _ticks(layout, split, "--split")
+    _make_room(output, force, is_split=split is not None)
+    made: list[Pieces] = []
+
+    def make(receiver: Receiver) -> Session:
+        recorder = functools.partial(Recorder, receiver, select=select, wait=is_capture)
+        with naming_options(), _usable(output):
+            made.append(Pieces(receiver, output, recorder, split_ticks, limits))
+        return Session(receiver, history, made[0])
+
+    feed = None
+    with interruptible() as interrupted:
+        if isinstance(source, str):
+            session, feed = _open_capture(layout, source, make, options)
+            console.print(printable(describe_receiver(session.receiver, source)))
+            run_capture(session, interrupted, feed)
+        else:
+            session = listen(layout, source, make, options)
+            run = functools.partial(session.run, interrupted, seconds=seconds)
+            watch(run, session, console, interrupted, describe(source), interval, quiet=quiet, is_logged=not as_json)
+    about: dict[str, Any] = {"recording": _document(made[0])}
+    about |= {"endpoints": source} if feed is None else {"file": source, "capture": report(feed)}
+    code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
+    for text in summary(made[0]):
+        console.print(printable(text))
+    unwritten = _complain(made[0])
+    if isinstance(source, str):
+        say_what_came(session, layout, source)
+        assert feed is not None
+        show_capture(console, feed)
+    else:
+        say_why_nothing(session, layout, source, options["interface"])
+    click.get_current_context().exit(unwritten or code)
+
+
+def _ticks(layout: DeclarativeLayout, seconds: float | None, option: str) -> int | None:
+    """A time of the data in ticks."""
+    rate = layout.declaration.time.tick_rate
+    if seconds is None:
+        return None
+    if rate is None:
+        raise click.BadParameter(
+            "the layout does not say how fast its time goes: --set time.tick_rate=1e6, say", param_hint=option
+        )
+    return max(round(seconds * rate), 1)
+
+
+def _make_room(output: str, force: bool, *, is_split: bool) -> None:
+    """Refuse to write over what is there; with ``--force``, remove it if it is a recording."""
+    for path in existing(output, is_split=is_split):
+        if not force:
+            raise click.BadParameter(f"{path} exists: use --force to overwrite it", param_hint="--output")
+        if not os.path.isfile(os.path.join(path, "zarr.json")):
+            raise click.BadParameter(
+                f"{path} exists, and is no recording: --force leaves it alone", param_hint="--output"
+            )
+        with _usable(path):
+            shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _usable(path: str) -> Any:
+    try:
+        yield
+    except OSError as exc:
+        raise click.BadParameter(f"{path}: {exc.strerror or exc}", param_hint="--output") from None
+
+
+def _open_capture(
+    layout: DeclarativeLayout, path: str, make: Callable[[Receiver], Session], options: dict[str, Any]
+) -> tuple[Session, Any]:
+    """Make a receiver of a capture, and a session of it."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") not in (ParameterSource.DEFAULT, None)
+        if parameter.name in (*_OF_NETWORK, *_OF_METRICS) and given:
+            raise click.BadParameter(f"{path} is a capture, which needs no such option", param=parameter)
+    threads = options["threads"]
+    if threads > 1:
+        raise click.BadParameter(f"{path} is a capture, which takes one thread", param_hint="--threads")
+    rest = {name: value for name, value in options.items() if name not in (*_OF_NETWORK, *_OF_METRICS)}
+    receiver, feed = open_capture(functools.partial(make_receiver, layout, **rest), path)
+    return make(receiver), feed
+
+
+def _document(pieces: Pieces) -> dict[str, Any]:
+    """What was recorded, as plain values."""
+    left_out = {"chunks": pieces.left_out, "heaps": pieces.heaps_left_out}
+    return {"paths": pieces.paths, **dataclasses.asdict(pieces.stats()), "left_out": left_out}
+
+
+def _complain(pieces: Pieces) -> int:
+    """Say what could not be written, and why. Return the exit code of that, or 0."""
+    stats = pieces.stats()
+    lost = sum(stats.not_written.values())
+    if lost:
+        causes = ", ".join(f"{_CAUSES[cause]} ({n:,})" for cause, n in stats.not_written.items())
+        what = f"{counted(stats.heaps_not_written, 'heap')} in {counted(lost, 'chunk')}"
+        click.echo(f"Not recorded: {what}: {causes}.", err=True)
+    if not stats.finished:
+        click.echo("The recording can be read, but lacks its account.", err=True)
+    if stats.first_error is not None:
+        click.echo(f"The first error: {stats.first_error}.", err=True)
+    if stats.not_written.get("queue_full"):
+        click.echo("More chunks (--pool) make a longer queue, and --select takes less of the disk.", err=True)
+    return 3 if lost or not stats.finished else 0

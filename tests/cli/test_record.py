@@ -1,0 +1,301 @@
+"""`speadrx record` as its users run it: what was sent is in the recording, byte for byte, or named."""
+
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+
+import numpy as np
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+import speadrx
+from complaints import complaints
+from recordings import (
+    ANTENNAS,
+    BATCHES,
+    SAMPLES,
+    STEP,
+    attributes,
+    check_part,
+    heaps_of,
+    layout_of,
+    packets_of,
+    read_array,
+    receiver,
+    value,
+)
+from speadrx.cli.pieces import Limits, Pieces
+from terminals import PATIENCE, SPEADRX, Terminal, environment, piped, run, run_here, wait_for_line
+from wire import write_capture
+
+#: So few that any socket's buffer holds their packets.
+FEW = 15
+#: Bytes of a chunk: numbers, statuses, and what is present.
+CHUNK_BYTES = BATCHES * ANTENNAS * (2 * SAMPLES + 2 + 1)
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Options of all runs."""
+    path = tmp_path / "array.toml"
+    path.write_text(layout_of().declaration.to_toml(), "utf-8")
+    return ["-l", str(path), "-o", str(tmp_path / "a.zarr"), "--window=2", "--max-jump=5000", "--pool=40"]
+
+
+def record(options, tmp_path, heaps, *args, start=run_here, code=0):
+    """Record a capture of heaps; return the account."""
+    capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps))
+    return json.loads(start("record", capture, *options, "--json", *args, code=code))
+
+
+def send(port, heaps):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for packet in packets_of(heaps):
+            sock.sendto(packet, ("127.0.0.1", port))
+
+
+class TestCapture:
+    def test_gaps(self, options, tmp_path):
+        """Of a heap, of a chunk, and of a minute, which is 938 chunks: all that came is there, and only that."""
+        chunks = [0, 1, 2, 4, 5, 5 + 938, 6 + 938]
+        heaps = heaps_of(chunks, missing=[(1, 1), (18, 2)])
+        account = record(options, tmp_path, heaps, start=run)
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
+        recording = account["recording"]
+        assert (recording["heaps"], recording["chunks"]) == (account["present"], len(chunks)) == (len(heaps), 7)
+        assert (recording["not_written"], recording["finished"]) == ({}, True)
+        assert account["residual"] == 0
+        written = attributes(tmp_path / "a.zarr")
+        assert written["complete"] is True
+        assert written["account"]["present"] == written["recorder"]["heaps"] == len(heaps)
+        assert written["account"]["missing"] == account["missing"]
+
+    def test_read_by_zarr(self, options, tmp_path):
+        zarr = pytest.importorskip("zarr")
+        heaps = heaps_of([0, 2])
+        record(options, tmp_path, heaps)
+        group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+        wanted = [[[value(i, a, j) * ((i, a) in heaps) for j in range(SAMPLES)] for a in range(3)] for i in range(12)]
+        assert group["data"][:].tolist() == wanted
+        assert group["present"][:].tolist() == [[(i, a) in heaps for a in range(3)] for i in range(12)]
+
+    def test_a_restart_begins_a_group(self, options, tmp_path):
+        before, after = heaps_of([700, 701, 702]), heaps_of([2, 3, 4])
+        options = [option for option in options if option != "--max-jump=5000"]
+        account = record(options, tmp_path, before + after)
+        assert account["restarts"] == 1
+        path = tmp_path / "a.zarr"
+        first = attributes(path / "part_1")["first_timestamp"] // STEP
+        assert check_part(path, 2800, before) + check_part(path / "part_1", first, after) == account["present"]
+        assert account["recording"]["parts"] == 2
+
+    @pytest.mark.parametrize(
+        ("limit", "chunks", "ended_by"),
+        [
+            ("--chunks=3", 3, "chunks"),
+            (f"--max-bytes={3 * CHUNK_BYTES}", 3, "max_bytes"),
+            (f"--max-bytes={4 * CHUNK_BYTES - 1}", 3, "max_bytes"),
+            # A chunk has 64 ms.
+            ("--seconds=192ms", 3, "seconds"),
+            ("--seconds=193ms", 4, "seconds"),
+        ],
+    )
+    def test_limits(self, options, tmp_path, limit, chunks, ended_by):
+        """They are kept exactly, and what came after that is counted."""
+        heaps = heaps_of(range(30), missing=[(1, 1)])
+        account = record(options, tmp_path, heaps, limit)
+        recording = account["recording"]
+        kept = chunks * BATCHES * ANTENNAS - 1
+        assert (recording["chunks"], recording["heaps"]) == (chunks, kept)
+        assert recording["bytes"] == chunks * CHUNK_BYTES
+        assert kept + recording["left_out"]["heaps"] == account["present"]
+        assert account["ended_by"] in (ended_by, "end")  # the capture may end first
+        assert read_array(tmp_path / "a.zarr/present").shape == (chunks * BATCHES, ANTENNAS)
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == kept
+
+    def test_select(self, options, tmp_path):
+        heaps = heaps_of(range(5))
+        record(options, tmp_path, heaps, "--select=antenna=2,0")
+        data = read_array(tmp_path / "a.zarr/data")
+        assert read_array(tmp_path / "a.zarr/antenna").tolist() == [0, 2]
+        assert data.tolist() == [[[value(i, a, j) for j in range(SAMPLES)] for a in (0, 2)] for i in range(20)]
+        assert attributes(tmp_path / "a.zarr")["select"] == {"antenna": [2, 0]}
+
+    def test_split(self, options, tmp_path):
+        """Each piece is a recording by itself; the pieces lie on a grid, also after a gap."""
+        chunks = [10, 11, 12, 13, 14, 15, 27, 28, 29, 30]
+        heaps = heaps_of(chunks)
+        account = record(options, tmp_path, heaps, "--split=320ms")  # 5 chunks
+        paths = [pathlib.Path(path) for path in account["recording"]["paths"]]
+        assert [path.name for path in paths] == [f"a_00{i}.zarr" for i in range(4)]
+        firsts = [10, 15, 27, 30]
+        assert [attributes(path)["first_timestamp"] // (STEP * BATCHES) for path in paths] == firsts
+        present = [check_part(path, first * BATCHES, heaps) for path, first in zip(paths, firsts, strict=True)]
+        assert [n // (BATCHES * ANTENNAS) for n in present] == [5, 1, 3, 1]
+        assert account["recording"]["heaps"] == len(heaps)
+        assert all(attributes(path)["complete"] for path in paths)
+
+    def test_nothing_is_overwritten_unasked(self, options, tmp_path):
+        record(options, tmp_path, heaps_of(range(9)), "--split=192ms")
+        capture = str(tmp_path / "capture.pcap")
+        errors = run_here("record", capture, *options, "--split=1s", code=2)
+        assert "a_000.zarr exists: use --force" in errors
+        record(options, tmp_path, heaps_of(range(2)), "--split=192ms", "--force")
+        assert sorted(path.name for path in tmp_path.glob("*.zarr")) == ["a_000.zarr"]
+        (tmp_path / "a.zarr").mkdir()
+        (tmp_path / "a.zarr/mine").write_text("a night's work")
+        for force in ([], ["--force"]):
+            assert "a.zarr exists" in run_here("record", capture, *options, *force, code=2)
+        assert (tmp_path / "a.zarr/mine").read_text() == "a night's work"
+
+    def test_wrong_layout(self, options, tmp_path):
+        """Nothing is recorded, which is an error; the recording is there, and says so."""
+        capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps_of([0])))
+        process = subprocess.run(
+            [*SPEADRX, "record", capture, *options, "--set", "heap_bytes=20"],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=PATIENCE,
+        )
+        assert process.returncode == 1
+        assert "The layout says heap_bytes = 20, but the heaps" in process.stderr
+        assert "Recorded: 0 heaps" in process.stdout
+        assert attributes(tmp_path / "a.zarr")["account"]["present"] == 0
+
+
+class TestNetwork:
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_signals_finish_it(self, options, tmp_path, udp_port, signum):
+        heaps = heaps_of(range(FEW), missing=[(1, 1), (18, 2)])
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--json") as process:
+            wait_for_line(process.stderr, "Receiving")
+            send(udp_port, heaps)
+            process.send_signal(signum)
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+        account = json.loads(output)
+        assert account["ended_by"] == "signal"
+        assert account["present"] == account["recording"]["heaps"] == len(heaps)
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == len(heaps)
+        assert attributes(tmp_path / "a.zarr")["complete"] is True
+
+    def test_chunks_end_it(self, options, tmp_path, udp_port):
+        heaps = heaps_of(range(FEW))
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--chunks=4") as process:
+            wait_for_line(process.stdout, "Receiving")
+            send(udp_port, heaps)
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, complaints(errors)) == (0, "")
+        recorded = 4 * BATCHES * ANTENNAS
+        assert f"Recorded: {recorded} heaps in 4 chunks" in output
+        assert check_part(tmp_path / "a.zarr", 0, heaps) == recorded
+
+    def test_seconds_end_it_with_nothing(self, options, tmp_path, udp_port):
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--seconds=0.3", "--quiet") as process:
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert complaints(errors).startswith("No packet came.")
+        assert "Recorded: 0 heaps" in output
+        assert attributes(tmp_path / "a.zarr")["parts"] == []
+
+    def test_a_folder_that_is_gone_for_a_while(self, options, tmp_path, udp_port):
+        """It is named, the exit code says it, and the rest is there."""
+        path, away = tmp_path / "a.zarr", tmp_path / "away"
+        heaps = heaps_of(range(FEW))
+        each = BATCHES * ANTENNAS
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--interval=0.1") as process:
+            wait_for_line(process.stdout, "Receiving")
+            send(udp_port, heaps[: 7 * each])
+            wait_for_line(process.stdout, "recorded 5 chunks")
+            path.rename(away)
+            send(udp_port, heaps[7 * each : 11 * each])
+            wait_for_line(process.stdout, "folder_gone 4")
+            away.rename(path)
+            send(udp_port, heaps[11 * each :])
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 3
+        assert f"Not recorded: {4 * each} heaps in 4 chunks: the folder was gone (4)." in errors
+        assert "No such file" in errors
+        assert f"Recorded: {(FEW - 4) * each} heaps in {FEW - 4} chunks" in output
+        assert check_part(path, 0, heaps) == (FEW - 4) * each
+
+    @pytest.mark.parametrize("chunks", [1, 6, 13])
+    def test_killed(self, options, tmp_path, udp_port, chunks):
+        """What it had said to be recorded is there, and nothing that is there is wrong."""
+        heaps = heaps_of(range(FEW))
+        each = BATCHES * ANTENNAS
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--interval=0.1") as process:
+            wait_for_line(process.stdout, "Receiving")
+            send(udp_port, heaps[: (chunks + 2) * each])
+            wait_for_line(process.stdout, f"recorded {chunks} chunk")
+            process.kill()
+            process.communicate(timeout=PATIENCE)
+        assert check_part(tmp_path / "a.zarr", 0, heaps, killed=True) == chunks * each
+        assert attributes(tmp_path / "a.zarr")["complete"] is False
+
+    def test_live_view(self, options, tmp_path, udp_port):
+        terminal = Terminal("record", f"127.0.0.1:{udp_port}", *options, columns=100, rows=40)
+        try:
+            terminal.read_until(lambda: "recorded 0 chunks" in terminal.output)
+            send(udp_port, heaps_of(range(FEW)))
+            terminal.read_until(lambda: f"recorded {FEW - 2} chunks" in terminal.output)
+            assert re.search(r"queue \d+/\d+", terminal.output)
+            terminal.type("q")
+            assert terminal.wait() == 0
+        finally:
+            terminal.close()
+        assert f"Recorded: {FEW * BATCHES * ANTENNAS} heaps in {FEW} chunks" in " ".join(terminal.output.split())
+        assert attributes(tmp_path / "a.zarr")["complete"] is True
+
+
+class TestPieces:
+    def test_a_piece_that_cannot_be_made(self, tmp_path):
+        """The one before it goes on."""
+        heaps = heaps_of(range(12))
+        made = []
+
+        def make(path, **kwargs):
+            if len(made) == 1 and len(tries) < 2:
+                tries.append(path)
+                raise OSError("no space")
+            made.append(path)
+            return speadrx.Recorder(rx, path, wait=True, **kwargs)
+
+        tries = []
+        with receiver(layout_of(), heaps) as rx:
+            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 4 * BATCHES * STEP, Limits())
+            for chunk in rx:
+                with chunk:
+                    pieces.add(chunk)
+            pieces.close()
+        assert tries == [str(tmp_path / "a_001.zarr")] * 2
+        assert [pathlib.Path(path).name for path in made] == ["a_000.zarr", "a_001.zarr", "a_002.zarr"]
+        firsts = [attributes(pathlib.Path(path))["first_timestamp"] // (BATCHES * STEP) for path in made]
+        assert firsts == [0, 6, 8]
+        assert pieces.stats().heaps == len(heaps)
+        for path, first in zip(made, firsts, strict=True):
+            check_part(pathlib.Path(path), first * BATCHES, heaps)
+
+    def test_time_that_begins_again_begins_no_piece(self, tmp_path):
+        heaps = heaps_of([700, 701, 2, 3])
+        with receiver(layout_of(), heaps, max_jump=None) as rx:
+            pieces = Pieces(
+                rx,
+                str(tmp_path / "a.zarr"),
+                lambda path, **kwargs: speadrx.Recorder(rx, path, wait=True, **kwargs),
+                10**9,
+                Limits(),
+            )
+            for chunk in rx:
+                with chunk:
+                    pieces.add(chunk)
+            pieces.close()
+        assert len(pieces.paths) == 1
+        assert np.count_nonzero(read_array(tmp_path / "a_000.zarr/present")) > 0
