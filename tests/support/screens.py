@@ -85,8 +85,8 @@ COMMANDS = (
     Command("plot run.json -o run.png --force"),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",
-        # It ends first: what is sent meanwhile is all accounted for.
-        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 3 " + " ".join(FAULTS),
+        # It goes on for longer than a busy machine takes to begin to receive.
+        beside="send -l array.toml 127.0.0.1:PORT --rate 0.05 --seconds 60 " + " ".join(FAULTS),
     ),
     Command(
         "inspect 127.0.0.1:PORT --seconds 1",
