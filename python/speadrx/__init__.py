@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .metrics import sensors as sensors
     from .metrics import stats
     from .metrics.stats import StatsCollector
-    from .record import Recorder, RecorderStats
+    from .record import DadaStats, DadaWriter, Recorder, RecorderStats
     from .record import open_recording as _open_recording
     from .survey import capture, propose
     from .survey.comparison import compare
@@ -46,6 +46,8 @@ __all__ = [
     "Chunk",
     "ChunkCopy",
     "ChunkPool",
+    "DadaStats",
+    "DadaWriter",
     "Epoch",
     "Field",
     "ItemValue",
@@ -92,7 +94,7 @@ _short_names.install()
 def __getattr__(name: str) -> Any:
     if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
         return importlib.import_module(f".{name}", __name__)
-    if name in ("Recorder", "RecorderStats", "open"):
+    if name in ("DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open"):
         record = importlib.import_module(".record", __name__)
         return getattr(record, "open_recording" if name == "open" else name)
     if name == "StatsCollector":

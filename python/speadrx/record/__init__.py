@@ -1,8 +1,9 @@
-"""Recordings: chunks written to disk as Zarr, beside the user's own loop, and read again."""
+"""Recordings: chunks written to disk as Zarr or for PSRDADA, beside the user's own loop, and read again."""
 
 from __future__ import annotations
 
+from .dada import DadaStats, DadaWriter
 from .dataset import open_recording
 from .recorder import Recorder, RecorderStats
 
-__all__ = ["Recorder", "RecorderStats", "open_recording"]
+__all__ = ["DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open_recording"]
