@@ -94,12 +94,12 @@ def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys)
                 simulator.send(sink, batches=512, rate=50e6)
             wait_for(lambda: receivers[0].stats().packets == simulator.truth.packets)
             receivers[0].drain()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     finally:
         for receiver in receivers:
             receiver.stop()
-        thread.join(30)
+        thread.join(60)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in lines] == [str(i * 64 * 2048) for i in range(8)]
     assert all(" (64, 4, 2048) 0.9" in line or " (64, 4, 2048) 0.8" in line for line in lines)

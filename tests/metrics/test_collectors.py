@@ -345,7 +345,7 @@ class TestRings:
         thread = collector._thread
         assert thread.daemon
         del collector
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
     @pytest.mark.parametrize("interval", [0, -1, float("inf"), float("nan")])

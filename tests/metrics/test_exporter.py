@@ -136,7 +136,7 @@ class TestExporter:
         exporter.add(make(), ["x"])
         port = exporter.serve(0, "127.0.0.1")
         url = f"http://127.0.0.1:{port}/metrics"
-        with urllib.request.urlopen(url, timeout=20) as reply:
+        with urllib.request.urlopen(url, timeout=60) as reply:
             assert b'speadrx_packets_total{stream="x"} 0.0' in reply.read()
         with Exporter() as other, pytest.raises(OSError, match="in use"):
             other.serve(port, "127.0.0.1")
@@ -144,7 +144,7 @@ class TestExporter:
         exporter.close()
         assert threading.active_count() < threads
         with pytest.raises(OSError, match="refused"):
-            urllib.request.urlopen(url, timeout=20)
+            urllib.request.urlopen(url, timeout=60)
         exporter.close()
         with pytest.raises(ValueError, match="exporter is closed"):
             exporter.serve(0, "127.0.0.1")
@@ -190,7 +190,7 @@ class TestLive:
     """Scrapes go on, and tell the truth, whatever the consumer does."""
 
     def scrape(self, port: int) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
             families = prometheus_client.parser.text_string_to_metric_families(reply.read().decode())
             totals: dict[str, float] = {}
             for family in families:

@@ -29,7 +29,7 @@ from loopback import wait_for
 from speadrx.metrics import server as module
 from speadrx.metrics.server import MetricsServer
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 GET = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 
 

@@ -299,7 +299,7 @@ class TestNothingLeaks:
         consumer = threading.Thread(target=lambda: result.extend(iter_chunks(source)))
         consumer.start()
         source.stop()
-        consumer.join(20)
+        consumer.join(60)
         assert not consumer.is_alive()
         assert result == []
 
@@ -324,7 +324,7 @@ class TestNothingLeaks:
         for consumer in consumers:
             consumer.start()
         for consumer in consumers:
-            consumer.join(20)
+            consumer.join(60)
         account = chunks.accounting
         assert (account.chunks, account.present, account.expected) == (3, 3, 27)
         assert (account.first_timestamp, account.last_timestamp) == (3 * STEP, 5 * STEP)
@@ -476,7 +476,7 @@ class TestAsync:
         await asyncio.sleep(0.01)
         assert not waiting.done()
         source.stop()
-        assert await asyncio.wait_for(waiting, 20) == "end"
+        assert await asyncio.wait_for(waiting, 60) == "end"
 
     async def test_two_consumers(self, make, ring):
         """Each chunk goes to one of them, and neither blocks the other."""

@@ -385,7 +385,7 @@ def test_udp_spreads_flows(udp_port):
     ):
         for sock in (even, odd):
             sock.bind(("127.0.0.1", 0))
-            sock.settimeout(10)
+            sock.settimeout(60)
         with UdpSink([even.getsockname(), odd.getsockname()], interface="127.0.0.1") as sink:
             for flow in range(4):
                 sink.send(flow, bytes([flow]))

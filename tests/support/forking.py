@@ -32,7 +32,7 @@ from speadrx.metrics.exporter import Exporter
 warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
 
 #: Seconds after which a child that hangs is killed, and those that its parent waits for anything.
-PATIENCE = 20
+PATIENCE = 60
 
 #: What is there to the end.
 kept: list[Any] = []

@@ -61,7 +61,7 @@ class PrometheusServer:
         """The data of a reply of its HTTP API; an error of it fails the test."""
         query = urllib.parse.urlencode(parameters, doseq=True)
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as reply:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=60) as reply:
                 return json.load(reply)["data"]
         except urllib.error.HTTPError as exc:
             with exc:
@@ -114,7 +114,7 @@ def prometheus_server(folder: pathlib.Path, *, target: str, rules: str, interval
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

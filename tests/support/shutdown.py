@@ -512,7 +512,7 @@ def any_order(seed: int) -> None:
         objects = build(rng, port, group=False)
         take_down(objects, [name for name in objects if name not in names] + list(order), rng)
     # The thread of an exporter that was left to the garbage collector ends soon.
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while threading.active_count() != threads:
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.01)

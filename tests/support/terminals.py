@@ -23,7 +23,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 # Makes the terminal on its stdin its own, so that Ctrl-C typed there reaches it.
 IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {HEEDING}"
-PATIENCE = 30
+PATIENCE = 60
 
 
 def environment(**changes):

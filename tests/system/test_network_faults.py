@@ -53,7 +53,7 @@ class Relay:
         with net.network.entered():
             self._inlet = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             self._inlet.bind((UPSTREAM, PORT))
-            self._inlet.settimeout(30)
+            self._inlet.settimeout(60)
             self._outlet = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             self._outlet.bind((DOWNSTREAM, PORT))
             self._raw = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
