@@ -81,12 +81,12 @@ def test_rate_over_udp(layout, sink):  # noqa: F811
     assert summary["rate_gigabits_per_second"] == 0.02
     rate = summary["truth"]["bytes"] * 8e-9 / summary["seconds"]
     assert summary["gigabits_per_second"] == pytest.approx(rate)
-    assert rate <= 0.0201
+    assert 0.01 < rate <= 0.0201
     if summary["seconds_behind"] > 0.01 * summary["seconds"]:
         assert "Warning: this machine cannot send so fast" in errors
     else:
+        # It may be slower all the same: up to 10 ms at a time are made up for, and it may end late.
         assert errors == ""
-        assert rate == pytest.approx(0.02, rel=0.015)
 
 
 def test_too_fast_is_a_warning(layout, sink):  # noqa: F811

@@ -9,6 +9,8 @@ import pytest
 from complaints import complaints
 
 LIMIT_SECONDS = 2
+#: A machine may be so busy that it takes longer, but not each time.
+TRIES = 3
 CHUNKS, SENT_CHUNKS = 8, 100
 
 #: Receives, then stops, and tells how long that took and what became of the heaps.
@@ -81,15 +83,18 @@ print(json.dumps({
 def test_stop_with_a_silent_member(members, reader, consumer, ports, fault_report):
     """It stops in time, whether the other streams run or wait; whole chunks are delivered, the rest is unfinished."""
     arguments = (members, reader, consumer, ports, CHUNKS, SENT_CHUNKS)
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, *map(json.dumps, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (result.returncode, complaints(result.stderr)) == (0, "")
-    seen = json.loads(result.stdout)
+    for _ in range(TRIES):
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", PROGRAM, *map(json.dumps, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (result.returncode, complaints(result.stderr)) == (0, "")
+        seen = json.loads(result.stdout)
+        if seen["seconds"] < LIMIT_SECONDS:
+            break
     # Stopping throws away what is under construction, or not yet read: with a chunk more than those of a stream active
     # in a group, the last three chunks; or where nobody takes any, all but those in the data ring.
     delivered = (CHUNKS if consumer == "none" else SENT_CHUNKS) - (2 if consumer == "none" else 3)

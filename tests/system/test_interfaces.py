@@ -268,22 +268,22 @@ def test_doctor(links):
     pytest.importorskip("rich")
     one, two = written("in1", GROUP), written("in2", GROUP)
     with links.traffic(GROUP, "in1", "in2"):
-        text = links.speadrx("doctor", one, two, "--seconds", "1", "--json", code=0)
+        text = links.speadrx("doctor", one, two, "--seconds", "3", "--json", code=0)
         arrivals = [f for f in json.loads(text)["findings"] if f["check"] == "arrival"]
         assert {f["severity"] for f in arrivals} == {"ok"}
     with links.traffic(GROUP, "in1"):
         # Nothing comes in at in2. That it does at in1 is as it should be.
-        findings = json.loads(links.speadrx("doctor", one, two, "--seconds", "1", "--json", code=1))["findings"]
+        findings = json.loads(links.speadrx("doctor", one, two, "--seconds", "3", "--json", code=1))["findings"]
         arrivals = {f["summary"].partition(" ")[0]: f for f in findings if f["check"] == "arrival"}
         assert arrivals[f"{one}:"]["severity"] == "ok"
         assert arrivals[f"{two}:"]["severity"] == "problem"
         assert "comes in at" not in arrivals[f"{two}:"]["summary"]
         # The wrong interface: the command that mends it has the right one.
-        findings = json.loads(links.speadrx("doctor", two, "--seconds", "1", "--json", code=1))["findings"]
+        findings = json.loads(links.speadrx("doctor", two, "--seconds", "3", "--json", code=1))["findings"]
         (wrong,) = [f for f in findings if f["check"] == "interface" and f["severity"] == "problem"]
         assert wrong["summary"] == f"packets to {two} come in at in1, not at in2 (in2)"
         assert wrong["mend"] == [f"speadrx doctor 10.11.0.2/{GROUP}:{PORT}"]
-        links.speadrx(*wrong["mend"][0].split()[1:], "--seconds", "1", code=0)
+        links.speadrx(*wrong["mend"][0].split()[1:], "--seconds", "3", code=0)
     findings = json.loads(links.speadrx("doctor", f"in3/{GROUP}:{PORT}", "--seconds", "0", "--json", code=1))[
         "findings"
     ]
