@@ -41,43 +41,46 @@ impl Packing {
         if samples.len() % bytes != 0 || packed.len() < wanted {
             return None;
         }
-        macro_rules! run {
+        macro_rules! turn {
             ($($bits:literal)*) => {
                 match (self.bits, self.little, self.signed) {
                     $(
-                        ($bits, false, false) => turn::<$bits, false, false>(packed, samples),
-                        ($bits, false, true) => turn::<$bits, false, true>(packed, samples),
-                        ($bits, true, false) => turn::<$bits, true, false>(packed, samples),
-                        ($bits, true, true) => turn::<$bits, true, true>(packed, samples),
+                        ($bits, false, false) => turn::<$bits, false, false>,
+                        ($bits, false, true) => turn::<$bits, false, true>,
+                        ($bits, true, false) => turn::<$bits, true, false>,
+                        ($bits, true, true) => turn::<$bits, true, true>,
                     )*
                     _ => return None,
                 }
             };
         }
-        run!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+        let turn: fn(&[u8], &mut [u8]) -> usize = turn!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
+        let (read, written) = (GROUP / 8 * self.bits as usize, GROUP * bytes);
+        let groups = turn(packed, samples);
+        let rest = samples[groups * written..].chunks_mut(written);
+        // The last groups, behind which too little is left to be read.
+        for (packed, samples) in packed[groups * read..].chunks(read).zip(rest) {
+            let (mut window, mut group) = ([0; WINDOW], [0; GROUP * 2]);
+            window[..packed.len()].copy_from_slice(packed);
+            turn(&window, &mut group[..written]);
+            samples.copy_from_slice(&group[..samples.len()]);
+        }
         Some(())
     }
 }
 
-/// Turn as many samples as there is space for. The widths are constants, so that each has loops of its own.
-fn turn<const BITS: usize, const LITTLE: bool, const SIGNED: bool>(packed: &[u8], samples: &mut [u8]) {
-    let mut rest = packed;
-    let mut groups = samples.chunks_exact_mut(GROUP * lane(BITS) / 8);
-    // As long as a whole window can be read.
-    while let Some(window) = rest.get(..window(BITS)) {
-        let Some(group) = groups.next() else { break };
+/// Turn as many groups as can be read in whole windows, and return how many these are.
+///
+/// The widths are constants, so that each has a loop of its own.
+fn turn<const BITS: usize, const LITTLE: bool, const SIGNED: bool>(packed: &[u8], samples: &mut [u8]) -> usize {
+    let (mut rest, mut count) = (packed, 0);
+    for group in samples.chunks_exact_mut(GROUP * lane(BITS) / 8) {
+        let Some(window) = rest.get(..window(BITS)) else { break };
         extract::<BITS, LITTLE, SIGNED>(window, group);
-        rest = rest.get(GROUP / 8 * BITS..).unwrap_or_default();
+        rest = &rest[GROUP / 8 * BITS..];
+        count += 1;
     }
-    let mut last = |samples: &mut [u8]| {
-        let (mut window, mut group) = ([0; WINDOW], [0; GROUP * 2]);
-        window.iter_mut().zip(rest.iter().take(GROUP / 8 * BITS)).for_each(|(to, from)| *to = *from);
-        extract::<BITS, LITTLE, SIGNED>(&window, &mut group);
-        samples.iter_mut().zip(group).for_each(|(to, from)| *to = from);
-        rest = rest.get(GROUP / 8 * BITS..).unwrap_or_default();
-    };
-    groups.by_ref().for_each(&mut last);
-    last(groups.into_remainder());
+    count
 }
 
 /// Bytes that are read for a group: those behind it belong to the next one.

@@ -3,6 +3,7 @@
 mod calls;
 mod capture;
 mod chunk;
+mod declared;
 mod feed;
 mod group;
 mod layout;
