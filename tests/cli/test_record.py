@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 
-import numpy as np
 import pytest
 
 pytest.importorskip("click")
@@ -74,6 +73,11 @@ class TestCapture:
         assert written["complete"] is True
         assert written["account"]["present"] == written["recorder"]["heaps"] == len(heaps)
         assert written["account"]["missing"] == account["missing"]
+
+    def test_it_is_read_no_faster_than_it_can_be_written(self, options, tmp_path):
+        heaps = heaps_of(range(300))
+        account = record(options, tmp_path, heaps, "--pool=4")
+        assert (account["recording"]["heaps"], account["recording"]["not_written"]) == (len(heaps), {})
 
     def test_read_by_zarr(self, options, tmp_path):
         zarr = pytest.importorskip("zarr")
@@ -284,18 +288,23 @@ class TestPieces:
             check_part(pathlib.Path(path), first * BATCHES, heaps)
 
     def test_time_that_begins_again_begins_no_piece(self, tmp_path):
-        heaps = heaps_of([700, 701, 2, 3])
+        """From there on, pieces are as long as before."""
+        heaps = heaps_of([700, 701, *range(2, 40)])
+
+        def make(path, **kwargs):
+            return speadrx.Recorder(rx, path, wait=True, **kwargs)
+
         with receiver(layout_of(), heaps, max_jump=None) as rx:
-            pieces = Pieces(
-                rx,
-                str(tmp_path / "a.zarr"),
-                lambda path, **kwargs: speadrx.Recorder(rx, path, wait=True, **kwargs),
-                10**9,
-                Limits(),
-            )
+            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 10 * BATCHES * STEP, Limits())
             for chunk in rx:
                 with chunk:
                     pieces.add(chunk)
             pieces.close()
-        assert len(pieces.paths) == 1
-        assert np.count_nonzero(read_array(tmp_path / "a_000.zarr/present")) > 0
+        first, *others = [attributes(pathlib.Path(path)) for path in pieces.paths]
+        assert first["parts"] == ["", "part_1"]
+        assert others
+        begin = attributes(pathlib.Path(pieces.paths[0]) / "part_1")["first_timestamp"]
+        assert [(piece["first_timestamp"] - begin) // (BATCHES * STEP) for piece in others] == [10, 20, 30][
+            : len(others)
+        ]
+        assert pieces.stats().parts == 2 + len(others)
