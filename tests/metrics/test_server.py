@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import spead2
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import GaugeMetricFamily
 from speadrx.collectors import Exporter
 
 import speadrx
@@ -156,11 +157,19 @@ class TestRequests:
 
     def test_time_for_a_reply(self, monkeypatch):
         monkeypatch.setattr(module, "REPLY_SECONDS", 0.05)
+        asked = threading.Event()
+
+        class Large:
+            def collect(self):
+                asked.set()
+                yield GaugeMetricFamily("large", "x" * (32 << 20), value=1)
+
         registry = CollectorRegistry()
-        Gauge("large", "x" * (32 << 20), registry=registry)
+        registry.register(Large())
+        asked.clear()
         with contextlib.closing(MetricsServer(registry, 0, "127.0.0.1")) as server, connect(server.port) as sock:
             sock.sendall(GET)
-            wait_for(lambda: server._clients)
+            assert asked.wait(PATIENCE)
             wait_for(lambda: not server._clients)
             with contextlib.suppress(ConnectionError):
                 while sock.recv(1 << 20):
