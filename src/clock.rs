@@ -97,7 +97,12 @@ pub(crate) fn check_time(time: &TimeSpec, sources: Option<u64>) -> Result<(u64, 
         Some(Origin::Shown(Shown::First)) => None,
         // Sources that show their phases show the steps of time as well.
         None if found == Differ::AsShown => None,
-        Some(Origin::At(origin)) => Some(origin),
+        Some(Origin::At(origin)) => {
+            check(origin.wrapping_shr(bits) == 0, || {
+                LayoutError::field("time.origin", origin, format!("is no timestamp; those have {bits} bits"))
+            })?;
+            Some(origin)
+        }
         None => Some(0),
     };
     let origin = origin.map(|origin| origin.wrapping_add(least).checked_rem(time.step).unwrap_or(0));

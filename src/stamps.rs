@@ -70,10 +70,14 @@ impl Stamps {
         let source = heap.source as usize;
         let (Some(known), Some(doubt)) = (self.phases.get_mut(source), self.doubts.get_mut(source)) else { return };
         let origin = current.map_or_else(|| grid.origin_of(heap.stamp), |current| current.origin);
-        let near = current.map_or(0, |current| current.newest_time(grid) as u64).wrapping_add(origin);
         let step = signed(grid.step);
+        let ahead = match current {
+            Some(current) => difference(heap.stamp, (current.newest_time(grid) as u64).wrapping_add(origin), bits),
+            // Time begins here, however large the timestamp is: none is before it.
+            None => signed(heap.stamp).saturating_sub(signed(origin)),
+        };
         // From the nearest step: half a step at most, before it or after it.
-        let ticks = difference(heap.stamp, near, bits).checked_rem_euclid(step).unwrap_or(0);
+        let ticks = ahead.checked_rem_euclid(step).unwrap_or(0);
         let phase = if ticks > step >> 1 { ticks.saturating_sub(step) } else { ticks } as u64;
         if *known == phase {
             *doubt = None;

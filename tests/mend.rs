@@ -36,6 +36,8 @@ struct Got {
     offset: u64,
     items: Vec<(u64, u64)>,
     payload: Vec<u8>,
+    /// Whether it ends the stream.
+    stops: bool,
 }
 
 /// Read packets one after the other, as spead2 reads them from a connection. Each must be good.
@@ -55,6 +57,7 @@ fn read(mut bytes: &[u8]) -> Vec<Got> {
                 .map(|pointer| (pointer.id, pointer.value))
                 .collect(),
             payload: payload.clone(),
+            stops: packet.pointers().any(|pointer| pointer.immediate && (pointer.id, pointer.value) == (6, 2)),
         });
         bytes = &bytes[packet.start() + payload.len()..];
     }
@@ -349,6 +352,74 @@ fn a_value_may_be_in_a_packet_that_came_before_its_pointer() {
     ]);
     assert_eq!(got.iter().map(|got| got.items[0]).collect::<Vec<_>>(), [(TIME, 0x304); 2]);
     assert!(unused.is_empty());
+}
+
+#[test]
+fn a_value_may_begin_in_one_packet_and_end_in_another() {
+    let table = "[packets]\nrepeat_items = true\nitems = { 0x1600 = '>u4' }";
+    let parts = [
+        part(7, 12, 0, &[(TIME, 6, false), (DATA, 0, false)], b"abcd"),
+        part(7, 12, 4, &[], &[0, 0, 1, 2]), // its last two bytes begin the time
+        part(7, 12, 8, &[], &[3, 4, 0, 0]),
+    ];
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let (got, unused) = Run::new(table).all(&order.map(|i| parts[i].clone()));
+        let times: Vec<_> = got.iter().map(|got| got.items[0]).collect();
+        assert_eq!(times, [(TIME, 0x0102_0304); 3], "{order:?}");
+        assert!(unused.is_empty());
+    }
+}
+
+#[test]
+fn what_is_said_again_takes_no_more_memory() {
+    // Each packet says two thousand times that its time is in a packet that never comes.
+    let text = "[packets]\nrepeat_items = true\nitems = { 0x1600 = '>u4' }";
+    let mut run = Run::new(text);
+    let items = vec![(TIME, 900, false); 250];
+    let heaps = 1000;
+    for counter in 0..heaps {
+        run.give(0, 0, &part(counter, 1 << 20, 0, &items, &[0; 8]));
+    }
+    let packet = part(0, 1 << 20, 0, &items, &[0; 8]).len();
+    // The packet, its offset, a value and where it is.
+    assert_eq!(run.mender.size().0, heaps as usize * (packet + 8 + 8 + 16));
+    for counter in 0..heaps {
+        run.give(0, 0, &part(counter, 1 << 20, 900, &[], &[0, 0, 0, 5]));
+    }
+    assert_eq!(run.mender.size().0, heaps as usize * (2 * 8 + 8 + 16));
+    run.give(0, 2_000_000_000, &part(0, 1 << 20, 8, &[], &[0; 8]));
+    assert_eq!(run.end().1, []);
+}
+
+#[test]
+fn heaps_that_nothing_tells_apart_have_a_reason_of_their_own() {
+    let table = "[packets]\nrepeat_items = true\nheap_counter = [0x1600]";
+    let (got, unused) = Run::new(table).all(&[
+        part(1, 8, 0, &[(TIME, 5, true)], b"abcd"),
+        part(1, 8, 4, &[], b"efgh"),
+        part(2, 12, 4, &[], b"efgh"), // its first packet, with the time, is lost
+        part(2, 12, 8, &[], b"ijkl"),
+        part(3, 8, 0, &[(TIME, 7, true)], b"abcd"),
+        part(3, 8, 4, &[], b"efgh"),
+    ]);
+    assert_eq!(got.iter().map(|got| got.items[0].1).collect::<Vec<_>>(), [5, 5, 7, 7]);
+    assert_eq!(unused, [("not_told_apart", 2)]);
+}
+
+#[test]
+fn the_end_of_a_stream_is_passed_on() {
+    for table in ["repeat_items = true", "heap_length = 8", "heap_counter = 'packet'", "heap_counter = [0x1600]"] {
+        for payload in [&b""[..], b"x"] {
+            let (got, unused) = Run::new(&format!("payload_item = {DATA}\n[packets]\n{table}")).all(&[
+                part(7, 8, 0, &[(TIME, 5, true), (DATA, 0, false)], b"abcdefgh"),
+                part(8, payload.len() as u64, 0, &[(6, 2, true)], payload),
+                part(9, payload.len() as u64, 0, &[(6, 0, true)], payload), // this asks for descriptors
+            ]);
+            assert_eq!(got.len(), 2, "{table}");
+            assert!(got[1].stops && !got[0].stops && got[1].counter != got[0].counter, "{table}");
+            assert_eq!(unused.iter().map(|(_, n)| n).sum::<u64>(), u64::from(!unused.is_empty()), "{table}");
+        }
+    }
 }
 
 #[test]

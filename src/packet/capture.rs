@@ -152,11 +152,10 @@ struct Rest {
 }
 
 impl Capture {
-    /// Open a file, which may be a pipe.
+    /// Read a file, which may be a pipe; `path` is what errors call it.
     ///
     /// With `cut`, datagrams that the capture has cut short are given too, as far as they were captured.
-    pub fn open(path: &Path, cut: bool) -> Result<Self, CaptureError> {
-        let file = File::open(path).map_err(|error| CaptureError { path: path.to_owned(), fault: Fault::Io(error) })?;
+    pub fn of_file(path: &Path, file: File, cut: bool) -> Result<Self, CaptureError> {
         let size = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
         let capture = Self::new(path, Box::new(file), cut)?;
         Ok(Self { size, ..capture })

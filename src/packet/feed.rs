@@ -7,13 +7,14 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::packet::capture::{Capture, Datagram};
 use crate::packet::mend::{Arrival, Mender};
-use crate::packet::sockets::{Sockets, sender_of};
+use crate::packet::sockets::{Sockets, now, sender_of};
 use crate::packet::unused::Counts;
 
 /// Bytes that are collected before they are written.
@@ -22,6 +23,10 @@ const WRITE: usize = 1 << 18;
 const END_PATIENCE: Duration = Duration::from_secs(2);
 /// Datagrams of a capture between reports of how far it is.
 const REPORT_EVERY: u64 = 1024;
+/// Packets that are handed over and not taken yet.
+const MOST_HANDED: usize = 256;
+/// How long to wait for one, so that the thread can look whether it is to end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One of the connections that packets go into.
 #[derive(Debug)]
@@ -120,6 +125,21 @@ impl Feed {
         Self::start(vec![output], move |work| work.sockets(&mut sockets))
     }
 
+    /// Feed packets that are handed over, one by one.
+    ///
+    /// # Errors
+    ///
+    /// If there can be no thread.
+    pub fn handed(output: Output) -> io::Result<(Self, Handing)> {
+        let (packets, handed) = sync_channel(MOST_HANDED);
+        let feed = Self::start(vec![output], move |work| {
+            work.handed(&handed);
+            Ok(())
+        })?;
+        let progress = Arc::clone(&feed.progress);
+        Ok((feed, Handing { packets, progress }))
+    }
+
     fn start(
         outputs: Vec<Output>,
         run: impl FnOnce(&mut Work) -> Result<(), String> + Send + 'static,
@@ -168,6 +188,35 @@ impl Feed {
             let _ = connection.shutdown(Shutdown::Both); // it may be closed already
         }
         self.signal.wait(END_PATIENCE, || self.progress.ended.load(Ordering::Acquire));
+    }
+}
+
+/// Hands over packets to a feed, which ends when this is dropped.
+#[derive(Debug)]
+pub struct Handing {
+    packets: SyncSender<Box<[u8]>>,
+    progress: Arc<Progress>,
+}
+
+impl Handing {
+    /// Hand over a packet, without waiting. Returns whether there was room for it.
+    #[must_use]
+    pub fn give(&self, packet: &[u8]) -> bool {
+        match self.packets.try_send(packet.into()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// Say why there are no more.
+    pub fn fail(&self, error: String) {
+        *self.progress.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// Whether no more are taken.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.progress.ended.load(Ordering::Acquire)
     }
 }
 
@@ -289,6 +338,28 @@ impl Work {
             lane.write();
         }
         Ok(())
+    }
+
+    fn handed(&mut self, handed: &Receiver<Box<[u8]>>) {
+        while self.goes_on() {
+            match handed.recv_timeout(LOOK_INTERVAL) {
+                Ok(packet) => {
+                    self.mend(&packet);
+                    handed.try_iter().take(MOST_HANDED).for_each(|packet| self.mend(&packet));
+                    self.write();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+    }
+
+    /// Mend a packet of nobody in particular, which comes now.
+    fn mend(&mut self, packet: &[u8]) {
+        self.progress.taken.fetch_add(1, Ordering::Relaxed);
+        for Lane { output, ready, .. } in &mut self.lanes {
+            output.mender.take(packet, packet.len(), Arrival { sender: 0, time: now() }, ready);
+        }
     }
 
     fn finish(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::defrag::IpDefragBuf;
+use etherparse::defrag::{IpDefragBuf, IpFragRange};
 use etherparse::{IpFragOffset, IpNumber};
 
 /// Datagrams that may lack fragments at a time; the oldest goes first. Each has at most 64 KiB.
@@ -47,7 +47,7 @@ pub(super) enum Joined {
 #[derive(Default)]
 pub(super) struct Fragments {
     unfinished: Vec<Unfinished>,
-    /// Fragments of datagrams that were given up.
+    /// Fragments that were there already, and those of datagrams that were given up.
     pub lost: u64,
 }
 
@@ -55,6 +55,10 @@ impl Fragments {
     /// Add a fragment; `frame` is the number of its frame.
     pub fn add(&mut self, fragment: &Fragment<'_>, frame: u64) -> Joined {
         let known = self.unfinished.iter().rposition(|unfinished| unfinished.key == fragment.key);
+        if known.is_some_and(|at| self.has(at, fragment)) {
+            self.lost += 1;
+            return Joined::Waits;
+        }
         let at = match known {
             Some(at) if self.goes_on(at, fragment, frame) => at,
             Some(at) => {
@@ -73,6 +77,16 @@ impl Fragments {
             return Joined::Whole(whole.buffer.take_bufs().0, whole.fragments);
         }
         Joined::Waits
+    }
+
+    /// Whether the same fragment has come, as where a network is tapped in two places.
+    fn has(&self, at: usize, fragment: &Fragment<'_>) -> bool {
+        let start = usize::from(fragment.offset.byte_offset());
+        let end = start + fragment.payload.len();
+        self.unfinished.get(at).is_some_and(|Unfinished { buffer, .. }| {
+            let is_there = |seen: &IpFragRange| usize::from(seen.start) <= start && end <= usize::from(seen.end);
+            buffer.sections().iter().any(is_there) && buffer.data().get(start..end) == Some(fragment.payload)
+        })
     }
 
     /// Whether a fragment belongs to what has come, and is not the first of another datagram with the same number.

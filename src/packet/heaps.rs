@@ -31,6 +31,8 @@ pub(super) struct Head {
     pub payload_item: u64,
     /// Where these bytes are in the payload of the heap.
     pub cut: (u64, u64),
+    /// Whether it ends the stream.
+    pub stops: bool,
     /// Whether packets can stay as they are.
     pub keeps_packets: bool,
 }
@@ -59,6 +61,8 @@ pub(super) struct OpenHeap {
     pub unused: Option<Unused>,
     /// Offsets of the packets that came, in order, so that none counts twice.
     offsets: Vec<u64>,
+    /// Bytes of what its first packet has said.
+    head_bytes: usize,
     since: i64,
     serial: u64,
 }
@@ -67,6 +71,16 @@ impl OpenHeap {
     /// Whether its packets can be written.
     pub fn is_ready(&self) -> bool {
         self.head.is_some() && self.pending.is_empty()
+    }
+
+    /// Note what its first packet says. Returns how many bytes more are held now.
+    pub fn begin(&mut self, head: Head, values: &[u64], pending: &[(usize, u64)]) -> usize {
+        self.head = Some(head);
+        self.values = values.into();
+        self.pending = pending.into();
+        let before = self.head_bytes;
+        self.head_bytes = size_of_val(values).saturating_add(size_of_val(pending));
+        self.head_bytes.saturating_sub(before)
     }
 
     /// Note that a packet came. Returns how many bytes more are held now.
@@ -119,6 +133,7 @@ impl Heaps {
                 held: Vec::new(),
                 received: 0,
                 unused: None,
+                head_bytes: 0,
                 since: now,
                 serial: *serial,
             }
@@ -153,7 +168,8 @@ impl Heaps {
     pub fn close(&mut self, key: &Key) -> Option<OpenHeap> {
         let heap = self.table.remove(key)?;
         self.release(&heap.held);
-        self.held_bytes = self.held_bytes.saturating_sub(size_of_val(heap.offsets.as_slice()));
+        let noted = size_of_val(heap.offsets.as_slice()).saturating_add(heap.head_bytes);
+        self.held_bytes = self.held_bytes.saturating_sub(noted);
         Some(heap)
     }
 

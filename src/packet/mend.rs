@@ -24,6 +24,8 @@ const VALUE_BITS: u32 = 48;
 const LARGEST_VALUE: u64 = (1 << VALUE_BITS) - 1;
 /// Stands for the value of an item that a packet does not have. No value has so many bits.
 pub(super) const ABSENT: u64 = u64::MAX;
+/// The value of stream control that ends a stream.
+const STOP: u64 = 2;
 /// Most senders or heaps whose last values are remembered.
 const MOST_RECENT: usize = 1 << 16;
 
@@ -50,7 +52,9 @@ struct Seen {
     any: bool,
     /// Whether an item that is required is addressed, which spead2 would take for absent.
     required_addressed: bool,
+    /// Whether there is stream control; and whether it ends the stream.
     control: bool,
+    stops: bool,
     descriptors: bool,
 }
 
@@ -60,13 +64,15 @@ impl Seen {
         self.values.resize(plan.wanted.len(), ABSENT);
         self.addressed.clear();
         self.pending.clear();
-        (self.any, self.required_addressed, self.control, self.descriptors) = (false, false, false, false);
+        (self.any, self.required_addressed, self.descriptors) = (false, false, false);
+        (self.control, self.stops) = (false, false);
         for pointer in packet.pointers() {
             if !pointer.immediate {
                 self.addressed.push((pointer.id, pointer.value));
                 self.descriptors |= pointer.id == DESCRIPTOR;
             } else if pointer.id <= STREAM_CONTROL {
                 self.control |= pointer.id == STREAM_CONTROL;
+                self.stops |= pointer.id == STREAM_CONTROL && pointer.value == STOP;
                 continue;
             }
             let Some(i) = plan.wanted.iter().position(|wanted| wanted.id == pointer.id) else { continue };
@@ -75,7 +81,11 @@ impl Seen {
             match (pointer.immediate, wanted.encoding) {
                 (true, None) => *value = pointer.value,
                 (true, Some(encoding)) => *value = encoding.of_immediate(pointer.value),
-                (false, Some(_)) => self.pending.push((i, pointer.value)),
+                // As many as are wanted at most, whatever the packet has.
+                (false, Some(_)) => match self.pending.iter_mut().find(|(other, _)| *other == i) {
+                    Some((_, at)) => *at = pointer.value,
+                    None => self.pending.push((i, pointer.value)),
+                },
                 (false, None) if wanted.required => {
                     *value = pointer.value;
                     self.required_addressed = true;
@@ -97,7 +107,7 @@ impl Seen {
     fn head(&self, plan: &Plan, heap_bytes: u64) -> Result<Head, Unused> {
         let (payload_item, cut) = self.payload_item(plan, heap_bytes)?;
         let stays = plan.keeps_packets && cut == (0, heap_bytes) && !self.required_addressed;
-        Ok(Head { payload_item, cut, keeps_packets: stays || !plan.writable })
+        Ok(Head { payload_item, cut, stops: self.stops, keeps_packets: stays || !plan.writable })
     }
 
     /// Stands for the values of some items, or for none if the packet has none of them.
@@ -113,7 +123,13 @@ impl Seen {
     /// Read the values that are in the payload of a packet, if they are all there.
     fn resolve(&mut self, plan: &Plan, part: &Part<'_>) {
         let Self { pending, values, .. } = self;
-        pending.retain(|&(i, at)| !resolve(plan, part, i, at, values));
+        pending.retain(|&(i, at)| !resolve(plan, &[*part], i, at, values));
+    }
+
+    /// Whether a packet with these pointers ends the stream, and that is all that it does.
+    fn only_stops(&self, plan: &Plan, packet: &Packet<'_>) -> bool {
+        let has_no_data = packet.rest.is_empty() || (plan.needs_items && !self.any);
+        self.stops && has_no_data && packet.offset.unwrap_or(0) == 0
     }
 
     /// What the payload item of the heap is, and where its bytes are.
@@ -154,11 +170,15 @@ impl Seen {
     }
 }
 
-/// Read a value that is in the payload, if it is in this packet. Returns whether it is.
-fn resolve(plan: &Plan, part: &Part<'_>, i: usize, at: u64, values: &mut [u64]) -> bool {
+/// Read a value that is in the payload, if all of it is in these packets. Returns whether it is.
+fn resolve(plan: &Plan, parts: &[Part<'_>], i: usize, at: u64, values: &mut [u64]) -> bool {
     let Some(encoding) = plan.wanted.get(i).and_then(|wanted| wanted.encoding) else { return true };
-    let Some(bytes) = part.bytes(at, encoding.bytes) else { return false };
-    if let (Some(found), Some(value)) = (encoding.read(bytes), values.get_mut(i)) {
+    let mut bytes = [0; 8];
+    for (byte, at) in bytes.iter_mut().take(encoding.bytes as usize).zip(at..=u64::MAX) {
+        let Some(found) = parts.iter().find_map(|part| part.byte(at)) else { return false };
+        *byte = found;
+    }
+    if let (Some(found), Some(value)) = (encoding.read(&bytes), values.get_mut(i)) {
         *value = if found <= LARGEST_VALUE { found } else { ABSENT };
     }
     true
@@ -212,13 +232,16 @@ impl Mender {
 
     /// Give up the packets that are held: nothing more comes.
     pub fn finish(&mut self) {
-        self.counts.add(Unused::NoFirstPacket, self.heaps.close_all());
+        self.counts.add(self.plan.without_items(), self.heaps.close_all());
     }
 
     fn mend(&mut self, data: &[u8], length: usize, arrival: Arrival, out: &mut Vec<u8>) -> Result<u64, Unused> {
         let packet = Packet::read(data, length)?;
-        let part = self.plan.part(&packet)?;
         self.seen.read(&self.plan, &packet);
+        if self.seen.only_stops(&self.plan, &packet) {
+            return self.stop(&packet, arrival, out);
+        }
+        let part = self.plan.part(&packet)?;
         if !part.is_whole() && !self.plan.has_no_parts() {
             return self.mend_part(&part, data, arrival, out);
         }
@@ -238,14 +261,25 @@ impl Mender {
         }
     }
 
+    /// Pass on the end of the stream, in a heap of its own.
+    fn stop(&mut self, packet: &Packet<'_>, arrival: Arrival, out: &mut Vec<u8>) -> Result<u64, Unused> {
+        let counter = match self.plan.counters {
+            Counters::Sent => packet.heap_counter.ok_or(Unused::NoHeapCounter)?,
+            _ => next(&mut self.serial),
+        };
+        let head = Head { payload_item: 0, cut: (0, 1), stops: true, keeps_packets: false };
+        let part = Part { counter, heap_bytes: 1, offset: 0, payload: &[0] };
+        Ok(write(&self.plan, &head, &[], counter, &part, arrival, out))
+    }
+
     /// Mend a packet of a heap of several.
     fn mend_part(&mut self, part: &Part<'_>, data: &[u8], arrival: Arrival, out: &mut Vec<u8>) -> Result<u64, Unused> {
         while let Some(held) = self.heaps.close_excess(arrival.time) {
-            self.counts.add(Unused::NoFirstPacket, held);
+            self.counts.add(self.plan.without_items(), held);
         }
         let (key, orphans) = self.key(part, arrival);
         let Self { plan, heaps, seen, serial, counts, .. } = self;
-        counts.add(Unused::NoFirstPacket, heaps.close_another(&key, plan, &seen.values));
+        counts.add(plan.without_items(), heaps.close_another(&key, plan, &seen.values));
         let counter = || if plan.counters == Counters::Sent { part.counter } else { next(serial) };
         let heap = heaps.open(key, arrival.time, counter);
         let mut more = heap.note(part.offset, part.payload.len() as u64);
@@ -253,24 +287,29 @@ impl Mender {
             more = more.saturating_add(heap.note(orphan.offset, orphan.payload.len() as u64));
         }
         more = more.saturating_add(heap.adopt(orphans));
+        let mut is_first = false;
         if heap.head.is_none() && heap.unused.is_none() && (part.offset == 0 || seen.has_items(plan)) {
             match seen.head(plan, part.heap_bytes) {
                 Ok(head) => {
-                    heap.head = Some(head);
-                    heap.values = seen.values.as_slice().into();
-                    heap.pending.append(&mut seen.pending);
-                    let OpenHeap { held, pending, values, .. } = &mut *heap;
-                    for part in held.iter().filter_map(|held| part_of(plan, held)) {
-                        pending.retain(|&(i, at)| !resolve(plan, &part, i, at, values));
-                    }
+                    more = more.saturating_add(heap.begin(head, &seen.values, &seen.pending));
+                    is_first = true;
                 }
                 Err(why) => heap.unused = Some(why),
             }
         }
         let is_last = heap.received >= part.heap_bytes;
         if heap.unused.is_none() {
-            let (pending, values) = (&mut heap.pending, &mut heap.values);
-            pending.retain(|&(i, at)| !resolve(plan, part, i, at, values) && !is_last);
+            let OpenHeap { held, pending, values, .. } = &mut *heap;
+            // A value may begin in one packet and end in another.
+            if (is_first && !pending.is_empty()) || pending.iter().any(|&(i, at)| part.touches(at, plan.value_bytes(i)))
+            {
+                let held = held.iter().filter_map(|held| part_of(plan, held));
+                let parts: Vec<Part<'_>> = held.chain([*part]).collect();
+                pending.retain(|&(i, at)| !resolve(plan, &parts, i, at, values));
+            }
+            if is_last {
+                pending.clear();
+            }
             if !heap.is_ready() && !is_last {
                 heap.held.push(Held { data: data.into(), arrival });
                 heaps.hold(more.saturating_add(data.len()));
@@ -289,7 +328,7 @@ impl Mender {
                 Ok(first.saturating_add(held).saturating_add(last))
             }
             (_, unused) => {
-                let why = unused.unwrap_or(Unused::NoFirstPacket);
+                let why = unused.unwrap_or(plan.without_items());
                 counts.add(why, held.len() as u64);
                 Err(why)
             }
@@ -398,6 +437,9 @@ fn write(
         if value != ABSENT {
             add(wanted.id, value);
         }
+    }
+    if head.stops {
+        add(STREAM_CONTROL, STOP);
     }
     let time = u64::try_from(arrival.time).unwrap_or(0);
     for &synthetic in &plan.added {

@@ -135,10 +135,14 @@ impl Part<'_> {
         self.offset == 0 && self.payload.len() as u64 == self.heap_bytes
     }
 
-    /// Bytes of the heap, if they are in this packet.
-    pub fn bytes(&self, at: u64, bytes: u32) -> Option<&[u8]> {
-        let at = usize::try_from(at.checked_sub(self.offset)?).ok()?;
-        self.payload.get(at..at.checked_add(bytes as usize)?)
+    /// A byte of the heap, if it is in this packet.
+    pub fn byte(&self, at: u64) -> Option<u8> {
+        self.payload.get(usize::try_from(at.checked_sub(self.offset)?).ok()?).copied()
+    }
+
+    /// Whether any of these bytes of the heap are in this packet.
+    pub fn touches(&self, at: u64, bytes: u64) -> bool {
+        at < self.offset.saturating_add(self.payload.len() as u64) && self.offset < at.saturating_add(bytes)
     }
 }
 
@@ -146,6 +150,19 @@ impl Plan {
     /// Whether nothing is to be known of a heap but what each of its packets says.
     pub fn has_no_parts(&self) -> bool {
         self.counters == Counters::Packet || (!self.needs_items && !self.writable)
+    }
+
+    /// Bytes of the value of an item that is in the payload.
+    pub fn value_bytes(&self, i: usize) -> u64 {
+        self.wanted.get(i).and_then(|wanted| wanted.encoding).map_or(0, |encoding| encoding.bytes.into())
+    }
+
+    /// Why packets are not used that waited for the one that has the items.
+    pub fn without_items(&self) -> Unused {
+        match self.counters {
+            Counters::Items(_) => Unused::NotToldApart,
+            _ => Unused::NoFirstPacket,
+        }
     }
 
     /// What a packet is of its heap, by what the layout says of that, or else by what the packet says.

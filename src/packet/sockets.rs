@@ -61,6 +61,12 @@ impl Sockets {
     }
 }
 
+/// The time, in nanoseconds since 1970.
+pub(super) fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
 /// Read what a socket has, a batch at most, without waiting.
 fn receive(socket: &OwnedFd, memory: &mut [u8], take: &mut dyn FnMut(&[u8], Arrival)) -> io::Result<()> {
     // SAFETY: all zeros are a valid value of these C structures: null pointers and lengths of 0.
@@ -88,8 +94,7 @@ fn receive(socket: &OwnedFd, memory: &mut [u8], take: &mut dyn FnMut(&[u8], Arri
         );
         return if again { Ok(()) } else { Err(error) };
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    let time = i64::try_from(now).unwrap_or(i64::MAX);
+    let time = now();
     for ((buffer, name), header) in memory.chunks_exact(PACKET).zip(&names).zip(&headers).take(received) {
         if let Some(data) = buffer.get(..header.msg_len as usize) {
             take(data, Arrival { sender: sender(name), time });

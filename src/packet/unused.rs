@@ -31,6 +31,8 @@ pub enum Unused {
     BeyondHeap,
     /// The first packet of its heap, which has the items, did not come.
     NoFirstPacket,
+    /// It lacks the items that tell heaps apart, and the packet that has them did not come.
+    NotToldApart,
     /// Its heap does not have the payload item.
     NoPayloadItem,
     /// Its heap has several of the payload items that tell heaps apart.
@@ -43,7 +45,7 @@ pub enum Unused {
 
 impl Unused {
     /// All there are, in their order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NotSpead,
         Self::Version,
         Self::Flavour,
@@ -56,6 +58,7 @@ impl Unused {
         Self::EmptyHeap,
         Self::BeyondHeap,
         Self::NoFirstPacket,
+        Self::NotToldApart,
         Self::NoPayloadItem,
         Self::SeveralPayloadItems,
         Self::OtherBytes,
@@ -78,6 +81,7 @@ impl Unused {
             Self::EmptyHeap => "empty_heap",
             Self::BeyondHeap => "beyond_heap",
             Self::NoFirstPacket => "no_first_packet",
+            Self::NotToldApart => "not_told_apart",
             Self::NoPayloadItem => "no_payload_item",
             Self::SeveralPayloadItems => "several_payload_items",
             Self::OtherBytes => "other_bytes",
@@ -101,6 +105,7 @@ impl Unused {
             Self::EmptyHeap => "a heap without payload",
             Self::BeyondHeap => "payload beyond the end of its heap ([packets] heap_length sets the length of heaps)",
             Self::NoFirstPacket => "the packet with the items of its heap did not come",
+            Self::NotToldApart => "the packet with the items that tell heaps apart did not come",
             Self::NoPayloadItem => "a heap without the payload item of the layout",
             Self::SeveralPayloadItems => "a heap with several of the payload items that tell heaps apart",
             Self::OtherBytes => "bytes that are none of the layout's data",

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyTuple};
 
+use super::feed::open_capture;
 use crate::packet::capture::{self, CaptureError, Datagram, Fault};
 
 /// Addresses that are kept as Python has them: there are few, and writing them takes long.
@@ -48,7 +49,7 @@ impl Capture {
     #[new]
     #[expect(clippy::needless_pass_by_value, reason = "Python gives it away")]
     fn new(py: Python<'_>, path: PathBuf, cut: bool) -> PyResult<Self> {
-        let capture = py.detach(|| capture::Capture::open(&path, cut))?;
+        let capture = open_capture(py, &path, cut)?;
         let reader = Mutex::new(Reader { capture, addresses: HashMap::new() });
         Ok(Self { reader, position: AtomicU64::new(0) })
     }

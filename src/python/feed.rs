@@ -1,10 +1,13 @@
 //! `Feed`: a thread that takes packets to spead2, started and watched from Python.
-#![expect(unsafe_code, reason = "descriptors come from Python as numbers")]
+#![expect(unsafe_code, reason = "descriptors come from Python as numbers, and std does not poll")]
 
 use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -12,7 +15,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::layout::Layout;
-use crate::packet::capture::Capture;
+use crate::packet::capture::{Capture, CaptureError, Fault};
 use crate::packet::feed::{self, Output};
 use crate::packet::mend::Mender;
 use crate::packet::sockets::Sockets;
@@ -23,6 +26,38 @@ fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
     // SAFETY: the caller has a Python socket open that this is the number of, and keeps it while it calls.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     Ok(borrowed.try_clone_to_owned()?)
+}
+
+/// Milliseconds between looks whether there is a signal.
+const SIGNALS_MS: i32 = 50;
+
+/// Open a capture. If it is a pipe, signals are heard until somebody writes into it.
+pub(super) fn open_capture(py: Python<'_>, path: &Path, cut: bool) -> PyResult<Capture> {
+    let fail = |error| CaptureError { path: path.to_owned(), fault: Fault::Io(error) };
+    // Without waiting for a writer, which nothing could interrupt.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fail)?;
+    if file.metadata().map_err(fail)?.file_type().is_fifo() {
+        while !py.detach(|| is_written(&file)) {
+            py.check_signals()?;
+        }
+    }
+    // SAFETY: the descriptor is open, and these calls have no pointers.
+    let set = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK)
+    };
+    if set < 0 {
+        return Err(fail(io::Error::last_os_error()).into());
+    }
+    Ok(py.detach(|| Capture::of_file(path, file, cut))?)
+}
+
+/// Wait a moment for bytes in a pipe, or for its end. Returns whether there are any, or it has ended.
+fn is_written(pipe: &File) -> bool {
+    let mut look = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: it is one structure, which lives until the call returns.
+    let ready = unsafe { libc::poll(&raw mut look, 1, SIGNALS_MS) };
+    ready > 0
 }
 
 fn output(layout: Option<&Layout>, connection: RawFd, destinations: &[(IpAddr, u16)]) -> PyResult<Output> {
@@ -42,7 +77,30 @@ impl OpenCapture {
     #[new]
     #[expect(clippy::needless_pass_by_value, reason = "Python gives it away")]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(Self(Mutex::new(Some(py.detach(|| Capture::open(&path, false))?))))
+        Ok(Self(Mutex::new(Some(open_capture(py, &path, false)?))))
+    }
+}
+
+/// Hands over packets to a feed, which ends when nobody has this any more.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct Handing(feed::Handing);
+
+#[pymethods]
+impl Handing {
+    /// Hand over a packet, without waiting. Returns whether there was room for it.
+    fn give(&self, packet: &[u8]) -> bool {
+        self.0.give(packet)
+    }
+
+    /// Say why there are no more.
+    fn fail(&self, error: String) {
+        self.0.fail(error);
+    }
+
+    /// Whether no more are taken.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.0.is_closed()
     }
 }
 
@@ -76,6 +134,13 @@ impl Feed {
         let output = output(Some(layout.get()), connection, &[])?;
         let sockets = sockets.iter().map(|&fd| duplicate(fd)).collect::<PyResult<Vec<_>>>()?;
         Ok(Self(feed::Feed::sockets(Sockets::new(sockets), output)?))
+    }
+
+    /// Feed packets that are handed over into a connection.
+    #[staticmethod]
+    fn handed(layout: Option<&Bound<'_, Layout>>, connection: RawFd) -> PyResult<(Self, Handing)> {
+        let (feed, handing) = feed::Feed::handed(output(layout.map(Bound::get), connection, &[])?)?;
+        Ok((Self(feed), Handing(handing)))
     }
 
     fn end(&self) {

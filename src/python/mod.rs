@@ -34,7 +34,7 @@ mod _core {
     #[pymodule_export]
     use super::capture::Capture;
     #[pymodule_export]
-    use super::feed::{Feed, OpenCapture, unused_reasons};
+    use super::feed::{Feed, Handing, OpenCapture, unused_reasons};
     #[pymodule_export]
     use super::group::Group;
     #[pymodule_export]

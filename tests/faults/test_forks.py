@@ -27,6 +27,7 @@ PROGRAM = pathlib.Path(__file__).parents[1] / "support" / "forking.py"
         "child_holds_no_port",
         "child_leaves_metrics",
         "programs_hold_no_port",
+        "programs_hold_no_connection",
     ],
 )
 def test_fork(program):

@@ -1,16 +1,19 @@
-"""Packets that spead2 would drop or misjudge, made with struct as instruments send them: from captures and over UDP."""
+"""Packets that spead2 would drop or misjudge, made with struct: from captures, over UDP and from this process."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import spead2
 import spead2.recv
 import spead2.send
 
@@ -173,6 +176,183 @@ def test_from_a_capture(tmp_path, name):
     declared, packets = STREAMS[name]()
     with Receiver(declared, write_capture(tmp_path / "x.pcap", packets)) as receiver:
         check(receiver)
+
+
+def bytes_of(packets: Iterable[Sent]) -> Iterator[bytes]:
+    """The packets alone: whoever hands them over is their only sender."""
+    return (one if isinstance(one, bytes) else one[1] for one in packets)
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMS if name != "counters by sender"])
+def test_from_packets(name):
+    declared, packets = STREAMS[name]()
+    with Receiver(declared, bytes_of(packets)) as receiver:
+        check(receiver)
+
+
+@pytest.mark.parametrize(
+    "of_bytes",
+    [
+        bytes,
+        bytearray,
+        memoryview,
+        lambda data: np.frombuffer(data, np.uint8),
+        lambda data: memoryview(data[::-1])[::-1],
+    ],
+    ids=["bytes", "bytearray", "memoryview", "numpy", "part"],
+)
+@pytest.mark.parametrize("collect", [list, tuple, iter])
+def test_packets_of_any_kind(of_bytes, collect):
+    packets = [one for t in range(16) for one in heap(t + 1, [(0x1600, t)], payload(t))]
+    with Receiver(layout(), collect([of_bytes(one) for one in packets])) as receiver:
+        check(receiver)
+
+
+def test_packets_for_several_threads():
+    packets = [heap(c * 100 + t, [(0x1600, t), (0x4101, c)], payload(t, c)) for c in range(2) for t in range(16)]
+    parts = [[one for all_of in packets[start : start + 16] for one in all_of] for start in (0, 16)]
+    with Receiver(layout({"item": 0x4101, "size": 2}), parts, threads=2, window=8) as receiver:
+        check(receiver)
+
+
+def test_packets_without_end():
+    """A receiver that stops takes no more of them."""
+    ended = threading.Event()
+
+    def packets() -> Iterator[bytes]:
+        try:
+            for t in itertools.count():
+                yield heap(t + 1, [(0x1600, t)], payload(t))[0]
+        finally:
+            ended.set()
+
+    with Receiver(layout(), packets()) as receiver:
+        next(iter(receiver)).recycle()
+    assert ended.wait(60)
+
+
+def test_packets_that_end_with_an_error(caplog):
+    def packets() -> Iterator[bytes]:
+        yield from (heap(t + 1, [(0x1600, t)], payload(t))[0] for t in range(16))
+        raise LookupError("no disc in the drive")
+
+    with Receiver(layout(), packets()) as receiver:
+        assert sum(int(chunk.present.sum()) for chunk in receiver) == 16
+    assert "no disc in the drive" in caplog.text
+
+
+def test_something_among_the_packets_is_none(caplog):
+    packets = [heap(t + 1, [(0x1600, t)], payload(t))[0] for t in range(16)]
+    with Receiver(layout(), [*packets, "text"]) as receiver:
+        assert sum(int(chunk.present.sum()) for chunk in receiver) == 16
+    assert "TypeError" in caplog.text
+
+
+def test_packets_that_cannot_be_used_are_counted():
+    packets = [b"something else", *(heap(t + 1, [(0x1600, t)], payload(t))[0] for t in range(16))]
+    with Receiver(layout(), packets) as receiver:
+        assert sum(int(chunk.present.sum()) for chunk in receiver) == 16
+        assert receiver.stats().unused == {"not_spead": 1}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_queue_cannot_be_mended(name):
+    declared, _ = STREAMS[name]()
+    with pytest.raises(ValueError, match=r"in-process queue cannot be mended.*an iterable of bytes"):
+        Receiver(declared, spead2.InprocQueue())
+
+
+def test_a_queue_that_needs_no_mending(udp_port):
+    queue = spead2.InprocQueue()
+    for t in range(16):
+        queue.add_packet(heap(t + 1, [(0x1600, t), (0x4300, None)], payload(t))[0])
+    queue.stop()
+    with Receiver(layout(payload_item=0x4300), queue) as receiver:
+        check(receiver)
+
+
+@pytest.mark.parametrize("table", [None, {"repeat_items": True}, {"heap_counter": "sender"}, {"heap_length": 64}])
+@pytest.mark.parametrize("made", ["by spead2", "empty", "with a good heap"])
+def test_a_stop_item_ends_the_stream(table, made):
+    sent = [one for t in range(16) for one in heap(t + 1, [(0x1600, t)], payload(t))]
+    if made == "by spead2":
+        stop = spead2.send.HeapGenerator(spead2.send.ItemGroup()).get_end()
+        sent += [bytes(one) for one in spead2.send.PacketGenerator(stop, 17, 8872)]
+    elif made == "empty":
+        sent.append(packet([(1, 17), (2, 0), (3, 0), (4, 0), (6, 2)]))
+    else:
+        sent[-1] = packet([(1, 16), (2, 64), (3, 0), (4, 64), (6, 2), (0x1600, 15)], payload(15))
+    sent += [one for t in range(16, 200) for one in heap(t + 2, [(0x1600, t)], payload(t))]
+    declared = layout(packets=None if table is None else Packets(**table))
+    with Receiver(declared, sent, stop_on_stop_item=True) as receiver:
+        assert [chunk.timestamp for chunk in receiver] == [0, 4, 8, 12]
+
+
+def heaps_of(antennas: int, parts: int, counter: Any, repeat: bool = True) -> list[list[bytes]]:
+    """Heaps of 60 times, from antennas that count as they like."""
+    return [
+        heap(counter(a, t), [(0x1600, t), (0x4101, a)], payload(t, a, size=1024), parts=parts, repeat=repeat)
+        for t in range(60)
+        for a in range(antennas)
+    ]
+
+
+def received(declared: Layout, packets: Iterable[bytes]) -> int:
+    """Receive packets, check that no heap has bytes of another, and return how many are present."""
+    present = 0
+    with Receiver(declared, packets) as receiver:
+        for chunk in receiver:
+            with chunk:
+                for t, a in zip(*np.nonzero(chunk.present), strict=True):
+                    present += 1
+                    assert chunk.data[t, a].tobytes() == payload(chunk.timestamp + int(t), int(a), size=1024)
+    return present
+
+
+@pytest.mark.parametrize("together", [1, 16])
+@pytest.mark.parametrize("loss", [0.0, 0.02])
+@pytest.mark.parametrize(
+    ("antennas", "parts", "counter"),
+    [
+        (4, 4, lambda a, t: t * 80 + a),
+        (4, 4, lambda a, t: t + 1),
+        (80, 2, lambda a, t: t + 1),
+        (3, 8, lambda a, t: t % 16),
+        (1, 4, lambda a, t: t % 16),
+        (2, 4, lambda a, t: 0),
+    ],
+    ids=["unique", "from 1", "many from 1", "modulo 16", "one, modulo 16", "always 0"],
+)
+def test_counters_that_antennas_share(antennas, parts, counter, loss, together):
+    """Senders count alike, or their counters come round; packets of several times are mixed, and some are lost."""
+    rng = random.Random(1)
+    size = min(together, 60) * antennas
+    heaps = heaps_of(antennas, parts, counter)
+    kept = [[one for one in packets if rng.random() >= loss] for packets in heaps]
+    whole = sum(len(packets) == parts for packets in kept)
+    sent = []
+    for start in range(0, len(kept), size):
+        some = [one for packets in kept[start : start + size] for one in packets]
+        rng.shuffle(some)
+        sent += some
+    declared = layout({"item": 0x4101, "size": antennas}, size=1024, packets=Packets(heap_counter=[0x1600, 0x4101]))
+    assert received(declared, sent) == whole
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize(("antennas", "parts"), [(4, 4), (1, 2), (3, 16)])
+@pytest.mark.parametrize("order", ["second first", "last first", "any"])
+def test_items_in_the_first_packet_only(antennas, parts, repeat, order):
+    rng = random.Random(2)
+    sent = []
+    for number, packets in enumerate(heaps_of(antennas, parts, lambda a, t: 1 + t * 80 + a, repeat)):
+        if order == "any":
+            rng.shuffle(packets)
+        elif number % 4 == 1:
+            packets = packets[::-1] if order == "last first" else [packets[1], packets[0], *packets[2:]]
+        sent += packets
+    declared = layout({"item": 0x4101, "size": antennas}, size=1024, packets=Packets(repeat_items=True))
+    assert received(declared, sent) == 60 * antennas
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMS if name != "counters by sender"])

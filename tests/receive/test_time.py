@@ -379,6 +379,20 @@ class TestPhases:
         check_all(layout, sent, got, [time - times[0] for time in times])
         assert not rejected(stats)
 
+    @pytest.mark.parametrize("origin", [None, 0, 12_345, "first"])
+    @pytest.mark.parametrize("start", [2**47 + 1, 2**48 - 10**10, 3 * 2**46])
+    def test_first_is_late(self, start: int, origin: Any) -> None:
+        """Timestamps with all their bits in use, of which the range is no whole number of steps."""
+        step = 4_629_629
+        start -= start % step
+        phases = [0, 17, -900_000]
+        layout = layout_of(3, step, phases="first", **({} if origin is None else {"origin": origin}))
+        shift = origin if isinstance(origin, int) else 0
+        sent = list(usual([start + shift + phase + n * step for phase in phases] for n in range(40)))
+        got, stats = receive(layout, sent)
+        check_all(layout, sent, got, phases)
+        assert not rejected(stats)
+
     def test_first_is_known(self) -> None:
         layout = layout_of(3, 1000, phases="first")
         queue = queue_of(usual([10_000 + n * 1000, 9_900 + n * 1000] for n in range(20)))
@@ -573,6 +587,9 @@ def test_epochs_have_the_times() -> None:
     [
         ({"origin": "last"}, None, "time.origin"),
         ({"origin": -1}, None, "time.origin"),
+        ({"origin": 2**48}, None, "time.origin: 281474976710656 is no timestamp; those have 48 bits"),
+        ({"origin": 2**40, "bits": 40}, None, "time.origin: 1099511627776 is no timestamp; those have 40 bits"),
+        ({"origin": 256, "bits": 8, "step": 1}, None, "time.origin: 256 is no timestamp; those have 8 bits"),
         ({"align": "mask", "step": 3}, None, "must be a power of two"),
         ({"align": "up"}, None, "time.align"),
         ({"bits": 7}, None, "time.bits: 7 must be from 8 to 60"),

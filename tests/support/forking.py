@@ -336,6 +336,29 @@ def programs_hold_no_port() -> None:
         assert not held, held
 
 
+@program
+def programs_hold_no_connection() -> None:
+    """The same for what is between the core and spead2, where packets are handed over or mended."""
+    mended = speadrx.Layout(heap_bytes=8, time=SMALL.time, packets=speadrx.Packets(heap_length="payload"))
+    waiting = threading.Event()
+
+    def packets() -> Iterator[bytes]:
+        yield b""
+        waiting.wait()
+
+    for source in (packets(), ("127.0.0.1", own_port())):
+        receiver = speadrx.Receiver(mended, source)
+        receiver.start()
+        held = [fd for fd in os.listdir("/proc/self/fd") if _is_inherited_socket(int(fd))]
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+        sockets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{child.pid}/fd")]
+        receiver.stop()
+        child.communicate()
+        assert not held, held
+        assert not [name for name in sockets if name.startswith("socket")], sockets
+    waiting.set()
+
+
 def _is_inherited_socket(fd: int) -> bool:
     try:
         return os.get_inheritable(fd) and os.readlink(f"/proc/self/fd/{fd}").startswith("socket")

@@ -199,6 +199,24 @@ class TestFragments:
         assert found == [spead(4, bytes(4000)), spead(3, b"\x03" * 4000)]
         assert capture.skipped == {"IP fragment": len(one) - 1 + len(two) - 1}
 
+    @pytest.mark.parametrize("copies", [2, 3])
+    @pytest.mark.parametrize("order", ["one by one", "reversed", "any"])
+    def test_tapped_twice(self, tmp_path, rng, split, copies, order):
+        """The same fragments, seen in two places or three, and mixed."""
+        sent = [spead(i + 1, rng.bytes(4000)) for i in range(8)]
+        frames = []
+        for i, one in enumerate(sent):
+            fragments = [ethernet(packet) for packet in split(udp(one), 1480, i)]
+            mixed = [fragment for fragment in fragments for _ in range(copies)]
+            if order != "one by one":
+                mixed = mixed[::-1] if order == "reversed" else [mixed[k] for k in rng.permutation(len(mixed))]
+            frames += mixed
+        found, capture = payloads(tmp_path, frames)
+        assert set(found) == set(sent)  # of several copies, some may be whole as well
+        whole = sum(len(split(udp(one), 1480, 0)) for one in found)
+        assert sum(capture.skipped.values()) == len(frames) - whole
+        assert capture.joined == whole - len(found)
+
     def test_number_again(self, tmp_path, split):
         """Long after, the number of a datagram belongs to another one."""
         old = split(udp(spead(1, bytes(4000))), 1480, 7)

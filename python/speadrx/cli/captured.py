@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +10,6 @@ from rich.console import Console
 from speadrx._core import Feed
 from speadrx._words import counted
 from speadrx.receive.feed import CaptureSource
-from speadrx.receive.receiver import Receiver
 
 from .parameters import UnusableError
 from .progress import PolledProgress
@@ -25,32 +23,11 @@ _LOOK = 0.02
 
 
 def open_capture(
-    make: Callable[[Any], Receiver],
-    path: str,
-    *,
-    threads: int = 1,
-    endpoints: list[tuple[str, int]] | None = None,
-    pace: float | None = None,
-) -> tuple[Receiver, Feed]:
-    """Make a receiver of a capture.
+    path: str, *, threads: int = 1, endpoints: list[tuple[str, int]] | None = None, pace: float | None = None
+) -> CaptureSource:
+    """Open a capture, for so many threads; see `CaptureSource`.
 
-    Parameters
-    ----------
-    make
-        Makes the receiver of what it is given, and starts it.
-    path
-        The capture.
-    threads
-        Threads of the receiver.
-    endpoints, pace
-        See `CaptureSource`.
-
-    Returns
-    -------
-    receiver : Receiver
-        The receiver.
-    feed : Feed
-        What reads the capture.
+    A pipe is waited for until somebody writes into it. So signals should still end the command then.
 
     Raises
     ------
@@ -58,10 +35,7 @@ def open_capture(
         If the file or the endpoints cannot be used.
     """
     with usable():
-        source = CaptureSource(path, endpoints=endpoints or [], streams=threads, pace=pace)
-    receiver = make(source.parts)
-    assert source.feed is not None  # as the receiver has started
-    return receiver, source.feed
+        return CaptureSource(path, endpoints=endpoints or [], streams=threads, pace=pace)
 
 
 def _since_1970(when: float | None) -> float | None:
@@ -101,9 +75,16 @@ def show_capture(console: Console, feed: Feed, pace: float | None = None) -> Non
         raise UnusableError(feed.error)
 
 
-def run_capture(session: Session, interrupted: threading.Event, feed: Feed) -> None:
-    """Receive until the capture ends, or the command is interrupted, and show how far it is."""
-    receiver = session.receiver
+def run_capture(session: Session, interrupted: threading.Event, source: CaptureSource) -> Feed:
+    """Receive until the capture ends, or the command is interrupted, and show how far it is.
+
+    Returns
+    -------
+    Feed
+        What has read the capture.
+    """
+    receiver, feed = session.receiver, source.feed
+    assert feed is not None  # as the receiver has started
     session.is_live = False
 
     def wait() -> None:
@@ -119,3 +100,4 @@ def run_capture(session: Session, interrupted: threading.Event, feed: Feed) -> N
 
     with PolledProgress(feed.size, poll):
         session.run(interrupted, feed=wait)
+    return feed

@@ -74,16 +74,13 @@ def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feed | None]:
     logging.getLogger("speadrx").addHandler(logging.NullHandler())
     history = History(layout)
 
-    def make(source: Any) -> Receiver:
-        with usable():
-            receiver = Receiver(layout, source)
-            receiver.start()
-        return receiver
-
+    source = open_capture(str(path))
     with interruptible() as interrupted:
-        receiver, feed = open_capture(make, str(path))
+        with usable():
+            receiver = Receiver(layout, source.parts)
+            receiver.start()
         session = Session(receiver, history)
-        run_capture(session, interrupted, feed)
+        feed = run_capture(session, interrupted, source)
     session.keep_history(receiver.stats())
     return history, feed
 

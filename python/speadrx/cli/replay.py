@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
@@ -92,12 +91,12 @@ def replay(
     if path == "-":
         path = STDIN
     console = Console(highlight=False, quiet=as_json)
+    source = open_capture(path, threads=threads, endpoints=endpoints, pace=pace)
     with interruptible() as interrupted:
-        make = functools.partial(make_receiver, layout, threads=threads, **options)
-        receiver, feed = open_capture(make, path, threads=threads, endpoints=endpoints, pace=pace)
+        receiver = make_receiver(layout, source.parts, threads=threads, **options)
         session = Session(receiver, history)
         console.print(printable(describe_receiver(receiver, path)))
-        run_capture(session, interrupted, feed)
+        feed = run_capture(session, interrupted, source)
     about = {"file": path, "pace": pace, "capture": report(feed)}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
     say_what_came(session, layout, path)

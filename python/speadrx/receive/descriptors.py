@@ -32,6 +32,11 @@ def same_sockets(inodes: Container[int]) -> list[int]:
 
 def hide_from_programs(sockets: Iterable[socket.socket]) -> None:
     """Close sockets, and spead2's duplicates, in all programs that this process starts. They would hold the ports."""
-    for fd in same_sockets([inode_of(sock) for sock in sockets]):
+    hide_inodes([inode_of(sock) for sock in sockets])
+
+
+def hide_inodes(inodes: Container[int]) -> None:
+    """The same for the sockets with these inodes."""
+    for fd in same_sockets(inodes):
         with contextlib.suppress(OSError):  # another thread may have stopped the stream
             os.set_inheritable(fd, False)

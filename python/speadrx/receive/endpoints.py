@@ -298,3 +298,22 @@ def _check_pair(endpoint: Any) -> tuple[str, int]:
     if not 1 <= number <= 65535:
         raise ValueError(f"src: {port!r} is not a port: wanted 1 to 65535")
     return host, number
+
+
+def deal_out(inputs: list[Any], threads: int) -> list[list[Any]]:
+    """Deal out inputs to threads, in order, and as evenly as possible.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer inputs than threads.
+    """
+    if len(inputs) < threads:
+        raise ValueError(f"threads: {threads} have only {len(inputs)} sources to receive from: wanted one each")
+    each, more = divmod(len(inputs), threads)
+    parts = []
+    for i in range(threads):
+        n = each + (i < more)
+        parts.append(inputs[:n])
+        inputs = inputs[n:]
+    return parts

@@ -1,4 +1,4 @@
-"""Ways into spead2 for packets that it does not read itself: those of captures, and those that are mended first.
+"""Ways into spead2 for packets that it does not read itself: those of captures, those that users have, and mended ones.
 
 A thread of the core reads, mends and writes them into a TCP connection, from which spead2 reads them in order.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import struct
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from speadrx._core import Feed, OpenCapture
+from speadrx._core import Feed, Handing, OpenCapture
 from speadrx._core import Layout as CoreLayout
 from speadrx.layout.base import DeclarativeLayout
 
-from .descriptors import hide_from_programs, inode_of
-from .settings import deal
+from .descriptors import hide_from_programs, hide_inodes, inode_of
+from .endpoints import deal_out
 from .sockets import SocketSet
+
+logger = logging.getLogger(__name__)
 
 #: The largest packet that spead2 gets: mended ones have some more items than those that came.
 _MAX_SIZE = 2**17
@@ -31,20 +35,22 @@ _SMALL_BUFFER = 2**16
 _TRIES = 16
 #: Seconds that a connection over loopback may take.
 _PATIENCE = 5.0
+#: Seconds until the next look whether there is room for a packet.
+_ROOM_INTERVAL = 0.001
 
 _ESTABLISHED = "01"
 _TCP_TABLE = "/proc/net/tcp"
 
 
-def _connections(port: int) -> list[int]:
-    """The ports of those that are connected to a port of 127.0.0.1."""
+def _connections(port: int) -> dict[int, int]:
+    """Ports that are connected to a port of 127.0.0.1, and the inode of its end of each: 0 until it is accepted."""
     here = "{:08X}:{:04X}".format(struct.unpack("=I", socket.inet_aton("127.0.0.1"))[0], port)
-    found = []
+    found = {}
     with open(_TCP_TABLE, encoding="ascii") as table:
         for line in table:
             fields = line.split()
             if fields[1] == here and fields[3] == _ESTABLISHED:
-                found.append(int(fields[2].partition(":")[2], 16))
+                found[int(fields[2].partition(":")[2], 16)] = int(fields[9])
     return found
 
 
@@ -71,10 +77,23 @@ def _connect(buffer: int | None) -> tuple[socket.socket, socket.socket] | None:
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.001)
-        if waiting != [ours]:
+        if list(waiting) != [ours]:
             return None
         stack.pop_all()
         return listener, client
+
+
+def _hide_accepted(port: int, client: int) -> list[int]:
+    """Close spead2's end of a connection in all programs that this process starts. Return its inode, if it has one.
+
+    The stream accepts the connection in a thread of its own, so it may take a moment.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while (inode := _connections(port).get(client)) == 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    found = [inode] if inode else []  # there is none if the stream was stopped meanwhile
+    hide_inodes(found)
+    return found
 
 
 def _connect_to(stream: Any, sockets: SocketSet | None, buffer: int | None = None) -> socket.socket:
@@ -88,8 +107,11 @@ def _connect_to(stream: Any, sockets: SocketSet | None, buffer: int | None = Non
             with listener:
                 stream.add_tcp_reader(listener, max_size=_MAX_SIZE)
                 hide_from_programs([listener])
+                inodes = [inode_of(listener), inode_of(client)]
+                if not stream.config.explicit_start:
+                    inodes += _hide_accepted(listener.getsockname()[1], client.getsockname()[1])
                 if sockets is not None:
-                    sockets.share([inode_of(listener), inode_of(client)])
+                    sockets.share(inodes)
         except BaseException:
             client.close()
             raise
@@ -135,7 +157,7 @@ class CaptureSource:
         self.pace = pace
         self._capture = OpenCapture(path)
         found = [(_address(host), port) for host, port in endpoints]
-        parts = deal(found, streams) if endpoints or streams > 1 else [[]]
+        parts = deal_out(found, streams) if endpoints or streams > 1 else [[]]
         #: One for each stream: a `Receiver` takes them as sources.
         self.parts = [CapturePart(self, part) for part in parts]
         #: Reads the file, once all streams are there.
@@ -180,6 +202,46 @@ class CapturePart:
     def add_to(self, stream: Any, sockets: SocketSet | None) -> None:
         """Let a stream read it. Reading begins once all parts have a stream."""
         self.source._join(self, stream, sockets)
+
+
+class HandedPackets:
+    """Packets that an iterable gives, as what a stream receives.
+
+    Parameters
+    ----------
+    packets
+        SPEAD packets: bytes, or anything with a buffer. A thread takes them one by one, as the stream reads them.
+    """
+
+    def __init__(self, packets: Iterable[Any]) -> None:
+        self._packets = packets
+
+    def add_to(self, stream: Any, sockets: SocketSet | None) -> None:
+        """Let a stream read them. It ends with them."""
+        with _connect_to(stream, sockets) as client:
+            feed, handing = Feed.handed(None if sockets is None else _core_layout(sockets.layout), client.fileno())
+        if sockets is not None:
+            sockets.add_feed(feed, live=False)
+        # Only the thread has them then, so that a generator ends with it.
+        arguments, self._packets = (self._packets, handing), ()
+        threading.Thread(target=_hand_over, args=arguments, name="speadrx-packets", daemon=True).start()
+
+
+def _hand_over(packets: Iterable[Any], handing: Handing) -> None:
+    """Hand over packets until there are no more, or nobody takes them any more."""
+    try:
+        for packet in packets:
+            data = packet if isinstance(packet, bytes) else memoryview(packet).tobytes()
+            # The core waits for nothing here, for a thread that waits there when Python ends could not end well.
+            while not handing.give(data):
+                if handing.closed:
+                    return
+                time.sleep(_ROOM_INTERVAL)
+    except Exception as exc:
+        logger.exception("sources: there are no more packets, because of an error of what gives them")
+        handing.fail(f"sources: {type(exc).__name__}: {exc}")
+    finally:
+        del handing, packets  # whoever keeps the exception has this frame, and the stream would not end
 
 
 def _address(host: str) -> str:

@@ -25,7 +25,7 @@ from .chunk import ChunkPool
 from .endpoints import Endpoint, resolve
 from .ends import find_begin
 from .factory import make_stream, make_stream_group
-from .feed import CapturePart
+from .feed import CapturePart, HandedPackets
 from .fork import check_ours
 from .iterate import ChunkIterator, iter_chunks
 from .memory import check_available
@@ -63,8 +63,10 @@ class Receiver:
     sources
         What to receive: UDP endpoints as text (``"239.1.2.0+7:7148"``, see `speadrx.receive.endpoints`) or as
         (host, port) pairs; the path of a capture (pcap or pcapng, perhaps
-        compressed); an in-process queue of spead2; or several of them in a sequence. A
-        file or queue needs a thread of its own, and its end ends that thread. Several files at once need a window (or
+        compressed); an in-process queue of spead2; SPEAD packets, as an iterable of bytes (or the like); or several of
+        them in a sequence. A file, queue or iterable needs a thread of its own, and its end ends that thread. The
+        packets of a queue cannot be mended, if the layout asks for that; those of an iterable can. Its first packet is
+        taken at once, and the others in a thread. Several files at once need a window (or
         tolerance): each is read as fast as possible, and the window must be larger than the time by which they drift
         apart.
     threads
@@ -195,6 +197,7 @@ class Receiver:
         settings.check_options(stream_options)
         check_integer("threads", threads, 1)
         self._inputs = settings.deal(settings.read_inputs(sources), threads)
+        settings.check_queues(layout, self._inputs)
         tolerance = (window, tolerance_seconds, tolerance_bytes)
         settings.check_files(self._inputs, tolerance=any(value is not None for value in tolerance))
         self._interface = interface
@@ -312,7 +315,7 @@ class Receiver:
                 stream.add_inproc_reader(one)
             elif isinstance(one, Endpoint):
                 endpoints.append(one)
-            elif isinstance(one, CapturePart):
+            elif isinstance(one, (CapturePart, HandedPackets)):
                 one.add_to(stream, sockets_of(stream))
             else:
                 add_reader(stream, src=one)

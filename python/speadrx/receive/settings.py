@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import os
@@ -14,7 +15,8 @@ import spead2
 from speadrx.layout.base import DeclarativeLayout
 
 from .checks import check_integer
-from .endpoints import is_endpoints, parse_endpoints
+from .endpoints import deal_out, is_endpoints, parse_endpoints
+from .feed import HandedPackets, mends_packets
 
 #: How late heaps may be by default, in bytes of chunks: 50 ms at 10 Gb/s. The senders and switches of an array differ
 #: by less than that.
@@ -74,7 +76,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def read_inputs(sources: Any) -> list[Any]:
-    """Make a list of endpoints (as pairs), paths and queues.
+    """Make a list of endpoints (as pairs), paths, queues and packets.
 
     Raises
     ------
@@ -86,13 +88,26 @@ def read_inputs(sources: Any) -> list[Any]:
     elif isinstance(sources, (bytes, Mapping)) or not isinstance(sources, Iterable):
         raise TypeError(
             f"sources: given {sources!r}, but wanted endpoints as text or (host, port) pairs, the path of a pcap file, "
-            "or in-process queues"
+            "in-process queues, or packets (an iterable of bytes)"
         )
     else:
-        found = [one for given in sources for one in _read_input(given)]
+        packets, all_given = _look_into(sources)
+        found = [packets] if packets is not None else [one for given in all_given for one in _read_input(given)]
     if not found:
         raise ValueError(f"sources: given {sources!r}, but wanted at least one")
     return found
+
+
+def _look_into(given: Iterable[Any]) -> tuple[HandedPackets | None, Iterable[Any]]:
+    """See whether the first of some objects is a packet. If so, all are; otherwise, give them as they were."""
+    iterator = iter(given)
+    first = list(itertools.islice(iterator, 1))
+    rest = itertools.chain(first, iterator)
+    try:
+        memoryview(*first)
+    except TypeError:  # there is none, or it is something else
+        return None, rest
+    return HandedPackets(rest), ()
 
 
 def _is_pair(given: Any) -> bool:
@@ -110,7 +125,10 @@ def _read_input(given: Any) -> list[Any]:
     if isinstance(given, (os.PathLike, spead2.InprocQueue)) or hasattr(given, "add_to"):
         return [given]
     if not isinstance(given, str):
-        raise TypeError(f"sources: {given!r} is not a (host, port) pair, a path or an in-process queue")
+        packets = _look_into(given)[0] if isinstance(given, Iterable) and not isinstance(given, bytes) else None
+        if packets is None:
+            raise TypeError(f"sources: {given!r} is not a (host, port) pair, a path, an in-process queue or packets")
+        return [packets]
     # The name of a file may have a colon.
     if ":" not in given or os.path.exists(given) or ("/" in given and not is_endpoints(given)):
         return [given]
@@ -128,14 +146,7 @@ def deal(inputs: list[Any], threads: int) -> list[list[Any]]:
     ValueError
         If there are fewer inputs than threads, or if the end of one would end the thread of others.
     """
-    if len(inputs) < threads:
-        raise ValueError(f"threads: {threads} have only {len(inputs)} sources to receive from: wanted one each")
-    each, more = divmod(len(inputs), threads)
-    parts = []
-    for i in range(threads):
-        n = each + (i < more)
-        parts.append(inputs[:n])
-        inputs = inputs[n:]
+    parts = deal_out(inputs, threads)
     for part in parts:
         ending = [one for one in part if not isinstance(one, tuple)]
         if ending and len(part) > 1:
@@ -163,6 +174,22 @@ def check_files(parts: list[list[Any]], *, tolerance: bool) -> None:
         )
 
 
+def check_queues(layout: DeclarativeLayout, parts: list[list[Any]]) -> None:
+    """Check that no packets of in-process queues are to be mended: only spead2 can take them out.
+
+    Raises
+    ------
+    ValueError
+        If there is such a queue. The message says what to do.
+    """
+    if mends_packets(layout) and any(isinstance(one, spead2.InprocQueue) for part in parts for one in part):
+        raise ValueError(
+            "sources: the packets of an in-process queue cannot be mended, as the layout asks for (by [packets], or by "
+            "an item that no sender sends), because only spead2 can take them out of the queue: give the packets "
+            "themselves (an iterable of bytes), a capture, or a UDP endpoint"
+        )
+
+
 def _is_file(given: Any) -> bool:
     return isinstance(given, (str, os.PathLike))
 
@@ -170,6 +197,8 @@ def _is_file(given: Any) -> bool:
 def _name(given: Any) -> str:
     if hasattr(given, "add_to"):
         return "a capture"
+    if isinstance(given, HandedPackets):
+        return "an iterable of packets"
     return os.fspath(given) if _is_file(given) else "an in-process queue"
 
 
