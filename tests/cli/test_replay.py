@@ -1,10 +1,13 @@
 """`speadrx replay` as its users run it: what was sent into a capture comes out of it, to the heap."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -257,3 +260,24 @@ def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F8
     (tmp_path / "empty").touch()
     capture(tmp_path, layout, "--chunks=1")
     assert message in " ".join(run_here("replay", *layout, *args, code=2).split())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_pipe_without_a_writer_can_be_interrupted(tmp_path, signum):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with piped("replay", str(path), "-l", "meerkat-digitiser") as process:
+        deadline = time.monotonic() + PATIENCE
+        while str(path) not in open_files(process.pid):
+            assert time.monotonic() < deadline, "it does not open the pipe"
+            time.sleep(0.01)
+        process.send_signal(signum)
+        assert process.wait(PATIENCE) != 0
+
+
+def open_files(pid):
+    names = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(entry.path))
+    return names

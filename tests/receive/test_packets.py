@@ -309,7 +309,7 @@ def received(declared: Layout, packets: Iterable[bytes]) -> int:
     return present
 
 
-@pytest.mark.parametrize("together", [1, 16])
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("loss", [0.0, 0.02])
 @pytest.mark.parametrize(
     ("antennas", "parts", "counter"),
@@ -326,7 +326,7 @@ def received(declared: Layout, packets: Iterable[bytes]) -> int:
 def test_counters_that_antennas_share(antennas, parts, counter, loss, together):
     """Senders count alike, or their counters come round; packets of several times are mixed, and some are lost."""
     rng = random.Random(1)
-    size = min(together, 60) * antennas
+    size = together * antennas
     heaps = heaps_of(antennas, parts, counter)
     kept = [[one for one in packets if rng.random() >= loss] for packets in heaps]
     whole = sum(len(packets) == parts for packets in kept)
