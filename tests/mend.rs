@@ -121,7 +121,14 @@ fn a_packet_is_a_heap_where_it_does_not_say_what_it_is() {
     assert!(got.is_empty());
     assert_eq!(unused, [("no_payload_offset", 1)]);
     let (got, unused) = Run::new("[packets]\nheap_length = 'payload'").all(&[ska_low]);
-    let wanted = Got { counter: 3, heap_bytes: 8, offset: 0, items: vec![(TIME, 9)], payload: b"abcdefgh".to_vec() };
+    let wanted = Got {
+        counter: 3,
+        heap_bytes: 8,
+        offset: 0,
+        items: vec![(TIME, 9)],
+        payload: b"abcdefgh".to_vec(),
+        stops: false,
+    };
     assert_eq!((got, unused), (vec![wanted], vec![]));
 }
 

@@ -11,6 +11,7 @@ __all__ = [
     "Feed",
     "Geometry",
     "Group",
+    "Handing",
     "Layout",
     "LayoutError",
     "Ledger",
