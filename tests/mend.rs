@@ -414,6 +414,22 @@ fn heaps_that_nothing_tells_apart_have_a_reason_of_their_own() {
 }
 
 #[test]
+fn a_packet_that_comes_twice_is_not_given_to_the_next_heap() {
+    let table = "[packets]\nrepeat_items = true\nheap_counter = [0x1600]";
+    let again = part(0, 8, 4, &[], b"efgh");
+    let (got, unused) = Run::new(table).all(&[
+        part(0, 8, 0, &[(TIME, 5, true)], b"abcd"),
+        again.clone(),
+        again, // its heap is complete; the next heap has the same counter
+        part(0, 8, 0, &[(TIME, 7, true)], b"ijkl"),
+        part(0, 8, 4, &[], b"mnop"),
+    ]);
+    let found: Vec<_> = got.iter().map(|got| (got.items[0].1, got.payload.as_slice())).collect();
+    assert_eq!(found, [(5, &b"abcd"[..]), (5, b"efgh"), (7, b"ijkl"), (7, b"mnop")]);
+    assert_eq!(unused, [("not_told_apart", 1)]);
+}
+
+#[test]
 fn the_end_of_a_stream_is_passed_on() {
     for table in ["repeat_items = true", "heap_length = 8", "heap_counter = 'packet'", "heap_counter = [0x1600]"] {
         for payload in [&b""[..], b"x"] {

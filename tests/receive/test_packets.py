@@ -300,7 +300,8 @@ def heaps_of(antennas: int, parts: int, counter: Any, repeat: bool = True) -> li
 def received(declared: Layout, packets: Iterable[bytes]) -> int:
     """Receive packets, check that no heap has bytes of another, and return how many are present."""
     present = 0
-    with Receiver(declared, packets) as receiver:
+    # So many that no incomplete heap makes spead2 give up another one.
+    with Receiver(declared, packets, max_heaps=1024) as receiver:
         for chunk in receiver:
             with chunk:
                 for t, a in zip(*np.nonzero(chunk.present), strict=True):

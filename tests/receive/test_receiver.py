@@ -700,6 +700,7 @@ def test_ibv(monkeypatch):
     [
         ("239.1.2.3:7148", {"ibv": 1}, TypeError, "ibv: given 1, but wanted True or False"),
         (spead2.InprocQueue(), {"ibv": True}, ValueError, "ibv: an in-process queue does not come from a network"),
+        ([b"a packet"], {"ibv": True}, ValueError, "ibv: an iterable of packets does not come from a network"),
         ("some.pcap", {"ibv": True}, ValueError, "ibv: some.pcap does not come from a network"),
         ("239.1.2.3:7148", {"comp_vector": [1, 2]}, ValueError, r"comp_vector: given \[1, 2\], but 1 thread"),
         ("239.1.2.3:7148", {"comp_vector": 0.5}, TypeError, "comp_vector: given 0.5, but wanted an integer"),

@@ -195,10 +195,11 @@ def _is_file(given: Any) -> bool:
 
 
 def _name(given: Any) -> str:
-    if hasattr(given, "add_to"):
-        return "a capture"
-    other = "an iterable of packets" if isinstance(given, HandedPackets) else "an in-process queue"
-    return os.fspath(given) if _is_file(given) else other
+    if isinstance(given, spead2.InprocQueue):
+        return "an in-process queue"
+    if isinstance(given, HandedPackets):
+        return "an iterable of packets"
+    return os.fspath(given) if _is_file(given) else "a capture"
 
 
 def check_ibv(ibv: bool, parts: list[list[Any]]) -> bool:
