@@ -185,11 +185,50 @@ class TestFields:
             ({"dtype": "int10"}, r"fields\['a'\].dtype: 'int10' is packed samples, but a field has whole bytes"),
             ({"dtype": "floaty"}, r"fields\['a'\].dtype: 'floaty' is not a numpy dtype"),
             ({"dtype": "i1", "shape": 5}, r"fields\['a'\].shape: given 5, but wanted a sequence"),
+            ({"dtype": "S4"}, r"fields\['a'\].dtype: 'S4' is text, not numbers; use 'uint8' for its bytes"),
+            ({"dtype": None}, r"fields\['a'\].dtype: None is not a numpy dtype"),
         ],
     )
     def test_mistakes_in_one(self, given: dict[str, Any], message: str) -> None:
         with pytest.raises(LayoutError, match=message):
             Field(name="a", **given)
+
+
+#: Types of numpy that are no numbers of a fixed size, and what must be said of them.
+NO_NUMBERS: list[tuple[Any, str]] = [
+    *((text, "is text, not numbers; use 'uint8' for its bytes") for text in ("S4", "<U2", "S", str, bytes)),
+    (np.dtype("S16"), "is text, not numbers"),
+    ([("a", "i2"), ("b", "S2")], r"fields\['b'\].dtype: .* is text, not numbers"),
+    ("O", "'object' has no fixed binary form"),
+    (object, "'object' has no fixed binary form"),
+    ("V3", "is raw bytes, not numbers; use a dtype like 'int16'"),
+    (np.void, "is raw bytes, not numbers"),
+    ("(2,)i2", "is raw bytes, not numbers"),
+    (None, "is not a numpy dtype"),
+    (5, "is not a numpy dtype"),
+    ("", "is not a numpy dtype"),
+    ("float12", "is not a numpy dtype"),
+    (["i2"], "is not a numpy dtype"),
+    ({"a": 1}, "is not a numpy dtype"),
+    (3.5, "is not a numpy dtype"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "message"), NO_NUMBERS)
+def test_types_of_numpy_that_are_no_numbers(dtype: Any, message: str) -> None:
+    """The error names the field, what was given, and what is wanted."""
+    with pytest.raises(LayoutError, match=message) as caught:
+        make(dtype=dtype)
+    assert str(caught.value).startswith(("dtype: ", "fields['b'].dtype: "))
+
+
+@pytest.mark.parametrize("dtype", ["M8[s]", "m8[ns]", "?", "f2", "<c8", ">u8", np.int32, int, np.dtype(">f4")])
+def test_types_of_numpy_that_are_numbers(tmp_path: pathlib.Path, dtype: Any) -> None:
+    layout = make(dtype=dtype)
+    path = tmp_path / "layout.toml"
+    path.write_text(layout.to_toml(), encoding="utf-8")
+    assert layout.view(np.zeros(4 * 240, np.uint8)).dtype == np.dtype(dtype)
+    assert Layout.from_toml(path) == layout
 
 
 def test_command_and_picture(tmp_path: pathlib.Path) -> None:

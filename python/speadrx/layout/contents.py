@@ -183,11 +183,15 @@ def read_element(where: str, given: Any) -> Element:
         if len(kind) > 1 or bits not in (1, 2, 4, 8):
             return _by_bits(where, given, order, kind, bits)
     try:
+        if given is None:  # numpy takes it for float64
+            raise TypeError("it is none at all")
         dtype = np.dtype(given)
     except (TypeError, ValueError) as exc:
         raise LayoutError(
             f"{where}: {given!r} is not a numpy dtype ({exc}); use one like 'int16', or 'int10' for packed samples"
         ) from None
+    if dtype.kind in "SU":
+        raise LayoutError(f"{where}: {given!r} is text, not numbers; use 'uint8' for its bytes")
     if dtype.names is not None and dtype == _complex(dtype[0]) and dtype[0].kind == "i":
         return _by_bits(where, given, dtype[0].str[0].strip("|="), "cint", dtype[0].itemsize * 8)
     if dtype.kind == "V":  # np.dtype cannot read back the names of such types
