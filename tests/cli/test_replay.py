@@ -7,7 +7,6 @@ import re
 import signal
 import struct
 import subprocess
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ pytest.importorskip("click")
 pytest.importorskip("rich")
 pytest.importorskip("dpkt")
 
+from loopback import wait_for
 from simulated import FAULTS, assert_agrees, capture, layout  # noqa: F401
 from terminals import PATIENCE, SPEADRX, Terminal, environment, piped, run, run_here, wait_for_line
 
@@ -263,16 +263,31 @@ def test_usage_errors(tmp_path, monkeypatch, layout, args, message):  # noqa: F8
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_pipe_without_a_writer_can_be_interrupted(tmp_path, signum):
+@pytest.mark.parametrize("command", ["replay", "inspect", "compare"])
+def test_a_pipe_without_a_writer_can_be_interrupted(tmp_path, signum, command):
+    """It says what it waits for, and the first signal ends it."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    layouts = {"replay": ["-l", "meerkat-digitiser"], "inspect": [], "compare": ["meerkat-digitiser"] * 2}
+    with piped(command, str(path), *layouts[command]) as process:
+        wait_for(lambda: str(path) in open_files(process.pid))
+        process.send_signal(signum)
+        assert process.wait(60) != 0
+        said = process.stderr.read()
+    assert f"{path} is a pipe: waiting for a program that writes a capture into it" in said
+    assert "Traceback" not in said
+
+
+def test_a_capture_through_a_pipe(tmp_path, layout):  # noqa: F811
+    """It is said that the pipe is waited for, and nothing reads it a second time, even if no heap is placed."""
+    content = capture(tmp_path, layout, "--chunks=1")[0].read_bytes()
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with piped("replay", str(path), "-l", "meerkat-digitiser") as process:
-        deadline = time.monotonic() + PATIENCE
-        while str(path) not in open_files(process.pid):
-            assert time.monotonic() < deadline, "it does not open the pipe"
-            time.sleep(0.01)
-        process.send_signal(signum)
-        assert process.wait(PATIENCE) != 0
+        path.write_bytes(content)  # waits until it is opened
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert f"{path} is a pipe: waiting for a program that writes a capture into it" in said
 
 
 def open_files(pid):

@@ -11,7 +11,7 @@ from speadrx._core import Feed
 from speadrx._words import counted
 from speadrx.receive.feed import CaptureSource
 
-from .parameters import UnusableError
+from .parameters import UnusableError, announce_pipe
 from .progress import PolledProgress
 from .receiving import usable
 from .session import Session
@@ -34,6 +34,7 @@ def open_capture(
     click.BadParameter, UnusableError
         If the file or the endpoints cannot be used.
     """
+    announce_pipe(path)
     with usable():
         return CaptureSource(path, endpoints=endpoints or [], streams=threads, pace=pace)
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColu
 
 from speadrx._words import counted, listed
 from speadrx.receive.endpoints import parse_endpoints
-from speadrx.survey.capture import read_datagrams
+from speadrx.survey.capture import Capture, read_datagrams
 from speadrx.survey.heaps import Survey
 from speadrx.survey.live import Listener
 
@@ -36,7 +36,7 @@ from .findings import (
 )
 from .interrupt import interruptible
 from .options import force_option
-from .parameters import UnusableError, keep_files, naming_options
+from .parameters import UnusableError, announce_pipe, keep_files, naming_options
 from .progress import Bar
 
 _POLL_SECONDS = 0.1
@@ -58,15 +58,22 @@ def gather(source: str, interface: str | None, survey: Survey, seconds: float, p
         If the capture cannot be read, or the endpoints cannot be listened to.
     """
     most = math.inf if packets is None else packets
-    with interruptible() as interrupted:
-        if not os.path.exists(source):
+    if not os.path.exists(source):
+        with interruptible() as interrupted:
             return _listen(source, interface, survey, seconds, most, interrupted)
-        if interface is not None:
-            raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
-        return _read_capture(source, survey, most, interrupted)
+    if interface is not None:
+        raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
+    announce_pipe(source)
+    try:
+        # While a pipe has no writer, signals end the command: nothing was found yet.
+        capture = read_datagrams(source, cut=True)
+    except (OSError, ValueError) as exc:
+        raise UnusableError(_reason(exc)) from None
+    with interruptible() as interrupted:
+        return _read_capture(source, capture, survey, most, interrupted)
 
 
-def _read_capture(path: str, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
+def _read_capture(path: str, capture: Capture, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
     """Add the packets of a capture to a survey, with a progress bar.
 
     Raises
@@ -75,10 +82,6 @@ def _read_capture(path: str, survey: Survey, most: float, interrupted: threading
         If it cannot be read.
     """
     damage: str | None = None
-    try:
-        capture = read_datagrams(path, cut=True)
-    except (OSError, ValueError) as exc:
-        raise UnusableError(_reason(exc)) from None
     with capture, _progress(capture.size, "Reading") as advance:
         try:
             # What comes through a pipe may come slowly: Ctrl-C is noted after each packet.

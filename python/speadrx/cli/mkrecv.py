@@ -10,7 +10,7 @@ from speadrx.layout.overrides import changed
 from speadrx.survey.capture import read_datagrams
 from speadrx.survey.heaps import Survey
 
-from .parameters import UnusableError
+from .parameters import UnusableError, announce_pipe
 
 #: Packets of a capture that are looked at.
 _PACKETS = 100_000
@@ -55,6 +55,7 @@ def converted_toml(path: str, capture: str | None, items: dict[int, int], change
 
 def _captured_items(header: MkrecvHeader, capture: str) -> dict[int, int]:
     survey = Survey()
+    announce_pipe(capture)
     try:
         with read_datagrams(capture, cut=True) as datagrams:
             survey.read(datagrams, _PACKETS)

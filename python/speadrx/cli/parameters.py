@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -157,6 +158,13 @@ def usable_file(path: str, option: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise UnusableError(f"{option}: {path}: {exc.strerror or exc}") from None
+
+
+def announce_pipe(path: str) -> None:
+    """Say it if a command is about to wait until another program writes into a named pipe."""
+    with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+        if stat.S_ISFIFO(os.lstat(path).st_mode):
+            click.echo(f"{path} is a pipe: waiting for a program that writes a capture into it", err=True)
 
 
 def keep_files(*read: str | None) -> None:

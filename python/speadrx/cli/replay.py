@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -107,6 +108,6 @@ def replay(
 def say_what_came(session: Session, layout: DeclarativeLayout, path: str) -> None:
     """Say what came instead, if most heaps of a capture are not of the layout."""
     stats = session.receiver.stats()
-    if stats.rejected["metadata_heaps"] > stats.present and path != STDIN:
+    if stats.rejected["metadata_heaps"] > stats.present and os.path.isfile(path):  # a pipe is empty now
         for text in in_capture(layout, path):
             click.echo(text, err=True)
