@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
+from speadrx.receive.feed import CaptureSource
 from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
 
@@ -154,11 +154,14 @@ def record(
         return Session(receiver, history, made[0])
 
     feed = None
+    capture = _open_capture(source, options) if isinstance(source, str) else None
     with interruptible() as interrupted:
         if isinstance(source, str):
-            session, feed = _open_capture(layout, source, make, options)
+            assert capture is not None
+            rest = {name: value for name, value in options.items() if name not in (*_OF_NETWORK, *_OF_METRICS)}
+            session = make(make_receiver(layout, capture.parts, **rest))
             console.print(printable(describe_receiver(session.receiver, source)))
-            run_capture(session, interrupted, feed)
+            feed = run_capture(session, interrupted, capture)
         else:
             session = listen(layout, source, make, options)
             run = functools.partial(session.run, interrupted, seconds=seconds)
@@ -211,10 +214,8 @@ def _usable(path: str) -> Any:
         raise click.BadParameter(f"{path}: {exc.strerror or exc}", param_hint="--output") from None
 
 
-def _open_capture(
-    layout: DeclarativeLayout, path: str, make: Callable[[Receiver], Session], options: dict[str, Any]
-) -> tuple[Session, Any]:
-    """Make a receiver of a capture, and a session of it."""
+def _open_capture(path: str, options: dict[str, Any]) -> CaptureSource:
+    """Open a capture, if the options are such that it can be received."""
     context = click.get_current_context()
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") not in (ParameterSource.DEFAULT, None)
@@ -223,9 +224,7 @@ def _open_capture(
     threads = options["threads"]
     if threads > 1:
         raise click.BadParameter(f"{path} is a capture, which takes one thread", param_hint="--threads")
-    rest = {name: value for name, value in options.items() if name not in (*_OF_NETWORK, *_OF_METRICS)}
-    receiver, feed = open_capture(functools.partial(make_receiver, layout, **rest), path)
-    return make(receiver), feed
+    return open_capture(path)
 
 
 def _document(pieces: Pieces) -> dict[str, Any]:
