@@ -10,7 +10,6 @@ use pyo3::types::{PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
 use super::chunk::{account_present, fill_missing, unpack};
-use super::declared::Declared;
 use super::group::Group;
 use super::placement::Placement;
 use crate::layout as core;
@@ -18,7 +17,7 @@ use crate::spec::LayoutSpec;
 use crate::unpack::Packing;
 
 fn read_spec(spec: &Bound<'_, PyAny>) -> PyResult<LayoutSpec> {
-    Ok(LayoutSpec::read(Declared(spec))?)
+    Ok(LayoutSpec::read(&mut pythonize::Depythonizer::from_object(spec))?)
 }
 
 /// Check that a dict has the fields of a declaration, of the right types, and return those that are set.

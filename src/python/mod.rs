@@ -3,7 +3,6 @@
 mod calls;
 mod capture;
 mod chunk;
-mod declared;
 mod feed;
 mod group;
 mod layout;
