@@ -1,6 +1,7 @@
 """The thread that looks at streams now and then: what it logs, and when it ends."""
 
 import dataclasses
+import gc
 import threading
 import types
 
@@ -113,6 +114,7 @@ def test_other_rate_of_time_is_said_once(looks, make, caplog, monkeypatch, decla
 
 def test_thread_ends_with_the_last_stream(make, monkeypatch):
     monkeypatch.setattr("speadrx.receive.watch.LOOK_INTERVAL", 0.01)
+    gc.collect()  # streams that are garbage, but not yet gone
     streams = [make(), make(affinity=[-1, -1])]
 
     def running():
