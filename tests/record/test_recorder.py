@@ -211,6 +211,32 @@ class TestBeside:
 
 
 class TestTrouble:
+    def test_a_chunk_that_cannot_be_queued_is_recycled(self, tmp_path, monkeypatch) -> None:
+        """The loop never gets it, so nobody else would give it back: this would wait for a free one for ever."""
+        heaps = heaps_of(range(30))
+        write = Recorder.write
+
+        def fail(self, chunk):
+            if chunk.timestamp // (BATCHES * STEP) % 2:
+                monkeypatch.setattr(self, "_writer", None)  # so that it fails where the chunk is lent already
+            return write(self, chunk)
+
+        monkeypatch.setattr(Recorder, "write", fail)
+        with receiver(layout_of(), heaps, chunks=4) as rx:
+            seen = failed = 0
+            while seen + failed < 30:
+                recorder = Recorder(rx, tmp_path / f"{seen + failed}.zarr")
+                writer = recorder._writer
+                try:
+                    for chunk in recorder:
+                        chunk.recycle()
+                        seen += 1
+                except AttributeError:
+                    failed += 1
+                monkeypatch.setattr(recorder, "_writer", writer)
+                recorder.close()
+        assert (seen, failed) == (15, 15)
+
     def test_a_folder_that_is_gone_for_a_while(self, tmp_path) -> None:
         path, away = tmp_path / "a.zarr", tmp_path / "away"
         heaps = heaps_of(range(9))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from types import SimpleNamespace, TracebackType
-from typing import BinaryIO, Self
+from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from speadrx.receive.checks import check_integer
 from speadrx.receive.chunk import Chunk, as_array
 from speadrx.receive.fill import chunk_filler
 from speadrx.receive.receiver import Receiver
+
+from .beside import Beside
 
 #: Bytes of a header, as PSRDADA's ring buffers have them.
 _HEADER_BYTES = 4096
@@ -52,7 +54,7 @@ class DadaStats:
     observations: int
 
 
-class DadaWriter:
+class DadaWriter(Beside):
     """Write what a receiver receives to files of PSRDADA, while a loop uses the same chunks.
 
     Iterate over it in place of the receiver::
@@ -94,9 +96,7 @@ class DadaWriter:
         header: Mapping[str, object] | None = None,
         file_bytes: int | None = None,
     ) -> None:
-        if not isinstance(receiver, Receiver):
-            raise TypeError(f"receiver: given {type(receiver).__name__}, but wanted a speadrx.Receiver")
-        self._receiver, self._layout = receiver, receiver.layout
+        super().__init__(receiver)
         time = self._layout.declaration.time
         if time.tick_rate is None or (time.epoch is None and time.epoch_item is None):
             raise ValueError("receiver: its layout does not tell UTC, which a header needs: give tick_rate and epoch")
@@ -122,23 +122,6 @@ class DadaWriter:
         #: Whether time began again at a chunk that was left out.
         self._is_broken = False
         self._missing_chunk: np.ndarray | None = None
-
-    def __iter__(self) -> Iterator[Chunk]:
-        for chunk in self._receiver:
-            self._write_or_recycle(chunk)
-            yield chunk
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        async for chunk in self._receiver:
-            self._write_or_recycle(chunk)
-            yield chunk
-
-    def _write_or_recycle(self, chunk: Chunk) -> None:
-        try:
-            self.write(chunk)
-        except BaseException:
-            chunk.recycle()
-            raise
 
     def write(self, chunk: Chunk) -> None:
         """Write a chunk, for loops that iterate over the receiver itself. Recycle it as usual.
@@ -307,14 +290,6 @@ class DadaWriter:
     def close(self) -> None:
         """End the last file. It may be called again."""
         self._end_file()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check_header(header: Mapping[str, object]) -> dict[str, object]:

@@ -10,10 +10,9 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from speadrx.receive.chunk import Chunk, as_array
 from speadrx.receive.fill import chunk_filler
 from speadrx.receive.receiver import Receiver
 
+from .beside import Beside
 from .part import FORMAT, Part, Piece, Stored, check_selection, group_document
 
 #: A longer gap begins a new part, so that a wrong time does not make arrays of any length.
@@ -78,7 +78,7 @@ def _write(path: str, content: Any) -> None:
     os.replace(partial, path)
 
 
-class Recorder:
+class Recorder(Beside):
     """Record what a receiver receives, as a Zarr v3 group, while a loop uses the same chunks.
 
     Iterate over it in place of the receiver. Each chunk is queued for writing, given to the loop, and recycled when
@@ -129,9 +129,7 @@ class Recorder:
         wait: bool = False,
         overwrite: bool = False,
     ) -> None:
-        if not isinstance(receiver, Receiver):
-            raise TypeError(f"receiver: given {type(receiver).__name__}, but wanted a speadrx.Receiver")
-        self._receiver, self._layout = receiver, receiver.layout
+        super().__init__(receiver)
         #: The folder of the recording.
         self.path = os.fspath(path)
         self._select = dict(select or {})
@@ -181,16 +179,6 @@ class Recorder:
         """The bytes of a chunk as it is stored, with those that say what is present, and without metadata."""
         return sum(math.prod(array.shape) * array.dtype.itemsize for array in self._stored.arrays)
 
-    def __iter__(self) -> Iterator[Chunk]:
-        for chunk in self._receiver:
-            self.write(chunk)
-            yield chunk
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        async for chunk in self._receiver:
-            self.write(chunk)
-            yield chunk
-
     def write(self, chunk: Chunk) -> bool:
         """Queue a chunk for writing, for loops that iterate over the receiver itself. Recycle it as usual.
 
@@ -215,7 +203,11 @@ class Recorder:
             n_bytes = sum(array.nbytes for array in buffers.values())
             if is_lent:
                 chunk._share()
-            ticket = self._writer.submit(pieces)
+            try:
+                ticket = self._writer.submit(pieces)
+            except BaseException:
+                chunk._unshare()
+                raise
             if ticket is None:
                 chunk._unshare()
                 self._not_written["queue_full"] += 1
@@ -348,11 +340,3 @@ class Recorder:
         account = dataclasses.asdict(self._receiver.stats())
         ended = dt.datetime.now(dt.UTC).isoformat()
         return {"complete": True, "ended": ended, "recorder": recorder, "account": account}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
