@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .metrics import sensors as sensors
     from .metrics import stats
     from .metrics.stats import StatsCollector
-    from .record import DadaStats, DadaWriter, Recorder, RecorderStats
+    from .record import DadaStats, DadaWriter, Recorder, RecorderStats, open_tree
     from .record import open_recording as _open_recording
     from .survey import capture, propose
     from .survey.comparison import compare
@@ -81,6 +81,7 @@ __all__ = [
     "make_stream_group",
     "meerkat",
     "metrics",
+    "open_tree",
     "propose",
     "simulate",
     "stats",
@@ -94,7 +95,7 @@ _short_names.install()
 def __getattr__(name: str) -> Any:
     if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
         return importlib.import_module(f".{name}", __name__)
-    if name in ("DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open"):
+    if name in ("DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open", "open_tree"):
         record = importlib.import_module(".record", __name__)
         return getattr(record, "open_recording" if name == "open" else name)
     if name == "StatsCollector":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import spead2.recv
@@ -22,6 +22,9 @@ from speadrx.layout.samples import samples
 
 from .checks import check_integer
 from .memory import allocate, check_available
+
+if TYPE_CHECKING:
+    import xarray
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +170,23 @@ class ChunkCopy:
     time: np.datetime64 | None
     gap: int | None
     _buffers: ChunkBuffers = field(repr=False)
+    _layout: Any = field(repr=False)
 
     def samples(self, out: np.ndarray | None = None) -> np.ndarray:
         """Read the numbers in ``data``; see `Chunk.samples`."""
         return self._buffers.samples(self.data, out)
+
+    def to_xarray(self, *, masked: bool = False) -> xarray.Dataset:
+        """Copy it into an xarray Dataset; see `Chunk.to_xarray`."""
+        return _to_xarray(self, self._layout, masked)
+
+
+def _to_xarray(chunk: Chunk | ChunkCopy, layout: Any, masked: bool) -> xarray.Dataset:
+    from .read import read_chunk  # which needs this module
+
+    if not isinstance(layout, DeclarativeLayout):
+        raise ValueError("to_xarray: it is not known what heaps hold: wanted a chunk with a declarative layout")
+    return read_chunk(chunk, layout).to_xarray(masked=masked)
 
 
 class Chunk(spead2.recv.Chunk):
@@ -309,7 +325,30 @@ class Chunk(spead2.recv.Chunk):
             time=self.time,
             gap=self.gap,
             _buffers=self._buffers,
+            _layout=getattr(self.sink(), "layout", None),
         )
+
+    def to_xarray(self, *, masked: bool = False) -> xarray.Dataset:
+        """Copy the chunk into an xarray Dataset: as `speadrx.open` gives one of a recording, with the same names.
+
+        It is a copy, for use after the chunk is recycled, too. In the place of missing heaps it has zeros, whatever the
+        chunk has there.
+
+        Parameters
+        ----------
+        masked
+            Whether ``data`` has NaN where heaps are missing, as for `speadrx.open`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If xarray is not installed: it comes with the extra ``xarray``.
+        ValueError
+            If it is not known what the chunk holds (see `samples`), it is in a ring, or was recycled.
+        """
+        if self.data is None:
+            raise ValueError("data: the chunk has none: it is in a ring, or was recycled")
+        return _to_xarray(self, getattr(self.sink(), "layout", None), masked)
 
     @property
     def time(self) -> np.datetime64 | None:

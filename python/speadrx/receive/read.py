@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speadrx.layout.base import DeclarativeLayout
 
 from .checks import check_integer
-from .chunk import Chunk
+from .chunk import Chunk, ChunkCopy
 from .fill import chunk_filler
 from .gaps import GapChunk
 from .iterate import ChunkIterator
 from .memory import check_available
+
+if TYPE_CHECKING:
+    import xarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,27 @@ class Reading:
     extra: np.ndarray | None
     #: The batches, counted along the time axis, at which time began again.
     restarts: tuple[int, ...]
+    _layout: DeclarativeLayout = field(repr=False, compare=False)
+
+    def to_xarray(self, *, masked: bool = False) -> xarray.Dataset:
+        """Make an xarray Dataset of it: as `speadrx.open` gives one of a recording, with the same names and units.
+
+        Complex integers become complex numbers. The axes are in the order of the layout, without its `samples_order`.
+        What need not be converted is not copied. ``attrs["restarts"]`` are the `restarts`.
+
+        Parameters
+        ----------
+        masked
+            Whether ``data`` has NaN where heaps are missing, as for `speadrx.open`.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If xarray is not installed: it comes with the extra ``xarray``.
+        """
+        from speadrx.record.dataset import dataset_of
+
+        return dataset_of(self, self._layout, masked=masked)
 
 
 def chunks_to_read(layout: DeclarativeLayout, seconds: Any, chunks: Any) -> int:
@@ -77,6 +101,7 @@ class _Arrays:
     def __init__(self, layout: DeclarativeLayout, n: int) -> None:
         declaration = layout.declaration
         contents = declaration._contents
+        self._layout = layout
         self._step, self._batches = layout.chunk_timestamp_step // layout.chunk_batches, layout.chunk_batches
         self._tick_rate = declaration.time.tick_rate
         self._present_axis = self._data_axis = layout.axis_names.index(declaration.time.name)
@@ -98,7 +123,7 @@ class _Arrays:
         self._restarts: list[int] = []
         self._end = 0
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk | ChunkCopy) -> None:
         """Copy a chunk behind those that are there."""
         begin, self._end = self._end, self._end + self._batches
         part = slice(begin, self._end)
@@ -118,6 +143,15 @@ class _Arrays:
         if chunk.gap is None:
             self._restarts.append(begin)
 
+    def clear_missing(self) -> None:
+        """Put zeros in the place of missing heaps."""
+        missing = ~self._present
+        order = self._layout.declaration._contents.order
+        data = self._data if order is None else self._data.transpose(np.argsort(order))
+        data[missing] = np.zeros((), data.dtype)
+        if self._extra is not None:
+            self._extra[missing] = np.zeros((), self._extra.dtype)
+
     def reading(self) -> Reading:
         """What was added."""
         part = slice(0, self._end)
@@ -131,7 +165,16 @@ class _Arrays:
             time=self._time[part] if self._has_time and self._end else None,
             extra=None if self._extra is None else np.ascontiguousarray(self._extra[heaps]),
             restarts=tuple(self._restarts),
+            _layout=self._layout,
         )
+
+
+def read_chunk(chunk: Chunk | ChunkCopy, layout: DeclarativeLayout) -> Reading:
+    """Copy a chunk, with zeros in the place of missing heaps."""
+    arrays = _Arrays(layout, 1)
+    arrays.add(chunk)
+    arrays.clear_missing()
+    return arrays.reading()
 
 
 def read_chunks(chunks: ChunkIterator, layout: DeclarativeLayout, n: int) -> Reading:

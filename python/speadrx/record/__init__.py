@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .dada import DadaStats, DadaWriter
-from .dataset import open_recording
+from .dataset import open_recording, open_tree
 from .recorder import Recorder, RecorderStats
 
-__all__ = ["DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open_recording"]
+__all__ = ["DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open_recording", "open_tree"]

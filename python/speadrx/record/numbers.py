@@ -1,4 +1,4 @@
-"""From what a recording stores of heaps to their numbers: packed samples, complex integers, records."""
+"""From heaps, as a recording stores them or a chunk has them, to numbers: packed samples, complex integers, records."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ class Numbers(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     decode: Decode
+    #: Makes them of the samples of a chunk.
+    convert: Decode
 
 
 def numbers_of(layout: Layout, stored: Stored) -> list[Numbers]:
     """What the heaps of a layout hold: ``data``, or the fields of records."""
     contents, dims = layout._contents, layout.heap_axis_names
     if not layout.fields:
-        return [Numbers("data", dims, contents.shape, *_decoder(contents, stored))]
+        dtype, convert = _plain(contents.element)
+        return [Numbers("data", dims, contents.shape, dtype, _decoder(contents, stored), convert)]
     found = []
     taken = {*stored.present.dims, *(array.name for array in stored.arrays)}
     for field in layout.fields:
         name = f"field_{field.name}" if field.name in taken else field.name
         dtype, convert = _plain(field.element)
         inner = (*dims, *(f"{name}_{i}" for i in range(len(field.shape))))
-        decode = functools.partial(_field, contents.element.dtype, field.name, convert)
-        found.append(Numbers(name, inner, (*contents.shape, *field.shape), dtype, decode))
+        pick = functools.partial(_pick, field.name, convert)
+        decode = functools.partial(_view_as, contents.element.dtype, pick)
+        found.append(Numbers(name, inner, (*contents.shape, *field.shape), dtype, decode, pick))
     return found
 
 
@@ -50,16 +54,16 @@ def same(stored: np.ndarray) -> np.ndarray:
     return stored
 
 
-def _decoder(contents: Contents, stored: Stored) -> tuple[np.dtype, Decode]:
+def _decoder(contents: Contents, stored: Stored) -> Decode:
     element = contents.element
     dtype, convert = _plain(element)
     if element.packing is not None:
-        return dtype, functools.partial(_unpack, contents, convert)
+        return functools.partial(_unpack, contents, convert)
     if element.is_complex_integer:
-        return dtype, functools.partial(_join, dtype)
+        return functools.partial(_join, dtype)
     if stored.data.dtype.name != element.dtype.name:
-        return dtype, functools.partial(_view, element.dtype)
-    return dtype, same
+        return functools.partial(_view_as, element.dtype, same)
+    return same
 
 
 def _plain(element: Element) -> tuple[np.dtype, Decode]:
@@ -83,13 +87,13 @@ def _join(dtype: np.dtype, stored: np.ndarray) -> np.ndarray:
     return out
 
 
-def _view(dtype: np.dtype, stored: np.ndarray) -> np.ndarray:
+def _view_as(dtype: np.dtype, convert: Decode, stored: np.ndarray) -> np.ndarray:
     """What Zarr has no type for is bytes, along the last axis."""
-    return np.ascontiguousarray(stored).view(dtype)[..., 0]
+    return convert(np.ascontiguousarray(stored).view(dtype)[..., 0])
 
 
-def _field(record: np.dtype, name: str, convert: Decode, stored: np.ndarray) -> np.ndarray:
-    return convert(_view(record, stored)[name])
+def _pick(name: str, convert: Decode, records: np.ndarray) -> np.ndarray:
+    return convert(records[name])
 
 
 def _unpack(contents: Contents, convert: Decode, stored: np.ndarray) -> np.ndarray:
