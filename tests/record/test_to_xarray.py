@@ -127,7 +127,7 @@ LAYOUTS = {
         "dtype": "cint8",
         "heap_shape": (8, 5),
         "heap_axes": ("channel", "spectrum"),
-        "samples_order": ("channel", "antenna", "time", "spectrum"),
+        "samples_order": ("antenna", "channel", "time", "spectrum"),
     },
     "a side item with the name of an array": {"side_items": (SideItem(name="data", item=SIDE_ID, dtype="u64"),)},
     "values of an axis": {"axes": (Axis(name="antenna", item=ANTENNA_ID, values=(2, 0, 1)),)},
