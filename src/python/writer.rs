@@ -35,13 +35,14 @@ impl Writer {
     }
 
     /// Queue a job: for each piece a path, the bytes of the file or None for a folder, and whether it stays if a later
-    /// piece fails. Returns its number, or None if the queue is full.
+    /// piece fails. What has no bytes and does not stay is a file to remove. Returns its number, or None if the queue is
+    /// full.
     fn submit(&self, pieces: Vec<(PathBuf, Option<Bound<'_, PyAny>>, bool)>) -> PyResult<Option<u64>> {
         let mut buffers = Vec::with_capacity(pieces.len());
         let mut work = Vec::with_capacity(pieces.len());
         for (path, buffer, stays) in pieces {
             let Some(buffer) = buffer else {
-                work.push(Piece::Folder(path));
+                work.push(if stays { Piece::Folder(path) } else { Piece::Removed(path) });
                 continue;
             };
             let buffer = PyUntypedBuffer::get(&buffer)?;
@@ -88,9 +89,23 @@ impl Writer {
         self.threads.end();
     }
 
+    /// Wait for no job any more, not even when this goes away: the disk hangs.
+    fn abandon(&self) {
+        self.threads.abandon();
+    }
+
     /// Why jobs are not done.
     #[staticmethod]
     fn causes() -> Vec<&'static str> {
         Cause::ALL.into_iter().map(Cause::name).collect()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.threads.is_abandoned() {
+            // Threads may still read it.
+            std::mem::forget(std::mem::take(self.lent.get_mut().unwrap_or_else(PoisonError::into_inner)));
+        }
     }
 }

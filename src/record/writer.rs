@@ -39,6 +39,8 @@ pub enum Piece {
     Kept(PathBuf, Lent),
     /// A file that goes if a later piece fails.
     File(PathBuf, Lent),
+    /// A file that is not wanted any more.
+    Removed(PathBuf),
 }
 
 /// Why a job was not done.
@@ -100,6 +102,7 @@ struct State {
     running: usize,
     done: Vec<Done>,
     ending: bool,
+    abandoned: bool,
 }
 
 #[derive(Debug, Default)]
@@ -168,7 +171,7 @@ impl Writer {
     /// # Safety
     ///
     /// The memory of its pieces can be read, from any thread, and is not written to, until `wait` has returned its
-    /// ticket, or the writer was dropped.
+    /// ticket, or the writer was dropped and is not abandoned.
     #[must_use]
     pub unsafe fn submit(&self, ticket: u64, pieces: Vec<Piece>) -> bool {
         let mut state = self.shared.lock();
@@ -204,13 +207,29 @@ impl Writer {
         self.shared.work.notify_all();
         self.shared.over.notify_all();
     }
+
+    /// Wait for no job any more: the disk hangs. The memory that is lent must then stay for ever.
+    pub fn abandon(&self) {
+        let mut state = self.shared.lock();
+        state.queue.clear();
+        state.abandoned = true;
+        drop(state);
+        self.end();
+    }
+
+    /// Whether jobs may run for ever, whoever drops this; also if it is that of the process from which this one was
+    /// forked.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        std::process::id() != self.process || self.shared.lock().abandoned
+    }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        if std::process::id() != self.process {
-            std::mem::forget(threads); // they are in the process that this one was forked from
+        if self.is_abandoned() {
+            std::mem::forget(threads); // they hang, or are in the process from which this one was forked
             return;
         }
         self.shared.lock().queue.clear();
@@ -248,5 +267,6 @@ fn write(piece: &Piece) -> io::Result<()> {
             made => made,
         },
         Piece::Kept(path, lent) | Piece::File(path, lent) => file(path, lent),
+        Piece::Removed(path) => fs::remove_file(path),
     }
 }

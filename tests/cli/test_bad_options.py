@@ -145,6 +145,8 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
             (f"{RECORD} --select beam=3", ["'beam'", "antenna"]),
             (f"{RECORD} --select antenna=8", ["antenna has no 8"]),
         ],
+        "--compress": [(f"{RECORD} --compress lzma", ["'lzma'", "zstd"])],
+        "--patience": [(f"{RECORD} --patience 0", ["0"])],
         "--interface": [(f"{RECORD} --interface lo", ["capture.pcap"])],
         "--comp-vector": [(f"{RECORD} --comp-vector 1", ["capture.pcap"])],
         "--affinity": [(f"{RECORD} --affinity 0", ["capture.pcap"])],

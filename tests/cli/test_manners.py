@@ -94,6 +94,7 @@ NAMED = {
     "--packet-size": "size",
     "--max-bytes": "size",
     "--split": "time",
+    "--patience": "time",
 }
 
 

@@ -1,6 +1,7 @@
 """`speadrx record` as its users run it: what was sent is in the recording, byte for byte, or named."""
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -130,6 +131,17 @@ class TestCapture:
         assert data.tolist() == [[[value(i, a, j) for j in range(SAMPLES)] for a in (0, 2)] for i in range(20)]
         assert attributes(tmp_path / "a.zarr")["select"] == {"antenna": [2, 0]}
 
+    def test_compress(self, options, tmp_path):
+        zarr = pytest.importorskip("zarr")
+        heaps = heaps_of([0, 2])
+        recording = record(options, tmp_path, heaps, "--compress=zstd")["recording"]
+        group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+        wanted = [[[value(i, a, j) * ((i, a) in heaps) for j in range(SAMPLES)] for a in range(3)] for i in range(12)]
+        assert group["data"][:].tolist() == wanted
+        files = [file for name in ("data", "present", "status") for file in (tmp_path / "a.zarr" / name).glob("c.*")]
+        assert all(file.read_bytes().startswith(b"\x28\xb5\x2f\xfd") for file in files)
+        assert recording["bytes"] == sum(file.stat().st_size for file in files)
+
     def test_split(self, options, tmp_path):
         """Each piece is a recording by itself; the pieces lie on a grid, also after a gap."""
         chunks = [10, 11, 12, 13, 14, 15, 27, 28, 29, 30]
@@ -229,6 +241,24 @@ class TestNetwork:
         assert "No such file" in errors
         assert f"Recorded: {(FEW - 4) * each} heaps in {FEW - 4} chunks" in output
         assert check_part(path, 0, heaps) == (FEW - 4) * each
+
+    def test_a_disk_that_hangs(self, options, tmp_path, udp_port):
+        """What is written into a pipe that nobody reads: the command ends, and says what it could not write."""
+        heaps = heaps_of(range(FEW))
+        data = tmp_path / "a.zarr/data"
+        with piped("record", f"127.0.0.1:{udp_port}", *options, "--patience=200ms") as process:
+            wait_for_line(process.stdout, "Receiving")
+            data.mkdir()
+            os.mkfifo(data / ".c.0.0.0.partial")
+            send(udp_port, heaps)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 3
+        lost = f"{FEW * BATCHES * ANTENNAS} heaps in {FEW} chunks"
+        assert f"Not recorded: {lost}: the disk did nothing any more ({FEW})." in errors
+        assert "The recording can be read, but lacks its account." in errors
+        assert "Recorded: 0 heaps in 0 chunks" in output
+        assert attributes(tmp_path / "a.zarr")["complete"] is False
 
     @pytest.mark.parametrize("chunks", [1, 6, 13])
     def test_killed(self, options, tmp_path, udp_port, chunks):

@@ -218,7 +218,7 @@ class TestTrouble:
 
         def fail(self, chunk):
             if chunk.timestamp // (BATCHES * STEP) % 2:
-                monkeypatch.setattr(self, "_writer", None)  # so that it fails where the chunk is lent already
+                monkeypatch.setattr(self._output, "_writer", None)  # so that it fails where the chunk is lent already
             return write(self, chunk)
 
         monkeypatch.setattr(Recorder, "write", fail)
@@ -226,14 +226,14 @@ class TestTrouble:
             seen = failed = 0
             while seen + failed < 30:
                 recorder = Recorder(rx, tmp_path / f"{seen + failed}.zarr")
-                writer = recorder._writer
+                writer = recorder._output._writer
                 try:
                     for chunk in recorder:
                         chunk.recycle()
                         seen += 1
                 except AttributeError:
                     failed += 1
-                monkeypatch.setattr(recorder, "_writer", writer)
+                monkeypatch.setattr(recorder._output, "_writer", writer)
                 recorder.close()
         assert (seen, failed) == (15, 15)
 

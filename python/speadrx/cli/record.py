@@ -23,7 +23,7 @@ from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import describe, naming_options, read_endpoints
+from .parameters import UnusableError, describe, naming_options, read_endpoints
 from .pieces import Limits, Pieces, existing, summary
 from .receiving import describe_receiver, make_receiver, network_options, receiver_options
 from .recv import listen, say_why_nothing, watch
@@ -38,6 +38,7 @@ _CAUSES = {
     "not_allowed": "writing was not allowed",
     "folder_gone": "the folder was gone",
     "write_failed": "the system reported an error",
+    "disk_hung": "the disk did nothing any more",
 }
 #: What does not make sense for a capture.
 _OF_NETWORK = ("interface", "ibv", "comp_vector", "affinity", "buffer", "flush_after")
@@ -99,6 +100,18 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
     metavar="AXIS=VALUES",
     help="Keep only this of an axis, such as antenna=3,7. It may be given once for each axis.  [default: all]",
 )
+@click.option(
+    "--compress",
+    type=click.Choice(["zstd"]),
+    help="Compress each chunk. It takes much of the processors, and noise hardly gets smaller.  [default: do not]",
+)
+@click.option(
+    "--patience",
+    type=quantities.time(above_least=True),
+    default="1min",
+    show_default=True,
+    help="Give a disk up that has done nothing for so long, at the end.",
+)
 @network_options
 @receiver_options
 def record(
@@ -111,6 +124,8 @@ def record(
     max_bytes: int | None,
     split: float | None,
     select: dict[str, list[int]],
+    compress: str | None,
+    patience: float,
     interval: float,
     quiet: bool,
     history: str | None,
@@ -148,9 +163,14 @@ def record(
     made: list[Pieces] = []
 
     def make(receiver: Receiver) -> Session:
-        recorder = functools.partial(Recorder, receiver, select=select, wait=is_capture)
-        with naming_options(), _usable(output):
-            made.append(Pieces(receiver, output, recorder, split_ticks, limits))
+        recorder = functools.partial(
+            Recorder, receiver, select=select, wait=is_capture, compress=compress, patience=patience
+        )
+        try:
+            with naming_options(), _usable(output):
+                made.append(Pieces(receiver, output, recorder, split_ticks, limits))
+        except ModuleNotFoundError as exc:
+            raise UnusableError(str(exc)) from None
         return Session(receiver, history, made[0])
 
     feed = None

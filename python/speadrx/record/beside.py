@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -29,14 +30,20 @@ class Beside(abc.ABC):
         if not isinstance(receiver, Receiver):
             raise TypeError(f"receiver: given {type(receiver).__name__}, but wanted a speadrx.Receiver")
         self._receiver, self._layout = receiver, receiver.layout
+        self._process = os.getpid()
 
     @abc.abstractmethod
     def write(self, chunk: Chunk) -> Any:
         """Take a chunk, for loops that iterate over the receiver itself. Recycle it as usual."""
 
     @abc.abstractmethod
+    def _finish(self) -> None:
+        """Finish what is not finished."""
+
     def close(self) -> None:
-        """Finish. It may be called again."""
+        """Finish. It may be called again. In a forked child nothing happens: the files are its parent's."""
+        if os.getpid() == self._process:
+            self._finish()
 
     def __iter__(self) -> Iterator[Chunk]:
         for chunk in self._receiver:

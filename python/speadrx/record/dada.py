@@ -15,6 +15,7 @@ import numpy as np
 from speadrx.receive.checks import check_integer
 from speadrx.receive.chunk import Chunk, as_array
 from speadrx.receive.fill import chunk_filler
+from speadrx.receive.fork import check_ours
 from speadrx.receive.receiver import Receiver
 
 from .beside import Beside
@@ -133,6 +134,7 @@ class DadaWriter(Beside):
         FileExistsError
             If there is a file of that name already: none is overwritten.
         """
+        check_ours(self._receiver.stream)
         if chunk.time is None or chunk._utc is None:
             self._untimed += 1
             self._is_broken = True
@@ -287,8 +289,7 @@ class DadaWriter(Beside):
             observations=self._observations,
         )
 
-    def close(self) -> None:
-        """End the last file. It may be called again."""
+    def _finish(self) -> None:
         self._end_file()
 
 

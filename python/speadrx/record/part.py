@@ -34,6 +34,8 @@ class _Array(NamedTuple):
     shape: tuple[int, ...]
     time_axis: int | None
     attributes: Mapping[str, Any] = {}
+    #: The metadata of the codec that compresses it.
+    codec: Mapping[str, Any] | None = None
 
 
 def _document(array: _Array, shape: Sequence[int]) -> bytes:
@@ -53,7 +55,7 @@ def _document(array: _Array, shape: Sequence[int]) -> bytes:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "fill_value": fill,
-            "codecs": [codec],
+            "codecs": [codec] if array.codec is None else [codec, array.codec],
             "dimension_names": list(array.dims),
             "attributes": dict(array.attributes),
         }
@@ -107,9 +109,16 @@ class Stored:
         The layout.
     select
         Indices to keep, by axis.
+    codec
+        The metadata of the codec that compresses chunks, if any.
     """
 
-    def __init__(self, layout: DeclarativeLayout, select: Mapping[int, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        layout: DeclarativeLayout,
+        select: Mapping[int, Sequence[int]],
+        codec: Mapping[str, Any] | None = None,
+    ) -> None:
         self._layout, self._select = layout, select
         declaration = layout.declaration
         names = layout.axis_names
@@ -117,13 +126,13 @@ class Stored:
         self.time_axis = names.index(self.time_name)
         heaps = tuple(len(select.get(i, range(n))) for i, n in enumerate(layout.present_shape))
         dtype, shape, dims = self._element()
-        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis)
-        self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis)
+        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis, codec=codec)
+        self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis, codec=codec)
         extra = layout.extra_dtype
         taken = {"data", "present", *names}
         items = () if extra is None else [(name, extra[name]) for name in extra.names or ()]
         self.side = {
-            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis)
+            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis, codec=codec)
             for name, kind in items
         }
         self.arrays = [self.data, *self.side.values(), self.present]
@@ -264,7 +273,7 @@ class Part:
         offsets: np.ndarray = np.rint(np.arange(n) * (step * 1e9 / self._tick_rate)).astype(np.int64)
         return begin + offsets
 
-    def pieces(self, number: int, buffers: Mapping[str, np.ndarray]) -> list[Piece]:
+    def pieces(self, number: int, buffers: Mapping[str, Any]) -> list[Piece]:
         """The files of a chunk: `present` is the last, so that what is present is there."""
         return [
             (os.path.join(self.folder, array.name, self._stored.key(array, number)), buffers[array.name], False)
