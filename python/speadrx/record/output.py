@@ -148,6 +148,7 @@ class Output:
         self._about = {"began": dt.datetime.now(dt.UTC).isoformat(), **(about or {})}
         #: The metadata of all in the recording, by path.
         self._documents: dict[str, bytes] = {}
+        self._toml = layout.declaration.to_toml()
         self._make_folder(overwrite)
         # One thread, so that folders and metadata are there before the chunks that need them. Metadata come by
         # themselves if chunks are compressed first.
@@ -308,7 +309,7 @@ class Output:
             "format": FORMAT,
             "version": __version__,
             "host": platform.node(),
-            "layout": self._layout.declaration.to_toml(),
+            "layout": self._toml,
             "select": self._select,
             "complete": False,
             "parts": [os.path.basename(part.folder) if part is not parts[0] else "" for part in parts],
