@@ -1,5 +1,7 @@
 """What importing the package brings along, and that all it promises by name is there."""
 
+import ast
+import importlib
 import importlib.metadata
 import json
 import pathlib
@@ -113,6 +115,39 @@ def test_design_names_are_public():
         "make_stream_group",
     }
     assert promised <= set(speadrx.__all__)
+
+
+def names_for_type_checkers() -> list[tuple[str, str, str]]:
+    """What type checkers see as names of the package: module, name in it, and name here."""
+    found = []
+    for node in ast.walk(ast.parse(pathlib.Path(speadrx.__file__).read_text())):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for line in node.body:
+                if isinstance(line, ast.ImportFrom):
+                    found += [(line.module or "", alias.name, alias.asname or alias.name) for alias in line.names]
+    return found
+
+
+def test_type_checkers_see_what_there_is():
+    seen = names_for_type_checkers()
+    assert {name for _, _, name in seen} >= set(speadrx.__all__) - {"LayoutError", "__version__"}
+    for module, name, here in seen:
+        if here == "sensors":  # needs aiokatcp
+            continue
+        home = importlib.import_module(f"speadrx.{module}".rstrip("."))
+        there = getattr(home, name, None) or importlib.import_module(f"{home.__name__}.{name}")
+        assert getattr(speadrx, "open" if here == "_open_recording" else here) is there, (module, name)
+
+
+def test_import_brings_nothing_that_is_not_used():
+    assert not {"numpy", "spead2"} & imported_by("import speadrx")
+    assert {"numpy", "spead2"} <= imported_by("import speadrx; speadrx.Receiver")
+
+
+@pytest.mark.parametrize("name", ["accounts", "layout", "receive", "record", "simulate"])
+def test_packages_are_found_without_an_import(name):
+    code = f"import speadrx; assert speadrx.{name}.__name__ == 'speadrx.{name}'"
+    assert "speadrx" in imported_by(code)
 
 
 def test_unknown_name_is_attribute_error():

@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from . import _short_names
 from ._core import LayoutError, __version__
-from .accounts.ledger import Epoch, LedgerSnapshot
-from .accounts.rejections import ItemValue, Rejection
-from .accounts.report import ReceiverStats, RingStats, SourceStats
-from .layout import Axis, BaseLayout, Field, Layout, Packets, Send, SideItem, TimeAxis
-from .receive.chunk import Chunk, ChunkCopy, ChunkPool
-from .receive.factory import make_stream, make_stream_group
-from .receive.fill import fill_missing
-from .receive.iterate import iter_chunks
-from .receive.read import Reading
-from .receive.readers import add_reader
-from .receive.receiver import Receiver
-from .receive.stream import EVICTION_MODE, RECV_SENSOR_TIMEOUT_CHUNKS, RECV_SENSOR_TIMEOUT_MIN
 
 if TYPE_CHECKING:
     from . import doctor, metrics, simulate, survey
     from .accounts import history
-    from .layout import meerkat
+    from .accounts.ledger import Epoch, LedgerSnapshot
+    from .accounts.rejections import ItemValue, Rejection
+    from .accounts.report import ReceiverStats, RingStats, SourceStats
+    from .layout import Axis, BaseLayout, Field, Layout, Packets, Send, SideItem, TimeAxis, meerkat
     from .layout import presets as layouts
     from .metrics import exporter as collectors
     from .metrics import sensors as sensors
     from .metrics import stats
     from .metrics.stats import StatsCollector
+    from .receive.chunk import Chunk, ChunkCopy, ChunkPool
+    from .receive.factory import make_stream, make_stream_group
+    from .receive.fill import fill_missing
+    from .receive.iterate import iter_chunks
+    from .receive.read import Reading
+    from .receive.readers import add_reader
+    from .receive.receiver import Receiver
+    from .receive.stream import EVICTION_MODE, RECV_SENSOR_TIMEOUT_CHUNKS, RECV_SENSOR_TIMEOUT_MIN
     from .record import DadaStats, DadaWriter, Recorder, RecorderStats, open_tree
     from .record import open_recording as _open_recording
     from .survey import capture, propose
@@ -91,18 +90,42 @@ __all__ = [
 _short_names.install()
 
 
-# What not every user needs, or needs more than numpy and spead2, is imported when it is first used.
-def __getattr__(name: str) -> Any:
-    if name in _short_names.HOMES or name in ("doctor", "metrics", "simulate", "survey"):
-        return importlib.import_module(f".{name}", __name__)
-    if name in ("DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open", "open_tree"):
-        record = importlib.import_module(".record", __name__)
-        return getattr(record, "open_recording" if name == "open" else name)
-    if name == "StatsCollector":
-        return importlib.import_module(".metrics.stats", __name__).StatsCollector
-    if name == "compare":
-        return importlib.import_module(".survey.comparison", __name__).compare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+#: What is imported when it is first used, by the module that has it.
+_NAMES = {
+    "accounts.ledger": ("Epoch", "LedgerSnapshot"),
+    "accounts.rejections": ("ItemValue", "Rejection"),
+    "accounts.report": ("ReceiverStats", "RingStats", "SourceStats"),
+    "layout": ("Axis", "BaseLayout", "Field", "Layout", "Packets", "Send", "SideItem", "TimeAxis"),
+    "metrics.stats": ("StatsCollector",),
+    "receive.chunk": ("Chunk", "ChunkCopy", "ChunkPool"),
+    "receive.factory": ("make_stream", "make_stream_group"),
+    "receive.fill": ("fill_missing",),
+    "receive.iterate": ("iter_chunks",),
+    "receive.read": ("Reading",),
+    "receive.readers": ("add_reader",),
+    "receive.receiver": ("Receiver",),
+    "receive.stream": ("EVICTION_MODE", "RECV_SENSOR_TIMEOUT_CHUNKS", "RECV_SENSOR_TIMEOUT_MIN"),
+    "record": ("DadaStats", "DadaWriter", "Recorder", "RecorderStats", "open_tree"),
+    "survey.comparison": ("compare",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_PACKAGES = ("accounts", "doctor", "layout", "metrics", "receive", "record", "simulate", "survey")
+
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    # To import the package costs almost nothing: what a program does not use, it does not wait for.
+    def __getattr__(name: str) -> Any:
+        if name in _short_names.HOMES or name in _PACKAGES:
+            return importlib.import_module(f".{name}", __name__)
+        if name == "open":
+            value = importlib.import_module(".record", __name__).open_recording
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value  # found there from now on
+        return value
 
 
 def __dir__() -> list[str]:

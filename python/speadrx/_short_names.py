@@ -1,14 +1,16 @@
-"""Short names of modules: where users find them, whatever folder they are in."""
+"""Where users find modules: by short names, whatever folder they are in, and without an import of their own."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 #: The module ``speadrx.KEY`` is another name of ``speadrx.VALUE``.
 HOMES = {
@@ -23,14 +25,15 @@ HOMES = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+# Not derived from the classes of importlib.abc: to import these takes longer than all the rest of this package.
+class _Finder:
     """Lets ``import speadrx.meerkat`` find the module in its folder: the same object, never a copy."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
-        return importlib.util.spec_from_loader(fullname, self) if package == __package__ and name in HOMES else None
+        return ModuleSpec(fullname, cast("Loader", self)) if package == __package__ and name in HOMES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(f"{__package__}.{HOMES[spec.name.rpartition('.')[2]]}")
@@ -46,3 +49,13 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Make the short names importable."""
     sys.meta_path.append(_Finder())
+
+
+def submodule(package: str, name: str) -> ModuleType:
+    """Import a module of a package when it is first asked for, as an attribute of that package."""
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as exc:
+        if exc.name != f"{package}.{name}":
+            raise
+        raise AttributeError(f"module {package!r} has no attribute {name!r}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import sys
 
 
@@ -17,9 +18,11 @@ def main() -> None:
     """
     try:
         import click
-        import rich  # noqa: F401 (imported here so that the message is the same if it is missing)
     except ModuleNotFoundError as exc:
         raise SystemExit(f"speadrx: {exc.name} is not installed; do: pip install 'speadrx[cli]'") from None
+    # Not imported here: it takes long, and neither the version nor the list of commands needs it.
+    if importlib.util.find_spec("rich") is None:
+        raise SystemExit("speadrx: rich is not installed; do: pip install 'speadrx[cli]'")
 
     from .group import group
 
