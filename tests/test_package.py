@@ -150,6 +150,25 @@ def test_packages_are_found_without_an_import(name):
     assert "speadrx" in imported_by(code)
 
 
+@pytest.mark.parametrize("package", ["accounts", "layout", "receive"])
+def test_modules_of_packages_are_found_without_an_import(package):
+    folder = pathlib.Path(speadrx.__file__).parent / package
+    names = sorted(path.stem for path in folder.glob("[!_]*.py"))
+    assert names
+    code = f"""
+import speadrx
+for name in {names}:
+    assert getattr(speadrx.{package}, name).__name__ == f"speadrx.{package}.{{name}}", name
+"""
+    imported_by(code)
+
+
+@pytest.mark.parametrize("package", ["accounts", "layout", "receive"])
+def test_unknown_module_is_attribute_error(package):
+    with pytest.raises(AttributeError, match=f"speadrx.{package}.*no_such_name"):
+        _ = importlib.import_module(f"speadrx.{package}").no_such_name
+
+
 def test_unknown_name_is_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = speadrx.no_such_name

@@ -113,7 +113,6 @@ _PACKAGES = ("accounts", "doctor", "layout", "metrics", "receive", "record", "si
 
 
 if not TYPE_CHECKING:  # which would take any name for one of ours
-
     # To import the package costs almost nothing: what a program does not use, it does not wait for.
     def __getattr__(name: str) -> Any:
         if name in _short_names.HOMES or name in _PACKAGES:

@@ -1,6 +1,8 @@
 """What the command imports before it does anything: what it imports, users wait for."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import click
 import pytest
 
 import speadrx
+from speadrx import cli
 from speadrx.cli.group import COMMANDS, group
 
 RUN = """
@@ -21,6 +24,9 @@ finally:
 """
 #: All of the package that is needed to say what there is.
 NEEDED = {"speadrx", "speadrx._core", "speadrx._short_names", "speadrx.cli", "speadrx.cli.group"}
+
+#: Beside click and what it imports: these, and what it takes to format text and to look for another package.
+MAX_MORE = 30
 
 
 def run(*arguments: str) -> tuple[str, set[str]]:
@@ -38,6 +44,10 @@ def test_nothing_but_click_is_imported(option, words):
     assert "click" in modules
     assert not {"rich", "numpy", "spead2", "prometheus_client", "importlib.resources"} & modules
     assert {name for name in modules if name.partition(".")[0] == "speadrx"} <= NEEDED
+    code = "import click, json, sys; print(json.dumps(sorted(sys.modules)))"
+    click_alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    more = modules - set(json.loads(click_alone))
+    assert len(more) <= MAX_MORE, sorted(more)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -46,6 +56,15 @@ def test_list_of_commands_says_what_each_says(name):
     assert command is not None
     assert not command.hidden
     assert command.get_short_help_str(limit=1000) == COMMANDS[name]
+
+
+def test_every_command_is_in_the_list():
+    for module in pkgutil.iter_modules(cli.__path__):
+        if module.name in ("__main__", "group"):
+            continue
+        command = getattr(importlib.import_module(f"{cli.__name__}.{module.name}"), module.name, None)
+        if isinstance(command, click.Command) and module.name not in COMMANDS:
+            pytest.fail(f"COMMANDS in cli/group.py lacks {module.name!r}: {command.get_short_help_str(1000)!r}")
 
 
 def test_missing_rich_is_told():

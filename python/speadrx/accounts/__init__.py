@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .._short_names import submodule
+from speadrx._short_names import submodule
 
 if not TYPE_CHECKING:  # which would take any name for one of ours
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .._short_names import submodule
+from speadrx._short_names import submodule
+
 from .base import BaseLayout, DeclarativeLayout
 from .contents import Field
 from .declaration import Axis, Layout, Packets, Send, SideItem, TimeAxis
