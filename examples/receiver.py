@@ -1,8 +1,6 @@
 """A minimal receiver: what has come, chunk by chunk, and at the end what was lost of each source.
 
-    python receiver.py array.toml 239.1.2.3+7:7148   (endpoints, or the path of a capture)
-
-Ctrl-C ends it.
+python receiver.py array.toml 239.1.2.3+7:7148   (endpoints, or the path of a capture)
 """
 
 import signal
@@ -17,6 +15,7 @@ def main(layout: str, source: str) -> None:
     # Ctrl-C: the loop gets what has come so far, and then ends.
     signal.signal(signal.SIGINT, lambda *_: receiver.drain())
     with receiver:
+        print("Receiving. Ctrl-C ends it.", flush=True)
         for chunk in receiver:
             with chunk:  # at the end of the block it goes back to be filled again: keep only copies
                 when = chunk.timestamp if chunk.time is None else chunk.time
