@@ -110,3 +110,53 @@ def test_command(disk, tmp_path) -> None:
         0 < check_part(disk / "a.zarr", 0, heaps) == recording["heaps"] == len(heaps) - recording["heaps_not_written"]
     )
     assert attributes(disk / "a.zarr")["recorder"]["not_written"] == {"disk_full": lost}
+
+
+@pytest.mark.parametrize("compress", [None, "zstd"])
+def test_cutting_a_recording(disk, tmp_path, compress) -> None:
+    """What fits is there, compressed or not; the rest is named."""
+    zarr = pytest.importorskip("zarr")
+    heaps = heaps_of(range(300))
+    with receiver(layout_of(), heaps) as rx, Recorder(rx, tmp_path / "night.zarr", wait=True) as recorder:
+        for chunk in recorder:
+            chunk.recycle()
+    with (disk / "filler").open("wb") as file:
+        file.write(bytes(2**18))
+    command = ["record", str(tmp_path / "night.zarr"), "-o", str(disk / "a.zarr"), "--json"]
+    command += [] if compress is None else ["--compress", compress]
+    done = subprocess.run([*SPEADRX, *command], capture_output=True, text=True, env=environment(), timeout=PATIENCE)
+    assert done.returncode == 3, done.stderr
+    recording = json.loads(done.stdout)["recording"]
+    lost = recording["not_written"]["disk_full"]
+    assert (recording["chunks"] + lost, recording["finished"]) == (300, True)
+    assert recording["heaps"] + recording["heaps_not_written"] == len(heaps)
+    group = zarr.open_group(disk / "a.zarr", mode="r")
+    present = group["present"][:]
+    assert 0 < present.sum() == recording["heaps"]
+    whole = zarr.open_group(tmp_path / "night.zarr", mode="r")["data"][: len(present)]
+    assert (group["data"][:][present] == whole[present]).all()
+    assert not list(disk.rglob("*.partial"))
+
+
+def test_compressed(disk, tmp_path) -> None:
+    """A recording that is compressed while the disk runs full, and has room again."""
+    zarr = pytest.importorskip("zarr")
+    heaps = heaps_of(range(30))
+    with (
+        receiver(layout_of(), heaps) as rx,
+        Recorder(rx, disk / "a.zarr", compress="zstd", threads=2) as recorder,
+    ):
+        for number, chunk in enumerate(recorder):
+            with chunk:
+                wait_for(lambda: recorder.stats().queued == 0)
+                if number == 9:
+                    with (disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+                        while True:
+                            os.write(file.fileno(), bytes(4096))
+                if number == 19:
+                    (disk / "filler").unlink()
+    stats = recorder.stats()
+    assert (stats.chunks, stats.not_written, stats.finished) == (20, {"disk_full": 10}, True)
+    present = zarr.open_group(disk / "a.zarr", mode="r")["present"][:]
+    assert present.sum() == stats.heaps == 20 * BATCHES * ANTENNAS
+    assert not present[10 * BATCHES : 20 * BATCHES].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import os
 import re
@@ -14,13 +15,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import numpy as np
 
 from speadrx._words import counted
 from speadrx.receive.chunk import Chunk, as_array
 from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder, RecorderStats
+from speadrx.record.cut import Cutting, RecordedChunk
 
+#: Why chunks were not written, for those who read it the next morning.
+_CAUSES = {
+    "queue_full": "the disk was slower than the stream",
+    "disk_full": "the disk was full",
+    "not_allowed": "writing was not allowed",
+    "folder_gone": "the folder was gone",
+    "write_failed": "the system reported an error",
+    "disk_hung": "the disk did nothing any more",
+}
 #: Current rates are means over at least so many seconds.
 _RATE_SECONDS = 2.0
 
@@ -52,7 +64,7 @@ class Pieces:
     Parameters
     ----------
     receiver
-        The receiver.
+        The receiver, if it is one that has the chunks: they are then dealt out to pieces.
     path
         The folder to make. Pieces get a number before its suffix.
     make
@@ -71,14 +83,20 @@ class Pieces:
     """
 
     def __init__(
-        self, receiver: Receiver, path: str, make: Callable[..., Recorder], split: int | None, limits: Limits
+        self,
+        receiver: Receiver | None,
+        path: str,
+        make: Callable[..., Recorder | Cutting],
+        split: int | None,
+        limits: Limits,
     ) -> None:
         self.path, self._make, self._split, self._limits = path, make, split, limits
-        # Two pieces may have chunks at the same time: one ends while the next one begins.
-        spare = max(len(receiver.pool) - receiver.window - 1, 1)
-        self._options: dict[str, Any] = {} if split is None else {"queue": max(spare // 2, 1)}
-        self._step = receiver.layout.chunk_timestamp_step
-        self._recorders: list[Recorder] = []
+        self._options: dict[str, Any] = {}
+        if split is not None and receiver is not None:
+            # Two pieces may have chunks at the same time: one ends while the next one begins.
+            spare = max(len(receiver.pool) - receiver.window - 1, 1)
+            self._options["queue"] = max(spare // 2, 1)
+        self._recorders: list[Any] = []
         self._closing: threading.Thread | None = None
         #: The timestamps with which the recording and the piece begin.
         self._first: int | None = None
@@ -102,7 +120,7 @@ class Pieces:
         with self._lock:
             self._recorders.append(recorder)
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk | RecordedChunk) -> None:
         """Record a chunk, unless there is enough."""
         heaps = int(np.count_nonzero(as_array("present", chunk.present)))
         if not heaps:
@@ -116,6 +134,11 @@ class Pieces:
         self._recorders[-1].write(chunk)
         self._taken += 1
         self._full = self._reached(None)
+
+    def reach(self, timestamp: int) -> None:
+        """Have the piece that is a cutting reach up to a timestamp, unless there is enough."""
+        if self._full is None:
+            self._recorders[-1].reach(timestamp)
 
     def _reached(self, timestamp: int | None) -> str | None:
         """The limit that a chunk with this timestamp would exceed; None stands for any chunk."""
@@ -207,3 +230,26 @@ def summary(pieces: Pieces) -> Iterator[str]:
     if pieces.left_out:
         rest = counted(pieces.left_out, "chunk")
         yield f"Enough: {counted(pieces.heaps_left_out, 'heap')} in {rest} came after that, and are not in it."
+
+
+def document(pieces: Pieces) -> dict[str, Any]:
+    """What was recorded, as plain values."""
+    left_out = {"chunks": pieces.left_out, "heaps": pieces.heaps_left_out}
+    return {"paths": pieces.paths, **dataclasses.asdict(pieces.stats()), "left_out": left_out}
+
+
+def complain(pieces: Pieces) -> int:
+    """Say what could not be written, and why. Return the exit code of that, or 0."""
+    stats = pieces.stats()
+    lost = sum(stats.not_written.values())
+    if lost:
+        causes = ", ".join(f"{_CAUSES[cause]} ({n:,})" for cause, n in stats.not_written.items())
+        what = f"{counted(stats.heaps_not_written, 'heap')} in {counted(lost, 'chunk')}"
+        click.echo(f"Not recorded: {what}: {causes}.", err=True)
+    if not stats.finished:
+        click.echo("The recording can be read, but lacks its account.", err=True)
+    if stats.first_error is not None:
+        click.echo(f"The first error: {stats.first_error}.", err=True)
+    if stats.not_written.get("queue_full"):
+        click.echo("More chunks (--pool) make a longer queue, and --select takes less of the disk.", err=True)
+    return 3 if lost or not stats.finished else 0

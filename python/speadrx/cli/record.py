@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
+import json
 import os
 import shutil
 from typing import Any
@@ -13,36 +13,34 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from speadrx._words import counted
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.feed import CaptureSource
 from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
+from speadrx.record.cut import Cutting, Source
+from speadrx.record.recording import Recording
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .options import layout_options
 from .parameters import UnusableError, describe, naming_options, read_endpoints
-from .pieces import Limits, Pieces, existing, summary
+from .pieces import Limits, Pieces, complain, document, existing, summary
+from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, network_options, receiver_options
 from .recv import listen, say_why_nothing, watch
 from .replay import STDIN, say_what_came
 from .session import Session, conclude
 from .tables import printable
 
-#: Why chunks were not written, for those who read it the next morning.
-_CAUSES = {
-    "queue_full": "the disk was slower than the stream",
-    "disk_full": "the disk was full",
-    "not_allowed": "writing was not allowed",
-    "folder_gone": "the folder was gone",
-    "write_failed": "the system reported an error",
-    "disk_hung": "the disk did nothing any more",
-}
 #: What does not make sense for a capture.
 _OF_NETWORK = ("interface", "ibv", "comp_vector", "affinity", "buffer", "flush_after")
 _OF_METRICS = ("metrics_port", "metrics_address", "labels")
+#: What makes sense for a recording.
+_OF_RECORDINGS = (
+    *("source", "output", "seconds", "chunks", "max_bytes", "split", "select", "compress", "patience"),
+    *("force", "as_json", "quiet"),
+)
 
 
 def _read_sources(
@@ -72,10 +70,11 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
 
 @click.command(
     epilog="\b\nExamples:\n  speadrx record -l array.toml :7148 -o night.zarr --seconds 10s\n"
-    "  speadrx record -l array.toml capture.pcap -o night.zarr --select antenna=2"
+    "  speadrx record -l array.toml capture.pcap -o night.zarr --select antenna=2\n"
+    "  speadrx record night.zarr -o antenna2.zarr --select antenna=2 --compress zstd"
 )
 @click.argument("source", nargs=-1, required=True, callback=_read_sources, metavar="SOURCES...")
-@layout_options
+@functools.partial(layout_options, required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=str), required=True, metavar="PATH", help="The recording to make."
 )
@@ -116,7 +115,7 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
 @receiver_options
 def record(
     *,
-    layout: DeclarativeLayout,
+    layout: DeclarativeLayout | None,
     source: str | list[tuple[str, int]],
     output: str,
     seconds: float | None,
@@ -137,7 +136,8 @@ def record(
 ) -> None:
     """Receive from SOURCES, and write what comes to disk.
 
-    SOURCES are UDP endpoints, as for recv, or a capture, as for replay. The recording is a folder in the format Zarr
+    SOURCES are UDP endpoints, as for recv, or a capture, as for replay; or a recording, of which another one is made:
+    of some of its sources, or some of its time, or compressed. The recording is a folder in the format Zarr
     v3, which xarray, zarr-python and others read: the data, what of it is present, and its time, with gaps where
     nothing came. A live view shows loss, rate, and the queue of chunks that wait for the disk.
 
@@ -155,6 +155,11 @@ def record(
       3  not all of what was received could be written
     """  # noqa: D301 (click needs the backslash)
     output = os.path.normpath(output)
+    if isinstance(source, str) and os.path.isfile(os.path.join(source, "zarr.json")):
+        _cut(source, output, split, (chunks, max_bytes, seconds), select, compress=compress, patience=patience)
+    if layout is None:
+        (parameter,) = (one for one in record.params if one.name == "name_or_path")
+        raise click.MissingParameter(param=parameter)
     is_capture = isinstance(source, str)
     console = Console(highlight=False, stderr=as_json, quiet=as_json and is_capture)
     limits = Limits(chunks, max_bytes, _ticks(layout, seconds, "--seconds") if is_capture else None)
@@ -186,12 +191,12 @@ def record(
             session = listen(layout, source, make, options)
             run = functools.partial(session.run, interrupted, seconds=seconds)
             watch(run, session, console, interrupted, describe(source), interval, quiet=quiet, is_logged=not as_json)
-    about: dict[str, Any] = {"recording": _document(made[0])}
+    about: dict[str, Any] = {"recording": document(made[0])}
     about |= {"endpoints": source} if feed is None else {"file": source, "capture": report(feed)}
     code = conclude(session, console, as_json=as_json, all_sources=all_sources, max_loss=max_loss, **about)
     for text in summary(made[0]):
         console.print(printable(text))
-    unwritten = _complain(made[0])
+    unwritten = complain(made[0])
     if isinstance(source, str):
         say_what_came(session, layout, source)
         assert feed is not None
@@ -199,6 +204,71 @@ def record(
     else:
         say_why_nothing(session, layout, source, options["interface"])
     click.get_current_context().exit(unwritten or code)
+
+
+def _cut(
+    path: str,
+    output: str,
+    split: float | None,
+    limits: tuple[int | None, int | None, float | None],
+    select: dict[str, list[int]],
+    **options: Any,
+) -> None:
+    """Make a recording of a recording, and exit."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name not in _OF_RECORDINGS:
+            raise click.BadParameter(f"{path} is a recording, which needs no such option", param=parameter)
+    as_json, force = context.params["as_json"], context.params["force"]
+    console = Console(highlight=False, quiet=as_json or context.params["quiet"])
+    with naming_options():
+        recording = Recording(path)
+        chunks, max_bytes, seconds = limits
+        ticks, split_ticks = (
+            _ticks(recording.layout, time, option) for time, option in ((seconds, "--seconds"), (split, "--split"))
+        )
+        for other in existing(output, is_split=split is not None):
+            if os.path.exists(other) and os.path.samefile(path, other):
+                raise click.BadParameter(f"{other} is the recording that is to be cut", param_hint="--output")
+        try:
+            source = Source(recording, select)
+            _make_room(output, force, is_split=split is not None)
+            with _usable(output):
+                make = functools.partial(Cutting, source, **options)
+                pieces = Pieces(None, output, make, split_ticks, Limits(chunks, max_bytes, ticks))
+        except ModuleNotFoundError as exc:
+            raise UnusableError(str(exc)) from None
+    console.print(printable(f"Cutting {path}."))
+    ended_by = _copy(source, pieces, console)
+    if as_json:
+        click.echo(json.dumps({"file": path, "recording": document(pieces), "ended_by": ended_by}))
+    for text in summary(pieces):
+        console.print(printable(text))
+    code = complain(pieces)
+    if not code and not pieces.stats().heaps:
+        click.echo(f"{path} has no heap of that.", err=True)
+        code = 1
+    context.exit(code)
+
+
+def _copy(source: Source, pieces: Pieces, console: Console) -> str:
+    """Write what is to be written of a recording, and show how far it is. Return why it ended."""
+    done = 0
+    with contextlib.closing(pieces), interruptible() as interrupted, contextlib.ExitStack() as stack:
+        if not console.quiet:
+            stack.enter_context(PolledProgress(source.n_chunks, lambda: (done, pieces.line())))
+        for chunk in source.chunks():
+            if interrupted.is_set():
+                return "signal"
+            if (full := pieces.full()) is not None:
+                return full
+            if isinstance(chunk, int):
+                pieces.reach(chunk)
+            else:
+                pieces.add(chunk)
+                done += 1
+    return "end"
 
 
 def _ticks(layout: DeclarativeLayout, seconds: float | None, option: str) -> int | None:
@@ -245,26 +315,3 @@ def _open_capture(path: str, options: dict[str, Any]) -> CaptureSource:
     if threads > 1:
         raise click.BadParameter(f"{path} is a capture, which takes one thread", param_hint="--threads")
     return open_capture(path)
-
-
-def _document(pieces: Pieces) -> dict[str, Any]:
-    """What was recorded, as plain values."""
-    left_out = {"chunks": pieces.left_out, "heaps": pieces.heaps_left_out}
-    return {"paths": pieces.paths, **dataclasses.asdict(pieces.stats()), "left_out": left_out}
-
-
-def _complain(pieces: Pieces) -> int:
-    """Say what could not be written, and why. Return the exit code of that, or 0."""
-    stats = pieces.stats()
-    lost = sum(stats.not_written.values())
-    if lost:
-        causes = ", ".join(f"{_CAUSES[cause]} ({n:,})" for cause, n in stats.not_written.items())
-        what = f"{counted(stats.heaps_not_written, 'heap')} in {counted(lost, 'chunk')}"
-        click.echo(f"Not recorded: {what}: {causes}.", err=True)
-    if not stats.finished:
-        click.echo("The recording can be read, but lacks its account.", err=True)
-    if stats.first_error is not None:
-        click.echo(f"The first error: {stats.first_error}.", err=True)
-    if stats.not_written.get("queue_full"):
-        click.echo("More chunks (--pool) make a longer queue, and --select takes less of the disk.", err=True)
-    return 3 if lost or not stats.finished else 0

@@ -71,6 +71,8 @@ class Arrival(NamedTuple):
     buffers: Mapping[str, np.ndarray]
     #: The chunk whose memory these are, if they are no copies.
     lent: Chunk | None = None
+    #: The timestamp and time with which its part begins, if it begins one, but not with this chunk.
+    begin: tuple[int, Callable[[], np.datetime64 | None]] | None = None
 
 
 @dataclass
@@ -275,8 +277,15 @@ class Output:
             if goes_on and (number - part.chunks) * self._layout.chunk_batches <= _MOST_GAP_BATCHES:
                 return part, False
         self._is_broken = True
-        name = f"part_{len(self._parts)}" if self._parts else ""
-        return Part(self.stored, self._layout, os.path.join(self.path, name), arrival.timestamp, arrival.time()), True
+        folder = os.path.join(self.path, f"part_{len(self._parts)}") if self._parts else self.path
+        first, time = arrival.begin or (arrival.timestamp, arrival.time)
+        return Part(self.stored, self._layout, folder, first, time()), True
+
+    def reach(self, timestamp: int) -> None:
+        """Have the newest part reach up to a timestamp, though nothing more came."""
+        with self._lock:
+            for part in self._parts[-1:]:
+                part.chunks = max(part.chunks, part.number(timestamp))
 
     def _metadata(self, part: Part, chunks: int, parts: Sequence[Part], **more: Any) -> list[Piece]:
         """All metadata for a part that is to have so many chunks. The document of the root is the last.

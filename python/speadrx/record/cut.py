@@ -1,0 +1,209 @@
+"""Recordings made of a recording: some of its sources, some of its time, or all of it, compressed."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .output import Arrival, Output, RecorderStats
+from .part import check_selection
+from .recording import RecordedPart, Recording
+
+#: What the attributes of the new recording say of the one that it was made of.
+_OF_SOURCE = ("version", "host", "began", "ended", "complete", "select", "recorder")
+
+
+@dataclass(frozen=True)
+class RecordedChunk:
+    """A chunk of a recording, with what is selected of it."""
+
+    timestamp: int
+    #: UTC of its first batch, if that is known.
+    time: Callable[[], np.datetime64 | None]
+    #: Whether it is the first that is there of its part; and the timestamp and time with which that part begins.
+    begins: bool
+    begin: tuple[int, Callable[[], np.datetime64 | None]]
+    #: What is in each array.
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which heaps are present."""
+        return self.arrays["present"]
+
+
+class Source:
+    """A recording from which others are made.
+
+    Parameters
+    ----------
+    recording
+        The recording.
+    select
+        What to take of some axes, by value.
+
+    Raises
+    ------
+    ValueError
+        If there is no such axis, or the recording does not have such a value.
+    ModuleNotFoundError
+        If zarr is not installed.
+    """
+
+    def __init__(self, recording: Recording, select: Mapping[str, Sequence[int]]) -> None:
+        self.recording, self.layout = recording, recording.layout
+        recorded = recording.attributes["select"]
+        for name, values in select.items():
+            for value in values:
+                if value not in recorded.get(name, [value]):
+                    there = ", ".join(map(str, sorted(recorded[name])))
+                    raise ValueError(f"select: {recording.path} has no {name} {value}, but {there}")
+        #: What others have of each axis, by value.
+        self.select = {**recorded, **select}
+        #: Which indices to take of each axis that does not stay as it is.
+        self._take: dict[int, list[int]] = {}
+        for axis, wanted in check_selection(self.layout, self.select).items():
+            has = list(recording.select.get(axis, range(self.layout.present_shape[axis])))
+            if wanted != has:
+                self._take[axis] = [has.index(index) for index in wanted]
+        self._parts = [recording.part(number) for number in range(len(recording.attributes["parts"]))]
+        #: How many chunks it has.
+        self.n_chunks = sum(len(part.chunks()) for part in self._parts)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What a recording that is made of it says of what was received; nothing if its end was not written."""
+        attributes = self.recording.attributes
+        return {name: attributes[name] for name in ("account", "ended") if name in attributes}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a recording that is made of it says from the beginning."""
+        attributes = self.recording.attributes
+        cut_from = {name: attributes[name] for name in _OF_SOURCE if name in attributes}
+        return {"began": attributes["began"], "cut_from": {"path": os.path.abspath(self.recording.path), **cut_from}}
+
+    def chunks(self) -> Iterator[RecordedChunk | int]:
+        """Read all chunks that have any heap, in order. After each part comes the timestamp that it reaches up to."""
+        step, batches = self.layout.chunk_timestamp_step, self.layout.chunk_batches
+        for part in self._parts:
+            first = part.attributes["first_timestamp"]
+            is_first = True
+            for number in part.chunks():
+                arrays = self._read(part, number)
+                if not arrays["present"].any():
+                    continue
+                yield RecordedChunk(
+                    first + number * step,
+                    functools.partial(self._time, part, number),
+                    is_first,
+                    (first, functools.partial(self._time, part, 0)),
+                    arrays,
+                )
+                is_first = False
+            yield first + part.length() // batches * step
+
+    def _time(self, part: RecordedPart, number: int) -> np.datetime64 | None:
+        if not part.attributes["time_is_utc"]:
+            return None
+        stored = part.group[self.recording.stored.time_name][number * self.layout.chunk_batches]
+        return np.datetime64(int(stored), "ns")
+
+    def _read(self, part: RecordedPart, number: int) -> dict[str, np.ndarray]:
+        stored, batches = self.recording.stored, self.layout.chunk_batches
+        place = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
+        arrays = {}
+        for array in stored.arrays:
+            # In the byte order of the layout, whatever that is in which the reader gives it.
+            values = part.group[array.name][place].astype(array.dtype, copy=False)
+            for axis, indices in self._take.items():
+                values = np.take(values, indices, axis)
+            arrays[array.name] = np.ascontiguousarray(values)
+        return arrays
+
+
+class Cutting:
+    """A recording that is made of another one: it takes the chunks of a `Source`, as `Recorder` takes those that come.
+
+    Parameters
+    ----------
+    source
+        What it is made of.
+    path
+        The folder to make.
+    queue
+        How many chunks may wait for the disk, which is waited for.
+    compress, threads, patience
+        As for `Recorder`.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made.
+    ValueError, TypeError, ModuleNotFoundError
+        As for `Recorder`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        path: str | os.PathLike[str],
+        *,
+        queue: int = 4,
+        compress: str | None = None,
+        threads: int | None = None,
+        patience: float = 60.0,
+    ) -> None:
+        self._source = source
+        self._output = Output(
+            path,
+            source.layout,
+            select=source.select,
+            queue=queue,
+            wait=True,
+            overwrite=False,
+            compress=compress,
+            threads=threads,
+            patience=patience,
+            about=source.about,
+        )
+        #: The folder of the recording.
+        self.path = self._output.path
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
+        return self._output.chunk_bytes
+
+    def write(self, chunk: RecordedChunk) -> bool:
+        """Queue a chunk. Returns whether it was queued: without any heap, it is not."""
+        heaps = int(np.count_nonzero(chunk.present))
+        if not heaps:
+            return False
+        return self._output.put(
+            Arrival(
+                timestamp=chunk.timestamp,
+                time=chunk.time,
+                begins=chunk.begins,
+                begin=chunk.begin if chunk.begins else None,
+                heaps=heaps,
+                buffers=chunk.arrays,
+            )
+        )
+
+    def reach(self, timestamp: int) -> None:
+        """Have the newest part reach up to a timestamp, though nothing more came."""
+        self._output.reach(timestamp)
+
+    def stats(self) -> RecorderStats:
+        """Read what was written so far."""
+        return self._output.stats()
+
+    def close(self) -> None:
+        """Write what is queued, and the account of what was received, and end."""
+        self._output.close(lambda: self._source.account)
