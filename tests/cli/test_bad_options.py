@@ -212,6 +212,31 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--output": [("plot capture.pcap -l array.toml -o run.jpeg", ["run.jpeg", "png"])],
         "--size": [("plot capture.pcap -l array.toml --size 800", ["'800'"])],
     },
+    "look": {
+        "SOURCES": [
+            ("look", ["Missing"]),
+            ("look no.zarr -l array.toml", ["no.zarr"]),
+            ("look capture.pcap", ["--layout", "recording"]),
+            ("look array.toml -l array.toml", ["array.toml", "pcap"]),
+        ],
+        "--layout": [("look capture.pcap -l no.toml", ["no.toml"])],
+        "--set": [("look capture.pcap -l array.toml --set dtype=int17", ["dtype", "int17"])],
+        "--source": [
+            ("look capture.pcap -l array.toml --set dtype=int16 --source pol=1", ["'pol'", "antenna"]),
+            ("look capture.pcap -l array.toml --set dtype=int16 --source antenna=99", ["'99'"]),
+        ],
+        "--field": [("look capture.pcap -l array.toml --set dtype=int16 --field x", ["'x'"])],
+        "--as": [("look capture.pcap -l array.toml --as current", ["'current'", "power"])],
+        "--chunks": [("look capture.pcap -l array.toml --chunks 0", ["0"])],
+        "--seconds": [
+            ("look capture.pcap -l array.toml --seconds 0", ["0"]),
+            ("look capture.pcap -l timeless.toml --set dtype=int16 --seconds 1", ["--seconds", "--chunks"]),
+        ],
+        "--interface": [("look 239.1.2.3:7148 -l array.toml --set dtype=int16 --interface nowhere", ["'nowhere'"])],
+        "--user-data": [("look capture.pcap -l array.toml --user-data pol", ["'pol'"])],
+        "--output": [("look capture.pcap -l array.toml -o look.jpeg", ["look.jpeg", "png"])],
+        "--size": [("look capture.pcap -l array.toml --size 800", ["'800'"])],
+    },
     "doctor": {
         "ENDPOINTS": [("doctor localhost", ["'localhost'", "localhost:7148"])],
         "--interface": [],  # a wrong one is what it is there to find

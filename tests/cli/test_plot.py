@@ -27,8 +27,8 @@ pytest.importorskip("matplotlib")
 import click.testing
 from matplotlib.image import imread
 
-import speadrx.cli.plot
 from speadrx.accounts import figures
+from speadrx.cli.group import group
 
 LAYOUT = Layout(
     name="array of five",
@@ -223,7 +223,7 @@ def test_what_cannot_be_used_is_named(capture, layout_file, tmp_path):
         ([history, "--size", "100x800"], "'100x800': the width must be from 800 to 10000 pixels"),
         ([history, "--size", "800x20000"], "'800x20000': the height must be from 500 to 10000 pixels"),
     ]:
-        result = click.testing.CliRunner().invoke(speadrx.cli.plot.plot, [str(arg) for arg in args])
+        result = click.testing.CliRunner().invoke(group, ["plot", *map(str, args)])
         assert result.exit_code == 2, args
         assert message in " ".join(result.output.split()), args
 

@@ -61,6 +61,8 @@ class Command:
     code: int = 0
     #: Whether it draws on the whole terminal, and puts it right at the end.
     whole: bool = False
+    #: Whether it is shown without colours, which the page does not have.
+    plain: bool = False
     #: A file that it leaves, for others to read.
     leaves: str = ""
 
@@ -83,6 +85,7 @@ COMMANDS = (
     Command("replay capture.pcap -l proposed.toml --history run.json --force", leaves="run.json"),
     Command("compare capture.pcap array.toml proposed.toml --set time.batches=64"),
     Command("plot run.json -o run.png --force"),
+    Command("look capture.pcap -l array.toml --source antenna=2", plain=True),
     Command(
         "recv -l array.toml 127.0.0.1:PORT --seconds 3",
         # It goes on for longer than a busy machine takes to begin to receive.
@@ -159,7 +162,8 @@ class Stage:
         """Run a command in a terminal; return its exit code, and what is on the screen (or was, before it left)."""
         self._bring(command)
         with contextlib.chdir(self.directory), self._beside(command):
-            terminal = Terminal(*self.arguments(command.line), columns=columns, rows=ROWS)
+            changes = {"NO_COLOR": "1"} if command.plain else {}
+            terminal = Terminal(*self.arguments(command.line), columns=columns, rows=ROWS, **changes)
             try:
                 if command.end is not None:
                     terminal.read_until(lambda: terminal.output.count(command.text) > 12 or terminal.closed)

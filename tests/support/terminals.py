@@ -1,5 +1,6 @@
 """The command line as its users run it: in terminals and through pipes."""
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -71,17 +72,19 @@ def checked(code, expected, output, errors):
 class Terminal:
     """A terminal in which the command runs, and what has been written to it."""
 
-    def __init__(self, *args, columns, rows):
+    def __init__(self, *args, columns, rows, **changes):
         self.master, slave = pty.openpty()
         self.resize(columns, rows)
         self.output = ""
+        # A read may end within a character.
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self.closed = False
         self.process = subprocess.Popen(
             [sys.executable, "-c", IN_TERMINAL, *SPEADRX, *args],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=environment(),
+            env=environment(**changes),
             start_new_session=True,
         )
         os.close(slave)
@@ -103,7 +106,7 @@ class Terminal:
                     self.closed = True  # the other side is
                     assert enough(), end_of(self.output)
                     return
-                self.output += data.decode()
+                self.output += self._decode(data)
 
     def frames(self):
         """Screens drawn so far, as lines, without colours. The last may be incomplete."""

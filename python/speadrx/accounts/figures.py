@@ -45,7 +45,8 @@ MAX_LINES = 40
 #: Pixels beside the bars for reasons (title, axis and its label), and of each bar. If there is no room for all reasons,
 #: the rarest are added up.
 REASONS_MARGIN, REASON_HEIGHT = 95, 19
-_STYLE: Any = {
+#: How all figures look.
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -72,12 +73,12 @@ def draw(history: History, *, title: str, size: tuple[int, int]) -> Figure:
     matplotlib.figure.Figure
         It belongs to no window. `save` writes it to a file.
     """
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # if no font has a letter, a box is drawn
         inches = (size[0] / DOTS_PER_INCH, size[1] / DOTS_PER_INCH)
         figure = Figure(figsize=inches, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(f"{_shortened(title, size[0] // 9)}\n{summary(history)}", x=0.01, ha="left", fontsize=11)
+        figure.suptitle(f"{shortened(title, size[0] // 9)}\n{summary(history)}", x=0.01, ha="left", fontsize=11)
         n_sources = len(history.axes.source_labels)
         share = min(0.3 + 0.02 * n_sources, 0.6, 1 - BARS_HEIGHT / size[1])  # of the height
         rows = figure.add_gridspec(2, 1, height_ratios=[share, 1 - share])
@@ -109,12 +110,12 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         If the file cannot be written.
     """
     metadata = {"Date": None} if os.fspath(path).lower().endswith(".svg") else {}
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figure.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
 
 
-def _shortened(text: str, n: int) -> str:
+def shortened(text: str, n: int) -> str:
     """Cut a text to at most `n` letters, and replace letters that SVG cannot hold."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= n else f"{text[: n // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{text[-(n // 2) :]}"
@@ -233,7 +234,7 @@ def _loss_colors() -> LinearSegmentedColormap:
 def _draw_waterfall(axes: Axes, history: History) -> float:
     """Draw all but the pixels. Return the least loss that has a colour of its own."""
     batch, unit = _time_unit(history)
-    axes.set_ylabel(_shortened(history.axes.source_axis or "source", 24))
+    axes.set_ylabel(shortened(history.axes.source_axis or "source", 24))
     axes.set_title("Heaps missing, by time and source")
     _label_sources(axes, history.axes.source_labels)
     if not len(history.batches):
@@ -273,7 +274,7 @@ def _began(history: History) -> str:
 
 def _label_sources(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    names = [_shortened(label, 16) for label in labels]
+    names = [shortened(label, 16) for label in labels]
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: names[int(value)] if value == int(value) and 0 <= value < len(names) else "")
     )
@@ -385,7 +386,7 @@ def _draw_reasons(axes: Axes, history: History, most: int) -> None:
         others = found[most - 2 :]
         found = [*found[: most - 2], (f"{len(others)} others", sum(n for _, n in others))]
     bars = [("missing, for any reason", int(history.missing_by_source.sum())), *found]
-    names, numbers = [_shortened(name, 40) for name, _ in bars], [number for _, number in bars]
+    names, numbers = [shortened(name, 40) for name, _ in bars], [number for _, number in bars]
     axes.set_yticks(range(len(names)), names)
     axes.barh(range(len(names)), [max(number, 0.01) for number in numbers], color=[GREY] + [VERMILION] * len(found))
     axes.invert_yaxis()

@@ -17,6 +17,7 @@ COMMANDS = {
     "replay": "Receive the heaps in a capture FILE, and account for every heap.",
     "inspect": "See what SPEAD packets carry, and propose a layout.",
     "plot": "Draw what a run has received, and what it has lost.",
+    "look": "Look at the data: levels, a histogram, a mean spectrum, and a waterfall.",
     "doctor": "Find out why nothing arrives at ENDPOINTS, or not everything, and how to fix it.",
     "layout": "Check a layout, and show how its heaps lie in a chunk.",
     "compare": "Place the same heaps with two placements, and show which heaps are placed differently.",

@@ -55,6 +55,22 @@ def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tu
         raise click.BadParameter(str(exc).removeprefix("endpoint: ")) from None
 
 
+#: Where standard input is.
+STDIN = "/dev/stdin"
+
+
+def read_sources(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> str | list[tuple[str, int]]:
+    """Read the path of a capture or a recording, or endpoints."""
+    if len(texts) == 1 and (texts[0] == "-" or os.path.exists(texts[0])):
+        return STDIN if texts[0] == "-" else texts[0]
+    try:
+        return read_endpoints(context, parameter, texts)
+    except click.BadParameter as exc:
+        raise click.BadParameter(f"no such file, and no endpoints: {exc.message}") from None
+
+
 def read_tolerance(context: click.Context, parameter: click.Parameter, text: str | None) -> Tolerance:
     """Read a time or a size, such as ``0.5s`` or ``64MiB``."""
     if text is None:

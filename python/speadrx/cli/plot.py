@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import pathlib
@@ -31,7 +32,8 @@ DEFAULT_SIZE = "1200x800"
 MIN_SIZE, MAX_SIZE = (800, 500), (10000, 10000)
 
 
-def _check_size(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
+def read_size(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
+    """Read the size of a figure."""
     try:
         width, height = map(int, text.split("x"))
     except ValueError:
@@ -42,7 +44,8 @@ def _check_size(context: click.Context, parameter: click.Parameter, text: str) -
     return width, height
 
 
-def _check_output(context: click.Context, parameter: click.Parameter, path: pathlib.Path | None) -> pathlib.Path | None:
+def read_figure(context: click.Context, parameter: click.Parameter, path: pathlib.Path | None) -> pathlib.Path | None:
+    """Check the path of a figure to write."""
     if path is not None:
         if path.suffix.lower() not in SUFFIXES:
             raise click.BadParameter(f"{str(path)!r} must end in {' or '.join(SUFFIXES)}: the end chooses the format")
@@ -51,15 +54,20 @@ def _check_output(context: click.Context, parameter: click.Parameter, path: path
     return path
 
 
-def _figures() -> Any:
-    """Import the module that draws."""
+def import_figures(name: str = "speadrx.accounts.figures") -> Any:
+    """Import a module that draws.
+
+    Raises
+    ------
+    UnusableError
+        If matplotlib is not installed.
+    """
     try:
-        from speadrx.accounts import figures
+        return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "matplotlib":
             raise
         raise UnusableError("drawing needs matplotlib: pip install 'speadrx[plot]'") from None
-    return figures
 
 
 def _is_history(path: pathlib.Path) -> bool:
@@ -154,7 +162,7 @@ def _gap_seconds(history: History) -> float | None:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, writable=True, path_type=pathlib.Path),
-    callback=_check_output,
+    callback=read_figure,
     help="Figure to write, as .png or .svg.  [default: the name of SOURCE with .png, in this directory]",
 )
 @force_option
@@ -162,7 +170,7 @@ def _gap_seconds(history: History) -> float | None:
     "--size",
     default=DEFAULT_SIZE,
     metavar="WIDTHxHEIGHT",
-    callback=_check_size,
+    callback=read_size,
     show_default=True,
     help="Size of the figure in pixels.",
 )
@@ -198,7 +206,7 @@ def plot(
     keep_files(layout)
     figures = None
     if output is not None or not as_json:
-        figures = _figures()
+        figures = import_figures()
         output = output or pathlib.Path(f"{source.stem}.png")
         refuse_to_overwrite(output, None)
     history, feed = _load(source, layout, overrides)

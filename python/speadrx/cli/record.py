@@ -24,12 +24,12 @@ from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .options import layout_options
-from .parameters import UnusableError, describe, naming_options, read_endpoints
+from .parameters import UnusableError, describe, naming_options, read_sources
 from .pieces import Limits, Pieces, complain, document, existing, summary
 from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, network_options, receiver_options
 from .recv import listen, say_why_nothing, watch
-from .replay import STDIN, say_what_came
+from .replay import say_what_came
 from .session import Session, conclude
 from .tables import printable
 
@@ -41,18 +41,6 @@ _OF_RECORDINGS = (
     *("source", "output", "seconds", "chunks", "max_bytes", "split", "select", "compress", "patience"),
     *("force", "as_json", "quiet"),
 )
-
-
-def _read_sources(
-    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> str | list[tuple[str, int]]:
-    """Read the path of a capture, or endpoints."""
-    if len(texts) == 1 and (texts[0] == "-" or os.path.exists(texts[0])):
-        return STDIN if texts[0] == "-" else texts[0]
-    try:
-        return read_endpoints(context, parameter, texts)
-    except click.BadParameter as exc:
-        raise click.BadParameter(f"no such file, and no endpoints: {exc.message}") from None
 
 
 def _read_selection(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, list[int]]:
@@ -73,7 +61,7 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
     "  speadrx record -l array.toml capture.pcap -o night.zarr --select antenna=2\n"
     "  speadrx record night.zarr -o antenna2.zarr --select antenna=2 --compress zstd"
 )
-@click.argument("source", nargs=-1, required=True, callback=_read_sources, metavar="SOURCES...")
+@click.argument("source", nargs=-1, required=True, callback=read_sources, metavar="SOURCES...")
 @functools.partial(layout_options, required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=str), required=True, metavar="PATH", help="The recording to make."

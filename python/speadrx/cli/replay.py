@@ -15,12 +15,10 @@ from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
 from .mismatch import in_capture
 from .options import layout_options
-from .parameters import read_endpoints, read_finite
+from .parameters import STDIN, read_endpoints, read_finite
 from .receiving import describe_receiver, make_receiver, receiver_options
 from .session import Session, conclude
 from .tables import printable
-
-STDIN = "/dev/stdin"
 
 
 @click.command(epilog="\b\nExample:\n  speadrx replay capture.pcap -l meerkat-digitiser --to 239.1.2.3+7:7148 --json")

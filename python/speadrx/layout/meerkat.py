@@ -190,7 +190,7 @@ class AntennaChannelisedVoltageLayout(DeclarativeLayout):
             axes=(Axis(name="antenna", item=FENG_ID_ID, size=self.n_ants, reject_name="bad_feng_id_heaps"),),
             sources="antenna",
             samples_per_heap=self.heap_sample_count,
-            **_component_view(self.sample_bits, shape),
+            **_component_view(self.sample_bits, shape, ("channel", "spectrum", "pol", "complex")),
         )
 
 
@@ -278,12 +278,12 @@ class TiedArrayChannelisedVoltageLayout(DeclarativeLayout):
             required_items=(BEAM_ANTS_ID,),
             sources="substream",
             samples_per_heap=self.heap_sample_count,
-            **_component_view(self.sample_bits, shape),
+            **_component_view(self.sample_bits, shape, ("channel", "spectrum", "complex")),
         )
 
 
-def _component_view(sample_bits: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The `dtype` and `heap_shape` of signed components, which may be packed; else those of bytes."""
+def _component_view(sample_bits: int, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, Any]:
+    """The `dtype`, `heap_shape` and `heap_axes` of signed components, which may be packed; else those of bytes."""
     if sample_bits <= 16 or sample_bits in (32, 64):
-        return {"dtype": f"int{sample_bits}", "heap_shape": shape}
+        return {"dtype": f"int{sample_bits}", "heap_shape": shape, "heap_axes": axes}
     return {}

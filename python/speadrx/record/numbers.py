@@ -35,13 +35,13 @@ def numbers_of(layout: Layout, stored: Stored) -> list[Numbers]:
     """What the heaps of a layout hold: ``data``, or the fields of records."""
     contents, dims = layout._contents, layout.heap_axis_names
     if not layout.fields:
-        dtype, convert = _plain(contents.element)
+        dtype, convert = plain(contents.element)
         return [Numbers("data", dims, contents.shape, dtype, _decoder(contents, stored), convert)]
     found = []
     taken = {*stored.present.dims, *(array.name for array in stored.arrays)}
     for field in layout.fields:
         name = f"field_{field.name}" if field.name in taken else field.name
-        dtype, convert = _plain(field.element)
+        dtype, convert = plain(field.element)
         inner = (*dims, *(f"{name}_{i}" for i in range(len(field.shape))))
         pick = functools.partial(_pick, field.name, convert)
         decode = functools.partial(_view_as, contents.element.dtype, pick)
@@ -56,7 +56,7 @@ def same(stored: np.ndarray) -> np.ndarray:
 
 def _decoder(contents: Contents, stored: Stored) -> Decode:
     element = contents.element
-    dtype, convert = _plain(element)
+    dtype, convert = plain(element)
     if element.packing is not None:
         return functools.partial(_unpack, contents, convert)
     if element.is_complex_integer:
@@ -66,7 +66,7 @@ def _decoder(contents: Contents, stored: Stored) -> Decode:
     return same
 
 
-def _plain(element: Element) -> tuple[np.dtype, Decode]:
+def plain(element: Element) -> tuple[np.dtype, Decode]:
     """How complex integers, which numpy has as records only, become complex numbers. Others stay as they are."""
     if element.dtype.names is None:
         return element.dtype.newbyteorder("="), same
