@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import spead2
 
@@ -17,6 +18,7 @@ import speadrx
 from addresses import GROUP_PREFIX
 from loopback import wait_for
 from speadrx.simulate import Faults, InprocSink, PcapSink, Simulator, UdpSink
+from wire import heap, write_capture
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("doc/**/*.md"), ROOT / "monitoring/README.md"])
@@ -107,6 +109,40 @@ def test_readme_receiver(source, block, tmp_path, monkeypatch, udp_port, capsys)
     stats = receivers[0].stats()
     assert [source.present for source in stats.sources] == simulator.truth.complete
     assert [source.missing for source in stats.sources] == simulator.truth.lost
+
+
+def test_readme_recording(tmp_path, monkeypatch):
+    """Its commands, but for where the data come from, say what was lost, and show the one antenna."""
+    for module in ("click", "rich", "xarray", "zarr"):
+        pytest.importorskip(module)
+    from terminals import run_here
+
+    monkeypatch.chdir(tmp_path)
+    (toml,) = code_blocks(ROOT / "README.md", "toml")
+    pathlib.Path("array.toml").write_text(toml, "utf-8")
+    lost = {(batch, antenna) for batch in range(128, 192) for antenna in range(4)}
+    lost |= {(batch, 2) for batch in range(100, 120)}
+    tone = np.rint(1000 * np.sin(2 * np.pi * np.arange(2048) / 8)).astype("<i2").tobytes()
+    heaps = [(batch, antenna) for batch, antenna in np.ndindex(640, 4) if (batch, antenna) not in lost]
+    packets = [
+        packet
+        for n, (batch, antenna) in enumerate(heaps, 1)
+        for packet in heap(n, [(0x1600, 2048 * batch), (0x4101, antenna)], tone if antenna == 2 else bytes(4096))
+    ]
+    write_capture("capture.pcap", packets)
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Ten seconds on disk")[2].partition("\n## ")[0]
+    commands = [line.split()[1:] for line in section.splitlines() if line.startswith("    speadrx ")]
+    assert [command[0] for command in commands] == ["record", "look"]
+    account, shown = (
+        run_here(*("capture.pcap" if word == "127.0.0.1:7148" else word for word in command)) for command in commands
+    )
+    assert f"Expected: 2,560 heaps = {len(heaps):,} present + {len(lost)} missing" in account
+    assert f"Recorded: {len(heaps):,} heaps" in account
+    assert [line.split()[0] for line in account.splitlines() if line[:1].isdigit()] == ["2", "0", "1", "3"]
+    assert "antenna 2" in shown
+    assert "antenna 1" not in shown
+    dataset = speadrx.open("night.zarr", masked=True)
+    assert int(np.isnan(dataset.data[..., 0]).sum()) == len(lost)
 
 
 @pytest.mark.parametrize("name", ["speadrx", *MODULES])
