@@ -245,7 +245,7 @@ def test_help():
 @pytest.mark.parametrize("module", ["click", "rich"])
 def test_missing_package(module, tmp_path):
     """The command line says which extra it needs."""
-    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('No module', name='{module}')")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules['{module}'] = None\n", "utf-8")
     env = environment(PYTHONPATH=str(tmp_path))
     run = subprocess.run(DEMO, capture_output=True, text=True, check=False, env=env)
     assert run.returncode == 1

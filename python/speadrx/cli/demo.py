@@ -45,7 +45,7 @@ from .interrupt import interruptible, start_python
 LAYOUT = Layout(
     name="demo",
     heap_bytes=5120,
-    time=TimeAxis(item=0x1600, step=4096, batches=64, tick_rate=1712e6),
+    time=TimeAxis(item=0x1600, step=4096, batches=64),
     axes=(
         Axis(name="antenna", item=0x3101, shift=1, size=4),
         Axis(name="pol", item=0x3101, mask=1, size=2),
