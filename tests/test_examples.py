@@ -107,6 +107,7 @@ class TestReceiver:
     def test_it_says_what_has_come(self, source, tmp_path, rng) -> None:
         toml = README.read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
         layout = toml.replace("heap_bytes = 4096", "heap_bytes = 64").replace("batches = 64", "batches = 4")
+        layout = layout.replace("tick_rate = 1_562_500\n", "")  # time does not go on so fast here
         (tmp_path / "array.toml").write_text(layout, "utf-8")
         samples = rng.integers(-(2**15), 2**15, (BATCHES, 4, 32), np.int16)
         heaps = list(sent_heaps(LOST, antennas=4))
