@@ -206,7 +206,7 @@ def test_what_cannot_be_used_is_named(capture, layout_file, tmp_path):
     wrong.write_text(history.read_text().replace('"version":1', '"version":7'))
     for args, message in [
         ([tmp_path / "absent"], "does not exist"),
-        ([tmp_path], "is a directory"),
+        ([tmp_path], "is not a recording"),
         ([text], f"{text} is not a history; if it is a capture, give its layout with -l/--layout"),
         ([text, "-l", layout_file], "is not a pcap or pcapng file"),
         ([capture, "-l", "nowhere.toml"], "nowhere.toml"),

@@ -38,6 +38,7 @@ from .parameters import (
 from .plot import DEFAULT_SIZE, import_figures, read_figure, read_size
 from .progress import PolledProgress
 from .receiving import make_receiver
+from .recorded import open_recording, readable
 from .recv import say_why_nothing
 from .replay import say_what_came
 from .session import Session
@@ -192,8 +193,7 @@ def _ticks(layout: Layout, seconds: float) -> int:
 def _recording(path: str, layout: Layout | None) -> Recording:
     if layout is not None:
         raise click.UsageError(f"{path} is a recording, which has its layout in it: leave out --layout and --set")
-    with naming_options():
-        return Recording(path)
+    return open_recording(path)
 
 
 def _look_at_recording(recording: Recording, impression: Impression, interrupted: threading.Event) -> None:
@@ -208,7 +208,7 @@ def _look_at_recording(recording: Recording, impression: Impression, interrupted
     numbers = every[0]
     if impression.meaning.field is not None:
         numbers = every[[field.name for field in recording.layout.fields].index(impression.meaning.field)]
-    try:
+    with readable(recording.path):
         for number in range(len(recording.attributes["parts"])):
             part = recording.part(number)
             there = part.chunks()
@@ -217,10 +217,6 @@ def _look_at_recording(recording: Recording, impression: Impression, interrupted
                     _look_at_chunk(part, numbers, impression, before, chunk)
                     if impression.full() or interrupted.is_set():
                         return
-    except ModuleNotFoundError as exc:
-        raise UnusableError(str(exc)) from None
-    except (OSError, ValueError) as exc:
-        raise UnusableError(f"{recording.path}: {getattr(exc, 'strerror', None) or exc}") from None
 
 
 def _look_at_chunk(

@@ -24,6 +24,7 @@ from .interrupt import interruptible
 from .options import force_option, load_layout, set_option
 from .parameters import UnusableError, keep_files, refuse_to_overwrite
 from .receiving import usable
+from .recorded import history_of, open_recording, readable
 from .session import Session
 
 SUFFIXES = (".png", ".svg")
@@ -94,8 +95,14 @@ def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feed | None]:
 
 
 def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> tuple[History, Feed | None]:
-    """Read a history, or receive a capture."""
+    """Read a history or a recording, or receive a capture."""
     try:
+        if path.is_dir():
+            if layout is not None or overrides:
+                raise click.UsageError(f"{path} has its layout in it: leave out --layout and --set")
+            recording = open_recording(str(path))
+            with readable(str(path)):
+                return history_of(recording), None
         if _is_history(path):
             if layout is not None or overrides:
                 raise click.UsageError(f"{path} is a history: leave out --layout and --set")
@@ -150,7 +157,7 @@ def _gap_seconds(history: History) -> float | None:
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.argument("source", type=click.Path(exists=True, path_type=pathlib.Path))
 @click.option(
     "-l",
     "--layout",
@@ -188,9 +195,9 @@ def plot(
 ) -> None:
     """Draw what a run has received, and what it has lost.
 
-    SOURCE is a history from 'speadrx recv' or 'speadrx replay' with --history, or a capture (pcap), which is
-    received first. The figure shows which heaps are missing by time and source, when time restarted, how late
-    heaps were, and why heaps were lost. Ctrl-C ends a long capture early, with what was received until then.
+    SOURCE is a history from 'speadrx recv' or 'speadrx replay' with --history, a recording (night.zarr), or a capture
+    (pcap), which is received first. The figure shows which heaps are missing by time and source, when time restarted,
+    how late heaps were, and why heaps were lost. Ctrl-C ends a long capture early, with what was received until then.
 
     \b
     Example:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import signal
 import sys
 import time
@@ -252,8 +253,13 @@ def _until_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
+def _read_source(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """Complete a URL. The folder of a recording stays as it is."""
+    return text if os.path.isdir(text) else read_url(context, parameter, text)
+
+
 @click.command()
-@click.argument("url", callback=read_url)
+@click.argument("url", callback=_read_source, metavar="URL")
 @click.option("--once", is_flag=True, help="Scrape twice, an --interval apart, print one report, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a line of JSON.")
 @click.option(
@@ -285,7 +291,14 @@ def top(url: str, once: bool, as_json: bool, interval: float, sort: str, limit: 
 
     If the output is not a terminal, a report is printed after each interval. Ctrl-C ends the command. The exit
     code is 1 if the URL has no metrics of speadrx. After the first report, failures are shown and it goes on.
+
+    In place of the URL, a recording (night.zarr) can be given: its account is shown once, as the run left it.
     """
+    if os.path.isdir(url):
+        from .recorded import show_account
+
+        show_account(url, as_json=as_json)
+        return
     if interval == 0 and not once:
         raise click.BadParameter("0 is only possible with --once: wanted seconds above 0", param_hint="--interval")
     if isinstance(sys.stdout, io.TextIOWrapper):
