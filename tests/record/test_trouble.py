@@ -64,6 +64,8 @@ class TestHung:
             for chunk in recorder:
                 with chunk:
                     seen += 1
+            if compress is None:  # it has begun with the first chunk, and does not end
+                wait_for(lambda: attributes(path)["parts"])
         stats = recorder.stats()
         assert (seen, stats.chunks, stats.queued, stats.finished) == (20, 0, 0, False)
         assert sum(stats.not_written.values()) == 20
@@ -71,9 +73,9 @@ class TestHung:
         assert stats.heaps_not_written == len(heaps)
         assert stats.first_error == f"nothing was written for {SOON:g} s"
         assert attributes(path)["complete"] is False
-        del rx, recorder, chunk
-        written = pipe.read_bytes()  # the thread that hangs goes on
         if compress is None:
+            del rx, recorder, chunk
+            written = pipe.read_bytes()  # the thread that hangs goes on
             assert len(written) == EACH * 2 * SAMPLES
             assert written[:4] == bytes([0, 0, 0, 1])
 
@@ -89,7 +91,6 @@ class TestHung:
         assert stats.first_error == f"nothing was written for {SOON:g} s"
         assert attributes(path)["complete"] is False
         assert read_array(path / "present").sum() == len(heaps)
-        (path / ".zarr.json.partial").read_bytes()
 
     def test_a_slow_disk_is_not_given_up(self, path) -> None:
         heaps = heaps_of(range(5))
@@ -161,7 +162,8 @@ def test_removed_for_good(tmp_path) -> None:
     ("before", "after"),
     [
         pytest.param([700, 701, 702], [2, 3, 4], id="back"),
-        pytest.param([2, 3, 4], [2**20, 2**20 + 1, 2**20 + 2], id="forward"),
+        pytest.param([2, 3, 4], [250_000, 250_001, 250_002], id="forward"),
+        pytest.param([2, 3, 4], [2**20, 2**20 + 1, 2**20 + 2], id="far forward"),
         pytest.param([2**30, 2**30 + 1, 2**30 + 2], [5, 6, 7], id="far back"),
     ],
 )
