@@ -132,13 +132,16 @@ def test_readme_recording(tmp_path, monkeypatch):
     write_capture("capture.pcap", packets)
     section = (ROOT / "README.md").read_text("utf-8").partition("## Ten seconds on disk")[2].partition("\n## ")[0]
     commands = [line.split()[1:] for line in section.splitlines() if line.startswith("    speadrx ")]
-    assert [command[0] for command in commands] == ["record", "look"]
-    account, shown = (
+    assert [command[0] for command in commands] == ["record", "look", "top"]
+    account, shown, again = (
         run_here(*("capture.pcap" if word == "127.0.0.1:7148" else word for word in command)) for command in commands
     )
     assert f"Expected: 2,560 heaps = {len(heaps):,} present + {len(lost)} missing" in account
     assert f"Recorded: {len(heaps):,} heaps" in account
-    assert [line.split()[0] for line in account.splitlines() if line[:1].isdigit()] == ["2", "0", "1", "3"]
+    worst = ["2", "0", "1", "3"]
+    assert [line.split()[0] for line in account.splitlines() if line[:1].isdigit()] == worst
+    assert [line.split()[0] for line in again.splitlines() if line[:1].isdigit()] == worst
+    assert f"Expected: 2,560 heaps = {len(heaps):,} present + {len(lost)} missing" in again
     assert "antenna 2" in shown
     assert "antenna 1" not in shown
     dataset = speadrx.open("night.zarr", masked=True)
