@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import random
@@ -107,6 +108,25 @@ class TestHung:
         (path / "data/c.0.0.0").unlink()  # the pipe
         (path / "data/c.0.0.0").write_bytes(content)
         assert check_part(path, 0, heaps) == len(heaps)
+
+
+def test_metadata_say_only_what_was_queued(tmp_path) -> None:
+    """A chunk that would have needed longer arrays is left out: nobody is told of longer ones afterwards."""
+    path = tmp_path / "a.zarr"
+    heaps = heaps_of([0, 100]) + heaps_of([250_000, 250_001, 250_002])
+    with receiver(layout_of(), heaps, chunks=60) as rx, Recorder(rx, path, queue=1) as recorder:
+        pipe = TestHung.block(path)
+        for chunk in recorder:
+            with chunk:
+                if chunk.timestamp == 100 * BATCHES * STEP:
+                    assert recorder.stats().not_written == {"queue_full": 1}
+                    pipe.read_bytes()
+                if chunk.timestamp:
+                    wait_for(lambda: recorder.stats().queued == 0)
+        root = json.loads((path / "zarr.json").read_text())
+        assert root["attributes"]["speadrx"]["parts"] == ["", "part_1"]
+        for name, document in root["consolidated_metadata"]["metadata"].items():
+            assert json.loads((path / name / "zarr.json").read_text()) == document
 
 
 @contextlib.contextmanager

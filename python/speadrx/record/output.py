@@ -184,7 +184,7 @@ class Output:
             with open(os.path.join(self.path, _RESERVE_NAME), "wb") as file:
                 file.write(bytes(_RESERVE))
             with open(os.path.join(self.path, "zarr.json"), "wb") as file:
-                file.write(self._root_document([]))
+                file.write(self._root_document([], {}))
         except OSError:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
@@ -203,7 +203,9 @@ class Output:
             number = part.number(arrival.timestamp)
             chunks = part.grown(number)
             parts = [*self._parts, part] if is_new else self._parts
-            metadata = self._metadata(part, chunks, parts) if chunks > part.declared else []
+            metadata, documents = (
+                self._metadata(part, chunks, parts) if chunks > part.declared else ([], self._documents)
+            )
             if arrival.lent is not None:
                 arrival.lent._share()
             try:
@@ -221,6 +223,7 @@ class Output:
                 self._parts.append(part)
                 self._is_broken = False
             part.declared, part.chunks = chunks, max(part.chunks, number + 1)
+            self._documents = documents
         return True
 
     def _queue(self, arrival: Arrival, part: Part, number: int, metadata: list[Piece]) -> bool:
@@ -287,10 +290,13 @@ class Output:
             for part in self._parts[-1:]:
                 part.chunks = max(part.chunks, part.number(timestamp))
 
-    def _metadata(self, part: Part, chunks: int, parts: Sequence[Part], **more: Any) -> list[Piece]:
-        """All metadata for a part that is to have so many chunks. The document of the root is the last.
+    def _metadata(
+        self, part: Part, chunks: int, parts: Sequence[Part], **more: Any
+    ) -> tuple[list[Piece], dict[str, bytes]]:
+        """All metadata for a part that is to have so many chunks; and those of the whole recording then, by path.
 
-        It has all others in it, so that readers find arrays of the same length, whenever this is interrupted.
+        The document of the root is the last. It has all others in it, so that readers find arrays of the same length,
+        whenever this is interrupted.
         """
         pieces: list[Piece] = []
         if not part.declared and part is not parts[0]:
@@ -299,11 +305,12 @@ class Output:
             attributes = {"speadrx": self._part_attributes(part)}
             pieces.append((os.path.join(part.folder, "zarr.json"), group_document(attributes), True))
         pieces += part.metadata(chunks)
+        documents = dict(self._documents)
         for path, content, _ in pieces:
             if os.path.basename(path) == "zarr.json":
-                self._documents[os.path.relpath(os.path.dirname(path), self.path)] = content
-        pieces.append((os.path.join(self.path, "zarr.json"), self._root_document(parts, **more), True))
-        return pieces
+                documents[os.path.relpath(os.path.dirname(path), self.path)] = content
+        pieces.append((os.path.join(self.path, "zarr.json"), self._root_document(parts, documents, **more), True))
+        return pieces, documents
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
         return {
@@ -313,7 +320,7 @@ class Output:
             "time_is_utc": part.has_utc,
         }
 
-    def _root_document(self, parts: Sequence[Part], **more: Any) -> bytes:
+    def _root_document(self, parts: Sequence[Part], documents: Mapping[str, bytes], **more: Any) -> bytes:
         ours = {
             "format": FORMAT,
             "version": __version__,
@@ -326,7 +333,7 @@ class Output:
             **self._about,
             **more,
         }
-        return group_document({"speadrx": ours}, self._documents)
+        return group_document({"speadrx": ours}, documents)
 
     def _settle(self) -> None:
         """Count what was written, and recycle it: a thread."""
@@ -423,9 +430,10 @@ class Output:
         last = {"complete": True, "ended": ended, "recorder": recorder, **account()}
         pieces: list[Piece] = [(os.path.join(self.path, _RESERVE_NAME), None, False)]
         for part in self._parts:
-            pieces += self._metadata(part, part.chunks, self._parts, **last)
+            written, self._documents = self._metadata(part, part.chunks, self._parts, **last)
+            pieces += written
         if not self._parts:
-            pieces.append((os.path.join(self.path, "zarr.json"), self._root_document([], **last), True))
+            pieces.append((os.path.join(self.path, "zarr.json"), self._root_document([], {}, **last), True))
         with self._lock:
             self._progress = time.monotonic()
             ticket = self._writer.submit(pieces)
