@@ -348,13 +348,14 @@ RINGS = Row(
 )
 
 KERNEL = Row(
-    "Kernel",
+    "Kernel and packets",
     (
         Panel(
             title="Kernel drops by endpoint",
             description="Packets dropped because the receive buffer was full (or, rarely, their checksum wrong).",
             queries=(Query(_rate(_all(m.SOCKET_DROPS)), "{{stream}} {{endpoint}}"),),
             unit="suffix: packets/s",
+            width=8,
         ),
         Panel(
             title="Receive queue",
@@ -366,7 +367,18 @@ KERNEL = Row(
                 ),
             ),
             unit="percentunit",
+            width=8,
             steps=(Step("green"), Step("yellow", 0.5), Step("red", 0.9)),
+        ),
+        Panel(
+            title="Packets not used",
+            description=(
+                "Packets that came, but that spead2 did not get, by reason: of captures, and of streams whose packets"
+                " are mended."
+            ),
+            queries=(Query(_rate(_all(m.PACKETS_UNUSED)), "{{stream}} {{reason}}"),),
+            unit="suffix: packets/s",
+            width=8,
         ),
     ),
 )

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyTuple};
 
-use super::feed::open_capture;
+use super::feed::{Wait, open_capture};
 use crate::packet::capture::{self, CaptureError, Datagram, Fault};
 
 /// Addresses that are kept as Python has them: there are few, and writing them takes long.
@@ -38,6 +38,7 @@ pub struct Capture {
     reader: Mutex<Reader>,
     /// Bytes that were read: for other threads, which must not wait for a pipe.
     position: AtomicU64,
+    wait: Arc<Wait>,
 }
 
 type Address = Py<PyTuple>;
@@ -49,22 +50,30 @@ impl Capture {
     #[new]
     #[expect(clippy::needless_pass_by_value, reason = "Python gives it away")]
     fn new(py: Python<'_>, path: PathBuf, cut: bool) -> PyResult<Self> {
-        let capture = open_capture(py, &path, cut)?;
+        let (capture, wait) = open_capture(py, &path, cut)?;
         let reader = Mutex::new(Reader { capture, addresses: HashMap::new() });
-        Ok(Self { reader, position: AtomicU64::new(0) })
+        Ok(Self { reader, position: AtomicU64::new(0), wait })
     }
 
     /// The next datagram; None at the end.
     fn next(&self, py: Python<'_>) -> PyResult<Option<Row>> {
         let mut reader = self.lock(py);
         let Reader { capture, addresses } = &mut *reader;
-        let Some(datagram) = py.detach(|| capture.next_datagram())? else { return Ok(None) };
+        let Some(datagram) = py.detach(|| capture.next_datagram())? else {
+            self.wait.check()?;
+            return Ok(None);
+        };
         let source = address(py, addresses, datagram.source)?;
         let destination = address(py, addresses, datagram.destination)?;
         let payload = PyBytes::new(py, datagram.payload).unbind();
         let row = (seconds(datagram.time), source, destination, payload, datagram.length);
         self.position.store(capture.position(), Ordering::Relaxed);
         Ok(Some(row))
+    }
+
+    /// Let a pipe end where it is, also while it is waited for.
+    fn end(&self) {
+        self.wait.end();
     }
 
     fn close(&self, py: Python<'_>) {
@@ -114,11 +123,14 @@ impl Capture {
 
 impl Capture {
     /// Do something with each of the next datagrams, at most so many. The GIL must not be held. Returns how many.
-    pub fn for_each(&self, most: u64, mut each: impl FnMut(&Datagram<'_>)) -> Result<u64, CaptureError> {
+    pub fn for_each(&self, most: u64, mut each: impl FnMut(&Datagram<'_>)) -> PyResult<u64> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut n = 0;
         while n < most {
-            let Some(datagram) = reader.capture.next_datagram()? else { break };
+            let Some(datagram) = reader.capture.next_datagram()? else {
+                self.wait.check()?;
+                break;
+            };
             each(&datagram);
             n += 1;
         }

@@ -204,6 +204,13 @@ NO_NUMBERS: list[tuple[Any, str]] = [
     ("V3", "is raw bytes, not numbers; use a dtype like 'int16'"),
     (np.void, "is raw bytes, not numbers"),
     ("(2,)i2", "is raw bytes, not numbers"),
+    ("M8[us]", r"'datetime64\[us\]' cannot be received into, .*; use 'int64', and view\('datetime64\[us\]'\)"),
+    ("m8[ns]", r"'timedelta64\[ns\]' cannot be received into, .*; use 'int64', and view\('timedelta64\[ns\]'\)"),
+    (">M8[s]", r"'>M8\[s\]' cannot be received into, .*; use '>i8', and view\('>M8\[s\]'\)"),
+    (np.dtype("M8"), "'datetime64' cannot be received into, .*; use 'int64'"),
+    ([("a", "i2"), ("b", "M8[us]")], r"fields\['b'\].dtype: 'datetime64\[us\]' cannot be received into"),
+    ([("a", "i2"), ("b", ">m8[D]", (2,))], r"fields\['b'\].dtype: '>m8\[D\]' .*; use '>i8'"),
+    (">g", "cannot be shared: .*; use 'uint8' for its bytes"),
     (None, "is not a numpy dtype"),
     (5, "is not a numpy dtype"),
     ("", "is not a numpy dtype"),
@@ -222,7 +229,7 @@ def test_types_of_numpy_that_are_no_numbers(dtype: Any, message: str) -> None:
     assert str(caught.value).startswith(("dtype: ", "fields['b'].dtype: "))
 
 
-@pytest.mark.parametrize("dtype", ["M8[s]", "m8[ns]", "?", "f2", "<c8", ">u8", np.int32, int, np.dtype(">f4")])
+@pytest.mark.parametrize("dtype", ["?", "f2", "g", "<c8", ">u8", np.int32, int, np.dtype(">f4")])
 def test_types_of_numpy_that_are_numbers(tmp_path: pathlib.Path, dtype: Any) -> None:
     layout = make(dtype=dtype)
     path = tmp_path / "layout.toml"

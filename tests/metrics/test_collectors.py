@@ -22,11 +22,15 @@ from loopback import packets, received, send, wait_for, wait_until_gone
 from receiving import receiver
 from scraped import ANTENNA_ID, ANTENNAS, BATCHES, CHUNK, HEAP_BYTES, LAYOUT, STEP, TIME_ID, Metrics, feed
 from speadrx import Axis, BaseLayout, Layout, TimeAxis, metrics
+from speadrx._core import unused_reasons
 from speadrx.metrics.build import BuildCollector
 from speadrx.metrics.consumer import ConsumerCollector
 from speadrx.metrics.kernel import KernelCollector
 from speadrx.metrics.ledger import LedgerCollector
 from speadrx.metrics.rings import RingCollector
+from speadrx.metrics.unused import UnusedCollector
+from speadrx.receive.feed import CaptureSource
+from wire import GROUP, heap, packet, write_capture
 
 
 class TestLedger:
@@ -258,6 +262,89 @@ class TestKernel:
             gc.collect()
             wait_until_gone(reference)  # the collector does not keep it
             assert Metrics(registry)(metrics.SOCKET_DROPS, endpoint=f"127.0.0.1:{udp_port}") == total > 0
+
+
+class TestUnused:
+    """Packets that spead2 did not get, by reason."""
+
+    LAYOUT = Layout(
+        heap_bytes=8,
+        time=TimeAxis(item=0x1600, step=1, batches=4),
+        packets=speadrx.Packets(heap_counter=[0x1600]),
+    )
+    #: What is not used of packets(), by reason.
+    WANTED = types.MappingProxyType({"not_spead": 2, "no_heap_length": 1, "cut_short": 3})
+
+    def packets(self) -> list[bytes]:
+        good = [one for t in range(8) for one in heap(t + 1, [(0x1600, t), (0x3300, None)], bytes(8))]
+        no_length = packet([(1, 99), (3, 0), (4, 8), (0x1600, 99), (0x3300, None)], bytes(8))
+        return [*good, b"not SPEAD", b"at all", no_length, *(packet[:-1] for packet in good[:3])]
+
+    def receive(self, stream) -> None:
+        stream.start()
+        for chunk in stream.data_ringbuffer:
+            stream.add_free_chunk(chunk)
+
+    def by_reason(self, registry, **labels: str) -> dict[str, float]:
+        values = Metrics(registry)
+        found = {reason: values(metrics.PACKETS_UNUSED, reason=reason, **labels) for reason in unused_reasons()}
+        assert None not in found.values(), "there from the beginning"
+        return {reason: packets for reason, packets in found.items() if packets}
+
+    def make(self):
+        rings = [spead2.recv.ChunkRingbuffer(8) for _ in range(2)]
+        stream = speadrx.make_stream(
+            layout=self.LAYOUT, max_active_chunks=2, data_ringbuffer=rings[0], free_ringbuffer=rings[1]
+        )
+        speadrx.ChunkPool(stream, 8)
+        return stream
+
+    def test_of_captures(self, registry, tmp_path):
+        """Streams with the same labels add up, and their counts outlive them."""
+        path = write_capture(tmp_path / "capture", self.packets())
+        collector = UnusedCollector(["stream"], registry)
+        for rounds, name in ((1, "a"), (1, "b"), (2, "a"), (3, "a")):
+            stream = self.make()
+            speadrx.add_reader(stream, src=path)
+            collector.add(stream, [name])
+            self.receive(stream)
+            wanted = {reason: rounds * packets for reason, packets in self.WANTED.items()}
+            assert self.by_reason(registry, stream=name) == wanted
+            reference = weakref.ref(stream)
+            stream.stop()
+            del stream
+            gc.collect()
+            wait_until_gone(reference)
+            assert self.by_reason(registry, stream=name) == wanted
+
+    def test_of_sockets(self, registry, udp_port):
+        collector = UnusedCollector(registry=registry)
+        stream = self.make()
+        speadrx.add_reader(stream, src=[("127.0.0.1", udp_port)])
+        collector.add(stream)
+        assert self.by_reason(registry) == {}
+        stream.start()
+        send(("127.0.0.1", udp_port), self.packets())
+        wait_for(lambda: self.by_reason(registry) == self.WANTED)
+        stream.stop()
+        assert self.by_reason(registry) == self.WANTED
+
+    def test_of_both_members_of_a_group(self, registry, tmp_path):
+        """One thread reads the capture for both: its packets count once."""
+        path = write_capture(tmp_path / "capture", self.packets())
+        collector = UnusedCollector(registry=registry)
+        source = CaptureSource(path, endpoints=[GROUP, ("239.1.2.4", GROUP[1])], streams=2)
+        with speadrx.Receiver(self.LAYOUT, source.parts, threads=2) as receiver:
+            collector.add(receiver.stream)
+            assert sum(int(chunk.present.sum()) for chunk in receiver) == 8
+            assert self.by_reason(registry) == receiver.stats().unused == self.WANTED
+
+    def test_of_streams_that_spead2_reads_itself(self, registry, make, udp_port):
+        """Nobody knows of packets that spead2 drops, so there is no metric that says 0."""
+        stream = make(layout=LAYOUT)
+        speadrx.add_reader(stream, src=[("127.0.0.1", udp_port)])
+        UnusedCollector(registry=registry).add(stream)
+        assert not any(key[0] == metrics.PACKETS_UNUSED for key in Metrics(registry).values)
 
 
 class TestRings:

@@ -47,7 +47,7 @@ class TestExporter:
         exporter.add(stream, ["x"])
         exported = {sample.name for metric in exporter.registry.collect() for sample in metric.samples}
         families = {metric.name: metric for metric in exporter.registry.collect()}
-        never_seen = {metrics.NEWEST_TIMESTAMP}
+        never_seen = {metrics.NEWEST_TIMESTAMP, metrics.PACKETS_UNUSED}  # nothing is placed, and nothing mended
         histograms = {metrics.HEAP_LATENESS_BATCHES, metrics.HEAP_LATENESS_CHUNKS}
         assert set(metrics.NAMES) - never_seen - histograms <= exported
         assert {name + "_bucket" for name in histograms} <= exported
@@ -118,7 +118,7 @@ class TestExporter:
         assert values(metrics.HEAP_LATENESS_CHUNKS + "_bucket", le="+Inf", stream="x") == sent
         assert not any(key[0] == metrics.NEWEST_TIMESTAMP for key in values.values), "nobody receives any more"
         held = [label_set for collector in exporter._collectors for _, label_set in collector._label_sets]
-        assert len(held) == 5
+        assert len(held) == 6
         assert Metrics(exporter.registry).counters() == values.counters()
 
     def test_collector_goes_first(self, make):
@@ -252,14 +252,15 @@ class TestLive:
             rx._executor.shutdown()
             owner = [rx.stream]
             del rx
-            ledgers, consumer, rings, kernel, _ = (c._label_sets.of(()) for c in exporter._collectors)
+            ledgers, consumer, rings, kernel, unused, _ = (c._label_sets.of(()) for c in exporter._collectors)
             for stream, _ in rings._streams:
                 del stream
                 owner.clear()
             gc.collect()
             assert Metrics(registry).total(metrics.PACKETS) == n
-            held = [rings._streams, kernel._streams, *ledgers._by_shape.values(), *consumer._by_sources.values()]
-            assert [list(streams) for streams in held] == [[], [], [], []]
+            held = [rings._streams, kernel._streams, unused._streams]
+            held += [*ledgers._by_shape.values(), *consumer._by_sources.values()]
+            assert [list(streams) for streams in held] == [[]] * 5
 
 
 @pytest.mark.fault(15, 16)

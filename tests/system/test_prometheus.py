@@ -6,11 +6,12 @@ import itertools
 import json
 import pathlib
 import re
+import socket
 import subprocess
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ import dashboard
 from addresses import own_port
 from prometheus_server import PrometheusServer, program, prometheus_server, wait_for
 from speadrx import metrics
-from speadrx.layout import Axis, Layout, TimeAxis
+from speadrx.layout import Axis, Layout, Packets, TimeAxis
 from speadrx.receive.chunk import ChunkPool
 from speadrx.receive.factory import make_stream
 from speadrx.receive.iterate import iter_chunks
@@ -66,6 +67,7 @@ WAIT_SECONDS = 90
 class Array:
     """The senders, the receiver and the consumer of one stream; subclasses have a fault."""
 
+    layout = LAYOUT
     udp = False
     buffer = None
     batches = 1  # a tick
@@ -91,7 +93,7 @@ class Array:
         self._odd_simulator = None
         self._queue = None
         self.stream = make_stream(
-            layout=LAYOUT,
+            layout=self.layout,
             max_active_chunks=WINDOW_CHUNKS,
             data_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
             free_ringbuffer=spead2.recv.ChunkRingbuffer(POOL_CHUNKS),
@@ -151,6 +153,26 @@ class Healthy(Array):
     udp = True
     batches = 10
     faults = Faults(garbage=0.05, duplicate=0.01, reorder=20)
+
+
+class Mended(Array):
+    """Its packets are mended, and some are none of SPEAD's."""
+
+    layout = replace(LAYOUT, packets=Packets(heap_length="payload"))
+    udp = True
+
+    def __init__(self, port):
+        super().__init__(port)
+        self._stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._stranger.connect(("127.0.0.1", port))
+
+    def tick(self):
+        super().tick()
+        self._stranger.send(b"not SPEAD")
+
+    def close(self):
+        super().close()
+        self._stranger.close()
 
 
 class Dead(Array):
@@ -291,7 +313,7 @@ class Followed(Array):
 
 
 KINDS = (
-    *(Healthy, Dead, Silent, Lossy, Stalled, Dropping, Ahead, Behind),
+    *(Healthy, Mended, Dead, Silent, Lossy, Stalled, Dropping, Ahead, Behind),
     *(Early, Fast, FastMost, Refused, RefusedMost, Followed),
 )
 

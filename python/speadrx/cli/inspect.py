@@ -69,7 +69,7 @@ def gather(source: str, interface: str | None, survey: Survey, seconds: float, p
         capture = read_datagrams(source, cut=True)
     except (OSError, ValueError) as exc:
         raise UnusableError(_reason(exc)) from None
-    with interruptible() as interrupted:
+    with interruptible(capture.end) as interrupted:
         return _read_capture(source, capture, survey, most, interrupted)
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -26,10 +26,15 @@ def start_python(code: str) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(also: Callable[[], object] = bool) -> Iterator[threading.Event]:
     """Note the first SIGINT, SIGTERM or SIGHUP, which does not end the program; the second does.
 
     A SIGHUP that the program was told to ignore (by ``nohup``) stays ignored.
+
+    Parameters
+    ----------
+    also
+        What the signal does besides.
     """
     interrupted = threading.Event()
     old: dict[int, Any] = {}
@@ -41,6 +46,7 @@ def interruptible() -> Iterator[threading.Event]:
     def note(signum: int, frame: object) -> None:
         interrupted.set()
         restore()
+        also()
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:

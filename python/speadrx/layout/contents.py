@@ -201,7 +201,23 @@ def read_element(where: str, given: Any) -> Element:
     element = Element(dtype.name if np.dtype(dtype.name) == dtype else dtype.str, dtype)
     if dtype.hasobject or not dtype.itemsize:
         raise LayoutError(f"{where}: {element.name!r} has no fixed binary form; use a plain numeric dtype")
+    _check_shareable(where, element)
     return element
+
+
+def _check_shareable(where: str, element: Element) -> None:
+    """Check that numpy lends memory of such elements to others: spead2 fills the chunks."""
+    try:
+        memoryview(np.empty(0, element.dtype))
+    except ValueError as exc:
+        if element.dtype.kind not in "mM":
+            raise LayoutError(f"{where}: {element.name!r} cannot be shared: {exc}; use 'uint8' for its bytes") from None
+        plain = np.dtype(element.dtype.str[0] + "i8")
+        integer = plain.name if plain.isnative else plain.str
+        raise LayoutError(
+            f"{where}: {element.name!r} cannot be received into, because numpy shares no such memory; use {integer!r}, "
+            f"and view({element.name!r}) on the data that came"
+        ) from None
 
 
 def _by_bits(where: str, given: Any, order: str, kind: str, bits: int) -> Element:

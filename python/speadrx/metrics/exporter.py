@@ -21,6 +21,7 @@ from .ledger import LedgerCollector
 from .rings import RingCollector
 from .server import MetricsServer
 from .stats import StatsCollector
+from .unused import UnusedCollector
 
 __all__ = ["Exporter"]
 
@@ -37,8 +38,9 @@ _SPEAD2_STATISTICS = {
 class Exporter:
     """Export all that is known of streams and groups, and serve it over HTTP, from a thread of its own.
 
-    It exports the ledgers, the accounts of `iter_chunks`, the rings, what the kernel says of the sockets, what
-    spead2 counts, and the versions that run. It is a context manager that closes itself.
+    It exports the ledgers, the accounts of `iter_chunks`, the rings, what the kernel says of the sockets, the
+    packets that are not used, what spead2 counts, and the versions that run. It is a context manager that closes
+    itself.
 
     Parameters
     ----------
@@ -71,6 +73,7 @@ class Exporter:
             ConsumerCollector(labels),
             rings,
             KernelCollector(labels),
+            UnusedCollector(labels),
             BuildCollector(labels),
         )
         self._closed = False

@@ -52,6 +52,9 @@ SOCKET_DROPS = "speadrx_socket_drops_total"
 SOCKET_RECEIVE_QUEUE_BYTES = "speadrx_socket_receive_queue_bytes"
 SOCKET_RECEIVE_BUFFER_BYTES = "speadrx_socket_receive_buffer_bytes"
 
+# By reason, from what reads packets in front of spead2.
+PACKETS_UNUSED = "speadrx_packets_unused_total"
+
 # From spead2.
 HEAPS_TOO_OLD = "speadrx_heaps_too_old_total"
 HEAPS_INCOMPLETE_EVICTED = "speadrx_heaps_incomplete_evicted_total"
@@ -85,6 +88,7 @@ HELP = {
     SOCKET_DROPS: "Packets that the kernel dropped: the socket's receive buffer was full, or their checksum was wrong",
     SOCKET_RECEIVE_QUEUE_BYTES: "Bytes of its receive buffer that the socket uses",
     SOCKET_RECEIVE_BUFFER_BYTES: "Size of the socket's receive buffer",
+    PACKETS_UNUSED: "Packets that came, but that spead2 did not get, by reason",
     HEAPS_TOO_OLD: "Placed heaps that came after their chunk was finished",
     HEAPS_INCOMPLETE_EVICTED: "Heaps given up before all their packets came",
     HEAPS_INCOMPLETE_FLUSHED: "Heaps still incomplete when the stream ended",

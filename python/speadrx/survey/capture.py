@@ -89,6 +89,10 @@ class Capture(Iterator[Datagram]):
         """At the end: whether the last packet of the file is incomplete. It was left out."""
         return self.reader.truncated
 
+    def end(self) -> None:
+        """Let a pipe end where it is: whoever waits for more of it does so no longer."""
+        self.reader.end()
+
     def close(self) -> None:
         """Close the file."""
         self.reader.close()
