@@ -630,7 +630,9 @@ def test_rules_without_faults(system):
     for name in names:
         data = system.prometheus.vector(name)
         streams = {labels["stream"] for labels, value in data if np.isfinite(value)}
-        assert streams == ({"Healthy", "Stalled", "Dropping"} if name == alerts.DROPS else set(system.telescope.arrays))
+        assert streams == (
+            {"Healthy", "Mended", "Stalled", "Dropping"} if name == alerts.DROPS else set(system.telescope.arrays)
+        )
     for name in set(kinds) - names:
         assert system.prometheus.vector(kinds[name]["query"]) == [], name
     assert system.fired() == set()
