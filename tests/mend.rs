@@ -230,6 +230,42 @@ fn descriptors_are_cut_out() {
     assert_eq!(run.out, only);
 }
 
+/// As spead2's senders describe several items of a heap: each descriptor is in front of its item's bytes.
+#[test]
+fn descriptors_between_the_data_are_cut_out() {
+    let starts = [(5, 0), (0x1000, 2), (5, 5), (0x1001, 6), (5, 6), (5, 9), (0x1002, 9), (5, 12)];
+    let mut items = vec![(TIME, 4, true)];
+    items.extend(starts.map(|(id, at)| (id, at, false)));
+    let whole = b"12abc3def456ghi78";
+    // The one at 5 is a descriptor; of those at 6 and 9, the bytes are the data's.
+    let wanted = b"abcdef456ghi";
+    let data = |got: &[Got]| {
+        let mut data = vec![0; wanted.len()];
+        for got in got {
+            assert_eq!((got.heap_bytes, got.items.as_slice()), (wanted.len() as u64, [(TIME, 4)].as_slice()));
+            data[got.offset as usize..][..got.payload.len()].copy_from_slice(&got.payload);
+        }
+        assert_eq!(got.iter().map(|got| got.payload.len()).sum::<usize>(), wanted.len(), "no byte comes twice");
+        data
+    };
+    let (got, unused) = Run::new("").all(&[part(1, 17, 0, &items, whole)]);
+    assert_eq!((got.len(), data(&got).as_slice(), unused.len()), (2, wanted.as_slice(), 0));
+    // However it is cut into packets, and in whichever order they come.
+    for size in 1..17 {
+        for backwards in [false, true] {
+            let cut = whole.chunks(size).enumerate();
+            let mut parts: Vec<_> = cut
+                .map(|(i, bytes)| part(1, 17, (i * size) as u64, if i == 0 { &items } else { &[] }, bytes))
+                .collect();
+            if backwards {
+                parts.reverse();
+            }
+            let (got, _) = Run::new("").all(&parts);
+            assert_eq!(data(&got), wanted);
+        }
+    }
+}
+
 #[test]
 fn what_the_payload_item_is_can_be_an_axis() {
     let axis = "[[axes]]\nname = 'product'\npayload_items = [0x4300, 0x4400]\n";

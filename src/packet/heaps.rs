@@ -24,13 +24,43 @@ pub(super) struct Key {
     pub items: u64,
 }
 
+/// The bytes of a heap's payload that are the data: from one place to another, but for the holes in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    start: u64,
+    end: u64,
+    /// Where other bytes begin and end, in order.
+    holes: Box<[(u64, u64)]>,
+    /// How many are the data.
+    pub bytes: u64,
+}
+
+impl Cut {
+    /// Bytes in one piece.
+    pub fn whole(start: u64, end: u64) -> Self {
+        Self::with_holes(start, end, Box::default())
+    }
+
+    /// All bytes from one place to another, but for the holes in between, which are in order.
+    pub fn with_holes(start: u64, end: u64, holes: Box<[(u64, u64)]>) -> Self {
+        let gone = holes.iter().map(|(from, to)| to.saturating_sub(*from)).fold(0, u64::saturating_add);
+        Self { start, end, holes, bytes: end.saturating_sub(start).saturating_sub(gone) }
+    }
+
+    /// The pieces of the data, in order: where each begins and ends. Some may be empty.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let starts = std::iter::once(self.start).chain(self.holes.iter().map(|hole| hole.1));
+        starts.zip(self.holes.iter().map(|hole| hole.0).chain(std::iter::once(self.end)))
+    }
+}
+
 /// What the first packet of a heap says of all of it.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     /// The item whose bytes are the data.
     pub payload_item: u64,
     /// Where these bytes are in the payload of the heap.
-    pub cut: (u64, u64),
+    pub cut: Cut,
     /// Whether it ends the stream.
     pub stops: bool,
     /// Whether packets can stay as they are.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::layout::Layout;
 use crate::packet::declared::Synthetic;
-use crate::packet::heaps::{Head, Heaps, Held, Key, OpenHeap};
+use crate::packet::heaps::{Cut, Head, Heaps, Held, Key, OpenHeap};
 use crate::packet::plan::{Counters, Part, Plan};
 use crate::packet::spead::{
     DESCRIPTOR, HEAP_COUNTER, HEAP_LENGTH, PAYLOAD_LENGTH, PAYLOAD_OFFSET, Packet, STREAM_CONTROL,
@@ -106,7 +106,7 @@ impl Seen {
     /// What these pointers say of all of a heap.
     fn head(&self, plan: &Plan, heap_bytes: u64) -> Result<Head, Unused> {
         let (payload_item, cut) = self.payload_item(plan, heap_bytes)?;
-        let stays = plan.keeps_packets && cut == (0, heap_bytes) && !self.required_addressed;
+        let stays = plan.keeps_packets && cut == Cut::whole(0, heap_bytes) && !self.required_addressed;
         Ok(Head { payload_item, cut, stops: self.stops, keeps_packets: stays || !plan.writable })
     }
 
@@ -133,9 +133,9 @@ impl Seen {
     }
 
     /// What the payload item of the heap is, and where its bytes are.
-    fn payload_item(&self, plan: &Plan, heap_bytes: u64) -> Result<(u64, (u64, u64)), Unused> {
+    fn payload_item(&self, plan: &Plan, heap_bytes: u64) -> Result<(u64, Cut), Unused> {
         let Some(candidates) = &plan.payload_items else {
-            return Ok((0, self.without_descriptors(heap_bytes).unwrap_or((0, heap_bytes))));
+            return Ok((0, self.without_descriptors(heap_bytes).unwrap_or(Cut::whole(0, heap_bytes))));
         };
         let mut found = self
             .addressed
@@ -148,7 +148,7 @@ impl Seen {
             return Err(Unused::SeveralPayloadItems);
         }
         let end = self.end_of(start, heap_bytes);
-        if start < end { Ok((id, (start, end))) } else { Err(Unused::EmptyHeap) }
+        if start < end { Ok((id, Cut::whole(start, end))) } else { Err(Unused::EmptyHeap) }
     }
 
     /// Where the bytes of an item end: where those of the next begin.
@@ -156,17 +156,22 @@ impl Seen {
         self.addressed.iter().map(|(_, at)| *at).filter(|at| *at > start).fold(heap_bytes, u64::min)
     }
 
-    /// Where the data are in a heap that has descriptors too, if they are in one piece.
-    fn without_descriptors(&self, heap_bytes: u64) -> Option<(u64, u64)> {
+    /// Where the data are in a heap that has descriptors too.
+    fn without_descriptors(&self, heap_bytes: u64) -> Option<Cut> {
         if !self.descriptors {
             return None;
         }
-        let is_data = |(id, at): &&(u64, u64)| *id != DESCRIPTOR && *at < heap_bytes;
-        let data = || self.addressed.iter().filter(is_data).map(|(_, at)| *at);
-        let start = data().min()?;
-        let end = data().map(|at| self.end_of(at, heap_bytes)).max()?;
-        let apart = self.addressed.iter().any(|&(id, at)| id == DESCRIPTOR && start < at && at < end);
-        (!apart).then_some((start, end))
+        let inside = self.addressed.iter().filter(|(_, at)| *at < heap_bytes);
+        let mut starts: Vec<(u64, bool)> = inside.map(|&(id, at)| (at, id == DESCRIPTOR)).collect();
+        starts.sort_unstable();
+        // Of several at one place all but the last are empty, or all are the same bytes, which then are data.
+        starts.dedup_by_key(|(at, _)| *at);
+        let ends = starts.iter().skip(1).map(|(at, _)| *at).chain([heap_bytes]);
+        let pieces = || starts.iter().zip(ends.clone()).map(|(&(at, described), end)| (at, end, described));
+        let data = || pieces().filter(|(_, _, described)| !described);
+        let (start, end) = (data().next()?.0, data().last()?.1);
+        let between = pieces().filter(|&(at, _, described)| described && start < at && at < end);
+        Some(Cut::with_holes(start, end, between.map(|(at, end, _)| (at, end)).collect()))
     }
 }
 
@@ -267,7 +272,7 @@ impl Mender {
             Counters::Sent => packet.heap_counter.ok_or(Unused::NoHeapCounter)?,
             _ => next(&mut self.serial),
         };
-        let head = Head { payload_item: 0, cut: (0, 1), stops: true, keeps_packets: false };
+        let head = Head { payload_item: 0, cut: Cut::whole(0, 1), stops: true, keeps_packets: false };
         let part = Part { counter, heap_bytes: 1, offset: 0, payload: &[0] };
         Ok(write(&self.plan, &head, &[], counter, &part, arrival, out))
     }
@@ -403,7 +408,7 @@ fn part_of<'a>(plan: &Plan, held: &'a Held) -> Option<Part<'a>> {
     plan.part(&Packet::read(&held.data, held.data.len()).ok()?).ok()
 }
 
-/// Append a packet in the flavour 64-48, if any of its payload belongs to the data. Returns the number of packets.
+/// Append what of a packet belongs to the data, in the flavour 64-48: a packet for each piece. Returns how many.
 fn write(
     plan: &Plan,
     head: &Head,
@@ -413,14 +418,26 @@ fn write(
     arrival: Arrival,
     out: &mut Vec<u8>,
 ) -> u64 {
-    let (start, end) = head.cut;
-    let from = start.max(part.offset);
-    let to = end.min(part.offset.saturating_add(part.payload.len() as u64));
-    let bytes = to.saturating_sub(from);
-    let at = from.saturating_sub(part.offset) as usize;
-    let Some(payload) = part.payload.get(at..at.saturating_add(bytes as usize)).filter(|some| !some.is_empty()) else {
-        return 0;
-    };
+    let end = part.offset.saturating_add(part.payload.len() as u64);
+    let (mut written, mut before) = (0_u64, 0_u64);
+    for (start, stop) in head.cut.pieces().take_while(|(start, _)| *start < end) {
+        let from = start.max(part.offset);
+        let bytes = stop.min(end).saturating_sub(from);
+        let at = from.saturating_sub(part.offset) as usize;
+        let payload = part.payload.get(at..at.saturating_add(bytes as usize)).unwrap_or_default();
+        if !payload.is_empty() {
+            let offset = before.saturating_add(from.saturating_sub(start));
+            let piece = Part { counter, heap_bytes: head.cut.bytes, offset, payload };
+            write_piece(plan, head, values, &piece, arrival, out);
+            written = written.saturating_add(1);
+        }
+        before = before.saturating_add(stop.saturating_sub(start));
+    }
+    written
+}
+
+/// Append a packet of bytes that all belong to the data.
+fn write_piece(plan: &Plan, head: &Head, values: &[u64], piece: &Part<'_>, arrival: Arrival, out: &mut Vec<u8>) {
     let begin = out.len();
     out.extend_from_slice(&[0x53, 4, 2, 6, 0, 0, 0, 0]);
     let mut pointers = 0_u16;
@@ -429,10 +446,10 @@ fn write(
         out.extend_from_slice(&word.to_be_bytes());
         pointers = pointers.saturating_add(1);
     };
-    add(HEAP_COUNTER, counter);
-    add(HEAP_LENGTH, end.saturating_sub(start));
-    add(PAYLOAD_OFFSET, from.saturating_sub(start));
-    add(PAYLOAD_LENGTH, bytes);
+    add(HEAP_COUNTER, piece.counter);
+    add(HEAP_LENGTH, piece.heap_bytes);
+    add(PAYLOAD_OFFSET, piece.offset);
+    add(PAYLOAD_LENGTH, piece.payload.len() as u64);
     for (wanted, &value) in plan.wanted.iter().zip(values) {
         if value != ABSENT {
             add(wanted.id, value);
@@ -456,6 +473,5 @@ fn write(
     if let Some(count) = out.get_mut(begin.saturating_add(6)..begin.saturating_add(8)) {
         count.copy_from_slice(&pointers.to_be_bytes());
     }
-    out.extend_from_slice(payload);
-    1
+    out.extend_from_slice(piece.payload);
 }

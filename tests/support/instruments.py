@@ -25,7 +25,8 @@ class Heap:
 
     time: int
     where: dict[str, int]
-    items: dict[int, int]
+    #: A tuple is where in the payload the value begins.
+    items: dict[int, int | tuple[int]]
     payload: bytes
     #: ID of the payload, and the heap's counter, where they are not those of all heaps.
     payload_id: int | None = None
@@ -49,6 +50,12 @@ class Stream:
     omit: tuple[int, ...] = ()
     #: By how much packets overstate the length of their heap.
     extra_length: int = 0
+    #: Whether only the first packet of a heap has its items.
+    first_only: bool = False
+    #: Bytes of a payload that are the payload item's; None: all.
+    data_bytes: int | None = None
+    #: Makes the heaps with spead2 as the instrument does, where it does more than add items.
+    spead2_heaps: Callable[[], Iterator[spead2.send.Heap]] | None = None
     user_data: dict[str, int] = field(default_factory=dict)
     #: Items whose values are kept beside the heaps, by the name of the field.
     kept: dict[str, Callable[[Heap], int]] = field(default_factory=dict)
@@ -62,9 +69,13 @@ def by_struct(stream: Stream) -> Iterator[bytes]:
             part = heap.payload[offset : offset + stream.packet_payload]
             counter = number if heap.counter is None else heap.counter
             special = {1: counter, 2: len(heap.payload) + stream.extra_length, 3: offset, 4: len(part)}
-            values = {**{i: v for i, v in special.items() if i not in stream.omit}, **heap.items}
-            pointers = [1 << 63 | item << bits | value for item, value in values.items()]
-            pointers.append((heap.payload_id or stream.payload_id) << bits)
+            pointers = [1 << 63 | item << bits | value for item, value in special.items() if item not in stream.omit]
+            if not (offset and stream.first_only):
+                for item, value in heap.items.items():
+                    pointers.append(
+                        item << bits | value[0] if isinstance(value, tuple) else 1 << 63 | item << bits | value
+                    )
+                pointers.append((heap.payload_id or stream.payload_id) << bits)
             header = struct.pack(">4BHH", 0x53, 4, 8 - bits // 8, bits // 8, 0, len(pointers))
             yield header + struct.pack(f">{len(pointers)}Q", *pointers) + part
 
@@ -72,6 +83,10 @@ def by_struct(stream: Stream) -> Iterator[bytes]:
 def by_spead2(stream: Stream) -> Iterator[bytes]:
     """Make the packets of a stream with spead2's sender; a heap with the descriptors comes first."""
     flavour = spead2.Flavour(4, 64, stream.address_bits, 0)
+    if stream.spead2_heaps is not None:
+        for number, heap in enumerate(stream.spead2_heaps(), 1):
+            yield from spead2.send.PacketGenerator(heap, number, stream.packet_payload)
+        return
     group = spead2.send.ItemGroup(flavour=flavour)
     for item, (name, shape, kind) in stream.descriptors.items():
         how = {"format": kind} if isinstance(kind, list) else {"dtype": kind}
@@ -417,22 +432,195 @@ def gbt_vegas(rng: np.random.Generator) -> Stream:
     )
 
 
+def kat7_beams(rng: np.random.Generator) -> Stream:
+    """corr, bf_functions.py (spead_config_basics, spead_data_descriptor_issue): data 0xB000 + beam, time 0x1600."""
+    heaps = []
+    for n in range(4):
+        for beam in range(2):
+            time = 2**40 - 2 * 2**18 + 99 + n * 2**18
+            payload = rng.bytes(64 * 128 * 2)
+            heaps.append(Heap(time, {"beam": beam}, {0x1600: time % 2**40}, payload, payload_id=0xB000 + beam))
+    return Stream(
+        heaps,
+        payload_id=0xB000,
+        changes=("heap_bytes=16384", "heap_shape=[64, 128, 2]", "time.batches=2"),
+        packet_payload=4096,
+        address_bits=40,
+    )
+
+
+def meerkat_digitiser_spectrometer(rng: np.random.Generator) -> Stream:
+    """katsdpspectrometer, spectrometer.py: digitiser_id is 24, 8, 14 and 2 bits, digitiser_status ends in 8 and 1."""
+    heaps = []
+    for n in range(3):
+        for r, receptor in enumerate((17, 3)):
+            for product in range(3):
+                time = 5 * 10**12 + n * 1712000000
+                digitiser = 0xABCDE << 24 | 3 << 16 | receptor << 2
+                items = {0x1600: time, 0x3101: digitiser, 0x3102: (40 + product) << 1 | n % 2, 0x3301: 1}
+                where = {"receptor": r, "product": product}
+                heaps.append(Heap(time, where, items, rng.bytes(1024), payload_id=0x3302 + product))
+    return Stream(
+        heaps,
+        payload_id=0x3302,
+        changes=("axes.receptor.values=[17, 3]", "time.batches=2"),
+        descriptors={item: (f"item {item:#x}", (), _IMMEDIATE) for item in (0x1600, 0x3101, 0x3102, 0x3301)},
+        kept={"status": lambda heap: heap.items[0x3102]},
+    )
+
+
+def jodrell_bank_roach2(rng: np.random.Generator) -> Stream:
+    """roach2_udpdb.c and decode_spead.c: counter 0, heap length 512, frames counted by 64, data of 64 bytes a frame."""
+    heaps = []
+    for n in range(6):
+        frame = 2**40 - 2 * 64 + 64 * n
+        items = {0x1601: frame % 2**40, 0x1700: 0}
+        heaps.append(Heap(frame, {}, items, rng.bytes(4096), counter=0))
+    return Stream(
+        heaps,
+        payload_id=0x1800,
+        changes=("time.batches=4",),
+        address_bits=40,
+        extra_length=512 - 4096,
+        kept={"band_select": lambda heap: heap.items[0x1700]},
+    )
+
+
+def _reversed(value: int) -> int:
+    """The value as a PC has it in memory, in the place where SPEAD has the highest bytes of four first."""
+    return int.from_bytes(struct.pack("<I", value), "big")
+
+
+#: numpy's type of a baseline in the visibilities of SKA's prototypes.
+_BASELINE = [("TCI", "i1"), ("FD", "u1"), ("VIS", "<c8", 4)]
+
+
+def ska_sip_visibilities(rng: np.random.Generator) -> Stream:
+    """integration-prototype, the senders of visibilities: items of `<u4`, descriptors and all data in every heap."""
+    flavour = spead2.Flavour(4, 64, 48, 0)
+    group = spead2.send.ItemGroup(flavour=flavour)
+    for item, name, kind in (
+        (0x6000, "visibility_timestamp_count", "<u4"),
+        (0x6001, "visibility_timestamp_fraction", "<u4"),
+        (0x6002, "visibility_channel_id", "<u4"),
+        (0x6005, "visibility_baseline_count", "<u4"),
+        (0x6008, "scan_id", "<u8"),
+    ):
+        group.add_item(item, name, "", (), dtype=kind)
+    group.add_item(0x600A, "correlator_output_data", "", (10,), dtype=_BASELINE)
+    heaps = []
+    for n in range(6):
+        for c, channel in enumerate((12345, 12346)):
+            seconds, fraction = 1_500_000_000 + n, 77 * n + c
+            values = {0x6000: seconds, 0x6001: fraction, 0x6002: channel, 0x6005: 10}
+            items: dict[int, int | tuple[int]] = {item: _reversed(value) for item, value in values.items()}
+            payload = rng.bytes(340)
+            # The scan has 64 bits, so that it is addressed: behind the data.
+            heaps.append(Heap(seconds, {"channel": c}, {**items, 0x6008: (340,)}, payload + struct.pack("<Q", 10**8)))
+
+    def by_group() -> Iterator[spead2.send.Heap]:
+        for heap in heaps:
+            for item, value in heap.items.items():
+                group[item].value = 10**8 if isinstance(value, tuple) else _reversed(value)
+            group[0x600A].value = np.frombuffer(heap.payload[:340], _BASELINE)
+            yield group.get_heap(descriptors="all", data="all")
+
+    return Stream(
+        heaps,
+        payload_id=0x600A,
+        changes=("axes.channel.values=[12345, 12346]",),
+        packet_payload=256,
+        data_bytes=340,
+        first_only=True,
+        spead2_heaps=by_group,
+        kept={"fraction": lambda heap: _reversed(heap.items[0x6001])},
+    )
+
+
+def ska_low_visibilities(rng: np.random.Generator) -> Stream:
+    """ska-low-csp-testware, low_cbf_vis.py: the channel is in bytes 2 and 3 of the heap counter's six."""
+    heaps = []
+    for n in range(6):
+        for channel in (0, 1, 143):
+            counter = 7 << 32 | channel << 16 | n
+            heaps.append(Heap(1000 + n, {"channel": channel}, {0x6015: 1000 + n}, rng.bytes(21 * 34), counter=counter))
+    return Stream(
+        heaps,
+        payload_id=0x600A,
+        descriptors={0x6015: ("offset", (), _IMMEDIATE), 0x600A: ("Corre", (21,), np.dtype(_BASELINE))},
+    )
+
+
+def meerkat_sdp_visibilities(rng: np.random.Generator) -> Stream:
+    """katsdpingest, sender.py (VisSender): an ItemGroup of four arrays, a float time, the dump index, the channel."""
+    channels, baselines = 8, 6
+    group = spead2.send.ItemGroup(descriptor_frequency=1, flavour=spead2.Flavour(4, 64, 48, 0))
+    shape = (channels, baselines)
+    arrays = (("correlator_data", shape, "c8"), ("flags", shape, "u1"), ("weights", shape, "u1"))
+    for name, of, kind in (*arrays, ("weights_channel", (channels,), "f4")):
+        group.add_item(None, name, "", of, dtype=np.dtype(kind))
+    group.add_item(None, "timestamp", "", (), format=[("f", 64)])
+    group.add_item(None, "dump_index", "", (), format=[("u", 64)])
+    group.add_item(0x4103, "frequency", "", (), dtype=np.uint32)
+    sizes = (channels * baselines * 8, channels * baselines, channels * baselines, channels * 4)
+    starts = np.cumsum([0, *sizes]).tolist()
+    heaps = []
+    for dump in range(5):
+        for x in range(2):
+            values = [rng.bytes(size) for size in sizes]
+            end = struct.pack(">dQ", 1234.5 + 2 * dump, dump)
+            # The first array is the payload item; the others, the time and the index are behind it.
+            items: dict[int, int | tuple[int]] = {0x1001 + i: (start,) for i, start in enumerate(starts[1:5])}
+            items |= {0x1005: (starts[4] + 8,), 0x4103: _reversed(channels * x)}
+            heaps.append(Heap(dump, {"substream": x}, items, b"".join(values) + end))
+
+    def by_group() -> Iterator[spead2.send.Heap]:
+        for heap in heaps:
+            for i, (name, of, kind) in enumerate((*arrays, ("weights_channel", (channels,), "f4"))):
+                group[name].value = np.frombuffer(heap.payload[starts[i] : starts[i + 1]], kind).reshape(of)
+            group["timestamp"].value, group["dump_index"].value = struct.unpack(">dQ", heap.payload[-16:])
+            group["frequency"].value = channels * heap.where["substream"]
+            yield group.get_heap()
+
+    visibilities = ", ".join(f'{{ name = "{name}", dtype = "{kind}", shape = [8, 6] }}' for name, _, kind in arrays)
+    rest = '{ name = "weights_channel", dtype = "f4", shape = [8] }, { name = "timestamp", dtype = ">f8" }'
+    return Stream(
+        heaps,
+        payload_id=0x1000,
+        changes=(
+            f'fields=[{visibilities}, {rest}, {{ name = "dump_index", dtype = ">u8" }}]',
+            f"heap_bytes={starts[4] + 16}",
+            "axes.substream.step=8",
+            "axes.substream.size=2",
+        ),
+        packet_payload=200,
+        first_only=True,
+        spead2_heaps=by_group,
+    )
+
+
 #: The instrument that each layout is for. A layout without one has no test, which is an error.
 INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
     "effelsberg-edd-gated-spectrometer": effelsberg_gated_spectrometer,
     "effelsberg-edd-gated-stokes": effelsberg_gated_stokes,
     "effelsberg-edd-packetiser": effelsberg_packetiser,
     "gbt-vegas-spectra": gbt_vegas,
+    "jodrell-bank-roach2": jodrell_bank_roach2,
+    "kat7-beams": kat7_beams,
     "kat7-correlation-products": kat7_correlator,
     "meerkat-antenna-channelised-voltage": meerkat_f_engine,
     "meerkat-antenna-channelised-voltage-narrow": meerkat_f_engine_narrow,
     "meerkat-apsuse-beams": meerkat_apsuse_beams,
     "meerkat-baseline-correlation-products": meerkat_x_engine,
     "meerkat-digitiser": meerkat_digitiser,
+    "meerkat-digitiser-spectrometer": meerkat_digitiser_spectrometer,
     "meerkat-fbfuse-input": meerkat_fbfuse_input,
     "meerkat-first-correlator-beam": meerkat_first_correlator_beam,
     "meerkat-first-correlator-products": meerkat_first_correlator_products,
+    "meerkat-sdp-visibilities": meerkat_sdp_visibilities,
     "meerkat-tied-array-channelised-voltage": meerkat_tied_array,
     "ska-low-station-beam": ska_low_station_beam,
     "ska-low-tpm-integrated-channels": ska_low_tpm_integrated_channels,
+    "ska-low-visibilities": ska_low_visibilities,
+    "ska-sip-visibilities": ska_sip_visibilities,
 }

@@ -13,6 +13,7 @@ from speadrx.propose import propose
 from example_layouts import MEERKAT
 from random_layouts import random_case
 from speadrx import Axis, Layout, TimeAxis, layouts
+from speadrx.receive.feed import mends_packets
 from speadrx.simulate import DEFAULT_FLAVOUR, Faults, Simulator
 from speadrx.simulate.packets import PacketEncoder, axis_size
 from speadrx.survey import Survey
@@ -352,7 +353,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in layouts.names() if layouts.load(name).packets is None])
+@pytest.mark.parametrize("name", [name for name in layouts.names() if not mends_packets(layouts.load(name))])
 def test_streams_of_known_instruments(name):
     """The layouts that come with speadrx and have these items are pointed to; axes have the names of their items."""
     layout = layouts.load(name, SMALL.get(name, ()))

@@ -126,11 +126,32 @@ _SKA_SIP = {
     0x6001: "visibility_timestamp_fraction",
     0x6002: "visibility_channel_id",
     0x6003: "visibility_channel_count",
+    0x6004: "visibility_polarisation_id",
     0x6005: "visibility_baseline_count",
     0x6008: "scan_id",
     0x600A: "correlator_output_data",
+    0x6015: "timestamp_offset",  # SKA-Low
 }
-_NAMES = {**_SKA_SIP, **_VEGAS, **_SKA_LOW, **_APSUSE, **_SDP_L0, **_CORR2, **_EDD, **_MEERKAT, **_PROTOCOL}
+# As Jodrell Bank's decode_spead.c names it; and items that are added to packets.
+_OTHERS = {
+    0x1700: "band_select",
+    0x7FF8: "payload_item",
+    0x7FF9: "sender",
+    0x7FFA: "packet_seconds",
+    0x7FFB: "packet_nanoseconds",
+}
+_NAMES = {
+    **_OTHERS,
+    **_SKA_SIP,
+    **_VEGAS,
+    **_SKA_LOW,
+    **_APSUSE,
+    **_SDP_L0,
+    **_CORR2,
+    **_EDD,
+    **_MEERKAT,
+    **_PROTOCOL,
+}
 #: Instruments with several X-engines whose number is in the ID: PAPER and KAT-7, as in ska-sa/corr's
 #: corr_tx_spead_inter.py; and KAT-7's beamformers, as in its bf_functions.py.
 _FAMILIES = ((range(0x1800, 0x1820), "xeng_raw"), (range(0xB000, 0xB100), "bf_raw"))

@@ -440,7 +440,10 @@ def _note_known(stream: Stream, time: int | tuple[int, ...], axes: tuple[Axis, .
     exact = set()
     for name in presets.names():
         known = presets.load(name)
-        if known.payload_item not in (None, *stream.payload_items):
+        payload_items = {known.payload_item, *(item for axis in known.axes for item in axis.payload_items or ())} - {
+            None
+        }
+        if payload_items and payload_items.isdisjoint(stream.payload_items):
             continue
         theirs = of_axes(known.axes)
         others = {*known.required_items, *(side.item for side in known.side_items)}
