@@ -208,7 +208,7 @@ def read_element(where: str, given: Any) -> Element:
 def _check_shareable(where: str, element: Element) -> None:
     """Check that numpy lends memory of such elements to others: spead2 fills the chunks."""
     try:
-        memoryview(np.empty(0, element.dtype))
+        _ = np.empty(0, element.dtype).data
     except ValueError as exc:
         if element.dtype.kind not in "mM":
             raise LayoutError(f"{where}: {element.name!r} cannot be shared: {exc}; use 'uint8' for its bytes") from None
