@@ -52,6 +52,7 @@ impl Wait {
         self.raised.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
     }
 
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method alone is of one lifetime")]
     fn hear(&self) {
         if !self.is_deaf.load(Ordering::Relaxed) {
             if let Some(Err(error)) = Python::try_attach(|py| py.check_signals()) {
