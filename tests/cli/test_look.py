@@ -166,6 +166,10 @@ class TestLevels:
         assert source["rms"] == pytest.approx(math.sqrt((good.astype(float) ** 2).mean()))
         assert (source["dbfs"], source["bits"], source["clipped"]) == (None, None, None)
         assert sum(numbers["histogram"]["counts"][0]) == good.size
+        # The other heaps make the spectrum.
+        window = np.hanning(65)[:-1]
+        powers = np.abs(np.fft.rfft(samples[1:, :64].astype(float) * window)) ** 2 * 2 / window.sum() ** 2
+        np.testing.assert_allclose(numbers["spectrum"]["mean"][0][1:-1], powers.mean(axis=0)[1:-1], rtol=1e-6)
 
 
 def absent_heaps_with(value):
