@@ -541,12 +541,13 @@ def ska_low_visibilities(rng: np.random.Generator) -> Stream:
     """ska-low-csp-testware, low_cbf_vis.py: the channel is in bytes 2 and 3 of the heap counter's six."""
     heaps = []
     for n in range(6):
-        for channel in (0, 1, 143):
+        for channel in range(3):
             counter = 7 << 32 | channel << 16 | n
             heaps.append(Heap(1000 + n, {"channel": channel}, {0x6015: 1000 + n}, rng.bytes(21 * 34), counter=counter))
     return Stream(
         heaps,
         payload_id=0x600A,
+        changes=("axes.channel.size=3",),
         descriptors={0x6015: ("offset", (), _IMMEDIATE), 0x600A: ("Corre", (21,), np.dtype(_BASELINE))},
     )
 
