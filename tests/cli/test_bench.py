@@ -113,9 +113,11 @@ def test_premade_packets_keep_to_a_rate():
     assert sent.bytes <= 1e5 * (sent.end - sent.begin) + sum(map(len, premade.packets))
 
 
-@pytest.mark.parametrize(
-    "layout", [LAYOUT, WRAPPING, *map(layouts.load, layouts.names())], ids=lambda layout: layout.name
-)
+#: All but those whose heaps no simulated sender makes.
+TIMED = [name for name in layouts.names() if not any(axis.payload_items for axis in layouts.load(name).axes)]
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, WRAPPING, *map(layouts.load, TIMED)], ids=lambda layout: layout.name)
 def test_callback_is_timed_while_it_places_every_heap(layout):
     cost = CallbackCost(layout, default_user_data(layout))
     for _ in range(3):
@@ -236,7 +238,7 @@ def assert_report(report):
 def test_report_has_all_layouts():
     report = json.loads(run_command("bench", "--seconds", "1", "--json"))
     assert_report(report)
-    assert set(report["placement_ns_per_heap"]) == set(layouts.names())
+    assert set(report["placement_ns_per_heap"]) == set(TIMED)
     assert report["loopback"]["layout"] == "meerkat-digitiser"
 
 
