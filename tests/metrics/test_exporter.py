@@ -258,8 +258,8 @@ class TestLive:
                 owner.clear()
             gc.collect()
             assert Metrics(registry).total(metrics.PACKETS) == n
-            held = [rings._streams, kernel._streams, unused._streams]
-            held += [*ledgers._by_shape.values(), *consumer._by_sources.values()]
+            of_ledgers = (each._streams for each in ledgers._by_shape.values())
+            held = [rings._streams, kernel._streams, unused._streams, *of_ledgers, *consumer._by_sources.values()]
             assert [list(streams) for streams in held] == [[]] * 5
 
 

@@ -123,7 +123,8 @@ class Ledger:
         rejected = np.frombuffer(total.rejected_by_source, np.uint64).reshape(len(names), -1)
         estranged = np.zeros(len(self._layout.source_labels), bool)
         for group in self._groups:
-            estranged[group.estranged] = True
+            if sources := group.estranged:  # there may be a thousand groups, and hardly any source is estranged
+                estranged[sources] = True
         return LedgerSnapshot(
             placed_by_source=np.frombuffer(total.placed, np.uint64),
             duplicates_by_source=np.frombuffer(total.duplicates, np.uint64),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric
 
@@ -15,7 +15,7 @@ from .collector import Stream, StreamCollector, add_samples
 from .held import HeldStreams
 
 
-def _add(gone: Totals, accounts: list[StreamAccounts]) -> Totals:
+def _add(gone: Totals, accounts: Sequence[StreamAccounts]) -> Totals:
     return Totals.sum([gone, *(each.totals() for each in accounts)])
 
 

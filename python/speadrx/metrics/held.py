@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 _Remains = TypeVar("_Remains")
 _Total = TypeVar("_Total")
@@ -22,9 +22,18 @@ class HeldStream(Generic[_Remains]):
         self.final = False
 
 
-class _State(NamedTuple, Generic[_Remains, _Total]):
-    held: list[HeldStream[_Remains]]
-    gone: _Total
+class _State(Generic[_Remains, _Total]):
+    def __init__(self, held: list[HeldStream[_Remains]], gone: _Total) -> None:
+        self.held = held
+        self.gone = gone
+        # Made once, as all scrapes between two changes need it: there may be a thousand streams.
+        self.remains = tuple(each.remains for each in held)
+
+
+class _Finished:
+    """Whether the counts of any stream may be final."""
+
+    any = False
 
 
 class HeldStreams(Generic[_Remains, _Total]):
@@ -42,10 +51,11 @@ class HeldStreams(Generic[_Remains, _Total]):
         the same streams and the same total.
     """
 
-    def __init__(self, zero: _Total, fold: Callable[[_Total, list[_Remains]], _Total]) -> None:
+    def __init__(self, zero: _Total, fold: Callable[[_Total, Sequence[_Remains]], _Total]) -> None:
         # Replaced as a whole, because a signal handler may scrape in the middle of a scrape.
         self._state = _State[_Remains, _Total]([], zero)
         self._fold = fold
+        self._finished = _Finished()
 
     def find(self, stream: Any) -> HeldStream[_Remains] | None:
         """Return the entry of a stream, if it was added."""
@@ -67,28 +77,38 @@ class HeldStreams(Generic[_Remains, _Total]):
         if self.find(stream) is not None:
             return
         held = HeldStream(stream, remains)
-        self._state = self._state._replace(held=[*self._state.held, held])
+        self._state = _State([*self._state.held, held], self._state.gone)
         if (register := getattr(stream, "_on_close", None)) is None:
-            held.final = True
+            held.final = self._finished.any = True
         else:
-            register(functools.partial(_finish, held, on_close))
+            register(functools.partial(_finish, held, self._finished, on_close))
 
-    def read(self) -> tuple[_Total, list[_Remains]]:
-        """Return the total of the streams that are gone, and what belongs to each of the others."""
+    def read(self) -> tuple[_Total, tuple[_Remains, ...]]:
+        """Return the total of the streams that are gone, and what belongs to each of the others.
+
+        The tuple is the same object until streams come or go.
+        """
         state = self.forget_gone()
-        return state.gone, [held.remains for held in state.held]
+        return state.gone, state.remains
 
     def forget_gone(self) -> _State[_Remains, _Total]:
         """Move streams that are gone to the total. Return the new state."""
-        while True:
+        while self._finished.any:
             state = self._state
-            gone = {held for held in state.held if held.final and held.reference() is None}
+            self._finished.any = False  # from here on, finalisers may set it again
+            final = {held for held in state.held if held.final}
+            gone = {held for held in final if held.reference() is None}
+            if final - gone:
+                self._finished.any = True
             if not gone:
                 return state
             total = self._fold(state.gone, [held.remains for held in state.held if held in gone])
             new = _State([held for held in state.held if held not in gone], total)
-            if self._state is state:  # otherwise a signal handler has changed it
+            if self._state is state:
                 self._state = new
+            else:  # a signal handler has changed it
+                self._finished.any = True
+        return self._state
 
     def __iter__(self) -> Iterator[tuple[Any, HeldStream[_Remains]]]:
         """All entries, each with its stream, which is kept until the next one is asked for; None if it is gone."""
@@ -96,7 +116,8 @@ class HeldStreams(Generic[_Remains, _Total]):
             yield held.reference(), held
 
 
-def _finish(held: HeldStream[Any], on_close: Callable[[Any], object] | None, stream: Any) -> None:
+def _finish(held: HeldStream[Any], finished: _Finished, on_close: Callable[[Any], object] | None, stream: Any) -> None:
     if on_close is not None:
         on_close(stream)
     held.final = True
+    finished.any = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric
 
@@ -16,7 +16,7 @@ from .held import HeldStreams
 _SocketSets = tuple[SocketSet, ...]
 
 
-def _add_drops(gone: Counter[str], streams: list[_SocketSets]) -> Counter[str]:
+def _add_drops(gone: Counter[str], streams: Sequence[_SocketSets]) -> Counter[str]:
     drops = Counter(gone)
     for sets in streams:
         for sockets in sets:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,19 +21,16 @@ from .collector import Stream, StreamCollector, add_samples
 from .held import HeldStreams
 
 
-def _add(gone: LedgerSnapshot | None, ledgers: list[Ledger]) -> LedgerSnapshot | None:
-    """Add ledgers to the counts of streams that are gone. What changes is that of the ledgers alone."""
-    if not ledgers:
-        if gone is None:
-            return None
+def _add(gone: LedgerSnapshot | None, snapshot: LedgerSnapshot | None) -> LedgerSnapshot | None:
+    """Add what ledgers hold to the counts of streams that are gone. What changes is that of the ledgers alone."""
+    if gone is None:
+        return snapshot
+    if snapshot is None:
         return dataclasses.replace(
             gone,
             newest_timestamp_by_source=np.full_like(gone.newest_timestamp_by_source, -1),
             estranged_by_source=np.zeros_like(gone.estranged_by_source),
         )
-    snapshot = Ledger._sum(ledgers).snapshot()
-    if gone is None:
-        return snapshot
     return dataclasses.replace(
         snapshot,
         placed_by_source=snapshot.placed_by_source + gone.placed_by_source,
@@ -61,11 +58,35 @@ class _Shape(NamedTuple):
         return [2**i - 1 for i in range((self.chunk_batches - 1).bit_length() + 1)]
 
 
+class _Ledgers:
+    """Ledgers of the same shape under the same labels, read all at once."""
+
+    def __init__(self) -> None:
+        self._streams = HeldStreams[Ledger, LedgerSnapshot | None](None, self._fold)
+        #: The ledgers, and their sum. It is made again when streams come or go.
+        self._sum: tuple[tuple[Ledger, ...], Ledger | None] = ((), None)
+
+    def _fold(self, gone: LedgerSnapshot | None, ledgers: Sequence[Ledger]) -> LedgerSnapshot | None:
+        return _add(gone, Ledger._sum(ledgers).snapshot())
+
+    def add(self, stream: Stream, ledger: Ledger) -> None:
+        self._streams.add(stream, ledger)
+
+    def snapshot(self) -> LedgerSnapshot:
+        gone, ledgers = self._streams.read()
+        if self._sum[0] is not ledgers:
+            self._sum = ledgers, Ledger._sum(ledgers) if ledgers else None
+        total = self._sum[1]
+        snapshot = _add(gone, None if total is None else total.snapshot())
+        assert snapshot is not None, "an entry is made only to add a ledger to it"
+        return snapshot
+
+
 class _LabelSet:
     """Ledgers under the same labels."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[_Shape, HeldStreams[Ledger, LedgerSnapshot | None]] = {}
+        self._by_shape: defaultdict[_Shape, _Ledgers] = defaultdict(_Ledgers)
 
     def add(self, stream: Stream) -> None:
         if stream.ledger is None:  # the layout has a callback of its own
@@ -76,15 +97,11 @@ class _LabelSet:
         shape = _Shape(
             layout.source_labels, layout.heap_bytes, reasons, layout.chunk_batches, len(snapshot.late_chunks)
         )
-        if shape not in self._by_shape:
-            self._by_shape[shape] = HeldStreams(None, _add)
         self._by_shape[shape].add(stream, stream.ledger)
 
     def snapshots(self) -> Iterable[tuple[_Shape, LedgerSnapshot]]:
-        for shape, streams in list(self._by_shape.items()):
-            snapshot = _add(*streams.read())
-            assert snapshot is not None, "an entry is made only to add a ledger to it"
-            yield shape, snapshot
+        for shape, ledgers in list(self._by_shape.items()):
+            yield shape, ledgers.snapshot()
 
 
 class _Histogram:

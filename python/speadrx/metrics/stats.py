@@ -87,7 +87,7 @@ class _LabelSet:
         for member in new:
             self._count(member, member.read(owner))
 
-    def _count_last(self, total: None, gone: list[_Members]) -> None:
+    def _count_last(self, total: None, gone: Sequence[_Members]) -> None:
         for members in gone:
             for member, taken in members.last:
                 self._count(member, taken)

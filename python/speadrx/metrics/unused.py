@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric
 
@@ -17,7 +17,7 @@ from .held import HeldStreams
 _SocketSets = tuple[SocketSet, ...]
 
 
-def _add_unused(gone: Counter[str], streams: list[_SocketSets]) -> Counter[str]:
+def _add_unused(gone: Counter[str], streams: Sequence[_SocketSets]) -> Counter[str]:
     counts = Counter(gone)
     if feeds := [feed for sets in streams for sockets in sets for feed in sockets.feeds]:
         counts.update(dict.fromkeys(unused_reasons(), 0))  # a rate can only be told of what was there before
