@@ -34,15 +34,13 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
         Some(i) => {
             let (size, together) = axis(i)?;
             let mut counts = vec![0; size];
-            for block in present.chunks_exact(size * together) {
-                if together == 1 {
-                    // The same as below, in a loop that the compiler turns into vector instructions.
-                    counts.iter_mut().zip(block).for_each(|(total, &byte)| *total += u64::from(byte != 0));
-                } else {
-                    counts
-                        .iter_mut()
-                        .zip(block.chunks_exact(together))
-                        .for_each(|(total, heaps)| *total += count(heaps));
+            // Where few heaps of a source stand together, those of all sources are counted side by side.
+            if together < 16 {
+                count_side_by_side(present, together, &mut counts);
+            } else {
+                for block in present.chunks_exact(size * together) {
+                    let blocks = counts.iter_mut().zip(block.chunks_exact(together));
+                    blocks.for_each(|(total, heaps)| *total += count(heaps));
                 }
             }
             counts
@@ -60,8 +58,24 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
     Some(Presence { by_source, first_batch, end_batch })
 }
 
+/// So many heaps can be counted in a byte. The compiler turns that into vector instructions, with a heap in each byte.
+const BYTE: usize = u8::MAX as usize;
+
 fn count(heaps: &[u8]) -> u64 {
-    heaps.iter().map(|&byte| u64::from(byte != 0)).sum()
+    heaps.chunks(BYTE).map(|heaps| u64::from(heaps.iter().map(|&byte| u8::from(byte != 0)).sum::<u8>())).sum()
+}
+
+/// Count the heaps of all sources, of which so many stand together for each source, and that again and again.
+fn count_side_by_side(present: &[u8], together: usize, counts: &mut [u64]) {
+    let mut sums = vec![0_u8; counts.len() * together];
+    for blocks in present.chunks(BYTE * sums.len()) {
+        sums.fill(0);
+        for block in blocks.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(block).for_each(|(sum, &byte)| *sum += u8::from(byte != 0));
+        }
+        let sums = sums.chunks_exact(together).map(|sums| sums.iter().map(|&sum| u64::from(sum)).sum::<u64>());
+        counts.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
 }
 
 /// Overwrite each missing heap of a chunk, as a whole, with a pattern that is repeated. Returns how many there were.
@@ -210,12 +224,16 @@ mod tests {
     use crate::spec::LayoutSpec;
 
     fn layout(order: &str) -> Layout {
+        layout_of(order, 4)
+    }
+
+    fn layout_of(order: &str, batches: usize) -> Layout {
         let text = format!(
             r#"
             heap_bytes = 8
             order = {order}
             sources = "antenna"
-            time = {{ item = 0x1600, step = 16, batches = 4 }}
+            time = {{ item = 0x1600, step = 16, batches = {batches} }}
             axes = [{{ name = "antenna", item = 0x4101, size = 3 }}, {{ name = "pol", item = 0x3101, size = 2 }}]
             "#
         );
@@ -243,6 +261,23 @@ mod tests {
             }
             let expected = Presence { by_source: vec![2, 0, 2], first_batch: 1, end_batch: 4 };
             assert_eq!(account_present(&layout, &present), Some(expected), "{order}");
+        }
+    }
+
+    #[test]
+    fn more_heaps_are_counted_than_a_byte_holds() {
+        for order in [r#"["time", "antenna", "pol"]"#, r#"["antenna", "time", "pol"]"#, r#"["time", "pol", "antenna"]"#]
+        {
+            for batches in [127, 128, 255, 256, 1021] {
+                let layout = layout_of(order, batches);
+                let mut present = vec![0xff; batches * 6];
+                let expected = Presence { by_source: vec![2 * batches as u64; 3], first_batch: 0, end_batch: batches };
+                assert_eq!(account_present(&layout, &present), Some(expected.clone()), "{order}, {batches}");
+                // The last heap of antenna 2, which comes last in all of these orders.
+                *present.last_mut().unwrap() = 0;
+                let by_source = vec![2 * batches as u64, 2 * batches as u64, 2 * batches as u64 - 1];
+                assert_eq!(account_present(&layout, &present), Some(Presence { by_source, ..expected }), "{order}");
+            }
         }
     }
 
