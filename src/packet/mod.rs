@@ -9,6 +9,7 @@ mod fragments;
 mod frame;
 mod heaps;
 pub mod mend;
+pub mod outgoing;
 mod plan;
 mod records;
 pub mod sockets;

@@ -7,6 +7,7 @@ mod feed;
 mod group;
 mod layout;
 mod ledger;
+mod outgoing;
 mod placement;
 mod survey;
 mod writer;
@@ -40,6 +41,8 @@ mod _core {
     use super::layout::{Geometry, Layout, spec_fields, spec_to_toml};
     #[pymodule_export]
     use super::ledger::{Ledger, LedgerSnapshot};
+    #[pymodule_export]
+    use super::outgoing::{frame_packets, send_packets};
     #[pymodule_export]
     use super::placement::{Placement, foreign_capsule};
     #[pymodule_export]

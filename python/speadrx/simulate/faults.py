@@ -1,10 +1,14 @@
-"""The faults of a simulation, and the truth about what was sent."""
+"""The faults of a simulation, the order in which things are sent, and the truth about what was sent."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from .garbage import GARBAGE_KINDS
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +118,87 @@ class Truth:
     def decodable_packets(self) -> int:
         """Packets that a receiver can decode, and that spead2 counts as ``packets``."""
         return self.packets - self.unseen.get("noise", 0)
+
+
+def overtaken(
+    give: Callable[[_T], object], rand: Callable[[], float], most: int, late: float = 0.0, late_by: int = 0
+) -> tuple[Callable[[_T], None], Callable[[], None]]:
+    """Let later things overtake each thing: at most `most`, and `late_by` more if it is late.
+
+    Parameters
+    ----------
+    give
+        Takes things in the order in which they are sent.
+
+    Returns
+    -------
+    push, end
+        Takes a thing, and gives those whose turn it is; gives those that are left.
+    """
+    position, most = -1, most + 1
+    # What is sent after the thing of a position.
+    waiting: dict[int, list[_T]] = {}
+
+    def push(thing: _T) -> None:
+        nonlocal position
+        position += 1
+        by = late_by if late and rand() < late else 0
+        by += int(rand() * most)
+        if position in waiting:
+            for other in waiting.pop(position):
+                give(other)
+        if not by:
+            give(thing)
+        elif position + by in waiting:
+            waiting[position + by].append(thing)
+        else:
+            waiting[position + by] = [thing]
+
+    def end() -> None:
+        for _, things in sorted(waiting.items()):
+            for thing in things:
+                give(thing)
+
+    return push, end
+
+
+class SendingOrder(Generic[_T]):
+    """Puts the packets of heaps in the order in which they are sent.
+
+    Parameters
+    ----------
+    faults
+        The faults.
+    rand
+        Makes a random number from 0 to 1.
+
+    Attributes
+    ----------
+    made
+        The packets whose turn it is.
+    send
+        Takes the packets of a heap.
+    """
+
+    def __init__(self, faults: Faults, rand: Callable[[], float]) -> None:
+        self.made: list[_T] = []
+        self.send: Callable[[list[_T]], object] = self.made.extend
+        self._ends: list[Callable[[], None]] = []
+        if faults.packet_reorder:
+            push, end = overtaken(self.made.append, rand, faults.packet_reorder)
+            self.send = lambda heap: [push(packet) for packet in heap]
+            self._ends = [end]
+        if faults.reorder or faults.late:
+            self.send, end = overtaken(self.send, rand, faults.reorder, faults.late, faults.late_by)
+            self._ends = [end, *self._ends]
+
+    def end(self) -> None:
+        """Let everything come out."""
+        for end in self._ends:
+            end()
+
+    def take(self) -> list[_T]:
+        """Take the packets whose turn it is away."""
+        made = self.made.copy()
+        self.made.clear()
+        return made

@@ -11,10 +11,12 @@ import numpy as np
 import spead2
 import spead2.send
 
+from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Axis, Layout, Send
 from speadrx.layout.items import SPECIAL_ITEMS, item_name
 
-_POINTER_BYTES = 8
+#: Bytes of an item pointer.
+POINTER_BYTES = 8
 _MAGIC, _VERSION = 0x53, 4
 
 
@@ -59,6 +61,50 @@ def axis_items(axes: Sequence[Axis], indices: Sequence[int]) -> dict[int, int]:
     return items
 
 
+def check_arguments(
+    layout: DeclarativeLayout, user_data: Mapping[str, int], side_values: Iterable[str], jitter: int
+) -> None:
+    """Refuse arguments of a simulator that do not fit the layout, and layouts that cannot be simulated.
+
+    Raises
+    ------
+    ValueError
+        The message names the argument, or the axis, and its value.
+    """
+    declaration = layout.declaration
+    time, axes = declaration.time, declaration.axes
+    if jitter and not (time.align in ("floor", "mask") and 0 < jitter < time.step):
+        raise ValueError(
+            f"timestamp_jitter: {jitter} must be less than the time step ({time.step}), "
+            'and the layout\'s time axis must have align="mask" or "floor"'
+        )
+    names = [item.name for item in declaration.side_items]
+    for name in side_values:
+        if name not in names:
+            raise ValueError(f"side_values: the layout has no side item {name!r} (it has {names})")
+    known = sorted(set(layout.user_data_dtype.names or ()) - {"stats_base"})
+    for name in user_data:
+        if name not in known:
+            raise ValueError(f"user_data: {name!r} is not a field that the layout reads (it reads {known})")
+    named = [(axis.name, axis.item) for axis in axes]
+    for name, item in [*named, *((side.name, side.item) for side in declaration.side_items)]:
+        if isinstance(item, str):
+            raise ValueError(f"{name}: {item!r} is added to packets, and cannot be simulated")
+    for axis in axes:
+        if axis.payload_items is not None:
+            raise ValueError(f"axis {axis.name!r}: payload items cannot be simulated")
+        if axis.item in time.items:
+            raise ValueError(f"axis {axis.name!r}: shares item {axis.item:#x} with the time, which cannot be simulated")
+        if axis.from_user_data is not None:
+            index = user_data.get(axis.from_user_data)
+            if index is None:
+                raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
+            if not 0 <= index < axis_size(axis):
+                raise ValueError(
+                    f"user_data: {axis.from_user_data!r} is {index}, but must be from 0 to {axis_size(axis) - 1}"
+                )
+
+
 class PacketEncoder:
     """Makes the packets of one stream's heaps, and numbers the heaps.
 
@@ -94,7 +140,8 @@ class PacketEncoder:
         self._max_packet_size = max_packet_size
         self._like = Send() if like is None else like
         self._encodings = dict(encodings or {})
-        self._heap_cnt = itertools.count(1)
+        #: Numbers the heaps.
+        self.numbers = itertools.count(1)
         #: Bits of an immediate value.
         self.address_bits = flavour.heap_address_bits
         id_limit = 1 << (63 - self.address_bits)
@@ -111,6 +158,7 @@ class PacketEncoder:
         *,
         sized: bool = True,
         payload_item: int | None = None,
+        number: int | None = None,
     ) -> list[bytes]:
         """Encode a heap.
 
@@ -125,6 +173,8 @@ class PacketEncoder:
             Whether the packets say how long the heap is.
         payload_item
             ID of the item that points to the payload, if it is not that of all heaps.
+        number
+            Number of the heap, if it is not the next.
 
         Raises
         ------
@@ -138,14 +188,14 @@ class PacketEncoder:
         items, behind = self._encoded(items)
         pointers = self._pointers(items, payload_item, {item: len(payload) + at for item, at in behind[1].items()})
         payload = b"".join((payload, behind[0])) if behind[0] else payload
-        header_bytes = _POINTER_BYTES * (1 + len(pointers) + len(SPECIAL_ITEMS) - len(absent))
+        header_bytes = POINTER_BYTES * (1 + len(pointers) + len(SPECIAL_ITEMS) - len(absent))
         # Multiples of 8 keep the payload of each packet aligned, as spead2's own sender does.
-        room = (self._max_packet_size - header_bytes) // _POINTER_BYTES * _POINTER_BYTES
+        room = (self._max_packet_size - header_bytes) // POINTER_BYTES * POINTER_BYTES
         if room <= 0:
             raise ValueError(
                 f"max_packet_size: {self._max_packet_size} has no room for payload after {header_bytes} bytes of items"
             )
-        number = next(self._heap_cnt)
+        number = next(self.numbers) if number is None else number
         packets = []
         for offset in range(0, max(len(payload), 1), room):
             part = payload[offset : offset + room]
@@ -200,7 +250,7 @@ class PacketEncoder:
 
     def _header(self, pointers: Sequence[int]) -> bytes:
         address_bytes = self.address_bits // 8
-        widths = (_POINTER_BYTES - address_bytes, address_bytes)
+        widths = (POINTER_BYTES - address_bytes, address_bytes)
         return struct.pack(f">BBBBHH{len(pointers)}Q", _MAGIC, _VERSION, *widths, 0, len(pointers), *pointers)
 
     def stop(self) -> list[bytes]:
@@ -233,4 +283,4 @@ class PacketEncoder:
         return self._encode(heap)
 
     def _encode(self, heap: spead2.send.Heap) -> list[bytes]:
-        return list(spead2.send.PacketGenerator(heap, next(self._heap_cnt), self._max_packet_size))
+        return list(spead2.send.PacketGenerator(heap, next(self.numbers), self._max_packet_size))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import spead2
@@ -17,12 +16,13 @@ from speadrx.layout.base import DeclarativeLayout
 from speadrx.layout.declaration import Axis, Send
 from speadrx.layout.items import SPECIAL_ITEMS
 
+from .blocks import WHOLE, Made, Packet, Packets, Templates, split
 from .clock import SenderClock
-from .faults import Faults, Truth
+from .faults import Faults, SendingOrder, Truth
 from .garbage import GarbageMaker
-from .pacing import Clock, WallClock
-from .packets import PacketEncoder, axis_items, axis_size
-from .sinks import Packet, Sink
+from .pacing import AtOnce, AtRate, AtSpeed, Clock, Pace, WallClock, check_pace
+from .packets import PacketEncoder, axis_items, axis_size, check_arguments
+from .sinks import BlockSink, Sink
 
 #: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
 DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
@@ -35,7 +35,12 @@ DEFAULT_PAYLOAD_ITEM = 0x3300
 _OFFSETS = 65521
 _SCATTER = 40503
 
-_T = TypeVar("_T")
+#: Packets that are made at a time: so many, or of so many bytes, and if there is a pace, those of so many seconds.
+_BLOCK_PACKETS, _BLOCK_BYTES = 512, 1 << 21
+_ONCE, _TWICE = (None,), (None, None)
+_BLOCK_SECONDS = 0.01
+
+_SideValue = Callable[[int, tuple[int, ...]], int]
 
 
 class Simulator:
@@ -124,7 +129,7 @@ class Simulator:
         self._items |= {**send.constants, **(items or {})}
         self._jitter = timestamp_jitter
         self._user_data = dict(user_data or {})
-        self._check_arguments()
+        check_arguments(layout, self._user_data, self._side_values, timestamp_jitter)
 
         self._sizes = tuple(axis_size(axis) for axis in self._axes)
         pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _OFFSETS - 1)
@@ -163,42 +168,12 @@ class Simulator:
             self._random,
             self.faults.garbage_kinds,
         )
-        self._heaps_sent = 0
+        self._flow_source = [self._source_of(indices) for indices in self.indices]
+        self._payload_items = [send.payload_items[i] if send.payload_items else None for i in self._flow_source]
+        #: None if packets are made one by one.
+        self._templates: Templates | None = None
+        self._has_templates = False  # they take time, and not every simulator sends
         self._heaps_begun = 0  # including lost heaps
-
-    def _check_arguments(self) -> None:
-        if self._jitter and not (self._time.align in ("floor", "mask") and 0 < self._jitter < self._time.step):
-            raise ValueError(
-                f"timestamp_jitter: {self._jitter} must be less than the time step ({self._time.step}), "
-                'and the layout\'s time axis must have align="mask" or "floor"'
-            )
-        names = [item.name for item in self._declaration.side_items]
-        for name in self._side_values:
-            if name not in names:
-                raise ValueError(f"side_values: the layout has no side item {name!r} (it has {names})")
-        known = sorted(set(self.layout.user_data_dtype.names or ()) - {"stats_base"})
-        for name in self._user_data:
-            if name not in known:
-                raise ValueError(f"user_data: {name!r} is not a field that the layout reads (it reads {known})")
-        named = [(axis.name, axis.item) for axis in self._axes]
-        for name, item in [*named, *((side.name, side.item) for side in self._declaration.side_items)]:
-            if isinstance(item, str):
-                raise ValueError(f"{name}: {item!r} is added to packets, and cannot be simulated")
-        for axis in self._axes:
-            if axis.payload_items is not None:
-                raise ValueError(f"axis {axis.name!r}: payload items cannot be simulated")
-            if axis.item in self._time.items:
-                raise ValueError(
-                    f"axis {axis.name!r}: shares item {axis.item:#x} with the time, which cannot be simulated"
-                )
-            if axis.from_user_data is not None:
-                index = self._user_data.get(axis.from_user_data)
-                if index is None:
-                    raise ValueError(f"user_data: has no {axis.from_user_data!r}, the index on axis {axis.name!r}")
-                if not 0 <= index < axis_size(axis):
-                    raise ValueError(
-                        f"user_data: {axis.from_user_data!r} is {index}, but must be from 0 to {axis_size(axis) - 1}"
-                    )
 
     def _axis_range(self, axis: Axis) -> Iterable[int]:
         return range(axis_size(axis)) if axis.from_user_data is None else (self._user_data[axis.from_user_data],)
@@ -229,32 +204,57 @@ class Simulator:
             if len(payload) != self.layout.heap_bytes:
                 raise ValueError(f"payload: made {len(payload)} bytes, but heap_bytes is {self.layout.heap_bytes}")
             return payload
-        offset = self._linear(batch, indices) * _SCATTER % _OFFSETS
+        offset = self._offset(self._linear(batch, indices))
         return self._pattern_view[offset : offset + self.layout.heap_bytes]
+
+    @staticmethod
+    def _offset(linear: Any) -> Any:
+        """Where the payload of a heap, or of each of many, begins in the pattern."""
+        return linear % _OFFSETS * _SCATTER % _OFFSETS
 
     def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
         """Value of every item of a heap, by ID, without the items of the SPEAD protocol itself."""
         linear = self._linear(batch, indices)
-        timestamp = self._clock.stamp(batch, self._source_of(indices))
-        if self._jitter:
-            timestamp += linear * _SCATTER % (self._jitter + 1)
         fixed = self._axis_items.get(indices)
         if fixed is None:  # the heap is from another stream of the group
             fixed = axis_items(self._axes, indices)
+        stamp = self._clock.stamp(batch, self._source_of(indices))
+        values = self._values(fixed, linear, stamp, lambda make: make(batch, indices))
+        (time_item, *_) = values  # it goes first, whatever else has its ID
+        return {time_item: 0, **self._items, **fixed, **values}
+
+    def _values(
+        self, fixed: Mapping[int, int], linear: Any, stamp: Any, side_value: Callable[[_SideValue], Any]
+    ) -> dict[int, Any]:
+        """Values of the items that are others in each heap, by ID: of one heap, or arrays for many.
+
+        Parameters
+        ----------
+        fixed
+            The items that place the heap on the axes.
+        linear
+            Number of the heap among all heaps.
+        stamp
+            Its timestamp.
+        side_value
+            Calls a user's function for the value of a side item.
+        """
+        if self._jitter:
+            stamp = stamp + linear % (self._jitter + 1) * _SCATTER % (self._jitter + 1)
         # Where the time has several IDs, an axis may go by them.
         time_item = next((item for item in self._time.items if item in fixed), self._time.items[0])
-        time = {time_item: self._clock.value(timestamp)}
-        items = {**time, **self._items, **fixed, **time}  # it goes first, whatever else has its ID
+        values = {time_item: self._clock.value(stamp)}
         for side in self._declaration.side_items:
             if side.item == time_item or side.item in fixed or side.item in SPECIAL_ITEMS:
                 continue
             make = self._side_values.get(side.name)
             # With an odd 64-bit multiplier, the high bits change too.
-            value = make(batch, indices) if make else linear * 0x9E3779B97F4A7C15
+            value = side_value(make) if make else linear * 0x9E3779B97F4A7C15
             # A side item is always 0 if it is shifted by more bits than a value has.
             room = max(min(int(side.dtype[1:]), self._encoder.address_bits - side.shift), 0)
-            items[side.item] = items.get(side.item, 0) | (value % 2**room) << side.shift
-        return items
+            before = values.get(side.item, self._items.get(side.item, 0))
+            values[side.item] = before | (value % 2**room) << side.shift
+        return values
 
     def chunk_data(self, timestamp: int) -> np.ndarray:
         """Payloads of all heaps of a chunk, including heaps of other streams of the group.
@@ -282,7 +282,8 @@ class Simulator:
         for axis, size in zip(self._axes, self._sizes, strict=True):
             linear = linear * size % _OFFSETS + coordinates[axis.name]
         sections = np.lib.stride_tricks.sliding_window_view(self._pattern, self.layout.heap_bytes)
-        return sections[linear * _SCATTER % _OFFSETS]
+        offsets: np.ndarray = self._offset(linear)
+        return sections[offsets]
 
     def chunk_extra(self, timestamp: int) -> np.ndarray:
         """Side items of all heaps of a chunk.
@@ -322,7 +323,7 @@ class Simulator:
     def _garbage(self, batch: int, indices: tuple[int, ...]) -> list[bytes]:
         """Make the packets of a heap of garbage, and count it as the receiver should."""
         kind = self._random.choice(self._garbage_maker.kinds)
-        if kind == "negative" and self._heaps_sent <= self.faults.reorder + self.faults.packet_reorder + 1:
+        if kind == "negative" and sum(self.truth.sent) <= self.faults.reorder + self.faults.packet_reorder + 1:
             kind = "length"  # until the receiver knows the time, no timestamp is before 0
         payload = bytes(self.payload(batch, indices))
         reason, packets = self._garbage_maker.make(kind, self.items(batch, indices), payload)
@@ -338,37 +339,147 @@ class Simulator:
             self.truth.rejected["metadata_heaps"] = self.truth.rejected.get("metadata_heaps", 0) + 1
             yield flow, self._encoder.descriptors(items, self._declaration)
 
-    def _heaps(self, batches: int | None, stop: Callable[[], bool] | None) -> Iterator[tuple[int, list[bytes]]]:
-        """Make the flow and the packets of each copy of a heap, in the order of time."""
-        faults, rand, truth = self.faults, self._random.random, self.truth
-        if not self._described:
-            yield from self._descriptors()
+    def _heap(self, flow: int, batch: int) -> list[Made]:
+        """Make the packets of a heap."""
+        indices, payload_item = self.indices[flow], self._payload_items[flow]
+        payload = self.payload(batch, indices)
+        heap = self._encoder.heap(self.items(batch, indices), payload, payload_item=payload_item)
+        return [(flow, packet) for packet in heap]
+
+    def _heap_maker(self, *, by_packet: bool) -> Callable[[int, int], list[Made]]:
+        """How to make the packets of a heap of a flow and a batch: at once, or later, when many are made at a time."""
+        if self._templates is None:
+            return self._heap
+        numbers, parts = self._encoder.numbers, range(self._heap_packets)
+        if by_packet or self.faults.packet_loss or self.faults.packet_reorder:
+            return lambda flow, batch: [(flow, number, batch, part) for number in (next(numbers),) for part in parts]
+        return lambda flow, batch: [(flow, next(numbers), batch, WHOLE)]
+
+    def _in_order(
+        self, batches: int | None, stop: Callable[[], bool] | None, block: int, *, by_packet: bool
+    ) -> Iterator[tuple[list[Made], list[int]]]:
+        """Decide what is sent, and in what order: some packets at a time, and for each, if asked, the heaps begun.
+
+        Before `stop` is called, all packets so far have been given.
+        """
+        order: SendingOrder[Made] = SendingOrder(self.faults, self._random.random)
+        begun: list[int] | None = [] if by_packet else None
+        make = self._heap_maker(by_packet=by_packet)
+        for flow, described in () if self._described else self._descriptors():
+            order.send([(flow, packet) for packet in described])
         for n in itertools.count() if batches is None else range(batches):
-            batch = self._next_batch
-            if stop is not None and n and batch % self._time.batches == 0 and stop():
-                return
-            for flow, indices in enumerate(self.indices):
-                self._heaps_begun += 1
-                if rand() < faults.garbage:
-                    yield flow, self._garbage(batch, indices)
-                source = self._source_of(indices)
-                payload_item = self._send.payload_items[source] if self._send.payload_items else None
-                sent = complete = 0
-                is_lost = rand() < faults.loss or not (self._present is None or self._present(batch, indices))
-                for _ in range(0 if is_lost else 1 + (rand() < faults.duplicate)):
-                    data = self.payload(batch, indices)
-                    packets = self._encoder.heap(self.items(batch, indices), data, payload_item=payload_item)
-                    kept = [p for p in packets if rand() >= faults.packet_loss] if faults.packet_loss else packets
+            if stop is not None and n and self._next_batch % self._time.batches == 0:
+                yield self._given(order, begun)
+                if stop():
+                    break
+            for _ in self._batch(order, begun, make, block):
+                yield self._given(order, begun)
+            self._next_batch += 1
+        order.end()
+        yield self._given(order, begun)
+
+    def _given(self, order: SendingOrder[Made], begun: list[int] | None) -> tuple[list[Made], list[int]]:
+        """Take the packets whose turn it is, and when."""
+        made = order.take()
+        if begun is None:
+            return made, []
+        upto = begun + [self._heaps_begun] * (len(made) - len(begun))
+        begun.clear()
+        return made, upto
+
+    def _batch(
+        self,
+        order: SendingOrder[Made],
+        begun: list[int] | None,
+        make: Callable[[int, int], list[Made]],
+        block: int,
+    ) -> Iterator[None]:
+        """Send the heaps of a batch, with what goes wrong, and count them. Yields when there is a block of packets."""
+        faults, truth, rand, present = self.faults, self.truth, self._random.random, self._present
+        garbage, loss, duplicate, packet_loss = faults.garbage, faults.loss, faults.duplicate, faults.packet_loss
+        batch, send, made = self._next_batch, order.send, order.made
+        for flow, source in enumerate(self._flow_source):
+            self._heaps_begun += 1
+            if rand() < garbage:
+                send([(flow, packet) for packet in self._garbage(batch, self.indices[flow])])
+            sent = complete = 0
+            if rand() >= loss and (present is None or present(batch, self.indices[flow])):
+                for _ in _TWICE if rand() < duplicate else _ONCE:
+                    heap = make(flow, batch)
+                    kept = [packet for packet in heap if rand() >= packet_loss] if packet_loss else heap
                     if kept:
                         sent += 1
-                        complete += len(kept) == len(packets)
-                        yield flow, kept
-                truth.sent[source] += sent
+                        complete += len(kept) == len(heap)
+                        send(kept)
+            truth.sent[source] += sent
+            if sent != 1 or not complete:
                 truth.lost[source] += not sent
                 truth.duplicated[source] += max(sent - 1, 0)
                 truth.incomplete[source] += bool(sent and not complete)
-                self._heaps_sent += sent
-            self._next_batch += 1
+            if begun is not None:
+                begun += [self._heaps_begun] * (len(made) - len(begun))
+            if len(made) >= block:
+                yield
+
+    def _blocks(
+        self,
+        batches: int | None,
+        stop: Callable[[], bool] | None,
+        *,
+        block: int = _BLOCK_PACKETS,
+        by_packet: bool = False,
+    ) -> Iterator[tuple[Packets, list[int]]]:
+        """Make the packets that are sent next, many at a time, and for each, if `by_packet`, the heaps begun."""
+        if not self._has_templates:
+            self._templates, self._has_templates = self._make_templates(), True
+        faults = self.faults
+        faults, by_heap = self.faults, not by_packet and self._templates is not None
+        if by_heap and not (faults.packet_loss or faults.packet_reorder):
+            block = max(1, block // self._heap_packets)
+        for made, begun in self._in_order(batches, stop, block, by_packet=by_packet):
+            if made:
+                yield self._packets(made), begun
+
+    def _make_templates(self) -> Templates | None:
+        """Make headers that serve for all batches; None if packets have to be made one by one."""
+        own = self._payload is not None or self._declaration.packets is not None
+        if own or self._clock.bits + self._time.shift > self._encoder.address_bits:
+            return None
+        items = [self.items(self._next_batch, indices) for indices in self.indices]
+        heaps = list(zip(items, self._payload_items, strict=True))
+        values = [self._values(self._axis_items[i], 0, 0, lambda make: 0) for i in self.indices]
+        if any(value.keys() != values[0].keys() for value in values):
+            return None
+        changing = {*values[0], spead2.HEAP_CNT_ID}
+        self._batch_size = math.prod(self._sizes)
+        self._flow_linear = np.array([self._linear(0, indices) for indices in self.indices], np.uint64)
+        stamps = [self._clock.stamp(0, source) for source in self._flow_source]
+        self._flow_stamp = np.array(stamps, np.uint64)
+        try:
+            return Templates(self._encoder, heaps, self.layout.heap_bytes, changing)
+        except ValueError:
+            return None
+
+    def _packets(self, made: list[Made]) -> Packets:
+        """Make packets of what was left for later, in the order of sending."""
+        if self._templates is None:
+            return Packets.whole(made)
+        ready, where = split(made)
+        columns = np.fromiter(itertools.chain.from_iterable(where), np.int64, 4 * len(where)).reshape(-1, 4)
+        flow, number, batch, part = np.ascontiguousarray(columns.T)
+        linear = batch.view(np.uint64) * self._batch_size + self._flow_linear[flow]
+        stamp = batch.view(np.uint64) * self._time.step + self._flow_stamp[flow]
+        indices = self.indices
+
+        def side_value(make: _SideValue) -> np.ndarray:
+            given = zip(batch.tolist(), flow.tolist(), strict=True)
+            return np.array([make(batch, indices[flow]) % 2**64 for batch, flow in given], np.uint64)
+
+        values = self._values(self._axis_items[indices[0]], linear, stamp, side_value)
+        if spead2.HEAP_CNT_ID not in self._axis_items[indices[0]]:
+            counters = number.view(np.uint64) & (2**self._encoder.address_bits - 1)
+            values = {spead2.HEAP_CNT_ID: counters, **values}
+        return self._templates.packets(flow, part, values, self._offset(linear), self._pattern, ready)
 
     def go_to(self, timestamp: int) -> None:
         """Go on with another batch: after a gap, or as senders do that were restarted.
@@ -405,25 +516,11 @@ class Simulator:
         packet : bytes
             The packet.
         """
-        faults, rand = self.faults, self._random.random
-
-        def heap_delay() -> int:
-            late = faults.late_by if faults.late and rand() < faults.late else 0
-            return late + int(rand() * (faults.reorder + 1))
-
-        def packet_delay() -> int:
-            return int(rand() * (faults.packet_reorder + 1))
-
-        heaps = self._heaps(batches, stop)
-        if faults.reorder or faults.late:
-            heaps = _delay(heaps, heap_delay)
-        packets: Iterator[Packet] = ((flow, packet) for flow, heap in heaps for packet in heap)
-        if faults.packet_reorder:
-            packets = _delay(packets, packet_delay)
-        for flow, packet in packets:
-            self.truth.packets += 1
-            self.truth.bytes += len(packet)
-            yield flow, packet
+        for block, _ in self._blocks(batches, stop):
+            for flow, packet in block:
+                self.truth.packets += 1
+                self.truth.bytes += len(packet)
+                yield flow, packet
 
     def send(
         self,
@@ -464,57 +561,32 @@ class Simulator:
             If `rate` or `speed` is not positive and finite, if both are given, or if the layout has no ``tick_rate``
             for `speed`.
         """
-        self._check_pace(rate, speed)
         clock = WallClock() if clock is None else clock
-        packets = self.packets(batches, stop=stop)
-        if speed is not None:
-            packets = self._at_speed(packets, clock, speed)
-        elif rate is not None:
-            packets = self._at_rate(packets, clock, rate)
-        for flow, packet in packets:
-            sink.send(flow, packet)
+        pace = self._pace(rate, speed, clock.now())
+        most = max(_BLOCK_PACKETS, _BLOCK_BYTES * self._heap_packets // self.layout.heap_bytes)
+        block = max(1, int(min(most, _BLOCK_SECONDS / max(pace.packet_seconds, 1e-12))))
+        for packets, begun in self._blocks(batches, stop, block=block, by_packet=speed is not None):
+            sizes = packets.sizes
+            self.truth.packets += len(packets)
+            self.truth.bytes += int(sizes.sum())
+            due = pace.due(sizes, begun)
+            if isinstance(sink, BlockSink):
+                sink.send_block(packets, due, clock)
+                continue
+            for i, (flow, packet) in enumerate(packets):
+                if due is not None:
+                    clock.wait_until(due[i])
+                sink.send(flow, packet)
+        end = pace.end(self._heaps_begun)
+        if end is not None:
+            clock.wait_until(end)
         return self.truth
 
-    def _at_rate(self, packets: Iterable[Packet], clock: Clock, rate: float) -> Iterator[Packet]:
-        """Give each packet the time that its bytes take at the rate."""
-        start, n_bytes = clock.now(), 0
-        for flow, packet in packets:
-            clock.wait_until(start + n_bytes / rate)
-            yield flow, packet
-            n_bytes += len(packet)
-        clock.wait_until(start + n_bytes / rate)
-
-    def _at_speed(self, packets: Iterable[Packet], clock: Clock, speed: float) -> Iterator[Packet]:
-        """Give each heap its share of the time of a batch, and spread its packets over that time."""
-        assert self._time.tick_rate is not None  # _check_pace has checked it
-        heap_seconds = self._time.step / self._time.tick_rate / len(self.indices) / speed
-        start, before = clock.now(), self._heaps_begun
-        begun, n_packets = 0, 0
-        for flow, packet in packets:
-            if begun != (begun := self._heaps_begun - before):
-                n_packets = 0
-            clock.wait_until(start + (begun - 1 + min(n_packets / self._heap_packets, 1)) * heap_seconds)
-            yield flow, packet
-            n_packets += 1
-        clock.wait_until(start + (self._heaps_begun - before) * heap_seconds)
-
-    def _check_pace(self, rate: float | None, speed: float | None) -> None:
-        for name, value, unit in (("rate", rate, " of bytes per second"), ("speed", speed, "")):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: {value} must be a positive number{unit}")
-        if speed is not None and rate is not None:
-            raise ValueError(f"speed: {speed} cannot be combined with rate {rate}: give either speed or rate, not both")
-        if speed is not None and self._time.tick_rate is None:
-            raise ValueError(f"speed: {speed} needs a layout with a tick_rate, and this one has none: give rate")
-
-
-def _delay(things: Iterable[_T], delay: Callable[[], int]) -> Iterator[_T]:
-    """Let later things overtake each thing, as many as `delay` says."""
-    waiting: list[tuple[int, int, _T]] = []
-    for position, thing in enumerate(things):
-        # The position keeps equals in the order of sending, so that things are never compared.
-        heapq.heappush(waiting, (position + delay(), position, thing))
-        while waiting and waiting[0][0] <= position:
-            yield heapq.heappop(waiting)[2]
-    while waiting:
-        yield heapq.heappop(waiting)[2]
+    def _pace(self, rate: float | None, speed: float | None, start: float) -> Pace:
+        check_pace(rate, speed, self._time.tick_rate)
+        if rate is not None:
+            return AtRate(rate, start, self.layout.heap_bytes / self._heap_packets)
+        if speed is not None and self._time.tick_rate is not None:
+            heap_seconds = self._time.step / self._time.tick_rate / len(self.indices) / speed
+            return AtSpeed(heap_seconds, self._heap_packets, start, self._heaps_begun)
+        return AtOnce()

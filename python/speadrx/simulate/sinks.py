@@ -7,17 +7,20 @@ import operator
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import spead2
 
-from .pacing import Clock
+from speadrx import _core
 
-#: A packet to be sent: its flow (the position of its heap in the batch), and its bytes.
-Packet: TypeAlias = tuple[int, bytes]
+from .blocks import Packets
+from .pacing import Clock, WallClock
+
+#: Packets that are paced are sent at most so many bytes at a time, and at most so many seconds before they are due.
+BURST_BYTES, BURST_SECONDS = 1 << 16, 1e-3
 
 
 class Sink(Protocol):
@@ -25,6 +28,14 @@ class Sink(Protocol):
 
     def send(self, flow: int, packet: bytes) -> None:
         """Send one packet of a flow (the position of its heap in the batch)."""
+
+
+@runtime_checkable
+class BlockSink(Sink, Protocol):
+    """Where packets go, many at a time."""
+
+    def send_block(self, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
+        """Send packets, each when it is due by the clock; all at once if nothing is said."""
 
 
 class InprocSink:
@@ -74,7 +85,9 @@ class _ClosingSink:
 
 
 class UdpSink(_ClosingSink):
-    """Sends packets over UDP, unicast or multicast, each in one datagram (without segmentation offload).
+    """Sends packets over UDP, unicast or multicast, each in one datagram.
+
+    Where the kernel can cut many packets of one size from one message, it does (``UDP_SEGMENT``).
 
     It is a context manager that closes its socket.
 
@@ -110,6 +123,8 @@ class UdpSink(_ClosingSink):
         if others:
             raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6: wanted only one of them")
         self._endpoints = [address for *_, address in found]
+        self._addresses = [_raw_address(family, address) for address in self._endpoints]
+        self._segment = True
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if family == socket.AF_INET6:
@@ -131,9 +146,46 @@ class UdpSink(_ClosingSink):
         """Send one packet."""
         self._socket.sendto(packet, self._endpoints[flow % len(self._endpoints)])
 
+    def send_block(self, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
+        """Send packets, each when it is due."""
+        for begin, end in _bursts(packets.sizes, due):
+            if due is not None:
+                clock.wait_until(due[begin])
+            memory = packets[begin:end].memory
+            error, self._segment = _core.send_packets(self._socket.fileno(), self._addresses, memory, self._segment)
+            if error:
+                raise OSError(error, os.strerror(error))
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _raw_address(family: int, address: tuple[Any, ...]) -> bytes:
+    """Make an address as the kernel has it."""
+    host, port, *more = address
+    packed = struct.pack("=H", family) + struct.pack(">H", port)
+    if family == socket.AF_INET:
+        return packed + socket.inet_pton(family, host) + bytes(8)
+    flow_info, scope = more
+    host = host.partition("%")[0]
+    return packed + struct.pack(">I", flow_info) + socket.inet_pton(family, host) + struct.pack("=I", scope)
+
+
+def _bursts(sizes: np.ndarray, due: np.ndarray | None) -> Iterator[tuple[int, int]]:
+    """Begin and end of packets that are sent together."""
+    if due is None:
+        yield 0, len(sizes)
+        return
+    ends = np.cumsum(sizes)
+    begin = 0
+    while begin < len(sizes):
+        sent = ends[begin] - sizes[begin]
+        full = np.searchsorted(ends, sent + BURST_BYTES, side="right")
+        later = np.searchsorted(due, due[begin] + BURST_SECONDS)
+        end = max(begin + 1, int(min(full, later)))
+        yield begin, end
+        begin = end
 
 
 def _ipv4_address(name: str, host: str) -> ipaddress.IPv4Address:
@@ -143,32 +195,14 @@ def _ipv4_address(name: str, host: str) -> ipaddress.IPv4Address:
         raise ValueError(f"{name}: {host!r} must be an IPv4 address, since it goes into the headers") from None
 
 
-class _Headers:
-    """The headers of packets from one address to another."""
-
-    def __init__(self, source: tuple[str, int], destination: tuple[str, int]) -> None:
-        source_ip, ip = _ipv4_address("source", source[0]), _ipv4_address("endpoint", destination[0])
-        self._addresses = source_ip.packed + ip.packed
-        self._ports = (source[1], destination[1])
-        # RFC 1112: the Ethernet address of a group has the low 23 bits of its IP address.
-        group = b"\x01\x00\x5e" + (int(ip) & 0x7FFFFF).to_bytes(3, "big")
-        mac = group if ip.is_multicast else b"\x02\x00" + ip.packed
-        self._ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
-
-    def frame(self, number: int, packet: bytes) -> bytes:
-        """Put the headers before a packet."""
-        udp_bytes = 8 + len(packet)
-        ip_bytes = 20 + udp_bytes
-        if ip_bytes > 0xFFFF:
-            raise ValueError(f"packet: its {len(packet)} bytes do not fit in a UDP datagram")
-        udp = struct.pack(">HHHH", *self._ports, udp_bytes, 0)
-        pseudo = self._addresses + struct.pack(">HH", socket.IPPROTO_UDP, udp_bytes)
-        # A checksum of 0 is sent as all ones, because 0 means that there is no checksum.
-        udp = udp[:6] + struct.pack(">H", _checksum(pseudo + udp + packet) or 0xFFFF)
-        # Version and header length, no service class, length, number, don't fragment, time to live, UDP.
-        ip = struct.pack(">BBHHHBBH", 0x45, 0, ip_bytes, number, 0x4000, 64, socket.IPPROTO_UDP, 0)
-        ip = ip[:10] + struct.pack(">H", _checksum(ip + self._addresses)) + self._addresses
-        return b"".join((self._ethernet, ip, udp, packet))
+def _prefix(source: tuple[str, int], destination: tuple[str, int]) -> bytes:
+    """Make what the headers of packets from one address to another have alike: of Ethernet, IP and UDP."""
+    source_ip, ip = _ipv4_address("source", source[0]), _ipv4_address("endpoint", destination[0])
+    # RFC 1112: the Ethernet address of a group has the low 23 bits of its IP address.
+    group = b"\x01\x00\x5e" + (int(ip) & 0x7FFFFF).to_bytes(3, "big")
+    mac = group if ip.is_multicast else b"\x02\x00" + ip.packed
+    ethernet = mac + b"\x02\x00" + source_ip.packed + b"\x08\x00"
+    return ethernet + source_ip.packed + ip.packed + struct.pack(">HH", source[1], destination[1])
 
 
 class PcapSink(_ClosingSink):
@@ -206,7 +240,7 @@ class PcapSink(_ClosingSink):
     ) -> None:
         single = not endpoint or isinstance(endpoint[0], str)
         source = _endpoint("source", source)
-        self._flows = [_Headers(source, _endpoint("endpoint", each)) for each in ([endpoint] if single else endpoint)]
+        self._prefixes = [_prefix(source, _endpoint("endpoint", each)) for each in ([endpoint] if single else endpoint)]
         self._clock = clock
         self._number = 0
         self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
@@ -221,22 +255,26 @@ class PcapSink(_ClosingSink):
         ValueError
             If the packet does not fit in a UDP datagram, or its time does not fit in the file.
         """
-        frame = self._flows[flow % len(self._flows)].frame(self._number % 0x10000, packet)
-        microseconds = self._number if self._clock is None else round(self._clock.now() * 1e6)
-        if microseconds >= 2**32 * 1_000_000:
-            raise ValueError(f"clock: its time, {microseconds / 1e6:g} s, must be less than 2^32 s in a capture file")
-        self._file.write(struct.pack("<IIII", *divmod(microseconds, 1_000_000), len(frame), len(frame)))
-        self._file.write(frame)
-        self._number += 1
+        self.send_block(Packets.whole([(flow, packet)]), None, WallClock())
+
+    def send_block(self, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
+        """Write packets, each with the time when it is due."""
+        n = len(packets)
+        stamps: Any = np.arange(self._number, self._number + n, dtype=np.uint64)
+        if self._clock is not None or due is not None:
+            for i in range(n):
+                if due is not None:
+                    clock.wait_until(due[i])
+                if self._clock is not None:
+                    microseconds = round(self._clock.now() * 1e6)
+                    if microseconds >= 2**32 * 1_000_000:
+                        raise ValueError(
+                            f"clock: its time, {microseconds / 1e6:g} s, must be less than 2^32 s in a capture file"
+                        )
+                    stamps[i] = microseconds
+        self._file.write(_core.frame_packets(self._prefixes, packets.memory, stamps, self._number % 0x10000))
+        self._number += n
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _checksum(data: bytes) -> int:
-    """Internet checksum: the complement of the ones' complement sum of the big-endian words."""
-    total = int(np.frombuffer(data + bytes(len(data) % 2), dtype=">u2").sum(dtype=np.uint64))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
