@@ -132,9 +132,7 @@ class Simulator:
         check_arguments(layout, self._user_data, self._side_values, timestamp_jitter)
 
         self._sizes = tuple(axis_size(axis) for axis in self._axes)
-        pattern = np.random.default_rng(seed).bytes(layout.heap_bytes + _OFFSETS - 1)
-        self._pattern = np.frombuffer(pattern, np.uint8)
-        self._pattern_view = memoryview(pattern)
+        self._pattern = np.frombuffer(np.random.default_rng(seed).bytes(layout.heap_bytes + _OFFSETS - 1), np.uint8)
         self._random = random.Random(repr((seed, sorted(self._user_data.items()))))
         if payload_item is None:
             payload_item = self._declaration.payload_item or DEFAULT_PAYLOAD_ITEM
@@ -204,8 +202,8 @@ class Simulator:
             if len(payload) != self.layout.heap_bytes:
                 raise ValueError(f"payload: made {len(payload)} bytes, but heap_bytes is {self.layout.heap_bytes}")
             return payload
-        offset = self._offset(self._linear(batch, indices))
-        return self._pattern_view[offset : offset + self.layout.heap_bytes]
+        offset: int = self._offset(self._linear(batch, indices))
+        return self._pattern.data[offset : offset + self.layout.heap_bytes]
 
     @staticmethod
     def _offset(linear: Any) -> Any:
@@ -282,8 +280,7 @@ class Simulator:
         for axis, size in zip(self._axes, self._sizes, strict=True):
             linear = linear * size % _OFFSETS + coordinates[axis.name]
         sections = np.lib.stride_tricks.sliding_window_view(self._pattern, self.layout.heap_bytes)
-        offsets: np.ndarray = self._offset(linear)
-        return sections[offsets]
+        return np.asarray(sections[self._offset(linear)])
 
     def chunk_extra(self, timestamp: int) -> np.ndarray:
         """Side items of all heaps of a chunk.
@@ -346,17 +343,27 @@ class Simulator:
         heap = self._encoder.heap(self.items(batch, indices), payload, payload_item=payload_item)
         return [(flow, packet) for packet in heap]
 
-    def _heap_maker(self, *, by_packet: bool) -> Callable[[int, int], list[Made]]:
+    def _heap_maker(self, by_packet: bool) -> Callable[[int, int], list[Made]]:
         """How to make the packets of a heap of a flow and a batch: at once, or later, when many are made at a time."""
         if self._templates is None:
             return self._heap
-        numbers, parts = self._encoder.numbers, range(self._heap_packets)
-        if by_packet or self.faults.packet_loss or self.faults.packet_reorder:
-            return lambda flow, batch: [(flow, number, batch, part) for number in (next(numbers),) for part in parts]
-        return lambda flow, batch: [(flow, next(numbers), batch, WHOLE)]
+        numbers = self._encoder.numbers
+        if self._by_heap(by_packet):
+            return lambda flow, batch: [(flow, next(numbers), batch, WHOLE)]
+
+        def make(flow: int, batch: int) -> list[Made]:
+            number = next(numbers)
+            return [(flow, number, batch, part) for part in range(self._heap_packets)]
+
+        return make
+
+    def _by_heap(self, by_packet: bool) -> bool:
+        """Whether the packets of a heap have nothing of their own."""
+        faults = self.faults
+        return not (by_packet or self._templates is None or faults.packet_loss or faults.packet_reorder)
 
     def _in_order(
-        self, batches: int | None, stop: Callable[[], bool] | None, block: int, *, by_packet: bool
+        self, batches: int | None, stop: Callable[[], bool] | None, block: int, by_packet: bool
     ) -> Iterator[tuple[list[Made], list[int]]]:
         """Decide what is sent, and in what order: some packets at a time, and for each, if asked, the heaps begun.
 
@@ -364,7 +371,7 @@ class Simulator:
         """
         order: SendingOrder[Made] = SendingOrder(self.faults, self._random.random)
         begun: list[int] | None = [] if by_packet else None
-        make = self._heap_maker(by_packet=by_packet)
+        make = self._heap_maker(by_packet)
         for flow, described in () if self._described else self._descriptors():
             order.send([(flow, packet) for packet in described])
         for n in itertools.count() if batches is None else range(batches):
@@ -432,11 +439,9 @@ class Simulator:
         """Make the packets that are sent next, many at a time, and for each, if `by_packet`, the heaps begun."""
         if not self._has_templates:
             self._templates, self._has_templates = self._make_templates(), True
-        faults = self.faults
-        faults, by_heap = self.faults, not by_packet and self._templates is not None
-        if by_heap and not (faults.packet_loss or faults.packet_reorder):
+        if self._by_heap(by_packet):
             block = max(1, block // self._heap_packets)
-        for made, begun in self._in_order(batches, stop, block, by_packet=by_packet):
+        for made, begun in self._in_order(batches, stop, block, by_packet):
             if made:
                 yield self._packets(made), begun
 
@@ -450,7 +455,8 @@ class Simulator:
         values = [self._values(self._axis_items[i], 0, 0, lambda make: 0) for i in self.indices]
         if any(value.keys() != values[0].keys() for value in values):
             return None
-        changing = {*values[0], spead2.HEAP_CNT_ID}
+        self._numbered = spead2.HEAP_CNT_ID not in items[0]
+        changing = {*values[0], spead2.HEAP_CNT_ID} if self._numbered else {*values[0]}
         self._batch_size = math.prod(self._sizes)
         self._flow_linear = np.array([self._linear(0, indices) for indices in self.indices], np.uint64)
         stamps = [self._clock.stamp(0, source) for source in self._flow_source]
@@ -476,7 +482,7 @@ class Simulator:
             return np.array([make(batch, indices[flow]) % 2**64 for batch, flow in given], np.uint64)
 
         values = self._values(self._axis_items[indices[0]], linear, stamp, side_value)
-        if spead2.HEAP_CNT_ID not in self._axis_items[indices[0]]:
+        if self._numbered:
             counters = number.view(np.uint64) & (2**self._encoder.address_bits - 1)
             values = {spead2.HEAP_CNT_ID: counters, **values}
         return self._templates.packets(flow, part, values, self._offset(linear), self._pattern, ready)
@@ -496,6 +502,7 @@ class Simulator:
         """
         self._clock = SenderClock(self._time, timestamp, self._encoder.address_bits)
         self._next_batch = self._clock.batch(timestamp)
+        self._has_templates = False  # the origin of time may be another
 
     def packets(self, batches: int | None = None, *, stop: Callable[[], bool] | None = None) -> Iterator[Packet]:
         """Make the packets of the next batches, and count them in `truth`.
