@@ -13,6 +13,8 @@ const MAX_BYTES: usize = 65507;
 /// Messages that are handed to the kernel at a time.
 const MESSAGES: usize = 64;
 const IP_UDP_BYTES: usize = 28;
+/// Header of a record in a capture, and the headers of Ethernet, IP and UDP.
+const RECORD_BYTES: usize = 16 + 14 + IP_UDP_BYTES;
 const UDP: u8 = 17;
 
 /// Where a packet lies: its header, the part of the payload that follows, and its flow.
@@ -81,6 +83,9 @@ pub fn send(socket: BorrowedFd<'_>, addresses: &[&[u8]], packets: Packets<'_>, s
         while let (Some(message), true) = (first(addresses, packets, rest, *segment), messages.len() < MESSAGES) {
             rest = rest.get(message.packets..).unwrap_or_default();
             messages.push(message);
+        }
+        if messages.is_empty() {
+            break; // there are no addresses
         }
         match send_messages(socket, &messages) {
             Ok(sent) => left = left.get(messages.iter().take(sent).map(|m| m.packets).sum()..).unwrap_or_default(),
@@ -162,7 +167,8 @@ pub type Prefix = [u8; 26];
 ///
 /// The length of the first packet that does not fit in a datagram.
 pub fn frames(packets: Packets<'_>, prefixes: &[Prefix], stamps: &[u64], mut number: u16) -> Result<Vec<u8>, usize> {
-    let mut out = Vec::new();
+    let bytes_of = |place: &Place| RECORD_BYTES + packets.parts(place).iter().map(|part| part.len()).sum::<usize>();
+    let mut out = Vec::with_capacity(packets.places.iter().map(bytes_of).sum());
     for (place, stamp) in packets.places.iter().zip(stamps) {
         let Some(prefix) = prefixes.get((place.flow % prefixes.len().max(1) as u64) as usize) else { break };
         let parts = packets.parts(place);
