@@ -198,7 +198,9 @@ fn frame(out: &mut Vec<u8>, prefix: &Prefix, parts: [&[u8]; 2], ip_bytes: u16, n
     out.extend(udp);
     let begin = out.len();
     out.extend([0, 0]);
-    parts.iter().for_each(|part| out.extend_from_slice(part));
+    for part in parts {
+        out.extend_from_slice(part);
+    }
     let data = out.get_mut(begin..).unwrap_or_default();
     let total = sum(&addresses) + sum(&[0, UDP, u0, u1]) + sum(&udp) + sum(data);
     // A checksum of 0 is sent as all ones, because 0 means that there is no checksum.

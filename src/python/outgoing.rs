@@ -1,5 +1,6 @@
 //! Packets on their way out, in buffers of Python.
 #![expect(unsafe_code, reason = "a Python buffer becomes a slice here")]
+#![expect(clippy::needless_pass_by_value, reason = "what Python gives is taken out of its objects")]
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::slice;
