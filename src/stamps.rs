@@ -7,12 +7,21 @@ use crate::segment::{Grid, Segment, difference, signed};
 use crate::voices::Sighting;
 use crate::window::UNKNOWN;
 
+/// How many ticks after the start of the newest chunk times make sense.
+#[derive(Clone, Copy, Debug)]
+struct Near {
+    from: i64,
+    /// Up to there if they have the usual number of bits, and if they have few.
+    to: i64,
+    to_if_few: i64,
+}
+
 /// What is known of the timestamps of a stream.
 #[derive(Debug)]
 pub(crate) struct Stamps {
-    /// How many ticks after the start of the newest chunk times make sense, from and up to; None if nothing has to be found
-    /// out: because the layout says how many bits timestamps have, or those are too many ticks for few bits.
-    near: Option<(i64, i64)>,
+    /// Where times make sense; None if nothing has to be found out: because the layout says how many bits timestamps have,
+    /// or because that is too far for few bits.
+    near: Option<Near>,
     bias: u64,
     /// Ticks by which the timestamps of each source differ from the steps of time, or [`UNKNOWN`]; empty if they do not.
     phases: Box<[u64]>,
@@ -38,8 +47,11 @@ impl Stamps {
         // From the first chunk of the window to the last that the window may go to.
         let ticks = |chunks: u64| signed(chunks).saturating_mul(signed(grid.chunk_step));
         let (from, to) = (ticks(window.saturating_sub(1)).saturating_neg(), ticks(reach.saturating_add(1)));
-        let is_short = to.saturating_sub(from).unsigned_abs() < 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1));
-        let near = (!clock.is_sure && is_short).then_some((from, to));
+        let is_short =
+            |to: i64| to.saturating_sub(from).unsigned_abs() < 1_u64.wrapping_shl(FEW_TIME_BITS.wrapping_sub(1));
+        // Where the window follows a jump of any length, a single heap with time 0 must not look like a wrap long before one.
+        let to_if_few = if is_short(to) { to } else { ticks(window) };
+        let near = (!clock.is_sure && is_short(to_if_few)).then_some(Near { from, to, to_if_few });
         Self { near, bias: clock.bias, phases, doubts, lessons: 0, has_few_bits: false }
     }
 
@@ -95,13 +107,14 @@ impl Stamps {
     /// if it has wrapped there, it has. If a larger one makes sense, they have the usual number. From then on each heap tells
     /// by making sense one way or the other, so that a single wrong one does no harm.
     pub fn find_bits(&mut self, heap: Sighting, current: &Segment, grid: &Grid) -> Option<u32> {
-        let (from, to) = self.near?;
+        let Near { from, to, to_if_few } = self.near?;
         let Sighting { stamp, source, .. } = heap;
         let phase = self.phases.get(source as usize).copied().filter(|&phase| phase != UNKNOWN).unwrap_or(0);
         let newest = current.newest_time(grid);
         let start = (newest as u64).wrapping_add(current.origin);
         let near = |bits: u32| {
             let ahead = difference(stamp.wrapping_sub(phase), start, bits);
+            let to = if bits == FEW_TIME_BITS { to_if_few } else { to };
             (ahead >= from && ahead < to).then(|| newest.saturating_add(ahead))
         };
         let is_large = |stamp: u64| stamp.wrapping_shr(FEW_TIME_BITS) != 0;

@@ -225,12 +225,14 @@ def test_first_time_is_the_origin_whichever_way_times_are_rounded(align: str, fi
     assert steps == {(heap.time, n) for n, heap in enumerate(sent)}
 
 
-def receive_without_resync(layout: Layout, sent: Iterable[Sent]) -> tuple[list[Got], Sequence[Any]]:
-    """Receive with a stream that may not begin again at an earlier time."""
+def receive_without_resync(
+    layout: Layout, sent: Iterable[Sent], address_bits: int = 48
+) -> tuple[list[Got], Sequence[Any]]:
+    """Receive with a stream that may not begin again at an earlier time, but follows any jump ahead."""
     data, free = spead2.recv.ChunkRingbuffer(64), spead2.recv.ChunkRingbuffer(64)
     stream = katgpucbf.make_stream(layout=layout, max_active_chunks=4, data_ringbuffer=data, free_ringbuffer=free)
     pool = speadrx.ChunkPool(stream, 64)
-    stream.add_inproc_reader(queue_of(sent))
+    stream.add_inproc_reader(queue_of(sent, address_bits))
     got = []
     for chunk in speadrx.iter_chunks(stream):
         with chunk:
@@ -349,6 +351,25 @@ class TestBits:
         assert all(time == told for _, time, told in found)
         assert len(found) >= 4 * (120 - 2)
         assert stats.restarts == 1
+
+    @pytest.mark.parametrize("bits", [40, 48])
+    def test_a_wrap_where_any_jump_ahead_is_followed(self, bits: int) -> None:
+        """As the module that stands in for katgpucbf's does."""
+        step = 4096
+        layout = layout_of(4, step)
+        sent = steady(4, 2**bits - 100 * step, step, 200, bits=bits)
+        got, _ = receive_without_resync(layout, sent, address_bits=bits)
+        check_all(layout, sent, got)
+
+    @pytest.mark.parametrize("begin", [2**40 - 2**38, 2**40 - 300 * 4096])
+    def test_a_heap_with_time_0_is_no_wrap_where_any_jump_ahead_is_followed(self, begin: int) -> None:
+        step = 4096
+        layout = layout_of(4, step)
+        sent = steady(4, begin, step, 200)
+        bad = Sent(1, 0, {TIME: 0, SOURCE: 1})
+        got, epochs = receive_without_resync(layout, [*sent[:400], bad, *sent[400:]])
+        check_all(layout, sent, got)
+        assert len(epochs) == 1
 
 
 class TestPhases:
