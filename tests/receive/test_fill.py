@@ -26,6 +26,7 @@ LAYOUTS_PER_SEED = 100
 assert len(SEEDS) * LAYOUTS_PER_SEED >= 1000
 
 PRESENT = np.array([True, False, True, False])
+RECORDS = [("a", "<i2"), ("b", "<i2")]
 
 
 def layout(dtype="uint8", heap_bytes=8):
@@ -59,7 +60,7 @@ class TestFill:
             ("int16", b"\1\2\3\4\5\6\7\x08", b"\1\2\3\4\5\6\7\x08"),
             ("int16", bytearray(b"\1"), b"\1"),
             ("int16", memoryview(b"\1\2\3\4")[::2], b"\1\3"),
-            ("datetime64[s]", np.array(5, "datetime64[s]"), np.int64(5).tobytes()),
+            (RECORDS, np.array((1, 2), RECORDS), b"\1\0\2\0"),
         ],
     )
     def test_values(self, dtype, fill, wanted):
@@ -84,9 +85,9 @@ class TestFill:
             ("int16", np.inf, "fill: inf is not a whole number, but the layout's dtype is int16"),
             ("float32", 1j, "fill: 1j is complex, but the layout's dtype is float32"),
             (
-                "datetime64[s]",
+                RECORDS,
                 5,
-                r"fill: given 5, but the layout's dtype is datetime64\[s\]: wanted bytes, or an array",
+                "fill: given 5, but the layout's dtype is records of a, b: wanted bytes, or an array of that dtype",
             ),
             (
                 "int16",

@@ -82,7 +82,7 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 
 def when(impression: Impression, batch: int) -> str:
-    """When a batch was, in UTC; or in seconds or ticks, if that is all that is known."""
+    """When a batch was, in UTC; or in seconds since tick 0, or ticks, if that is all that is known."""
     at = np.array([batch])
     times = impression.times(at)
     if times is not None:
@@ -90,7 +90,7 @@ def when(impression: Impression, batch: int) -> str:
     ticks, rate = int(impression.ticks(at)[0]), impression.meaning.layout.time.tick_rate
     if rate is None:
         return f"timestamp {ticks}"
-    return f"{(ticks - int(impression.ticks(np.array([0]))[0])) / rate:.6f} s"
+    return f"{ticks / rate:.6f} s"
 
 
 def of_source(impression: Impression, source: int | None) -> str:
