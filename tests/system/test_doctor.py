@@ -80,7 +80,7 @@ class Wires:
     def sink(self, source=SENDER):
         wait_for(self.carries)
         with self.sender.entered():
-            sink = UdpSink([(GROUP, PORT)], interface=source)
+            sink = UdpSink([(GROUP, PORT)], interface=source, segment=False)
         with sink:
             yield sink
 

@@ -142,7 +142,7 @@ class Run:
             else:
                 relay = None
                 with net.sender.entered():
-                    sink = stack.enter_context(UdpSink([(RECEIVER, PORT)], interface=SENDER))
+                    sink = stack.enter_context(UdpSink([(RECEIVER, PORT)], interface=SENDER, segment=False))
             for _ in range(chunks):
                 simulator.send(sink, self.layout.chunk_batches)
                 self.counters = net.counters()

@@ -87,8 +87,6 @@ class _ClosingSink:
 class UdpSink(_ClosingSink):
     """Sends packets over UDP, unicast or multicast, each in one datagram.
 
-    Where the kernel can cut many packets of one size from one message, it does (``UDP_SEGMENT``).
-
     It is a context manager that closes its socket.
 
     Parameters
@@ -101,6 +99,9 @@ class UdpSink(_ClosingSink):
         default, the system's routes decide.
     ttl
         Time to live of multicast packets.
+    segment
+        Whether packets of one size may be handed over as one message, where the kernel can cut that (``UDP_SEGMENT``).
+        What counts, drops or copies packets before they are cut, as on a virtual network, then takes them for one.
 
     Raises
     ------
@@ -108,7 +109,14 @@ class UdpSink(_ClosingSink):
         If an argument is wrong. The message names it and its value.
     """
 
-    def __init__(self, endpoints: Sequence[tuple[str, int]], *, interface: str | None = None, ttl: int = 1) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, int]],
+        *,
+        interface: str | None = None,
+        ttl: int = 1,
+        segment: bool = True,
+    ) -> None:
         if not endpoints:
             raise ValueError("endpoints: is empty: wanted at least one (host, port) pair")
         found = []
@@ -124,7 +132,7 @@ class UdpSink(_ClosingSink):
             raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6: wanted only one of them")
         self._endpoints = [address for *_, address in found]
         self._addresses = [_raw_address(family, address) for address in self._endpoints]
-        self._segment = True
+        self._segment = segment
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if family == socket.AF_INET6:
