@@ -100,8 +100,7 @@ def test_datagrams_are_the_packets(room, segment, n_endpoints):
         for batch, source in itertools.product(range(batches), range(3)):
             payload = bytes(simulator.payload(batch, (source,)))
             expected[source % n_endpoints] += by_struct(batch, source, next(number), payload, room)
-        with UdpSink([sock.getsockname() for sock in sockets]) as sink:
-            sink._segment = segment
+        with UdpSink([sock.getsockname() for sock in sockets], segment=segment) as sink:
             simulator.send(sink, batches)
             assert sink._segment == segment
         for sock, packets in zip(sockets, expected, strict=True):

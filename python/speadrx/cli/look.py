@@ -12,7 +12,6 @@ import threading
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 
 from speadrx._core import Feed
@@ -225,17 +224,12 @@ def _look_at_chunk(
     """Look at the chunk of a part with this number, after the one with the number `before`."""
     recording = part.recording
     stored, batches = recording.stored, recording.layout.chunk_batches
-    first = number * batches
     timestamp = part.attributes["first_timestamp"] + number * recording.layout.chunk_timestamp_step
     if not impression.wants(timestamp):
         return
-    where = (slice(None),) * stored.time_axis + (slice(first, first + batches),)
-    present = np.asarray(part.group[stored.present.name][where])
-    utc = None
-    if part.attributes["time_is_utc"]:
-        utc = np.datetime64(int(part.group[stored.time_name][first]), "ns")
+    present, utc = part.read(stored.present, number), part.utc(number * batches)
     gap = None if before is None else (number - before - 1) * batches
-    impression.look(numbers.decode(part.group[stored.data.name][where]), present, timestamp, utc, gap)
+    impression.look(numbers.decode(part.read(stored.data, number)), present, timestamp, utc, gap)
 
 
 def _receive(

@@ -166,8 +166,7 @@ class _Rows:
         present = np.zeros((-(-part.length() // size), self._sources), np.int64)
         occupied = []
         for number in part.chunks():
-            where = (slice(None),) * self._stored.time_axis + (slice(number * batches, (number + 1) * batches),)
-            there = np.moveaxis(part.group[self._stored.present.name][where], self._axes, range(len(self._axes)))
+            there = np.moveaxis(part.read(self._stored.present, number), self._axes, range(len(self._axes)))
             counts = there.reshape(len(there), self._sources, -1).sum(axis=2)
             found = number * batches + np.flatnonzero(counts.any(axis=1))
             if found.size:

@@ -108,13 +108,10 @@ class Resender:
 
     def _load(self, part: RecordedPart, number: int) -> None:
         """Read a chunk."""
-        stored, batches = self._recording.stored, self._recording.layout.chunk_batches
-        self._first_batch = (part.attributes["first_timestamp"] // self._recording.layout.time.step) + number * batches
-        chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
+        stored, layout = self._recording.stored, self._recording.layout
+        self._first_batch = part.attributes["first_timestamp"] // layout.time.step + number * layout.chunk_batches
         for array in stored.arrays:
-            # In the byte order of the layout, whatever that is in which the reader gives it.
-            values = part.group[array.name][chunk].astype(array.dtype, copy=False)
-            self._arrays[array.name] = np.moveaxis(values, stored.time_axis, 0)
+            self._arrays[array.name] = np.moveaxis(part.read(array, number), stored.time_axis, 0)
 
     def _place(self, indices: tuple[int, ...]) -> tuple[int, ...] | None:
         """Where the heaps with these indices are in a batch of an array; None if they were not selected."""

@@ -100,27 +100,18 @@ class Source:
                     continue
                 yield RecordedChunk(
                     first + number * step,
-                    functools.partial(self._time, part, number),
+                    functools.partial(part.utc, number * batches),
                     is_first,
-                    (first, functools.partial(self._time, part, 0)),
+                    (first, functools.partial(part.utc, 0)),
                     arrays,
                 )
                 is_first = False
             yield first + part.length() // batches * step
 
-    def _time(self, part: RecordedPart, number: int) -> np.datetime64 | None:
-        if not part.attributes["time_is_utc"]:
-            return None
-        stored = part.group[self.recording.stored.time_name][number * self.layout.chunk_batches]
-        return np.datetime64(int(stored), "ns")
-
     def _read(self, part: RecordedPart, number: int) -> dict[str, np.ndarray]:
-        stored, batches = self.recording.stored, self.layout.chunk_batches
-        place = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
         arrays = {}
-        for array in stored.arrays:
-            # In the byte order of the layout, whatever that is in which the reader gives it.
-            values = part.group[array.name][place].astype(array.dtype, copy=False)
+        for array in self.recording.stored.arrays:
+            values = part.read(array, number)
             for axis, indices in self._take.items():
                 values = np.take(values, indices, axis)
             arrays[array.name] = np.ascontiguousarray(values)

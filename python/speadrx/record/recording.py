@@ -8,6 +8,8 @@ import json
 import os
 from typing import Any
 
+import numpy as np
+
 from speadrx._core import LayoutError, __version__
 from speadrx.layout.declaration import Layout
 
@@ -40,6 +42,19 @@ class RecordedPart:
         place = 1 + stored.time_axis
         keys = (name.split(".") for name in os.listdir(os.path.join(self.folder, stored.present.name)))
         return sorted(int(key[place]) for key in keys if key[0] == "c")
+
+    def read(self, array: Any, number: int) -> np.ndarray:
+        """Read a chunk of one of the arrays of `Stored`, in its byte order, whatever that of the reader is."""
+        stored, batches = self.recording.stored, self.recording.layout.chunk_batches
+        chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
+        values: np.ndarray = self.group[array.name][chunk].astype(array.dtype, copy=False)
+        return values
+
+    def utc(self, batch: int) -> np.datetime64 | None:
+        """UTC of a batch; None if that is not known."""
+        if not self.attributes["time_is_utc"]:
+            return None
+        return np.datetime64(int(self.group[self.recording.stored.time_name][batch]), "ns")
 
     def length(self) -> int:
         """How many batches it spans. While it grows, or if its end was not written, its arrays are longer."""
