@@ -201,6 +201,22 @@ def test_rate_over_udp_is_exact(udp_port):
     assert clock.time == pytest.approx(truth.bytes / rate)
 
 
+def test_packets_are_spread_over_the_time_of_their_heap():
+    """A batch of three sources takes 10 ticks of a second each, at twice the speed half of that."""
+    times: list[float] = []
+
+    class Times:
+        def send(self, flow, packet):
+            times.append(clock.now())
+
+    clock = VirtualClock()
+    layout = dataclasses.replace(PLAIN, time=TimeAxis(item=0x1600, step=10, batches=8, tick_rate=1))
+    Simulator(layout, max_packet_size=464).send(Times(), 2, speed=2, clock=clock)
+    heap = 10 / 2 / 3
+    assert times == pytest.approx([(i + part / 3) * heap for i in range(6) for part in range(3)])
+    assert clock.now() == pytest.approx(6 * heap)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_later_things_overtake(seed):
     """Each thing is sent when as many later ones as its delay says have come, those of one time in their order."""
