@@ -13,7 +13,7 @@ RUN = tools/uv run --locked $(if $(wildcard python/speadrx/_core.abi3.so),,--rei
 RUN_TEST = $(RUN) --group test
 
 # All that need anything begin by checking that the machine has it.
-HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults matrix screens bench wheel
+HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults matrix screens bench budgets wheel
 .PHONY: help preflight fresh clean $(HABITS)
 $(HABITS): preflight
 
@@ -76,6 +76,9 @@ screens: ## Run every command in terminals, and write what they show into doc/sc
 bench: ## Run the benchmarks (Rust, then end to end)
 	cargo bench
 	for bench in benches/bench_*.py; do $(RUN_TEST) python "$$bench"; done
+
+budgets: ## Count instructions per heap and packet (valgrind), and compare with benches/budgets.toml
+	@$(RUN) python benches/budgets.py $(ARGS)
 
 wheel: ## Build the wheel into dist/, for every glibc from 2.28 and every CPython from 3.11 on
 	tools/uv run --locked --only-group wheel maturin build --release --zig --compatibility manylinux_2_28 --out dist
