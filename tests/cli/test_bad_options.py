@@ -288,6 +288,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--set": [("bench -l array.toml --set x=1", ["x"])],
         "--seconds": [("bench --seconds 0", ["0"])],
         "--packet-bytes": [("bench --packet-bytes 0", ["0"])],
+        "--searches": [("bench --critical --searches 0", ["0"])],
     },
     "top": {
         "URL": [("top", ["Missing"])],

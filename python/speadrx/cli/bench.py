@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
@@ -27,6 +28,7 @@ from speadrx.layout.declaration import Layout
 
 from . import quantities
 from .callback_cost import CallbackCost
+from .critical import Critical, CriticalSearch
 from .interrupt import interruptible
 from .loopback import Loopback, Rate
 from .options import load_layout, set_option
@@ -36,6 +38,8 @@ from .progress import Bar
 DEFAULT_LAYOUT = "meerkat-digitiser"
 #: Seconds to time the placement of a layout for, in each round.
 PLACEMENT_SECONDS = 0.2
+#: Seconds of a trial of the search for the critical rate.
+TRIAL_SECONDS = 0.5
 
 
 def machine() -> dict[str, Any]:
@@ -132,11 +136,8 @@ def _add(table: Table, label: str, spread: dict[str, Any], digits: int) -> None:
 
 
 def _show(console: Console, report: dict[str, Any]) -> None:
-    about, loopback = report["machine"], report["loopback"]
-    console.print(
-        f"{about['processor']}, {about['cores']} cores, {about['kernel']}; "
-        f"Python {about['python']}, spead2 {about['spead2']}, speadrx {about['speadrx']}\n"
-    )
+    loopback = report["loopback"]
+    _show_machine(console, report["machine"])
     placement = _table("Placement of a heap, in ns")
     for name, spread in report["placement_ns_per_heap"].items():
         _add(placement, name, spread, 1)
@@ -145,20 +146,69 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     _add(rates, "heaps/s", loopback["heaps_per_second"], 0)
     _add(rates, "Gb/s of payload", loopback["gigabits_per_second"], 2)
     console.print(rates)
-    rounds = len(loopback["heaps_per_second"]["rounds"])
-    limits = "; ".join(
-        f"{_LIMITS[limit]} (in {n} of {counted(rounds, 'round')})" for limit, n in loopback["limits"].items() if n
-    )
+    _show_limits(console, loopback, "round", "rounds")
+
+
+def _show_machine(console: Console, about: dict[str, Any]) -> None:
     console.print(
-        f"\nHeaps have {loopback['heap_bytes']:,} bytes, packets at most {loopback['max_packet_bytes']:,}.\n"
+        f"{about['processor']}, {about['cores']} cores, {about['kernel']}; "
+        f"Python {about['python']}, spead2 {about['spead2']}, speadrx {about['speadrx']}\n"
+    )
+
+
+def _show_limits(console: Console, rates: dict[str, Any], one: str, many: str) -> None:
+    number = len(rates["heaps_per_second"]["rounds"])
+    among = f"{number} {one if number == 1 else many}"
+    limits = "; ".join(f"{_LIMITS[limit]} (in {n} of {among})" for limit, n in rates["limits"].items() if n)
+    console.print(
+        f"\nHeaps have {rates['heap_bytes']:,} bytes, packets at most {rates['max_packet_bytes']:,}.\n"
         f"What limits the rate: {limits}."
     )
 
 
-def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[CallbackCost, Loopback]:
+def _report_critical(found: list[Critical], layout: Layout, chosen: str, max_packet_size: int) -> dict[str, Any]:
+    """What all searches for the critical rate have found, as plain values."""
+    heaps = [each.heaps_per_second for each in found]
+    limits = [each.limit for each in found]
+    return {
+        "machine": machine(),
+        "critical": {
+            "layout": chosen,
+            "heap_bytes": layout.heap_bytes,
+            "max_packet_bytes": max_packet_size,
+            "trial_seconds": TRIAL_SECONDS,
+            "heaps_per_second": _spread(heaps),
+            "gigabits_per_second": _spread([rate * layout.heap_bytes * 8e-9 for rate in heaps]),
+            "limits": {limit: limits.count(limit) for limit in ("sender", "receiver", "loss")},
+            "trials": sum(each.trials for each in found),
+            "missing": sum(each.missing for each in found),
+            "kernel_drops": sum(each.kernel_drops for each in found),
+        },
+    }
+
+
+def _show_critical(console: Console, report: dict[str, Any]) -> None:
+    critical = report["critical"]
+    _show_machine(console, report["machine"])
+    table = _table(f"Critical rate, the highest without loss, {critical['layout']}")
+    _add(table, "heaps/s", critical["heaps_per_second"], 0)
+    _add(table, "Gb/s of payload", critical["gigabits_per_second"], 2)
+    console.print(table)
+    _show_limits(console, critical, "search", "searches")
+    console.print(
+        f"{counted(critical['trials'], 'trial')} of {critical['trial_seconds']:g} s. Beyond the rate, "
+        f"{counted(critical['missing'], 'heap')} were lost; the kernel dropped "
+        f"{counted(critical['kernel_drops'], 'packet')}."
+    )
+
+
+def _check_layout(
+    layout: Layout, name: str, max_packet_size: int, trial_seconds: float
+) -> tuple[CallbackCost, Loopback]:
     try:
         user_data = default_user_data(layout)
-        return CallbackCost(layout, user_data), Loopback(layout, user_data, max_packet_size=max_packet_size)
+        loopback = Loopback(layout, user_data, max_packet_size=max_packet_size, step_seconds=trial_seconds)
+        return CallbackCost(layout, user_data), loopback
     except ValueError as exc:
         raise click.UsageError(f"{name}: heaps of this layout cannot be simulated: {exc}") from None
 
@@ -189,6 +239,18 @@ def _check_layout(layout: Layout, name: str, max_packet_size: int) -> tuple[Call
     show_default=True,
     help="Most bytes in a packet, including the SPEAD header but not the UDP header.",
 )
+@click.option(
+    "--critical",
+    is_flag=True,
+    help="Only search for the critical rate: the highest without loss, as RFC 2544 has it, by trials and bisection.",
+)
+@click.option(
+    "--searches",
+    type=click.IntRange(1, 1000),
+    default=7,
+    show_default=True,
+    help="With --critical: how often to search. Each takes about half a minute.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with the figures of each round.")
 @click.pass_context
 def bench(
@@ -197,6 +259,8 @@ def bench(
     overrides: tuple[str, ...],
     seconds: float,
     packet_bytes: int,
+    critical: bool,
+    searches: int,
     as_json: bool,
 ) -> None:
     """Measure what a heap costs on this machine.
@@ -210,10 +274,14 @@ def bench(
     Both are measured in several rounds. The report has the median and the quartiles of the rounds. Ctrl-C ends it
     early, with the rounds so far.
 
+    With --critical, only the rate is searched for, more closely and several times: most of two or three trials decide
+    on each rate, until the highest without loss is known to 2 %.
+
     \b
     Example:
       speadrx bench --seconds 60
       speadrx bench -l array.toml --json
+      speadrx bench --critical
 
     \b
     Exit codes:
@@ -225,7 +293,11 @@ def bench(
         raise click.UsageError("--set changes a layout: give one with -l/--layout")
     chosen = name or DEFAULT_LAYOUT
     layout = load_layout(chosen, overrides, "-l/--layout")
-    cost, loopback = _check_layout(layout, chosen, packet_bytes)
+    cost, loopback = _check_layout(layout, chosen, packet_bytes, TRIAL_SECONDS if critical else 0.25)
+    if critical:
+        found = _run_critical(loopback, searches)
+        report = _report_critical(found, layout, chosen, packet_bytes)
+        _finish(context, report, report["critical"], _show_critical, as_json)
     costs = {chosen: cost}
     if name is None:
         for other in presets.names():
@@ -240,29 +312,59 @@ def bench(
     if not results.loopback:
         raise click.ClickException("interrupted before the first round was finished: nothing was measured")
     report = _report(results, layout, chosen, packet_bytes)
+    _finish(context, report, report["loopback"], _show, as_json)
+
+
+def _finish(
+    context: click.Context,
+    report: dict[str, Any],
+    rates: dict[str, Any],
+    show: Callable[[Console, dict[str, Any]], None],
+    as_json: bool,
+) -> NoReturn:
     if as_json:
         click.echo(json.dumps(report))
     else:
-        _show(Console(highlight=False), report)
-    context.exit(0 if report["loopback"]["heaps_per_second"]["median"] > 0 else 1)
+        show(Console(highlight=False), report)
+    context.exit(0 if rates["heaps_per_second"]["median"] > 0 else 1)
+
+
+@contextlib.contextmanager
+def _progress(description: str, total: float) -> Iterator[tuple[Callable[[], bool], Callable[..., None]]]:
+    """Show progress: whether to stop, and what changes the bar."""
+    # Near its limit, a receiver logs warnings; but this limit is what is measured.
+    logging.getLogger("speadrx").addHandler(logging.NullHandler())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with interruptible() as interrupted, Bar(*columns) as progress:
+        task = progress.add_task(description, total=total)
+        yield interrupted.is_set, functools.partial(progress.update, task)
+
+
+def _run_critical(loopback: Loopback, searches: int) -> list[Critical]:
+    """Search until it is done often enough, or until Ctrl-C."""
+    found: list[Critical] = []
+    try:
+        with loopback, _progress("search 1", searches) as (is_interrupted, update):
+            search = CriticalSearch(loopback.trial)
+            while len(found) < searches and (critical := search.search(is_interrupted)) is not None:
+                found.append(critical)
+                update(completed=len(found), description=f"search {len(found) + 1}")
+    except (RuntimeError, MemoryError, OSError, ValueError) as exc:
+        raise click.ClickException(str(exc)) from None
+    if not found:
+        raise click.ClickException("interrupted before the first search was finished: nothing was measured")
+    return found
 
 
 def _run(costs: dict[str, CallbackCost], loopback: Loopback, seconds: float) -> Results:
-    # Near its limit, a receiver logs warnings; but this limit is what is measured.
-    logging.getLogger("speadrx").addHandler(logging.NullHandler())
     results = Results()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(interruptible())
-        progress = stack.enter_context(Bar(*columns))
-        task = progress.add_task("round 1", total=seconds)
+    with loopback, _progress("round 1", seconds) as (is_interrupted, update):
         begin = time.monotonic()
 
         def stop() -> bool:
-            progress.update(task, completed=time.monotonic() - begin)
-            return interrupted.is_set()
+            update(completed=time.monotonic() - begin)
+            return is_interrupted()
 
-        with loopback:
-            for results in _measure(costs, loopback, seconds, stop):
-                progress.update(task, description=f"round {len(results.loopback) + 1}")
+        for results in _measure(costs, loopback, seconds, stop):
+            update(description=f"round {len(results.loopback) + 1}")
     return results

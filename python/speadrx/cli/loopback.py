@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import pickle
 import socket
@@ -15,13 +16,10 @@ from typing import Any, Self
 
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
-from speadrx.simulate import Simulator
-from speadrx.simulate.premade import Premade, Sent
+from speadrx.simulate import Simulator, UdpSink
 
 from .interrupt import start_python
 
-#: About so many packets are made before sending, and sent again and again.
-PREMADE_PACKETS = 1024
 #: A rate counts as reached if at least this fraction of it is.
 REACHED = 0.93
 FIRST_RATE, LEAST_RATE = 50e6, 1e6  # bytes per second
@@ -30,6 +28,34 @@ BISECTIONS = 4
 #: After so many seconds without a heap, no more are on their way.
 QUIET_SECONDS = 0.2
 _SENDER_HAS_ENDED = "the process that sends has ended"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was sent, and when, by the monotonic clock."""
+
+    heaps: int
+    bytes: int  # of all packets
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of heaps that were sent at a rate for some time."""
+
+    sent: Sent
+    #: Seconds from the first packet until the last heap had come.
+    took: float
+    #: Heaps that are not in the account.
+    missing: int
+    #: Packets that the kernel dropped, for no room in the socket's buffer.
+    kernel_drops: int
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether many heaps came after sending had ended: the buffer has hidden that the receiver is slower."""
+        return REACHED * self.took > self.sent.end - self.sent.begin
 
 
 @dataclass(frozen=True)
@@ -47,8 +73,8 @@ class Rate:
 class Loopback:
     """Finds the highest rate at which heaps of a layout come over UDP on 127.0.0.1 without loss.
 
-    Another process sends packets, which it has made before. The time of a step ends when the last heap is placed, so
-    that heaps in the socket's buffer do not make the rate look higher. Use it as a context manager.
+    Another process simulates the senders. The time of a trial ends when the last heap is placed, so that heaps in the
+    socket's buffer do not make the rate look higher. Use it as a context manager.
 
     Parameters
     ----------
@@ -59,7 +85,7 @@ class Loopback:
     max_packet_size
         Most bytes in a packet, including the SPEAD header and items.
     step_seconds
-        How long to try each rate, in seconds.
+        How long to send in a trial, in seconds.
 
     Raises
     ------
@@ -113,15 +139,15 @@ class Loopback:
         rate, lossy, steps_left = self._first_rate, 0.0, BISECTIONS
         best = heaps = 0.0
         while not stop():
-            sent, took, is_complete = self._step(rate)
+            trial = self.trial(rate)
+            sent, took = trial.sent, trial.took
             reached = sent.bytes / took
-            if is_complete and reached > best:
+            if not trial.missing and reached > best:
                 best, heaps = reached, sent.heaps / took
-            if not is_complete:
+            if trial.missing:
                 lossy = rate
             elif reached < REACHED * rate:
-                is_late = REACHED * took > sent.end - sent.begin  # many heaps came after sending had ended
-                return self._found(best, heaps, "receiver" if is_late else "sender")
+                return self._found(best, heaps, "receiver" if trial.is_behind else "sender")
             if not lossy:
                 rate *= 2
             elif not best:
@@ -139,8 +165,8 @@ class Loopback:
         self._first_rate = max(best / 2, LEAST_RATE)
         return Rate(heaps, heaps * self._layout.heap_bytes * 8e-9, limit)
 
-    def _step(self, rate: float) -> tuple[Sent, float, bool]:
-        """Send at a rate; return what was sent, the seconds until the last heap came, and whether all heaps came."""
+    def trial(self, rate: float) -> Trial:
+        """Send at a rate, in bytes of packets per second, and see what became of it."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind(("127.0.0.1", 0))
             endpoint = probe.getsockname()
@@ -154,7 +180,8 @@ class Loopback:
             finally:
                 receiver.drain()
                 consumer.join()
-            return sent, end - sent.begin, receiver.stats().present == sent.heaps
+            stats = receiver.stats()
+            return Trial(sent, end - sent.begin, sent.heaps - stats.present, stats.kernel_drops)
 
     def _reply(self) -> Sent:
         assert self._sender.stdout is not None
@@ -182,14 +209,25 @@ def _settle(receiver: Receiver, heaps: int) -> float:
 
 
 def _send() -> None:
-    """Send as standard input says: first the layout, then, for each step, where to and how. The process runs this."""
+    """Send as standard input says: first the layout, then, for each trial, where to and how. The process runs this."""
     layout, user_data, max_packet_size = pickle.load(sys.stdin.buffer)
-    batches = max(PREMADE_PACKETS // layout.batch_heaps, 1)
-    premade = Premade(layout, batches, user_data=user_data, max_packet_size=max_packet_size)
+    simulator = Simulator(layout, user_data=user_data, max_packet_size=max_packet_size)
+    batch_bytes = len(simulator.indices) * layout.heap_bytes
     with contextlib.suppress(EOFError, ConnectionError):  # the receiver has ended
         while True:
             endpoint, seconds, rate = pickle.load(sys.stdin.buffer)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.connect(endpoint)
-                pickle.dump(premade.send(sock, seconds, rate), sys.stdout.buffer)
+            heaps, sent_bytes = sum(simulator.truth.sent), simulator.truth.bytes
+            batches = max(1, round(seconds * rate / batch_bytes))
+            with UdpSink([endpoint]) as sink:
+                begin = time.monotonic()
+                # Where the sender cannot follow, the trial ends nevertheless.
+                late = functools.partial(_is_past, begin + 2 * seconds)
+                truth = simulator.send(sink, batches, rate=rate, stop=late)
+                end = time.monotonic()
+            sent = Sent(sum(truth.sent) - heaps, truth.bytes - sent_bytes, begin, end)
+            pickle.dump(sent, sys.stdout.buffer)
             sys.stdout.buffer.flush()
+
+
+def _is_past(end: float) -> bool:
+    return time.monotonic() > end
