@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "Place the same heaps with two placements, and show which heaps are placed differently.",
     "bench": "Measure what a heap costs on this machine.",
     "top": "Watch a speadrx process by the URL of its metrics.",
+    "fleet": "Receive what PLAN says, with a receiver for each share of it.",
 }
 
 

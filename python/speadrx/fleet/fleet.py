@@ -1,0 +1,400 @@
+"""`Fleet`: places the shares of a plan on workers of Dask, follows them, and starts them anew when a worker dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import queue
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from speadrx._words import counted, listed
+
+from .account import SHARE_MOVED, WORKER_DIED, FleetAccount, FleetStats
+from .dealing import Share
+from .fit import Place, Places, Problem, problems
+from .plan import Plan
+from .results import ByTime, Results
+from .share import Work
+
+logger = logging.getLogger(__name__)
+
+#: States of a share of which nothing more comes unless it is started again.
+_OVER = ("waits", "lost", "ended", "failed")
+#: Seconds between looks of who waits for something.
+_LOOK = 0.1
+#: Seconds that a share on a worker that was asked to leave has to hand over what it has received.
+_LEAVE_SECONDS = 10.0
+
+
+class FleetError(RuntimeError):
+    """A fleet cannot receive. The message says why."""
+
+
+class Fleet:
+    """Receive the shares of a plan on the workers of a Dask cluster.
+
+    It is a context manager, and iterates over the results of the plan's function in the order of time, with or without
+    ``async``::
+
+        with Fleet(plan, "tcp://head:8786") as fleet:
+            for time, results, missing, late in fleet:
+                ...
+
+    Leaving the block ends all shares: what they have received is handed over first, and recordings are finished.
+
+    Parameters
+    ----------
+    plan
+        What to receive.
+    scheduler
+        Address of a scheduler, a client of it, or a cluster.
+    patience
+        Seconds that results wait for those of a slower share.
+    keep_results
+        Whether results are kept for a loop. Without one, they would take memory.
+    metrics_port
+        Port on which to serve the account to Prometheus; 0 for any free port. By default, it is not served.
+    metrics_address
+        Address on which to serve it.
+    """
+
+    #: The account, which may be read at any time.
+    account: FleetAccount
+
+    def __init__(
+        self,
+        plan: Plan,
+        scheduler: Any,
+        *,
+        patience: float = 5.0,
+        keep_results: bool = True,
+        metrics_port: int | None = None,
+        metrics_address: str = "127.0.0.1",
+    ) -> None:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan: given {plan!r}, but wanted a speadrx.fleet.Plan")
+        self.plan = plan
+        self.account = FleetAccount(plan.dealt)
+        #: Distinguishes it from other fleets on the same scheduler.
+        self.id = f"{plan.name}-{uuid.uuid4().hex[:8]}"
+        self._scheduler = scheduler
+        self._metrics = (metrics_port, metrics_address)
+        self._server: Any = None
+        self._client: Any = None
+        self._topic = ""
+        self._shares = {share.name: share for share in plan.dealt}
+        self._waiting: list[str] = []
+        self._places = Places(plan.resources)
+        #: Until when a share that leaves its worker may send its last report.
+        self._leaving: dict[str, float] = {}
+        self._futures: dict[str, Any] = {}
+        self._keeps_results = keep_results
+        self._results = ByTime(self._shares, patience)
+        self._events: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._thread = threading.Thread(target=self._follow, name="speadrx-fleet", daemon=True)
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Port on which the account is served; None if it is not."""
+        return None if self._server is None else self._server.port
+
+    def connect(self, timeout: float = 60.0, grace: float = 10.0) -> list[Problem]:
+        """Connect to the scheduler, ask all workers what they have, and return what does not fit.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for the scheduler.
+        grace
+            Seconds to wait for more workers if something does not fit those that have answered.
+
+        Raises
+        ------
+        FleetError
+            If the scheduler cannot be reached.
+        """
+        from distributed import Client
+
+        from .worker import SharesPlugin, topic_of
+
+        self._topic = topic_of(self.id)
+        scheduler, more = self._scheduler, {}
+        if isinstance(scheduler, Client):
+            scheduler, more = scheduler.scheduler.address, {"security": scheduler.security}
+        try:
+            # A client of its own, so that nobody else's subscriptions change.
+            self._client = Client(scheduler, set_as_default=False, timeout=timeout, **more)
+        except (OSError, TimeoutError) as exc:
+            raise FleetError(f"scheduler: {scheduler} cannot be reached: {exc}") from None
+        self._thread.start()
+        self._client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
+        self._client.subscribe_topic("all", lambda event: self._events.put({"kind": "all", **event[1]}))
+        self._wait_for_subscription(timeout)
+        self._client.register_plugin(SharesPlugin(self.id), name=self._topic)
+        self.wait(lambda: not any(problem.fatal for problem in self._problems()), grace)
+        return self._problems()
+
+    def _wait_for_subscription(self, timeout: float) -> None:
+        """Wait until the scheduler passes events on. Before, those of workers would be lost."""
+        heard = threading.Event()
+        deadline = time.monotonic() + timeout
+        self._client.subscribe_topic(f"{self._topic}-begin", lambda event: heard.set())
+        while not heard.wait(_LOOK):
+            if time.monotonic() > deadline:
+                raise FleetError(f"scheduler: {self._client.scheduler.address} passes no events on")
+            self._client.log_event(f"{self._topic}-begin", "begin")
+        self._client.unsubscribe_topic(f"{self._topic}-begin")
+
+    def _problems(self) -> list[Problem]:
+        return problems(self.plan.dealt, self.plan.resources, list(self._places.places.values()))
+
+    def start(self) -> None:
+        """Place the shares, and start them. It returns at once."""
+        port, address = self._metrics
+        if port is not None:
+            from prometheus_client import CollectorRegistry
+
+            from speadrx.metrics.server import MetricsServer
+
+            from .metrics import FleetCollector
+
+            registry = CollectorRegistry(auto_describe=True)
+            registry.register(FleetCollector(self.account))
+            self._server = MetricsServer(registry, port, address)
+        with self._changed:
+            self._waiting += self._shares
+        self._events.put({"kind": "start"})
+
+    def wait(self, condition: Callable[[], Any], timeout: float = 60.0) -> bool:
+        """Wait until a condition holds, or the time is over; return whether it holds.
+
+        Parameters
+        ----------
+        condition
+            Called whenever something has changed, and a few times each second.
+        timeout
+            In seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not condition():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(min(left, _LOOK))
+        return True
+
+    def wait_until_receiving(self, timeout: float = 60.0) -> None:
+        """Wait until all shares receive.
+
+        Raises
+        ------
+        FleetError
+            If a share has failed, or the time is over. The message says which share does not receive, and why.
+        """
+        self.wait(lambda: all(state in ("receives", "ended", "failed") for state in self._states()), timeout)
+        others = [f"{one.name} {one.error or one.state}" for one in self.stats().shares if one.state != "receives"]
+        if others:
+            raise FleetError(f"{counted(len(others), 'share')} of {len(self._shares)} do not receive: {listed(others)}")
+
+    def stats(self) -> FleetStats:
+        """Read the account."""
+        return self.account.stats()
+
+    def stop(self, timeout: float = 60.0) -> FleetStats:
+        """End all shares, and return the account. It may be called again.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for their last reports.
+        """
+        if self._client is not None:
+            self._events.put({"kind": "stop"})
+            self.wait(lambda: self._ending and all(state in _OVER for state in self._states()), timeout)
+            self._events.put(None)
+            self._thread.join()
+            try:
+                if self._client.status == "running":
+                    self._client.unsubscribe_topic("all")
+                    self._client.unregister_worker_plugin(self._topic)
+            finally:
+                self._client.close()
+                self._client = None
+        if self._server is not None:
+            self._server.close()
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        return self.stats()
+
+    def _states(self) -> list[str]:
+        return [self.account.state(name) for name in self._shares]
+
+    # What follows runs in the fleet's own thread, one event at a time.
+
+    def _follow(self) -> None:
+        while (event := self._next_event()) is not None:
+            with self._changed:
+                try:
+                    self._handle(event)
+                except Exception:  # an event that cannot be handled must not end all that follow
+                    logger.exception("fleet %s: %s", self.id, event["kind"])
+                self._changed.notify_all()
+
+    def _next_event(self) -> Mapping[str, Any] | None:
+        try:
+            return self._events.get(timeout=_LOOK)
+        except queue.Empty:
+            return {"kind": "nothing"}
+
+    def _handle(self, event: Mapping[str, Any]) -> None:
+        match event["kind"]:
+            case "worker":
+                self._places.add(Place.of(event))
+            case "all":
+                if event.get("action") == "remove-worker":
+                    self._forget_worker(event["worker"], leaves=event["expected"])
+            case "start" | "nothing":
+                pass  # those that wait are placed below
+            case "stop":
+                self._ending = True
+                self._waiting.clear()
+                self._client.cancel(list(self._futures.values()), force=True)
+            case "failed":
+                self._fail(event)
+            case _:
+                self._take_report(event)
+        for name in [name for name, until in self._leaving.items() if time.monotonic() >= until]:
+            del self._leaving[name]
+            self._lose(name, SHARE_MOVED)
+        self._place()
+
+    def _forget_worker(self, worker: str, *, leaves: bool) -> None:
+        """A worker is gone. One that was asked to leave still sends what its shares have received."""
+        for name in self._places.remove(worker):
+            if leaves:
+                self._leaving[name] = time.monotonic() + _LEAVE_SECONDS
+            else:
+                logger.warning("fleet %s: the worker %s of share %s has died", self.id, worker, name)
+                self._lose(name, WORKER_DIED)
+
+    def _lose(self, name: str, cause: str) -> None:
+        """Start a share anew of which nothing more is to come."""
+        self.account.give_up(name, cause)
+        self._client.cancel([self._futures.pop(name)], force=True)
+        self._again(name)
+
+    def _take_report(self, report: Mapping[str, Any]) -> None:
+        name = report["share"]
+        if not self.account.add(report):
+            return
+        now = time.monotonic()
+        if self._keeps_results:
+            for timestamp, result in report["results"]:
+                self._results.add(name, timestamp, pickle.loads(result), now)
+        if report["kind"] == "ended":
+            self._leaving.pop(name, None)
+            self._places.release(name)
+            self._results.end(name)
+            self._futures.pop(name, None)
+            if report["error"] is not None:
+                logger.warning("fleet %s: share %s has failed: %s", self.id, name, report["error"])
+            elif not self._ending:
+                self._again(name)
+
+    def _fail(self, event: Mapping[str, Any]) -> None:
+        """A task has failed before it could report."""
+        name = event["share"]
+        if self.account.fail(name, event["incarnation"], event["error"]):
+            logger.warning("fleet %s: share %s has failed: %s", self.id, name, event["error"])
+            self._places.release(name)
+            self._results.end(name)
+            self._futures.pop(name, None)
+
+    def _again(self, name: str) -> None:
+        if not self._ending and name not in self._waiting:
+            self._waiting.append(name)
+
+    def _place(self) -> None:
+        """Start those that wait for a worker, as far as there are workers."""
+        while self._waiting and (place := self._places.take(self._waiting[0])) is not None:
+            self._submit(self._shares[self._waiting.pop(0)], place)
+
+    def _submit(self, share: Share, place: Place) -> None:
+        from .worker import receive_share
+
+        incarnation = self.account.submit(share.name, place.worker, place.host)
+        work = Work(
+            fleet=self.plan.name,
+            share=share.name,
+            incarnation=incarnation,
+            layout=share.layout,
+            endpoints=share.endpoints,
+            options=dict(self.plan.receiver),
+            function=self.plan.function,
+            record=self.plan.record,
+            report_seconds=self.plan.report_seconds,
+        )
+        future = self._client.submit(
+            receive_share,
+            self._topic,
+            work,
+            key=f"{self._topic}-{share.name}-{incarnation}",
+            workers=[place.worker],
+            allow_other_workers=False,
+            resources=dict(self.plan.resources),
+            pure=False,
+        )
+        self._results.end(share.name, ended=False)
+        self._futures[share.name] = future
+
+        def done(one: Any) -> None:
+            if one.status == "error":
+                what = {"share": share.name, "incarnation": incarnation, "error": repr(one.exception())}
+                self._events.put({"kind": "failed", **what})
+
+        future.add_done_callback(done)
+
+    def _next(self) -> Results | None:
+        """Wait for the results of the next time; None if there are no more."""
+        with self._changed:
+            while True:
+                over = self._ending and all(state in _OVER for state in self._states())
+                if (found := self._results.next(time.monotonic(), at_once=over)) is not None:
+                    return found
+                if over:
+                    return None
+                self._changed.wait(_LOOK)
+
+    def __iter__(self) -> Iterator[Results]:
+        while (results := self._next()) is not None:
+            yield results
+
+    async def __aiter__(self) -> AsyncIterator[Results]:
+        while (results := await asyncio.to_thread(self._next)) is not None:
+            yield results
+
+    def __enter__(self) -> Self:
+        try:
+            fatal = [problem.text for problem in self.connect() if problem.fatal]
+            if fatal:
+                raise FleetError("; ".join(fatal))
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,103 @@
+"""What runs on a worker of Dask: a task for each share, and a plugin that tells shares when to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import threading
+from typing import Any
+
+import psutil
+from distributed import Worker, WorkerPlugin, get_worker, secede
+
+from speadrx._core import __version__
+
+from .share import ShareRun, Work
+
+#: Seconds that a worker that closes waits for its shares: what has come is handed over, and recordings are finished.
+_PATIENCE = 20.0
+
+
+def topic_of(fleet: str) -> str:
+    """The topic of a fleet's events."""
+    return f"speadrx-{fleet}"
+
+
+class SharesPlugin(WorkerPlugin):
+    """Says what a worker has, and ends its shares when their tasks are cancelled or the worker closes.
+
+    Parameters
+    ----------
+    fleet
+        The fleet's own name on this scheduler.
+    """
+
+    def __init__(self, fleet: str) -> None:
+        self.name = topic_of(fleet)
+
+    def setup(self, worker: Worker) -> None:
+        """Say what the worker has."""
+        self._lock = threading.Lock()
+        self._running: dict[Any, ShareRun] = {}
+        #: Tasks that were cancelled before they had begun to receive.
+        self._cancelled: set[Any] = set()
+        facts = {
+            "kind": "worker",
+            "worker": worker.address,
+            "host": platform.node(),
+            "resources": dict(worker.state.total_resources),
+            "memory": psutil.virtual_memory().available,
+            "processors": len(os.sched_getaffinity(0)),
+            "version": __version__,
+        }
+        worker.log_event(self.name, facts)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """End the share of a task that was cancelled."""
+        if finish not in ("cancelled", "released", "forgotten") or not str(key).startswith(self.name):
+            return
+        with self._lock:
+            run = self._running.get(key)
+            if run is None:
+                if start == "executing":
+                    self._cancelled.add(key)
+                return
+        run.end("cancelled")
+
+    async def teardown(self, worker: Worker) -> None:
+        """End all shares, and wait until they have."""
+        with self._lock:
+            runs = list(self._running.values())
+        for run in runs:
+            run.end("worker closed")
+        waits = [asyncio.to_thread(run.finished.wait, _PATIENCE) for run in runs]
+        await asyncio.gather(*waits)
+
+    def begin(self, key: Any, run: ShareRun) -> None:
+        """Remember a share, in the thread of its task."""
+        with self._lock:
+            self._running[key] = run
+            if key in self._cancelled:
+                run.end("cancelled")
+
+    def over(self, key: Any) -> None:
+        """Forget it."""
+        with self._lock:
+            self._running.pop(key, None)
+            self._cancelled.discard(key)
+
+
+def receive_share(topic: str, work: Work) -> None:
+    """Receive a share: a task that keeps its resources until it is over, but no thread of the worker's pool."""
+    worker = get_worker()
+    plugin: SharesPlugin = worker.plugins[topic]
+    address = worker.address
+    key = worker.get_current_task()
+    run = ShareRun(work, lambda report: worker.log_event(topic, {**report, "worker": address}))
+    plugin.begin(key, run)
+    secede()
+    try:
+        run.run()
+    finally:
+        plugin.over(key)
