@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import re
@@ -25,6 +26,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("doc/**/*.md"), ROOT / "monit
 #: Folders of which the map names every source file; so it does for all folders of the package.
 MAPPED = ("src", "python/speadrx", "tests/support", "benches")
 MODULES = [info.name for info in pkgutil.walk_packages(speadrx.__path__, "speadrx.") if "__main__" not in info.name]
+if importlib.util.find_spec("distributed") is None:  # the extra dask, which few developers have
+    MODULES.remove("speadrx.fleet.worker")
 
 
 def code_blocks(document: pathlib.Path, language: str) -> list[str]:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import pathlib
 import pkgutil
@@ -48,7 +49,9 @@ assert n_chunks == 1, n_chunks
 
 def all_modules() -> list[str]:
     found = pkgutil.walk_packages(speadrx.__path__, "speadrx.")
-    return ["speadrx", *(info.name for info in found if not info.name.endswith("__main__"))]
+    left_out = {} if importlib.util.find_spec("distributed") else {"speadrx.fleet.worker"}
+    names = [info.name for info in found if not info.name.endswith("__main__")]
+    return ["speadrx", *(name for name in names if name not in left_out)]
 
 
 def imported_by(code: str) -> set[str]:

@@ -8,7 +8,7 @@ pytest.importorskip("rich")
 import click
 from click.testing import CliRunner
 
-from screens import ARRAY
+from screens import ARRAY, PLAN
 from speadrx.cli.group import COMMANDS, group
 from speadrx.simulate import PcapSink, Simulator
 
@@ -296,6 +296,24 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--sort": [("top localhost:1 --sort name", ["'name'", "loss"])],
         "--sources": [("top localhost:1 --sources 0", ["0"])],
     },
+    "fleet": {
+        "PLAN": [
+            ("fleet", ["Missing"]),
+            ("fleet no.toml", ["PLAN", "no.toml"]),
+            ("fleet array.toml", ["array.toml", "heap_bytes"]),
+            ("fleet bad_plan.toml", ["bad_plan.toml", "deal", "'antena'", "'antenna'"]),
+        ],
+        "--local": [
+            ("fleet plan.toml --local 0", ["0"]),
+            ("fleet plan.toml --local 2 --scheduler tcp://a:1", ["--sch"]),
+        ],
+        "--scheduler": [("fleet plan.toml --scheduler here", ["'here'", "tcp://10.0.0.1:8786"])],
+        "--seconds": [("fleet plan.toml --seconds 0", ["0"])],
+        "--metrics-port": [("fleet plan.toml --metrics-port 65536", ["65536"])],
+        "--metrics-address": [("fleet plan.toml --metrics-address 127.0.0.1", ["--metrics-port"])],
+        "--interval": [("fleet plan.toml --interval 0", ["0"])],
+        "--max-loss": [("fleet plan.toml --max-loss 2", ["2"])],
+    },
 }
 
 
@@ -306,6 +324,8 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "bad.toml").write_text(ARRAY.replace("heap_bytes = 1024", "heap_bytes = 0"), "utf-8")
     (tmp_path / "broken.toml").write_text(ARRAY.replace('sources = "antenna"', "sources = antenna"), "utf-8")
     (tmp_path / "timeless.toml").write_text(ARRAY.replace("tick_rate = 1e6\n", ""), "utf-8")
+    (tmp_path / "plan.toml").write_text(PLAN, "utf-8")
+    (tmp_path / "bad_plan.toml").write_text(PLAN.replace("antenna", "antena"), "utf-8")
     from speadrx import Layout
 
     with PcapSink("capture.pcap") as sink:

@@ -37,14 +37,14 @@ from speadrx.fleet import Fleet, FleetError, local_cluster
 pytestmark = [
     needs_multicast_route,
     pytest.mark.slow,
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(170),
     # distributed's own, as its event loops and sockets end.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 WORKERS = 4
 #: Seconds to wait for what starts processes.
-PATIENCE = 120
+PATIENCE = 100
 
 
 @contextlib.contextmanager
@@ -200,7 +200,8 @@ def test_cancelled_shares_give_their_resources_back(array, start):
 
 async def test_results_in_an_event_loop(array, start):
     fleet = start(plan_of(array))
-    array.send_gently(fleet, range(40))
+    # More chunks than the window keeps.
+    array.send_gently(fleet, range((WINDOW + 6) * BATCHES))
     times = []
     async for timestamp, results, missing, late in fleet:
         assert (len(results), missing, late) == (ANTENNAS, (), False)

@@ -43,6 +43,13 @@ name = "antenna"
 item = 0x4101
 size = 8
 """
+#: A fleet that receives it.
+PLAN = """\
+layout = "array.toml"
+endpoints = ["239.10.10.0+7:7148"]
+deal = "antenna"
+shares = 4
+"""
 #: What is sent: losses, copies, heaps out of order, garbage.
 FAULTS = ["--loss", "0.02", "--duplicate", "0.005", "--reorder", "20", "--garbage", "0.002", "--seed", "7"]
 BATCHES = 4096
@@ -105,6 +112,7 @@ COMMANDS = (
         text="heaps/s",
         whole=True,
     ),
+    Command("fleet plan.toml"),
 )
 
 
@@ -114,6 +122,7 @@ class Stage:
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
         (directory / "array.toml").write_text(ARRAY, "utf-8")
+        (directory / "plan.toml").write_text(PLAN, "utf-8")
         self._ports = {"PORT": str(own_port()), "OTHER": str(own_port())}
 
     def arguments(self, line: str) -> list[str]:

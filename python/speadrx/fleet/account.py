@@ -122,7 +122,9 @@ class _ShareState:
         return True
 
     def _unexplained(self) -> int:
-        return int(self.now["placed"]) - self.explained - sum(self.now.get("in_flight", ()))
+        placed: int = self.now["placed"]
+        in_flight: list[int] = self.now["in_flight"]
+        return placed - self.explained - sum(in_flight)
 
     def _follow(self, span: Sequence[int] | None, outside: Sequence[int]) -> None:
         """Find the gap before the first batch of an incarnation, and where it has got to.
@@ -328,7 +330,7 @@ def _share_stats(state: _ShareState) -> ShareStats:
         missing=missing,
         gaps=gaps,
         died=sum(state.died),
-        in_flight=sum(state.now.get("in_flight", ())),
+        in_flight=sum(state.now["in_flight"]),
         unfinished=state.unfinished,
         duplicates=sum_of.heaps("duplicates"),
         too_old=sum_of.heaps("too_old"),
@@ -370,6 +372,10 @@ def _source_losses(states: Any) -> list[SourceLoss]:
                     for label, heaps in zip(labels, by_source, strict=False):
                         found[label][column] += heaps
     return [
-        SourceLoss(label, *(row[name] for name in columns), loss(row["missing"] + row["gaps"], row["present"]))
+        SourceLoss(
+            label=label,
+            loss=loss(row["missing"] + row["gaps"], row["present"]),
+            **{name: row[name] for name in columns},
+        )
         for label, row in found.items()
     ]

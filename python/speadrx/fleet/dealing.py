@@ -73,7 +73,9 @@ def deal(
                 "wanted one each"
             )
         name = str(number).zfill(len(str(n - 1)))
-        dealt.append(Share(name, cut_layout, tuple(part), axis and axis.name, first, end, threads, memory))
+        dealt.append(
+            Share(name, cut_layout, tuple(part), None if axis is None else axis.name, first, end, threads, memory)
+        )
     return tuple(dealt)
 
 

@@ -89,18 +89,21 @@ class Plan:
         return dealt
 
     def _check(self) -> list[tuple[str, int]]:
-        if not isinstance(self.layout, DeclarativeLayout):
+        layout: Any = self.layout
+        if not isinstance(layout, DeclarativeLayout):
             raise PlanError(f"layout: given {self.layout!r}, but wanted a declarative layout, such as Layout(...)")
         pairs = _check_endpoints(self.endpoints)
         if self.shares is not None:
             check_integer("shares", self.shares, 1)
         _check_resources(self.resources)
         _check_function(self.function)
-        if self.record is not None and (not isinstance(self.record, str) or "{share}" not in self.record):
+        record: Any = self.record
+        if record is not None and (not isinstance(record, str) or "{share}" not in record):
             raise PlanError(f"record: {self.record!r} must have {{share}} in it, such as night_{{share}}.zarr")
         _check_options(self.receiver)
         _check_number("report_seconds", self.report_seconds, 0.05)
-        if not isinstance(self.name, str) or not self.name:
+        name: Any = self.name
+        if not isinstance(name, str) or not name:
             raise PlanError(f"name: given {self.name!r}, but wanted a few letters")
         return pairs
 
@@ -177,7 +180,7 @@ def _check_endpoints(endpoints: Any) -> list[tuple[str, int]]:
 
 
 def _check_number(name: str, value: Any, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) < math.inf:
         raise PlanError(f"{name}: given {value!r}, but wanted a number of at least {least}")
 
 
