@@ -99,9 +99,12 @@ def test_heaps_before_the_first_whole_batch_are_not_in_the_gap(account):
     account.add(report(1, rise={"present": [8, 8], "placed": [8, 8]}, span=(0, 8), placed=16))
     account.give_up("0")
     account.submit("0", "tcp://b:1", "b")
-    rise = {"present": [5, 4], "placed": [5, 4], "outside": [1, 0]}
-    account.add(report(1, incarnation=2, rise=rise, span=(20, 24), placed=9))
-    assert [one.gaps for one in account.stats().sources] == [11, 12, 0, 0]
+    rise = {"present": [1, 0], "placed": [1, 0], "before": [1, 0]}
+    account.add(report(1, incarnation=2, rise=rise, span=(20, 20), placed=1))
+    assert account.stats().gaps == {}
+    rise = {"present": [5, 4], "placed": [5, 4], "before": [1, 0]}
+    account.add(report(2, incarnation=2, rise=rise, span=(20, 24), placed=10))
+    assert [one.gaps for one in account.stats().sources] == [10, 12, 0, 0]
 
 
 def test_the_dead_are_not_heard(account):

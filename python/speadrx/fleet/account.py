@@ -54,6 +54,8 @@ class _ShareState:
         self.by_host: dict[str, Counts] = {}
         self.died = [0] * self.n_sources
         self.gaps: dict[str, list[int]] = {}
+        #: Heaps present that are in no span, and not yet taken from a gap.
+        self.before = [0] * self.n_sources
         self.unfinished = 0
         self.incarnation = 0
         self.state = "waits"
@@ -111,7 +113,7 @@ class _ShareState:
         rise = report["rise"]
         self.by_host.setdefault(self.host, Counts()).rise(rise)
         self.explained += sum(sum(rise.get(name, ())) for name in _EXPLAINING)
-        self._follow(self.now["span"], rise.get("outside", [0] * self.n_sources))
+        self._follow(self.now["span"], rise.get("before", [0] * self.n_sources))
         if report["kind"] == "ended":
             self.error = report["error"]
             self.unfinished += self.now["unfinished"]
@@ -126,12 +128,13 @@ class _ShareState:
         in_flight: list[int] = self.now["in_flight"]
         return placed - self.explained - sum(in_flight)
 
-    def _follow(self, span: Sequence[int] | None, outside: Sequence[int]) -> None:
+    def _follow(self, span: Sequence[int] | None, before: Sequence[int]) -> None:
         """Find the gap before the first batch of an incarnation, and where it has got to.
 
-        Heaps outside came before that batch, so they are present, and not in the gap.
+        Some heaps may have come before that batch: they are present, and not in the gap.
         """
-        if span is None:
+        self.before = [a + b for a, b in zip(self.before, before, strict=True)]
+        if span is None or span[0] == span[1]:
             return
         begin, end = span
         if not self.spanned:
@@ -140,7 +143,8 @@ class _ShareState:
             if self.end is not None and begin > self.end and self.cause is not None:
                 heaps = (begin - self.end) // self.step * (self.share.layout.batch_heaps // self.n_sources)
                 gap = self.gaps.setdefault(self.cause, [0] * self.n_sources)
-                self.gaps[self.cause] = [a + max(heaps - b, 0) for a, b in zip(gap, outside, strict=True)]
+                self.gaps[self.cause] = [a + max(heaps - b, 0) for a, b in zip(gap, self.before, strict=True)]
+            self.before = [0] * self.n_sources
         self.end = end
 
     @property

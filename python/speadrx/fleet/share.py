@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import operator
 import os
 import pickle
 import platform
@@ -48,6 +49,8 @@ class _Done(NamedTuple):
 
     totals: Totals
     span: Span | None
+    #: Heaps of chunks that begin before the span, outside of it: they came while sockets were opened.
+    before: list[int]
     function_errors: int
 
 
@@ -71,7 +74,8 @@ class ShareRun:
         #: Set when all is over, and the last report was sent.
         self.finished = threading.Event()
         self._ending = threading.Event()
-        self._done = _Done(Totals.zero(len(work.layout.source_labels)), None, 0)
+        n_sources = len(work.layout.source_labels)
+        self._done = _Done(Totals.zero(n_sources), None, [0] * n_sources, 0)
         self._results: list[tuple[int, bytes]] = []
         self._reported: dict[str, Any] = {}
         self._number = 0
@@ -138,7 +142,11 @@ class ShareRun:
                         "share %s: the function failed; it is not said again", self._work.share, exc_info=True
                     )
         with self._lock:
-            self._done = _Done(receiver.accounting._totals, _span(receiver, chunk), errors)
+            totals, span, before = receiver.accounting._totals, _span(receiver, chunk), self._done.before
+            if chunk.timestamp < span.begin:
+                rose = map(operator.sub, totals.outside, self._done.totals.outside)
+                before = list(map(operator.add, before, rose))
+            self._done = _Done(totals, span, before, errors)
             if result is not None:
                 self._results.append((chunk.timestamp, result))
 
@@ -176,7 +184,7 @@ class ShareRun:
         counts: dict[str, Any] = {
             "present": totals.present,
             "missing": totals.missing,
-            "outside": totals.outside,
+            "before": done.before,
             "chunks": totals.chunks,
             "restarts": totals.restarts,
             "epoch_gap": totals.epoch_gap * len(totals.present),
