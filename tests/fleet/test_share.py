@@ -5,9 +5,10 @@ import threading
 
 import numpy as np
 import pytest
+import spead2
 
 from addresses import own_port
-from fleets import ANTENNAS, AT_ONCE, Array, as_arrays, by_one_receiver, contents, plan_of
+from fleets import ANTENNAS, AT_ONCE, LAYOUT, Array, as_arrays, by_one_receiver, contents, packet, plan_of
 from loopback import needs_multicast_route, wait_for
 from speadrx.fleet.account import FleetAccount
 from speadrx.fleet.share import ShareRun, Work, recording_path
@@ -188,6 +189,38 @@ def test_recording(array, run, tmp_path):
     assert group["present"][:].shape == (AT_ONCE, 1)
     assert group["present"][:].all()
     assert group.attrs["speadrx"]["complete"]
+
+
+def test_recordings_are_one_dataset(array, run, tmp_path):
+    """Recordings of all shares, joined along their axis, hold what one receiver records."""
+    xarray = pytest.importorskip("xarray")
+    import speadrx
+
+    record = str(tmp_path / "night_{share}.zarr")
+    shares = [run(plan_of(array, record=record), number=number) for number in range(ANTENNAS)]
+    wait_for(lambda: all(one.share.state == "receives" for one in shares))
+    for first in range(0, 64, AT_ONCE):
+        array.send(range(first, first + AT_ONCE))
+        wait_for(lambda n=first + AT_ONCE: all(one.share.placed == n for one in shares))
+    for one in shares:
+        one.end()
+    queue = spead2.InprocQueue()
+    for batch in range(64):
+        for antenna in range(ANTENNAS):
+            queue.add_packet(packet(batch, antenna))
+    queue.stop()
+    with (
+        speadrx.Receiver(LAYOUT, queue, window=2) as receiver,
+        speadrx.Recorder(receiver, tmp_path / "whole.zarr", wait=True) as recorder,
+    ):
+        for chunk in recorder:
+            chunk.recycle()
+    paths = [tmp_path / f"night_{number}.zarr" for number in range(ANTENNAS)]
+    joined = xarray.concat([speadrx.open(path) for path in paths], dim="antenna")
+    whole = speadrx.open(tmp_path / "whole.zarr")
+    for name in ("data", "present", "time"):
+        np.testing.assert_array_equal(joined[name].values, whole[name].values)
+    assert joined.data.dims == whole.data.dims
 
 
 def test_recordings_of_later_starts_lie_beside_the_first():

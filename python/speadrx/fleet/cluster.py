@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: How a cluster of receivers differs from one for computations. Nobody is ended because a function has held the
-#: interpreter's lock for long.
-SETTINGS = {"distributed.scheduler.worker-ttl": None}
+#: interpreter's lock for long. Nor is a worker that has died, and takes longer than 15 s to come back: it may receive
+#: by the time that it is ended.
+SETTINGS = {"distributed.scheduler.worker-ttl": None, "distributed.deploy.lost-worker-timeout": "520 weeks"}
 
 
 @contextlib.contextmanager
