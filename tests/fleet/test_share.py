@@ -96,6 +96,7 @@ def test_reports_add_up(array, run):
     whole = by_one_receiver(range(96))
     results = one.results()
     assert set(results) == set(whole)
+    assert sum(len(report["results"]) for report in one.reports) == len(whole), "each is sent once"
     for timestamp, result in results.items():
         for ours, all_of_it in zip(as_arrays(result, 1), whole[timestamp], strict=True):
             np.testing.assert_array_equal(ours[:, 0], all_of_it[:, 2])
