@@ -83,6 +83,13 @@ def test_names_of_metrics_need_no_collector():
     assert "prometheus_client" not in imported_by("import speadrx; speadrx.metrics.HELP")
 
 
+def test_only_its_command_imports_fleets():
+    others = [name for name in all_modules() if not name.startswith("speadrx.fleet")]
+    code = "\n".join(f"import {name}" for name in others)
+    added = imported_by(code + "\nimport sys; assert not any(name.startswith('speadrx.fleet') for name in sys.modules)")
+    assert not {"dask", "distributed", "psutil"} & added
+
+
 @pytest.mark.parametrize("use", ["speadrx.StatsCollector", "speadrx.stats.StatsCollector"])
 def test_collector_imports_prometheus_client(use):
     module = use.rpartition(".")[0]

@@ -20,6 +20,8 @@ import spead2.send
 #: the core from 1.3 to 1.9 MB, and the package with its bytecode to 4.0 MB. Comparison and interfaces added 0.2 MB,
 #: recordings 0.25 MB, and a fast sender 0.1 MB.
 MAX_BYTES = 4_700_000
+#: Fleets are an extra, as the command line is, and nothing else imports them.
+MAX_FLEET_BYTES = 300_000
 NEVER_IMPORTED = {"numba", "llvmlite", "scipy"}
 TIME_ID, ANTENNA_ID, DATA_ID = 0x1600, 0x4101, 0x3300
 N_ANTENNAS, N_CHUNKS, HEAP_SAMPLES, CHUNK_BATCHES = 3, 5, 512, 8
@@ -164,11 +166,13 @@ def main() -> None:
     check_udp()
     imported = NEVER_IMPORTED & set(sys.modules)
     assert not imported, f"imported: {imported}"
-    size = package_bytes()
-    # The command line is there for who has its extra.
-    library = size - package_bytes("speadrx/cli/")
-    assert library <= MAX_BYTES, f"without its command line the package takes {library} bytes, more than {MAX_BYTES}"
-    sizes = f"{size / 1e6:.2f} MB, {library / 1e6:.2f} MB without the command line"
+    assert not any(name.startswith("speadrx.fleet") for name in sys.modules), "fleets are imported by who needs none"
+    size, fleet = package_bytes(), package_bytes("speadrx/fleet/")
+    # The command line and fleets are there for who has their extras.
+    library = size - package_bytes("speadrx/cli/") - fleet
+    assert library <= MAX_BYTES, f"without its extras the package takes {library} bytes, more than {MAX_BYTES}"
+    assert 0 < fleet <= MAX_FLEET_BYTES, f"fleets take {fleet} bytes, more than {MAX_FLEET_BYTES}"
+    sizes = f"{size / 1e6:.2f} MB, {library / 1e6:.2f} MB without the command line and fleets ({fleet / 1e6:.2f} MB)"
     version = importlib.metadata.version("speadrx")
     print(f"speadrx {version} on Python {platform.python_version()}: {sizes}; chunks received, all well")
 
