@@ -37,7 +37,7 @@ from speadrx.fleet import Fleet, FleetError, local_cluster
 pytestmark = [
     needs_multicast_route,
     pytest.mark.slow,
-    pytest.mark.timeout(170),
+    pytest.mark.timeout(600),
     # distributed's own, as its event loops and sockets end.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -50,7 +50,10 @@ PATIENCE = 100
 @contextlib.contextmanager
 def workers(n):
     """Workers, each a process with a NIC of its own; those that die come back."""
-    with dask.config.set({"logging.distributed": "critical"}), local_cluster(n, {"NIC": 1}) as made:
+    settings = {"logging.distributed": "critical"} | dict.fromkeys(
+        ("distributed.comm.timeouts.connect", "distributed.comm.timeouts.tcp"), f"{PATIENCE}s"
+    )
+    with dask.config.set(settings), local_cluster(n, {"NIC": 1}) as made:
         yield made
 
 
@@ -76,7 +79,7 @@ def start(cluster):
         def start(plan, where=cluster):
             with Client(where, set_as_default=False) as client:
                 client.wait_for_workers(len(where.workers), timeout=PATIENCE)
-            fleet = Fleet(plan, where)
+            fleet = Fleet(plan, where, patience=PATIENCE)
             stack.callback(fleet.stop)
             assert [problem.text for problem in fleet.connect(grace=PATIENCE) if problem.fatal] == []
             fleet.start()
@@ -128,6 +131,8 @@ def test_a_worker_is_killed(cluster, array, start):
     fleet = start(plan_of(array))
     victim = 1
     array.send_gently(fleet, range(64))
+    # Otherwise nobody would know when the gap began.
+    assert fleet.wait(lambda: fleet.stats().shares[victim].present, PATIENCE)
     worker = fleet.stats().shares[victim].worker
     kill(pid_of(cluster, worker))
     array.send(range(64, 64 + AT_ONCE))

@@ -29,7 +29,7 @@ _OVER = ("waits", "lost", "ended", "failed")
 #: Seconds between looks of who waits for something.
 _LOOK = 0.1
 #: Seconds that a share on a worker that was asked to leave has to hand over what it has received.
-_LEAVE_SECONDS = 10.0
+_LEAVE_SECONDS = 60.0
 
 
 class FleetError(RuntimeError):

@@ -16,7 +16,7 @@ from speadrx._core import __version__
 from .share import ShareRun, Work
 
 #: Seconds that a worker that closes waits for its shares: what has come is handed over, and recordings are finished.
-_PATIENCE = 20.0
+_PATIENCE = 30.0
 
 
 def topic_of(fleet: str) -> str:
