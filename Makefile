@@ -13,7 +13,7 @@ RUN = tools/uv run --locked $(if $(wildcard python/speadrx/_core.abi3.so),,--rei
 RUN_TEST = $(RUN) --group test
 
 # All that need anything begin by checking that the machine has it.
-HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults matrix screens bench budgets wheel
+HABITS := build demo test test-all test-system lint fuzz sanitize sanitize-wire soak faults matrix screens bench performance budgets wheel
 .PHONY: help preflight fresh clean $(HABITS)
 $(HABITS): preflight
 
@@ -73,9 +73,12 @@ matrix: ## Play all that may happen to an array to receivers, and write what was
 screens: ## Run every command in terminals, and write what they show into doc/screens.md
 	@$(RUN_TEST) python tests/support/screens.py
 
-bench: ## Run the benchmarks (Rust, then end to end)
-	cargo bench
-	for bench in benches/bench_*.py; do $(RUN_TEST) python "$$bench"; done
+bench: ## Compare with rivals, one table, which is written to target/performance.json (15 minutes; ARGS=--quick)
+	@$(RUN_TEST) --extra cli python benches/table.py $(ARGS)
+
+performance: ## Measure on a machine that does nothing else, and make doc/performance.md of it (15 minutes)
+	@$(RUN_TEST) --extra cli python benches/table.py --json doc/performance.json $(ARGS)
+	@$(RUN_TEST) --extra plot python benches/performance.py
 
 budgets: ## Count instructions per heap and packet (valgrind), and compare with benches/budgets.toml
 	@$(RUN) python benches/budgets.py $(ARGS)

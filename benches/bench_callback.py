@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numba_callbacks
 import numpy as np
+import rows
 import spead2
 from llvmlite import binding, ir
 from numba import types
@@ -55,6 +56,7 @@ BOUNDS: dict[tuple[str, str], float | None] = {
     ("antenna-channelised", "numba"): 1.4,
     ("tied-array", "numba"): 1.45,
 }
+FORMATS = ("digitiser", "antenna-channelised", "tied-array")
 #: Largest ratio between our own costs with few and many sources, in order and shuffled.
 SOURCES_BOUND = 1.15
 #: Most instructions of our callback per heap, the loop not counted.
@@ -393,6 +395,20 @@ def ratios(callbacks: list[Callback]) -> bool:
     return within
 
 
+def table_rows(callbacks: list[Callback]) -> Iterator[dict[str, Any]]:
+    """The rows for the table of all benchmarks: each format, and the geometric mean of the three."""
+    times = {(c.group, c.name): c.times for c in callbacks}
+    loop = np.median(times["loop", "empty"])
+    for group in FORMATS:
+        yield rows.row(f"callback, {group}", "numba", "ns", times[group, "speadrx"], times[group, "numba"])
+    means = [
+        np.exp(np.mean([np.log(times[group, name]) for group in FORMATS], axis=0)) for name in ("speadrx", "numba")
+    ]
+    yield rows.row("callback, geometric mean", "numba", "ns", *means, most=0.5)
+    tuned = [times["digitiser", name] - loop for name in ("speadrx", "numba, tuned")]
+    yield rows.row("callback, digitiser, less the loop", "numba, tuned", "ns", *tuned)
+
+
 def count_instructions(callbacks: list[Callback], rounds: int) -> None:
     """Run each callback between two requests to the callgrind that runs this process."""
 
@@ -443,6 +459,7 @@ def main() -> None:
     parser.add_argument("--heaps", type=int, default=200_000, help="heaps in a turn, about [%(default)s]")
     parser.add_argument("--instructions", action="store_true", help="also count instructions with callgrind (a minute)")
     parser.add_argument("--under-callgrind", type=int, metavar="ROUNDS", help=argparse.SUPPRESS)
+    parser.add_argument("--json", metavar="FILE", help="write the rows of the table of all benchmarks to a file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is exceeded")
     args = parser.parse_args()
 
@@ -458,6 +475,7 @@ def main() -> None:
     print(f"numba {numba.__version__}, spead2 {spead2.__version__}, Python {platform.python_version()}\n")
     report(callbacks)
     within = ratios(callbacks)
+    rows.write(args.json, table_rows(callbacks))
     if args.instructions:
         within &= report_instructions(callbacks)
     if args.check and not within:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import rows
 import spead2.recv
 from speadrx.capture import read_datagrams
 
@@ -140,7 +141,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="rounds [%(default)s]")
     parser.add_argument("--megabytes", type=int, default=800, help="size of each file [%(default)s]")
     parser.add_argument("--live-seconds", type=float, default=0.5, help="time to try each live rate [%(default)s]")
+    parser.add_argument("--json", metavar="FILE", help="write the rows of the table of all benchmarks to a file")
     args = parser.parse_args()
+    found = []
     memory = pathlib.Path("/dev/shm")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None))
@@ -148,15 +151,21 @@ def main() -> None:
         print(f"{'':36}{'Mpackets/s':>12}{'GB/s':>8}   (best of {args.repeats})")
         for payload_bytes in (64, 1024, 8192):
             packets = write_capture(path, payload_bytes, args.megabytes * 10**6)
-            best = dict.fromkeys(WAYS, float("inf"))
+            times: dict[str, list[float]] = {name: [] for name in WAYS}
             for _ in range(args.repeats):
                 for name, way in WAYS.items():
                     start = time.perf_counter()
                     way(path, payload_bytes, packets)
-                    best[name] = min(best[name], time.perf_counter() - start)
-            for name, seconds in best.items():
+                    times[name].append(time.perf_counter() - start)
+            rates = {name: packets / np.array(each) / 1e6 for name, each in times.items()}
+            rival = "spead2's reader, placed"
+            for name in ("ours, received", "ours, gathered"):
+                what = f"capture of {payload_bytes} B packets: {name}"
+                found.append(rows.row(what, rival, "Mpackets/s", rates[name], rates[rival]))
+            for name, seconds in ((name, min(each)) for name, each in times.items()):
                 label = f"{payload_bytes} bytes: {name}"
                 print(f"{label:36}{packets / seconds / 1e6:12.2f}{path.stat().st_size / seconds / 1e9:8.2f}")
+    rows.write(args.json, found)
     show_live(args.live_seconds)
     print("wanted: received 1 GB/s (8192 bytes) and 1.5 Mpackets/s, inspect 1 Mpackets/s; live, mended to plain 0.5")
 

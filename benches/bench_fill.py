@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+import rows
 
 import speadrx
 
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--run", type=int, default=32, help="heaps of a run [%(default)s]")
     parser.add_argument("--rounds", type=int, default=40, help="times that each takes its turn [%(default)s]")
     parser.add_argument("--warm", action="store_true", help="leave in the caches what is there")
+    parser.add_argument("--json", metavar="FILE", help="write the rows of the table of all benchmarks to a file")
     parser.add_argument("--check", action="store_true", help=f"exit with 1 if one value is filled below {BOUND}")
     args = parser.parse_args()
 
@@ -126,6 +128,7 @@ def main() -> None:
     )
     print(f"{'missing':12s}{'memset':>11s}" + "".join(f"{name:>21s}" for name in list(ways)[1:]))
     within = True
+    found = []
     for fraction, run in ((0.01, 1), (0.01, args.run), (0.5, 1), (0.5, args.run), (1.0, bench.heaps)):
         missing = Missing.choose(fraction, run, bench.heaps, args.heap_bytes, rng)
         calls = max(1, round(0.05 / fraction))
@@ -141,7 +144,12 @@ def main() -> None:
             low, median, high = np.percentile(times["memset"] / times[name], [25, 50, 75])
             row += f"   {median:4.2f} ({low:.2f} - {high:.2f})"
             within &= name != "value 0" or median >= BOUND
+            what = f"fill, {args.heap_bytes} B heaps, {fraction:.0%} by {run}: {name}"
+            rates = [missing.sizes.sum() / times[way] / 1e9 for way in (name, "memset")]
+            least = 0.9 if name == "value 0" else None if name == "heap" and args.heap_bytes > 640 else 0.8
+            found.append(rows.row(what, "memset", "GB/s", *rates, least=0.7 if name == "heap" and least else least))
         print(row, flush=True)
+    rows.write(args.json, found)
     none = Missing(np.ones(bench.heaps, np.uint8), *np.empty((2, 0), np.intp))
     elapsed = min(bench.time(ways["value 0"], none, 10) for _ in range(args.rounds))
     print(f"\nWith no heap missing, a call takes {elapsed * 1e6:.2f} us; iter_chunks does not make it.")

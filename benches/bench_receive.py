@@ -24,6 +24,7 @@ from typing import Any
 import numba
 import numba_callbacks
 import numpy as np
+import rows
 import spead2
 import spead2.recv
 from speadrx.meerkat import FENG_ID_ID, TIMESTAMP_ID, AntennaChannelisedVoltageLayout
@@ -44,15 +45,15 @@ SPEADRX, NUMBA, SHIFTS, FIXED = "speadrx", "numba", "shifts", "fixed"
 BOUNDS = {SHIFTS: 0.95, FIXED: 0.95, NUMBA: None}
 
 
-def make_layout(batches: int, callback: Any = None) -> AntennaChannelisedVoltageLayout:
-    """Make a layout with heaps of 640 bytes, which may bring a callback of its own.
+def make_layout(batches: int, callback: Any = None, channels: int = 10) -> AntennaChannelisedVoltageLayout:
+    """Make a layout with heaps of 64 bytes a channel, which may bring a callback of its own.
 
     All that matters to the callback that shifts is a power of two.
     """
     kind = AntennaChannelisedVoltageLayout
     if callback is not None:
         kind = type("ForeignLayout", (kind,), {"_chunk_place": callback})
-    return kind(64, 10, 16, 2**21, 8, batches)
+    return kind(64, channels, 16, 2**21, 8, batches)
 
 
 def make_heads(layout: AntennaChannelisedVoltageLayout) -> np.ndarray:
@@ -89,8 +90,8 @@ def make_packets(layout: AntennaChannelisedVoltageLayout, chunks: int) -> np.nda
 class Bench:
     """The packets, the memory of the chunks, and the callbacks that take turns."""
 
-    def __init__(self, batches: int, chunks: int, processor: int, memcpy: int) -> None:
-        self.layout = make_layout(batches)
+    def __init__(self, batches: int, chunks: int, processor: int, memcpy: int, channels: int = 10) -> None:
+        self.layout = make_layout(batches, channels=channels)
         self.heads = make_heads(self.layout)
         # The thread that watches all streams runs as long as there is one: what is new with others is theirs.
         self.watched = speadrx.make_stream(
@@ -112,7 +113,7 @@ class Bench:
             FIXED: numba_callbacks.fixed(),
         }.items():
             self.arguments[name] = {
-                "layout": make_layout(batches, callback),
+                "layout": make_layout(batches, callback, channels),
                 "spead_items": self.layout.spead_items,
                 "stream_stats": [f"heaps_{i}" for i in range(3)],
                 "user_data": np.zeros((), numba_callbacks.common_user_data.dtype),
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=32, help="heaps of an antenna in a chunk [%(default)s]")
     parser.add_argument("--chunks", type=int, default=25, help="chunks in a turn [%(default)s]")
     parser.add_argument("--memcpy", choices=MEMCPY, default="nontemporal", help="how spead2 copies [%(default)s]")
+    parser.add_argument("--json", metavar="FILE", help="write the rows of the table of all benchmarks to a file")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a ratio is less than its bound")
     args = parser.parse_args()
     if args.chunks < BUFFERS:
@@ -196,6 +198,21 @@ def main() -> None:
         shown = "-" if bound is None else f"{bound:.2f}"
         label = f"speadrx / {name}"
         print(f"{label:24s} {other.min() / own.min():8.3f} {median:8.3f} {quartiles:>16s} {shown:>16s}")
+    rates = {name: 1e3 / column for name, column in zip(names, times.T, strict=True)}
+    rows.write(
+        args.json,
+        [
+            rows.row(
+                f"received from memory, {bench.layout.heap_bytes} B",
+                f"placement {name}",
+                "Mheaps/s",
+                *pair,
+                least=bound,
+            )
+            for name, bound in BOUNDS.items()
+            for pair in [(rates[SPEADRX], rates[name])]
+        ],
+    )
     if args.check and not within:
         sys.exit("A rate is too low.")
 
