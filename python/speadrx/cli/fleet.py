@@ -140,7 +140,7 @@ def fleet(
     if as_json:
         click.echo(json.dumps({"plan": plan.name, **dataclasses.asdict(stats)}))
     else:
-        _show(console, stats, all_sources=all_sources)
+        show(console, stats, all_sources=all_sources)
     context.exit(_conclude(stats, max_loss))
 
 
@@ -246,7 +246,7 @@ def _document(share: Share) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, stats: FleetStats, *, all_sources: bool) -> None:
+def show(console: Console, stats: FleetStats, *, all_sources: bool) -> None:
     """Print the account: by share, by source, and what became of all heaps."""
 
     def shares(rows: list[ShareStats], number: Format) -> Any:

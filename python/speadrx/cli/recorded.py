@@ -63,6 +63,9 @@ def show_account(path: str, *, as_json: bool) -> None:
         If there is none, because the run has not ended, or was killed.
     """
     recording = open_recording(path)
+    if "fleet" in recording.attributes:
+        _show_fleet(recording, as_json=as_json)
+        return
     if "account" not in recording.attributes:
         raise UnusableError(
             f"{path} lacks its account: it is still being written, or its writer was killed. 'speadrx plot {path}' "
@@ -99,6 +102,21 @@ def _stats(account: dict[str, Any]) -> ReceiverStats:
         return ReceiverStats(**{**account, **rings, "rejections": rejections, "sources": sources})
     except (KeyError, TypeError) as exc:
         raise ValueError(f"not that of this version of speadrx: {exc}") from None
+
+
+def _show_fleet(recording: Recording, *, as_json: bool) -> None:
+    """Write the account of a fleet."""
+    from speadrx.fleet.account import FleetStats
+
+    from .fleet import show
+
+    account = recording.attributes["fleet"]
+    if as_json:
+        click.echo(json.dumps(account))
+        return
+    with readable(f"{recording.path}: its account"):
+        stats = FleetStats.from_plain(account)
+    show(Console(highlight=False), stats, all_sources=True)
 
 
 def history_of(recording: Recording) -> History:

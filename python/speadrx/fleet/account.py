@@ -233,6 +233,15 @@ class FleetStats:
     #: Placed heaps that the account does not explain: 0, unless something is wrong.
     residual: int
 
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> FleetStats:
+        """Make it of its plain values, as in the attributes of a recording."""
+        shares, sources = ([kind(**one) for one in values[name]] for name, kind in _ROWS.items())
+        return cls(**{**values, "shares": shares, "sources": sources})
+
+
+_ROWS: dict[str, Any] = {"shares": ShareStats, "sources": SourceLoss}
+
 
 class FleetAccount:
     """The account of a fleet, of the reports of its shares. It may be read at any time, from any thread.

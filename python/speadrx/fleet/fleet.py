@@ -19,6 +19,7 @@ from .account import SHARE_MOVED, WORKER_DIED, FleetAccount, FleetStats
 from .dealing import Share
 from .fit import Place, Places, Problem, problems
 from .plan import Plan
+from .recording import FleetRecording
 from .results import ByTime, Results
 from .share import Work
 
@@ -96,6 +97,7 @@ class Fleet:
         self._futures: dict[str, Any] = {}
         self._keeps_results = keep_results
         self._results = ByTime(self._shares, patience)
+        self._recording = FleetRecording(plan, self.id)
         self._events: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._ending = False
@@ -157,7 +159,17 @@ class Fleet:
         return problems(self.plan.dealt, self.plan.resources, list(self._places.places.values()))
 
     def start(self) -> None:
-        """Place the shares, and start them. It returns at once."""
+        """Place the shares, and start them. It returns at once.
+
+        Raises
+        ------
+        FleetError
+            If the recording of all shares cannot be made.
+        """
+        try:
+            self._recording.begin()
+        except OSError as exc:
+            raise FleetError(f"record: {self.plan.record}: {exc.strerror or exc}") from None
         port, address = self._metrics
         if port is not None:
             from prometheus_client import CollectorRegistry
@@ -229,6 +241,7 @@ class Fleet:
             finally:
                 self._client.close()
                 self._client = None
+        self._recording.end(self.stats())
         if self._server is not None:
             self._server.close()
         with self._changed:
@@ -297,6 +310,7 @@ class Fleet:
         name = report["share"]
         if not self.account.add(report):
             return
+        self._recording.take(report)
         now = time.monotonic()
         if self._keeps_results:
             for timestamp, result in report["results"]:
@@ -341,7 +355,7 @@ class Fleet:
             endpoints=share.endpoints,
             options=dict(self.plan.receiver),
             function=self.plan.function,
-            record=self.plan.record,
+            record=self._recording.of(share, incarnation),
             report_seconds=self.plan.report_seconds,
         )
         future = self._client.submit(

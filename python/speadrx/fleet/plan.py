@@ -49,8 +49,9 @@ class Plan:
         Called with each `Chunk`, in the process that received it. What it returns travels to whoever has the fleet. It
         is a function, or where to find one: ``"module:name"``.
     record
-        Where each receiver records, on its machine, with ``{share}`` in it. A share that goes on elsewhere makes
-        another recording, with ``_2`` and so on in its name.
+        Where to record. With ``{share}`` in it, each receiver makes a recording of its own there, on its machine; a
+        share that goes on elsewhere makes another one, with ``_2`` and so on in its name. Without, all write one
+        recording, in a folder that all machines have, such as one on a network file system. That takes an axis.
     receiver
         More arguments of each `Receiver`, such as ``interface``, ``window`` or ``metrics_port``.
     report_seconds
@@ -98,8 +99,13 @@ class Plan:
         _check_resources(self.resources)
         _check_function(self.function)
         record: Any = self.record
-        if record is not None and (not isinstance(record, str) or "{share}" not in record):
-            raise PlanError(f"record: {self.record!r} must have {{share}} in it, such as night_{{share}}.zarr")
+        if record is not None and (not isinstance(record, str) or not record):
+            raise PlanError(f"record: given {self.record!r}, but wanted a path, such as night.zarr")
+        if record is not None and "{share}" not in record and self.deal == GROUP:
+            raise PlanError(
+                f"record: {self.record!r} must have {{share}} in it, such as night_{{share}}.zarr: with "
+                "deal = 'group', each share has a stream of its own"
+            )
         _check_options(self.receiver)
         _check_number("report_seconds", self.report_seconds, 0.05)
         name: Any = self.name

@@ -17,6 +17,7 @@ from speadrx.accounts.account import Totals
 from speadrx.layout.declaration import Layout
 from speadrx.receive.chunk import Chunk
 from speadrx.receive.receiver import Receiver
+from speadrx.record.common import Portion, PortionRecorder
 from speadrx.record.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ class Work:
     endpoints: tuple[tuple[str, int], ...]
     options: Mapping[str, Any]
     function: Callable[[Chunk], Any] | str | None
-    record: str | None
+    #: Where to record: a path with ``{share}`` in it, or a portion of a recording of all shares.
+    record: str | Portion | None
     report_seconds: float
 
 
@@ -116,7 +118,7 @@ class ShareRun:
                 if self._reason is not None:  # before there was anything to drain
                     receiver.drain()
             if work.record is not None:
-                self._recorder = Recorder(receiver, recording_path(work.record, work.share, work.incarnation))
+                self._recorder = _recorder(receiver, work.record, work.share, work.incarnation)
             self._report("started")
             reporter.start()
             try:
@@ -211,7 +213,15 @@ class ShareRun:
         if self._recorder is not None:
             recorded = self._recorder.stats()
             counts |= {"recorded_chunks": recorded.chunks, "not_recorded": sum(recorded.not_written.values())}
+            if isinstance(self._recorder, PortionRecorder):
+                now["recorded"] = self._recorder.extents()
         return counts, now
+
+
+def _recorder(receiver: Receiver, record: str | Portion, share: str, incarnation: int) -> Recorder:
+    if isinstance(record, Portion):
+        return PortionRecorder(receiver, record)
+    return Recorder(receiver, recording_path(record, share, incarnation))
 
 
 def recording_path(template: str, share: str, incarnation: int) -> str:

@@ -66,12 +66,13 @@ def open_recording(path: str | os.PathLike[str], *, part: int | None = None, mas
     recording = Recording(path)
     opened = recording.part(_chosen(recording, part))
     stored = recording.stored
-    length = opened.length()
+    skip = opened.begin() * recording.layout.chunk_batches
+    length = opened.length() - skip
     axes = [length if axis == stored.time_axis else n for axis, n in enumerate(stored.present.shape)]
     dims = stored.present.dims
 
     def variable(dims: tuple[str, ...], *args: Any, **kwargs: Any) -> Any:
-        return xarray.Variable(dims, xarray.core.indexing.LazilyIndexedArray(LazyArray(*args, **kwargs)))
+        return xarray.Variable(dims, xarray.core.indexing.LazilyIndexedArray(LazyArray(*args, skip=skip, **kwargs)))
 
     data, present = (opened.group[array.name] for array in (stored.data, stored.present))
     variables = {
@@ -201,7 +202,10 @@ def _chosen(recording: Recording, part: int | None) -> int:
 def _attributes(opened: RecordedPart, part: int) -> dict[str, Any]:
     """What speadrx says of the recording, and of the part."""
     attributes = {**opened.recording.attributes, **opened.attributes}
-    return {**attributes, "part": part, "parts": len(opened.recording.attributes["parts"])}
+    skipped = opened.begin() * opened.recording.layout.chunk_batches * attributes["timestamp_step"]
+    first = attributes["first_timestamp"] + skipped
+    more = {"first_timestamp": first, "part": part, "parts": len(opened.recording.attributes["parts"])}
+    return {**attributes, **more}
 
 
 def _time(is_utc: bool, tick_rate: float | None) -> tuple[Decode, np.dtype, dict[str, str]]:

@@ -34,6 +34,8 @@ class LazyArray(BackendArray):
         Makes numbers of what is stored.
     present
         The Zarr array that tells which heaps are present, if others are to be masked.
+    skip
+        Batches before the first one.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class LazyArray(BackendArray):
         dtype: np.dtype | None = None,
         decode: Decode = same,
         present: Any = None,
+        *,
+        skip: int = 0,
     ) -> None:
         dtype = array.dtype.newbyteorder("=") if dtype is None else dtype
         self.shape = (*axes, *inner)
@@ -52,7 +56,7 @@ class LazyArray(BackendArray):
         self._missing: Any
         self.dtype, self._missing = (dtype, None) if present is None else masked(dtype)
         self._array, self._decode, self._present = array, decode, present
-        self._time_axis, self._n_axes = time_axis, len(axes)
+        self._time_axis, self._n_axes, self._skip = time_axis, len(axes), skip
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
@@ -61,7 +65,7 @@ class LazyArray(BackendArray):
         # An axis of which one index is selected stays until the end.
         wide = [k if isinstance(k, (slice, np.ndarray)) else slice(int(k), int(k) + 1) for k in keys]
         axis = self._time_axis
-        times = _positions(wide[axis], self.shape[axis])
+        times = self._skip + _positions(wide[axis], self.shape[axis])
         sizes = [len(_positions(k, n)) for k, n in zip(wide, self.shape, strict=True)]
         out = np.empty(sizes, self.dtype)
         if out.size:

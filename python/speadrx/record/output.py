@@ -280,9 +280,16 @@ class Output:
             if goes_on and (number - part.chunks) * self._layout.chunk_batches <= _MOST_GAP_BATCHES:
                 return part, False
         self._is_broken = True
-        folder = os.path.join(self.path, f"part_{len(self._parts)}") if self._parts else self.path
+        return self._new_part(arrival), True
+
+    def _new_part(self, arrival: Arrival) -> Part:
+        """The part that begins with a chunk."""
         first, time = arrival.begin or (arrival.timestamp, arrival.time)
-        return Part(self.stored, self._layout, folder, first, time()), True
+        return Part(self.stored, self._layout, self._folder(len(self._parts)), first, time())
+
+    def _folder(self, part: int) -> str:
+        """The folder of a part, by its number."""
+        return os.path.join(self.path, f"part_{part}") if part else self.path
 
     def reach(self, timestamp: int) -> None:
         """Have the newest part reach up to a timestamp, though nothing more came."""

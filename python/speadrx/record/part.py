@@ -36,6 +36,12 @@ class _Array(NamedTuple):
     attributes: Mapping[str, Any] = {}
     #: The metadata of the codec that compresses it.
     codec: Mapping[str, Any] | None = None
+    #: An axis of which several places lie side by side, and how many.
+    beside: tuple[int, int] | None = None
+
+    def size(self, axis: int) -> int:
+        """How many indices of an axis other than the time all places have."""
+        return self.shape[axis] * (self.beside[1] if self.beside is not None and self.beside[0] == axis else 1)
 
 
 def _document(array: _Array, shape: Sequence[int]) -> bytes:
@@ -111,6 +117,8 @@ class Stored:
         Indices to keep, by axis.
     codec
         The metadata of the codec that compresses chunks, if any.
+    beside
+        An axis whose indices lie in several files side by side, and in how many, if they do.
     """
 
     def __init__(
@@ -118,21 +126,26 @@ class Stored:
         layout: DeclarativeLayout,
         select: Mapping[int, Sequence[int]],
         codec: Mapping[str, Any] | None = None,
+        beside: tuple[int, int] | None = None,
     ) -> None:
         self._layout, self._select = layout, select
         declaration = layout.declaration
         names = layout.axis_names
         self.time_name = declaration.time.name
         self.time_axis = names.index(self.time_name)
-        heaps = tuple(len(select.get(i, range(n))) for i, n in enumerate(layout.present_shape))
+        divided, by = beside or (None, 1)
+        heaps = tuple(
+            len(select.get(i, range(n))) // (by if i == divided else 1) for i, n in enumerate(layout.present_shape)
+        )
         dtype, shape, dims = self._element()
-        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis, codec=codec)
-        self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis, codec=codec)
+        more: dict[str, Any] = {"codec": codec, "beside": beside}
+        self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis, **more)
+        self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis, **more)
         extra = layout.extra_dtype
         taken = {"data", "present", *names}
         items = () if extra is None else [(name, extra[name]) for name in extra.names or ()]
         self.side = {
-            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis, codec=codec)
+            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis, **more)
             for name, kind in items
         }
         self.arrays = [self.data, *self.side.values(), self.present]
@@ -252,7 +265,8 @@ class Part:
             folder = os.path.join(self.folder, array.name)
             if not self.declared:
                 pieces.append((folder, None, True))
-            shape = [chunks * self._batches if axis == array.time_axis else n for axis, n in enumerate(array.shape)]
+            axes = range(len(array.shape))
+            shape = [chunks * self._batches if axis == array.time_axis else array.size(axis) for axis in axes]
             pieces += self._times(folder, chunks) if array is self._time else []
             pieces.append((os.path.join(folder, "zarr.json"), _document(array, shape), True))
         if not self.declared:

@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class Recorder(Beside):
         if not patience > 0:
             raise ValueError(f"patience: given {patience}, but wanted seconds")
         spare = max(len(receiver.pool) - receiver.stream._window - 1, 1)
-        self._output = Output(
+        self._output = self._open(
             path,
             self._layout,
             select=select or {},
@@ -105,6 +106,10 @@ class Recorder(Beside):
         #: The folder of the recording.
         self.path = self._output.path
         atexit.register(self.close)
+
+    def _open(self, *args: Any, **options: Any) -> Output:
+        """Make what is written to."""
+        return Output(*args, **options)
 
     @property
     def chunk_bytes(self) -> int:

@@ -41,7 +41,13 @@ class RecordedPart:
         stored = self.recording.stored
         place = 1 + stored.time_axis
         keys = (name.split(".") for name in os.listdir(os.path.join(self.folder, stored.present.name)))
-        return sorted(int(key[place]) for key in keys if key[0] == "c")
+        # Of a fleet, each chunk lies in several files.
+        return sorted({int(key[place]) for key in keys if key[0] == "c"})
+
+    def begin(self) -> int:
+        """The number of the first chunk that is there. Those before it are none in recordings of a single receiver."""
+        declared = self.attributes.get("first_chunk", 0)
+        return declared if self.recording.attributes["complete"] or not declared else min(self.chunks(), default=0)
 
     def read(self, array: Any, number: int) -> np.ndarray:
         """Read a chunk of one of the arrays of `Stored`, in its byte order, whatever that of the reader is."""
