@@ -8,7 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-import spead2
 
 pytest.importorskip("xarray")
 
@@ -17,7 +16,7 @@ import zarr
 
 import speadrx
 from addresses import own_port
-from fleets import ANTENNAS, AT_ONCE, BATCHES, LAYOUT, SAMPLES, STEP, WINDOW, Array, packet, plan_of
+from fleets import ANTENNAS, AT_ONCE, BATCHES, SAMPLES, STEP, WINDOW, Array, plan_of, record_by_one_receiver
 from loopback import needs_multicast_route, wait_for
 from speadrx.fleet import FleetAccount, PlanError
 from speadrx.fleet.recording import FleetRecording
@@ -117,22 +116,6 @@ def running(array, tmp_path):
         one.end()
 
 
-def by_one_receiver(path, batches, antennas=range(ANTENNAS)):
-    """Record the same packets with one receiver of the whole layout."""
-    queue = spead2.InprocQueue()
-    for batch in batches:
-        for antenna in antennas:
-            queue.add_packet(packet(batch, antenna))
-    queue.stop()
-    with (
-        speadrx.Receiver(LAYOUT, queue, window=2, max_jump=10_000) as receiver,
-        speadrx.Recorder(receiver, path, wait=True) as recorder,
-    ):
-        for chunk in recorder:
-            chunk.recycle()
-    return speadrx.open(path)
-
-
 def assert_same(ours, theirs):
     """Byte for byte, but for the account."""
     assert set(ours.variables) == set(theirs.variables)
@@ -152,7 +135,7 @@ def test_it_is_that_of_one_receiver(running, array, tmp_path, shares, width):
     stats = one.end()
     path = tmp_path / "night.zarr"
     ours = speadrx.open(path)
-    assert_same(ours, by_one_receiver(tmp_path / "whole.zarr", range(64)))
+    assert_same(ours, record_by_one_receiver(tmp_path / "whole.zarr", range(64)))
     # What was sent, by the packets' own formula.
     expected = [[[100 * b + 10 * a + i for i in range(SAMPLES)] for a in range(ANTENNAS)] for b in range(64)]
     assert ours.data.values.tolist() == expected
@@ -203,7 +186,7 @@ def test_a_share_that_never_came_is_absent(running, array, tmp_path):
     one.send(array, range(32), [0, 3])
     one.end()
     ours = speadrx.open(tmp_path / "night.zarr")
-    assert_same(ours, by_one_receiver(tmp_path / "whole.zarr", range(32), [0, 3]))
+    assert_same(ours, record_by_one_receiver(tmp_path / "whole.zarr", range(32), [0, 3]))
     assert ours.sizes["antenna"] == ANTENNAS
 
 
@@ -216,7 +199,7 @@ def test_who_has_the_first_chunk_does_not_matter(running, array, tmp_path):
     one.end()
     path = tmp_path / "night.zarr"
     ours = speadrx.open(path)
-    theirs = by_one_receiver(tmp_path / "whole.zarr", [*range(1000, 1024)])
+    theirs = record_by_one_receiver(tmp_path / "whole.zarr", [*range(1000, 1024)])
     assert ours.time.values.tobytes() == theirs.time.values.tobytes()
     assert ours.attrs["first_timestamp"] == theirs.attrs["first_timestamp"] == 1000 * STEP
     assert ours.data.values[:, [0, 1, 3]].tobytes() == theirs.data.values[:, [0, 1, 3]].tobytes()

@@ -7,10 +7,12 @@ import pathlib
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import spead2
 
+import speadrx
 from addresses import GROUP_PREFIX
 from handmade import Heap, encode
 from loopback import wait_for
@@ -120,6 +122,25 @@ def by_one_receiver(batches: Iterable[int]) -> dict[int, tuple[np.ndarray, np.nd
             with chunk:
                 found[chunk.timestamp] = as_arrays(contents(chunk), ANTENNAS)
     return found
+
+
+def record_by_one_receiver(
+    path: pathlib.Path, batches: Iterable[int], antennas: Iterable[int] = range(ANTENNAS)
+) -> Any:
+    """Record the same packets with one receiver of the whole layout, and open that."""
+    queue = spead2.InprocQueue()
+    antennas = list(antennas)
+    for batch in batches:
+        for antenna in antennas:
+            queue.add_packet(packet(batch, antenna))
+    queue.stop()
+    with (
+        Receiver(LAYOUT, queue, window=2, max_jump=10_000) as receiver,
+        speadrx.Recorder(receiver, path, wait=True) as recorder,
+    ):
+        for chunk in recorder:
+            chunk.recycle()
+    return speadrx.open(path)
 
 
 def is_there(pid: int) -> bool:
