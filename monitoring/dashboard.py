@@ -11,6 +11,7 @@ from typing import Any
 from alerts import Thresholds
 from speadrx import metrics as m
 from speadrx.accounts.loss import loss_expression
+from speadrx.fleet import metrics as f
 
 OUTPUT = Path(__file__).with_suffix(".json")
 
@@ -420,7 +421,127 @@ RATES = Row(
     ),
 )
 
-ROWS = (SUMMARY, LOSS, TIME, RINGS, KERNEL, RATES)
+
+def _fleet(metric: str, *more: str) -> str:
+    """A metric of fleets: one that receivers have too has a share there."""
+    selector = ",".join(['instance=~"$instance"', *more])
+    return f"{metric}{{{selector}}}"
+
+
+SHARES = f"instance, {f.SHARE}"
+SHARE_LEGEND = "share {{share}}"
+_OF_SHARES = f'{f.SHARE}!=""'
+_BY_HOST = f"instance, {f.SHARE}, {f.HOST}"
+
+FLEET = Row(
+    "Fleet",
+    (
+        Panel(
+            title="Shares that do not receive",
+            description="They wait for a worker, are about to start, have ended or have failed.",
+            queries=(Query(f"sum by (instance) (1 - {_fleet(f.RECEIVES)})", "{{instance}}"),),
+            unit="none",
+            type="stat",
+            width=6,
+            height=5,
+            steps=ALL_GOOD,
+        ),
+        Panel(
+            title="Shares started again",
+            description="How often shares went on elsewhere in the time shown, since their worker had died or left.",
+            queries=(
+                Query(f"sum by (instance) (increase({_fleet(f.INCARNATIONS)}[$__range]))", "{{instance}}", "table"),
+            ),
+            unit="none",
+            type="stat",
+            width=6,
+            height=5,
+            steps=(Step("green"), Step("yellow", ANY)),
+        ),
+        Panel(
+            title="Residual",
+            description="Placed heaps that the account of the fleet does not explain: 0, unless something is wrong.",
+            queries=(Query(f"sum by (instance) (abs({_fleet(f.RESIDUAL)}))", "{{instance}}"),),
+            unit="suffix: heaps",
+            type="stat",
+            width=6,
+            height=5,
+            steps=ALL_GOOD,
+        ),
+        Panel(
+            title="Silent",
+            description="The longest time since the last report of any share.",
+            queries=(Query(f"max by (instance) ({_fleet(f.SILENT_SECONDS)})", "{{instance}}"),),
+            unit="s",
+            type="stat",
+            width=6,
+            height=5,
+            steps=(Step("green"), Step("yellow", 5), Step("red", 30)),
+        ),
+        Panel(
+            title="Loss by share",
+            description="Part of the expected heaps that is missing from the chunks of each share, by its host.",
+            queries=(
+                Query(
+                    loss_expression(
+                        *(_by(_BY_HOST, _rate(_fleet(name, _OF_SHARES))) for name in (m.HEAPS_MISSING, m.HEAPS_PRESENT))
+                    ),
+                    "share {{share}} {{host}}",
+                ),
+            ),
+            unit="percentunit",
+            maximum=1,
+            steps=(Step("green"), Step("red", THRESHOLDS.loss)),
+        ),
+        Panel(
+            title="Lost with workers",
+            description=(
+                "Heaps that died with a worker, and those that were missed until the share went on elsewhere, by cause."
+            ),
+            queries=(
+                Query(_by(f"{SHARES}, {f.CAUSE}", _rate(_fleet(f.GAP_HEAPS))), f"{SHARE_LEGEND} missed: {{{{cause}}}}"),
+                Query(_by(SHARES, _rate(_fleet(f.DIED_HEAPS))), f"{SHARE_LEGEND} died"),
+            ),
+            unit="suffix: heaps/s",
+        ),
+        Panel(
+            title="Heaps placed by share",
+            description="Heaps placed in a chunk by each share, by its host.",
+            queries=(Query(_by(_BY_HOST, _rate(_fleet(m.HEAPS_PLACED, _OF_SHARES))), "share {{share}} {{host}}"),),
+            unit="suffix: heaps/s",
+            width=8,
+        ),
+        Panel(
+            title="Slow shares",
+            description="Part of the data ring that waits for the function: a share that nears 1 will lose data soon.",
+            queries=(
+                Query(
+                    f"{_fleet(m.RING_CHUNKS, _OF_SHARES)} / {_fleet(m.RING_CAPACITY_CHUNKS, _OF_SHARES)}",
+                    "share {{share}} {{host}}",
+                ),
+            ),
+            unit="percentunit",
+            maximum=1,
+            width=8,
+            steps=(Step("green"), Step("yellow", 0.5), Step("red", 0.9)),
+        ),
+        Panel(
+            title="Errors of shares",
+            description=(
+                "Chunks for which the function failed, and reports of workers that were given up, though they lived."
+            ),
+            queries=(
+                Query(_by(_BY_HOST, _rate(_fleet(f.FUNCTION_ERRORS))), "share {{share}} {{host}} function"),
+                Query(_by(SHARES, _rate(_fleet(f.REFUSED_REPORTS))), f"{SHARE_LEGEND} refused reports"),
+            ),
+            unit="suffix: /s",
+            width=8,
+        ),
+    ),
+)
+
+#: The row of fleets is the last: few have one.
+ROWS = (SUMMARY, LOSS, TIME, RINGS, KERNEL, RATES, FLEET)
 
 #: Variables at the top of the dashboard: label, and the metric that has its values.
 VARIABLES = {"instance": m.HEAPS_PLACED, "stream": m.HEAPS_PLACED, "source": m.HEAPS_PLACED}

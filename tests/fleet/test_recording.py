@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import struct
-import threading
 
 import numpy as np
 import pytest
@@ -16,9 +15,9 @@ import zarr
 
 import speadrx
 from addresses import own_port
-from fleets import ANTENNAS, AT_ONCE, BATCHES, SAMPLES, STEP, WINDOW, Array, plan_of, record_by_one_receiver
+from fleets import ANTENNAS, AT_ONCE, BATCHES, SAMPLES, STEP, WINDOW, Array, Shares, plan_of, record_by_one_receiver
 from loopback import needs_multicast_route, wait_for
-from speadrx.fleet import FleetAccount, PlanError
+from speadrx.fleet import PlanError
 from speadrx.fleet.recording import FleetRecording
 from speadrx.fleet.share import ShareRun, Work
 
@@ -34,80 +33,12 @@ def array():
     made.close()
 
 
-class Running:
-    """Shares in threads of this process, and what a fleet makes of their reports: account and recording."""
-
-    def __init__(self, plan):
-        self.plan, self.account = plan, FleetAccount(plan.dealt)
-        self.recording = FleetRecording(plan, "night of the test")
-        self.recording.begin()
-        self.shares = {}
-        self.lock = threading.Lock()
-
-    def start(self, *numbers):
-        for number in numbers:
-            share = self.plan.dealt[number]
-            incarnation = self.account.submit(share.name, "worker", "host")
-            work = Work(
-                fleet="test",
-                share=share.name,
-                incarnation=incarnation,
-                layout=share.layout,
-                endpoints=share.endpoints,
-                options=self.plan.receiver,
-                function=None,
-                record=self.recording.of(share, incarnation),
-                report_seconds=self.plan.report_seconds,
-            )
-            run = ShareRun(work, self._take)
-            thread = threading.Thread(target=run.run)
-            self.shares[number] = run, thread
-            thread.start()
-        wait_for(lambda: all(self.stats(number).state == "receives" for number in numbers))
-
-    def _take(self, report):
-        with self.lock:
-            if self.account.add({**report, "worker": "worker"}):
-                self.recording.take(report)
-
-    def stats(self, number):
-        return self.account.stats().shares[number]
-
-    def send(self, array, batches, antennas=range(ANTENNAS)):
-        """Send what the sockets hold, and wait until those who receive it have it."""
-        antennas = list(antennas)
-        for first in range(0, len(batches), AT_ONCE):
-            part = batches[first : first + AT_ONCE]
-            wanted = self.heaps() + len(part) * len(antennas)
-            array.send(part, antennas)
-            wait_for(lambda n=wanted: self.heaps() >= n)
-
-    def heaps(self):
-        """Heaps that have come: where time begins again, receivers reject one or two."""
-        stats = self.account.stats()
-        return stats.placed + sum(stats.rejected.values())
-
-    def end_shares(self, *numbers):
-        for number in numbers:
-            run, thread = self.shares.pop(number)
-            run.end("enough")
-            thread.join(60)
-            assert not thread.is_alive()
-            assert self.stats(number).error is None
-
-    def end(self):
-        self.end_shares(*list(self.shares))
-        stats = self.account.stats()
-        self.recording.end(stats)
-        return stats
-
-
 @pytest.fixture
 def running(array, tmp_path):
     made = []
 
     def running(*numbers, **changes):
-        made.append(Running(plan_of(array, record=str(tmp_path / "night.zarr"), function=None, **changes)))
+        made.append(Shares(plan_of(array, record=str(tmp_path / "night.zarr"), function=None, **changes)))
         made[-1].start(*(numbers or range(len(made[-1].plan.dealt))))
         return made[-1]
 
@@ -317,7 +248,7 @@ def test_what_a_dead_worker_has_written_stays(running, array, tmp_path):
 def test_the_folder_must_be_the_same_everywhere(array, tmp_path):
     """A share whose machine does not have the folder says so, and receives nothing that it could not record."""
     plan = plan_of(array, record=str(tmp_path / "night.zarr"), function=None)
-    one = Running(plan)
+    one = Shares(plan)
     shutil.rmtree(tmp_path / "night.zarr")
     reports = []
     share = plan.dealt[0]

@@ -10,6 +10,10 @@ from speadrx.meerkat import DigitiserLayout
 import alerts
 import dashboard
 from speadrx import metrics
+from speadrx.fleet.metrics import HELP as FLEET_METRICS
+
+#: All that there are.
+NAMES = metrics.NAMES | FLEET_METRICS.keys()
 
 
 @pytest.mark.parametrize("generator", [dashboard, alerts], ids=lambda generator: generator.__name__)
@@ -20,14 +24,14 @@ def test_committed_file(generator):
 def known(text):
     """Metrics in a text, all of which have to exist."""
     names = {re.sub("_bucket$", "", name) for name in re.findall(r"\bspeadrx_\w+", text)}
-    assert names <= metrics.NAMES
+    assert names <= NAMES
     return names
 
 
 def test_dashboard_metrics():
     """The dashboard shows every metric that there is."""
     queries = [query.expr for panel in dashboard.panels() for query in panel.queries]
-    assert known("\n".join([*queries, *dashboard.VARIABLES.values()])) == metrics.NAMES
+    assert known("\n".join([*queries, *dashboard.VARIABLES.values()])) == NAMES
 
 
 def test_dashboard_grid():

@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,7 +18,9 @@ from addresses import GROUP_PREFIX
 from handmade import Heap, encode
 from loopback import wait_for
 from speadrx import Axis, Layout, Receiver, TimeAxis
-from speadrx.fleet import Fleet, Plan
+from speadrx.fleet import Fleet, FleetAccount, FleetStats, Plan, ShareStats
+from speadrx.fleet.recording import FleetRecording
+from speadrx.fleet.share import ShareRun, Work
 
 TIME_ID, ANTENNA_ID = 0x1600, 0x4101
 STEP, BATCHES, ANTENNAS, SAMPLES = 16, 4, 4, 6
@@ -141,6 +144,74 @@ def record_by_one_receiver(
         for chunk in recorder:
             chunk.recycle()
     return speadrx.open(path)
+
+
+class Shares:
+    """Shares in threads of this process, and what a fleet makes of their reports: account and recording."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.account = plan, FleetAccount(plan.dealt)
+        self.recording = FleetRecording(plan, "night of the test")
+        self.recording.begin()
+        self.shares: dict[int, tuple[ShareRun, threading.Thread]] = {}
+        self.lock = threading.Lock()
+
+    def start(self, *numbers: int) -> None:
+        for number in numbers:
+            share = self.plan.dealt[number]
+            incarnation = self.account.submit(share.name, "worker", "host")
+            work = Work(
+                fleet="test",
+                share=share.name,
+                incarnation=incarnation,
+                layout=share.layout,
+                endpoints=share.endpoints,
+                options=self.plan.receiver,
+                function=self.plan.function,
+                record=self.recording.of(share, incarnation),
+                report_seconds=self.plan.report_seconds,
+            )
+            run = ShareRun(work, self._take)
+            thread = threading.Thread(target=run.run)
+            self.shares[number] = run, thread
+            thread.start()
+        wait_for(lambda: all(self.stats(number).state == "receives" for number in numbers))
+
+    def _take(self, report: dict[str, Any]) -> None:
+        with self.lock:
+            if self.account.add({**report, "worker": "worker"}):
+                self.recording.take(report)
+
+    def stats(self, number: int) -> ShareStats:
+        return self.account.stats().shares[number]
+
+    def send(self, array: Array, batches: range, antennas: Iterable[int] = range(ANTENNAS)) -> None:
+        """Send what the sockets hold, and wait until those who receive it have it."""
+        antennas = list(antennas)
+        for first in range(0, len(batches), AT_ONCE):
+            part = batches[first : first + AT_ONCE]
+            wanted = self.heaps() + len(part) * len(antennas)
+            array.send(part, antennas)
+            wait_for(lambda n=wanted: self.heaps() >= n)
+
+    def heaps(self) -> int:
+        """Heaps that have come: where time begins again, receivers reject one or two."""
+        stats = self.account.stats()
+        return stats.placed + sum(stats.rejected.values())
+
+    def end_shares(self, *numbers: int) -> None:
+        for number in numbers:
+            run, thread = self.shares.pop(number)
+            run.end("enough")
+            thread.join(60)
+            assert not thread.is_alive()
+            assert self.stats(number).error is None
+
+    def end(self) -> FleetStats:
+        self.end_shares(*list(self.shares))
+        stats = self.account.stats()
+        self.recording.end(stats)
+        return stats
 
 
 def is_there(pid: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,9 @@ class Places:
         self._resources = dict(resources)
         self.places: dict[str, Place] = {}
         self._shares: dict[str, str] = {}
+        #: How many shares each worker, and each host has: with many shares, counting them each time takes long.
+        self._on_worker: Counter[str] = Counter()
+        self._on_host: Counter[str] = Counter()
 
     def add(self, place: Place) -> None:
         """There is a worker."""
@@ -64,30 +67,32 @@ class Places:
 
     def remove(self, worker: str) -> list[str]:
         """A worker is gone. Return the shares that it had."""
-        self.places.pop(worker, None)
         gone = [share for share, where in self._shares.items() if where == worker]
         for share in gone:
-            del self._shares[share]
+            self.release(share)
+        self.places.pop(worker, None)
         return gone
 
     def take(self, share: str) -> Place | None:
         """Choose a worker for a share: of those with room, the one whose machine has the fewest. None if none has."""
-        by_host: defaultdict[str, int] = defaultdict(int)
-        for worker in self._shares.values():
-            by_host[self.places[worker].host] += 1
         free = [place for place in self.places.values() if self._has_room(place)]
         if not free:
             return None
-        place = min(free, key=lambda one: (by_host[one.host], one.worker))
+        place = min(free, key=lambda one: (self._on_host[one.host], one.worker))
         self._shares[share] = place.worker
+        self._on_worker[place.worker] += 1
+        self._on_host[place.host] += 1
         return place
 
     def release(self, share: str) -> None:
         """A share is no longer where it was."""
-        self._shares.pop(share, None)
+        worker = self._shares.pop(share, None)
+        if worker is not None:
+            self._on_worker[worker] -= 1
+            self._on_host[self.places[worker].host] -= 1
 
     def _has_room(self, place: Place) -> bool:
-        taken = sum(worker == place.worker for worker in self._shares.values())
+        taken = self._on_worker[place.worker]
         return all(place.resources.get(name, 0) >= (taken + 1) * n for name, n in self._resources.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -37,6 +38,10 @@ class ByTime:
         self._shares = tuple(shares)
         self._patience, self._most = patience, most
         self._pending: dict[int, dict[str, Any]] = {}
+        #: The times that are pending, the first of them in front (`heapq`).
+        self._times: list[int] = []
+        #: The number of a share that was awaited when somebody looked.
+        self._awaited = 0
         self._since: dict[int, float] = {}
         self._newest: dict[str, int] = {}
         self._ended: set[str] = set()
@@ -49,11 +54,13 @@ class ByTime:
         """Take a result."""
         if self._given is not None and timestamp <= self._given:
             self.late[share] += 1
-        self._pending.setdefault(timestamp, {})[share] = result
-        self._since.setdefault(timestamp, now)
+        if timestamp not in self._pending:
+            self._pending[timestamp], self._since[timestamp] = {}, now
+            heapq.heappush(self._times, timestamp)
+        self._pending[timestamp][share] = result
         self._newest[share] = max(timestamp, self._newest.get(share, timestamp))
         if len(self._pending) > self._most:
-            self._take(min(self._pending))
+            self._take()
             self.thrown_away += 1
 
     def end(self, share: str, *, ended: bool = True) -> None:
@@ -72,20 +79,32 @@ class ByTime:
         """
         if not self._pending:
             return None
-        timestamp = min(self._pending)
-        there = self._pending[timestamp]
-        awaited = [
-            share
-            for share in self._shares
-            if share not in there and share not in self._ended and self._newest.get(share, timestamp - 1) < timestamp
-        ]
+        timestamp = self._times[0]
         is_late = self._given is not None and timestamp <= self._given
-        if awaited and not at_once and not is_late and now - self._since[timestamp] < self._patience:
+        waits = not at_once and not is_late and now - self._since[timestamp] < self._patience
+        if waits and self._awaits(timestamp):
             return None
-        self._take(timestamp)
+        there = self._take()
         self._given = timestamp if self._given is None else max(self._given, timestamp)
         missing = tuple(share for share in self._shares if share not in there)
         return Results(timestamp, there, missing, is_late)
 
-    def _take(self, timestamp: int) -> None:
-        del self._pending[timestamp], self._since[timestamp]
+    def _awaits(self, timestamp: int) -> bool:
+        """Whether a share may still give its result for a time.
+
+        It looks first at the one that was awaited last time, so that it takes no longer with more shares.
+        """
+        there = self._pending[timestamp]
+        for _ in self._shares:
+            share = self._shares[self._awaited]
+            is_through = share in there or share in self._ended or self._newest.get(share, timestamp - 1) >= timestamp
+            if not is_through:
+                return True
+            self._awaited = (self._awaited + 1) % len(self._shares)
+        return False
+
+    def _take(self) -> dict[str, Any]:
+        """Take the first of all times."""
+        timestamp = heapq.heappop(self._times)
+        del self._since[timestamp]
+        return self._pending.pop(timestamp)
