@@ -115,7 +115,7 @@ def test_four_machines(machines, start, tmp_path):
     (tmp_path / "plan.toml").write_text(
         f'layout = "array.toml"\nendpoints = ["{GROUPS[0]}+{ANTENNAS - 1}:{PORT}"]\ndeal = "antenna"\n'
         f'record = "{tmp_path}/night.zarr"\nreport_seconds = 0.05\n'
-        f'[receiver]\ninterface = "in"\nwindow = {WINDOW}\nmax_jump = 10000\nbuffer = 1048576\n',
+        f'[receiver]\ninterface = "in"\nwindow = {WINDOW}\nmax_jump = 10000\nbuffer = 1048576\nchunks = 64\n',
         "utf-8",
     )
     scheduler = f"tcp://{HEAD}:{SCHEDULER}"

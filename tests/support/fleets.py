@@ -90,7 +90,8 @@ def plan_of(array: Array, **changes) -> Plan:
         "endpoints": array.endpoints,
         "deal": "antenna",
         "function": contents,
-        "receiver": {"interface": INTERFACE, "window": WINDOW, "max_jump": 10_000, "buffer": 2**20},
+        # So many chunks that none is left out of a recording because the disk is slow.
+        "receiver": {"interface": INTERFACE, "window": WINDOW, "max_jump": 10_000, "buffer": 2**20, "chunks": 64},
         "report_seconds": 0.05,
         **changes,
     }

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from speadrx.metrics import names
 
-from .account import FleetAccount
+from .account import Counts, FleetAccount
+from .dealing import Share
 
 SHARE, HOST = "share", "host"
 #: The label that names the cause of heaps lost between two incarnations.
@@ -87,7 +88,7 @@ class FleetCollector(Collector):
         for name, counter in _BY_SOURCE.items():
             family = _counter(name, names.SOURCE)
             for share, host, counts, _ in rows:
-                _add(family, (share.name, host), share.layout.source_labels, counts.by_source.get(counter))
+                _add(family, (share.name, host), share.layout.source_labels, _of_sources(share, counts, counter))
             yield family
         received, rejected = (
             _counter(names.RECEIVED_BYTES, names.SOURCE),
@@ -96,8 +97,8 @@ class FleetCollector(Collector):
         too_old, drops = _counter(names.HEAPS_TOO_OLD), _counter(names.SOCKET_DROPS, names.ENDPOINT)
         for share, host, counts, _ in rows:
             labels = share.layout.source_labels
-            placed = [heaps * share.layout.heap_bytes for heaps in counts.by_source.get("placed", ())]
-            _add(received, (share.name, host), labels, placed or None)
+            placed = [heaps * share.layout.heap_bytes for heaps in _of_sources(share, counts, "placed")]
+            _add(received, (share.name, host), labels, placed)
             for counter, heaps in counts.by_source.items():
                 kind, _, reason = counter.partition(".")
                 if kind == "rejected":
@@ -142,7 +143,11 @@ class FleetCollector(Collector):
         yield from (ring, room)
 
 
-def _add(family: Any, labels: tuple[str, ...], sources: Iterable[str], heaps: Iterable[int] | None) -> None:
-    if heaps is not None:
-        for source, count in zip(sources, heaps, strict=True):
-            family.add_metric((*labels, source), count)
+def _of_sources(share: Share, counts: Counts, counter: str) -> list[int]:
+    """A counter by source. One that has not risen yet is there with 0: its first rise would not be seen otherwise."""
+    return counts.by_source.get(counter, [0] * len(share.layout.source_labels))
+
+
+def _add(family: Any, labels: tuple[str, ...], sources: Iterable[str], heaps: Iterable[int]) -> None:
+    for source, count in zip(sources, heaps, strict=True):
+        family.add_metric((*labels, source), count)

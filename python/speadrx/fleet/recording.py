@@ -8,11 +8,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from speadrx.record.common import CommonOutput, Portion
-
 from .account import FleetStats
 from .dealing import Share
 from .plan import Plan
+from .portion import CommonOutput, Portion
 
 
 class FleetRecording:

@@ -17,8 +17,9 @@ from speadrx.accounts.account import Totals
 from speadrx.layout.declaration import Layout
 from speadrx.receive.chunk import Chunk
 from speadrx.receive.receiver import Receiver
-from speadrx.record.common import Portion, PortionRecorder
 from speadrx.record.recorder import Recorder
+
+from .portion import Portion, PortionRecorder
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
-
-from .output import _MOST_GAP_BATCHES, Arrival, Output, _Job
-from .part import Part, Piece, Stored
-from .recorder import PATIENCE, Recorder
+from speadrx.record.output import _MOST_GAP_BATCHES, Arrival, Output, _Job
+from speadrx.record.part import Part, Piece, Stored
+from speadrx.record.recorder import PATIENCE, Recorder
 
 logger = logging.getLogger(__name__)
 
