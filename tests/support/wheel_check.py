@@ -21,7 +21,7 @@ import spead2.send
 #: recordings 0.25 MB, and a fast sender 0.1 MB.
 MAX_BYTES = 4_700_000
 #: Fleets are an extra, as the command line is, and nothing else imports them.
-MAX_FLEET_BYTES = 300_000
+MAX_FLEET_BYTES = 350_000
 NEVER_IMPORTED = {"numba", "llvmlite", "scipy"}
 TIME_ID, ANTENNA_ID, DATA_ID = 0x1600, 0x4101, 0x3300
 N_ANTENNAS, N_CHUNKS, HEAP_SAMPLES, CHUNK_BATCHES = 3, 5, 512, 8
