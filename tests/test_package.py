@@ -154,6 +154,17 @@ def test_import_brings_nothing_that_is_not_used():
     assert {"numpy", "spead2"} <= imported_by("import speadrx; speadrx.Receiver")
 
 
+def test_receiver_brings_few_modules():
+    """What it imports above numpy and spead2, every receiving program waits for."""
+    needed = imported_by("import numpy, spead2.recv")
+    added = imported_by("import numpy, spead2.recv, speadrx; speadrx.Receiver") - needed
+    costly = {"asyncio", "decimal", "fractions", "hashlib", "http", "json", "random", "secrets", "ssl", "tomllib"}
+    assert not costly & added
+    foreign = {name for name in added if not name.startswith("_") and name not in sys.stdlib_module_names}
+    assert foreign == {"speadrx"}
+    assert len(added) <= 25, sorted(added)
+
+
 @pytest.mark.parametrize("name", ["accounts", "layout", "receive", "record", "simulate"])
 def test_packages_are_found_without_an_import(name):
     code = f"import speadrx; assert speadrx.{name}.__name__ == 'speadrx.{name}'"

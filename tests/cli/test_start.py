@@ -50,6 +50,12 @@ def test_nothing_but_click_is_imported(option, words):
     assert len(more) <= MAX_MORE, sorted(more)
 
 
+def test_top_needs_no_arrays():
+    text, modules = run("top", "--help")
+    assert "Watch a speadrx process" in text
+    assert not {"numpy", "spead2", "asyncio", "matplotlib", "xarray"} & modules
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_list_of_commands_says_what_each_says(name):
     command = group.get_command(click.Context(group), name)

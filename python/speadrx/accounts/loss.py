@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # who asks only for the loss of all, as top does, needs no numpy
+    import numpy as np
 
 
 def loss(missing: float | None, present: float | None) -> float | None:

@@ -7,7 +7,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -360,7 +359,9 @@ class Chunk(spead2.recv.Chunk):
         declaration = layout.declaration if isinstance(layout, DeclarativeLayout) else None
         if self._utc is None or declaration is None or declaration.time.tick_rate is None:
             return None
-        # Floats have too few digits for nanoseconds.
+        # Floats have too few digits for nanoseconds. Imported here, as not every user asks for the time.
+        from fractions import Fraction
+
         seconds = Fraction(self._utc) + self.timestamp / Fraction(declaration.time.tick_rate)
         nanoseconds = round(seconds * 10**9)
         return np.datetime64(nanoseconds, "ns") if abs(nanoseconds) < 2**63 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import struct
 import threading
 import time
@@ -34,6 +34,11 @@ def control_item(used: Iterable[int]) -> int:
     return next(item for item in range(_LAST_ITEM_ID, 0, -1) if item not in taken)
 
 
+def _random() -> int:
+    """Draw a value that nobody can guess. The module `secrets` does the same, but takes long to import."""
+    return int.from_bytes(os.urandom(_ADDRESS_BITS // 8), "big")
+
+
 class ControlHeaps:
     """The control heaps of a stream, or of all streams of a group.
 
@@ -49,7 +54,9 @@ class ControlHeaps:
     def __init__(self, used: Iterable[int]) -> None:
         #: The item by whose value a control heap is recognised.
         self.item = control_item(used)
-        flush, end, done = secrets.SystemRandom().sample(range(1 << _ADDRESS_BITS), 3)
+        flush = end = done = _random()
+        while len({flush, end, done}) < 3:
+            end, done = _random(), _random()
         #: The value in a heap that pushes out all chunks of the window; in one that also ends the stream; and in the
         #: heap after either, which says that this is done.
         self.cookie = (flush, end, done)
@@ -88,7 +95,7 @@ class ControlHeaps:
     def _packet(self, value: int) -> bytes:
         items = {
             # Another heap has the same number only by chance.
-            spead2.HEAP_CNT_ID: secrets.randbits(_ADDRESS_BITS),
+            spead2.HEAP_CNT_ID: _random(),
             spead2.HEAP_LENGTH_ID: 1,
             spead2.PAYLOAD_OFFSET_ID: 0,
             spead2.PAYLOAD_LENGTH_ID: 1,
