@@ -61,7 +61,9 @@ pub fn account_present(layout: &Layout, present: &[u8]) -> Option<Presence> {
 /// So many heaps can be counted in a byte. The compiler turns that into vector instructions, with a heap in each byte.
 const BYTE: usize = u8::MAX as usize;
 
-fn count(heaps: &[u8]) -> u64 {
+/// Count the heaps that are present: bytes that are not 0.
+#[must_use]
+pub fn count(heaps: &[u8]) -> u64 {
     heaps.chunks(BYTE).map(|heaps| u64::from(heaps.iter().map(|&byte| u8::from(byte != 0)).sum::<u8>())).sum()
 }
 

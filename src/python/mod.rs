@@ -48,7 +48,7 @@ mod _core {
     #[pymodule_export]
     use super::survey::Survey;
     #[pymodule_export]
-    use super::writer::Writer;
+    use super::writer::{Files, Memory, Writer, WriterCounts};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

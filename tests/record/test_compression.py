@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import random
+import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from recordings import (
     ANTENNAS,
     BATCHES,
     SAMPLES,
+    STEP,
     attributes,
     heaps_of,
     layout_of,
@@ -205,3 +210,44 @@ def test_metadata(path) -> None:
         {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
     ]
     assert [codec["name"] for codec in codecs["time"]] == ["bytes"]
+
+
+#: A program that is killed while it compresses: it says how much it had written.
+IS_KILLED = """
+import sys, recordings, speadrx
+heaps = recordings.heaps_of([*range(700, 790), *range(2, 90)])
+with recordings.receiver(recordings.layout_of(), heaps, chunks=60, max_jump=None) as rx:
+    recorder = speadrx.Recorder(rx, sys.argv[1], queue=50, wait=True, compress="zstd", threads=2)
+    for chunk in recorder:
+        chunk.recycle()
+        print(recorder.stats().heaps, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_killed(tmp_path, seed) -> None:
+    """Whenever it is killed, others read what it had said to be written, and nothing that is there is wrong."""
+    path = tmp_path / "a.zarr"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", IS_KILLED, str(path)]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        said = [int(process.stdout.readline()) for _ in range(random.Random(seed).randrange(60, 170))]
+        process.send_signal(signal.SIGKILL)
+    group = zarr.open_group(path, mode="r")
+    present = 0
+    for name in attributes(path)["parts"]:
+        part = group[name] if name else group
+        first = part.attrs["speadrx"]["first_timestamp"] // STEP
+        # As far as all arrays are told to go.
+        there = part["present"][:]
+        data, side = part["data"][: len(there)], part["status"][: len(there)]
+        for i, antenna in np.argwhere(there).tolist():
+            assert data[i, antenna].tolist() == [value(first + i, antenna, j) for j in range(SAMPLES)]
+            assert side[i, antenna] == status(first + i, antenna)
+        present += int(there.sum())
+    assert present >= said[-1] > 0
+    assert attributes(path)["complete"] is False

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import numpy as np
 
 from speadrx._words import counted
-from speadrx.receive.chunk import Chunk, as_array
+from speadrx.receive.chunk import Chunk
 from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder, RecorderStats
 from speadrx.record.cut import Cutting, RecordedChunk
@@ -122,13 +121,10 @@ class Pieces:
 
     def add(self, chunk: Chunk | RecordedChunk) -> None:
         """Record a chunk, unless there is enough."""
-        heaps = int(np.count_nonzero(as_array("present", chunk.present)))
-        if not heaps:
-            return
         self._full = self._full or self._reached(chunk.timestamp)
         if self._full is not None:
             self.left_out += 1
-            self.heaps_left_out += heaps
+            self.heaps_left_out += self._recorders[-1].heaps(chunk)
             return
         self._turn(chunk.timestamp)
         self._recorders[-1].write(chunk)
@@ -142,14 +138,15 @@ class Pieces:
 
     def _reached(self, timestamp: int | None) -> str | None:
         """The limit that a chunk with this timestamp would exceed; None stands for any chunk."""
-        limits, stats = self._limits, self.stats()
+        limits = self._limits
         if self._first is None:
             self._first = timestamp
         if limits.chunks is not None and self._taken >= limits.chunks:
             return "chunks"
-        room = self._recorders[0].chunk_bytes
-        if limits.bytes is not None and stats.bytes + (stats.queued + 1) * room > limits.bytes:
-            return "max_bytes"
+        if limits.bytes is not None:
+            size = sum(recorder.size() for recorder in self._recorders)
+            if size + self._recorders[0].chunk_bytes > limits.bytes:
+                return "max_bytes"
         if limits.ticks is not None and timestamp is not None and self._first is not None:
             return "seconds" if timestamp - self._first >= limits.ticks else None
         return None

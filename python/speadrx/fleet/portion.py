@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from speadrx._core import Files, Memory
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
-from speadrx.record.output import _MOST_GAP_BATCHES, Arrival, Output, _Job
+from speadrx.record.output import _MOST_GAP_BATCHES, Arrival, Output
 from speadrx.record.part import Part, Piece, Stored
 from speadrx.record.recorder import PATIENCE, Recorder
 
@@ -109,7 +110,6 @@ class _PortionOutput(Output):
         self._lost: str | None = None
         self._over_watch = threading.Event()
         super().__init__(path, layout, **options)
-        self._not_written["replaced"] = 0
         # Not by the loop: a disk may hang.
         self._watcher = threading.Thread(target=self._watch, name="speadrx-portion", daemon=True)
         self._watcher.start()
@@ -138,16 +138,19 @@ class _PortionOutput(Output):
                     self._lost = "replaced"
                     return
 
+    def put_quickly(self, *chunk: Any) -> bool:
+        """Nothing is: each chunk lies in several files."""
+        return False
+
     def put(self, arrival: Arrival) -> bool:
         """Queue a chunk. Returns whether it was queued; if not, that is counted."""
-        cause = self._lost
+        cause, words = self._lost, None
         if cause is None:
             try:
                 return super().put(arrival)
             except OSError as exc:
-                cause, self._first_error = "write_failed", self._first_error or str(exc)
-        with self._lock:
-            self._count_lost(cause, arrival.heaps)
+                cause, words = "write_failed", str(exc)
+        self._writer.lose(arrival.heaps, cause, False, words)
         return False
 
     def extents(self) -> list[dict[str, Any]]:
@@ -196,7 +199,7 @@ class _PortionOutput(Output):
             return None
         for array in self.stored.arrays:
             os.makedirs(os.path.join(part.folder, array.name), exist_ok=True)
-        part.chunks = ours + 1
+        part.files.chunks = ours + 1
         return part
 
     def _queue(self, arrival: Arrival, part: Part, number: int, metadata: list[Piece]) -> bool:
@@ -210,7 +213,7 @@ class _PortionOutput(Output):
         return is_queued
 
     def _write_account(self, account: Any) -> None:
-        self._finished = self._first_error is None
+        self._finished = self._writer.counts.first_error is None
 
     def close(self, account: Any) -> None:
         """Write what is queued, and end."""
@@ -225,27 +228,28 @@ class _PortionPart(Part):
     def __init__(self, stored: Stored, layout: DeclarativeLayout, folder: str, claim: Extent, portion: Portion) -> None:
         utc = None if claim.utc is None else np.datetime64(claim.utc, "ns")
         super().__init__(stored, layout, folder, claim.begin, utc)
-        # Another process writes the metadata.
-        self.declared = 2**62
         #: Its number.
         self.index = 0
         self._axis = layout.axis_names.index(portion.axis)
         self._width = portion.width
         self._places = range(portion.first // portion.width, portion.end // portion.width)
+        names = [self._name(array, place) for array in stored.arrays for place in self._places]
+        self.files = Files(names, self.first, self._step)
+        # Another process writes the metadata.
+        self.files.declared = 2**62
 
-    def pieces(self, number: int, buffers: Mapping[str, Any]) -> list[Piece]:
-        """The files of a chunk, for each place that it has along the axis: `present` is the last."""
-        found: list[Piece] = []
+    def _name(self, array: Any, place: int) -> tuple[str, str]:
+        """What is before and after the number of a chunk in the path of its file at a place."""
+        key = ["0"] * len(array.shape)
+        key[self._axis], key[self._stored.time_axis] = str(place), "/"  # which is in no key
+        before, after = ".".join(["c", *key]).split("/")
+        return os.path.join(self.folder, array.name, before), after
+
+    def memory(self, arrays: Sequence[np.ndarray], memory: Memory) -> Memory:
+        """The files of a chunk, for each place that it has along the axis."""
         before = (slice(None),) * self._axis
-        for name, *_ in self._files:
-            array = buffers[name]
-            for i, place in enumerate(self._places):
-                own = array[(*before, slice(i * self._width, (i + 1) * self._width))]
-                key = ["0"] * array.ndim
-                key[self._stored.time_axis], key[self._axis] = str(number), str(place)
-                path = os.path.join(self.folder, name, ".".join(["c", *key]))
-                found.append((path, np.ascontiguousarray(own), False))
-        return found
+        slices = [(*before, slice(i * self._width, (i + 1) * self._width)) for i in range(len(self._places))]
+        return Memory([np.ascontiguousarray(array[own]) for array in arrays for own in slices])
 
     def written(self) -> tuple[int, int]:
         """The number of the last chunk that anybody has written, and of the last that has ours; -1 if there is none."""
@@ -314,14 +318,15 @@ class CommonOutput(Output):
                     self._declare(self._parts[number], extent.last)
 
     def _declare(self, part: Part, last: int) -> None:
-        part.chunks = max(part.chunks, last + 1)
-        chunks = part.grown(last)
-        if chunks > part.declared and not self._ending:
+        part.files.chunks = max(part.files.chunks, last + 1)
+        before, chunks = part.files.declared, part.grown(last)
+        if chunks > before and not self._ending:
             pieces, documents = self._metadata(part, chunks, self._parts)
-            ticket = self._writer.submit(pieces)
-            if ticket is not None:  # otherwise the next report tries again
-                self._jobs[ticket] = _Job(None, part)
-                self._documents, part.declared = documents, chunks
+            part.files.declared = chunks
+            if self._writer.submit(pieces, part.files):
+                self._documents = documents
+            else:  # the next report tries again
+                part.files.declared = before
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
         begin = self._begins[self._parts.index(part)]

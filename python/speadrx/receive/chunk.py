@@ -238,7 +238,10 @@ class Chunk(spead2.recv.Chunk):
     _spent_blocks = 0
     # While somebody else needs it beside its user: counts who is done, and whether the user is.
     _sharing: Iterator[int] | None = None
+    _sharers = 0
     _user_is_done = False
+    # What a recording has of its memory, kept for the next time that it is filled.
+    _held: Any = None
 
     def __init__(
         self,
@@ -384,24 +387,34 @@ class Chunk(spead2.recv.Chunk):
 
     def _share(self) -> None:
         """Have the chunk wait for somebody else too, who calls `_done`, when its user recycles it."""
-        self._user_is_done = False
-        self._sharing = itertools.count(1)
+        if self._sharing is None:
+            self._user_is_done, self._sharers = False, 1
+            self._sharing = itertools.count()
+        else:
+            self._sharers += 1
 
     def _unshare(self) -> None:
         """Take `_share` back, before the user has the chunk."""
-        self._sharing = None
+        self._sharers -= 1
+        if not self._sharers:
+            self._sharing = None
 
     def _done(self) -> None:
         """Give the chunk back, if nobody needs it any more."""
-        # The count is atomic: of two threads that are done, exactly one is the second.
-        if self._sharing is not None and next(self._sharing) < 2:
+        # The count is atomic: of all threads that are done, exactly one is the last.
+        if self._sharing is not None and next(self._sharing) < self._sharers:
             return
         self._sharing = None
         sink = self.sink()
         if sink is not None:
             if getattr(sink, "_overwrites_recycled", False) and self.data is not None:
                 as_array("data", self.data).reshape(-1).view(np.uint8)[:] = _SPOILT
-            sink.add_free_chunk(self)
+            held = self._held
+            if held is not None and held.is_of(self):
+                # Its buffers are those that the stream has given out.
+                getattr(sink, "_add_checked", sink.add_free_chunk)(self)
+            else:
+                sink.add_free_chunk(self)
 
     def __enter__(self) -> Self:
         self._open_blocks += 1

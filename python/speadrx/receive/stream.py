@@ -293,6 +293,10 @@ class _Receiving(_RingPair):
             chunk.recycle()
             return
         self._buffers.check(chunk.data, chunk.present, chunk.extra)
+        self._add_checked(chunk)
+
+    def _add_checked(self, chunk: spead2.recv.Chunk) -> None:
+        """Put a chunk into the free ring whose buffers have not changed since they were checked."""
         if not self._exiting:
             super().add_free_chunk(chunk)
 

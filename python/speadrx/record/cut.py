@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from speadrx._core import Memory
+
 from .output import Arrival, Output, RecorderStats
 from .part import check_selection
 from .recording import RecordedPart, Recording
@@ -28,13 +30,10 @@ class RecordedChunk:
     #: Whether it is the first that is there of its part; and the timestamp and time with which that part begins.
     begins: bool
     begin: tuple[int, Callable[[], np.datetime64 | None]]
-    #: What is in each array.
-    arrays: Mapping[str, np.ndarray]
-
-    @property
-    def present(self) -> np.ndarray:
-        """Which heaps are present."""
-        return self.arrays["present"]
+    #: What is in each array, in the order of `Stored.arrays`.
+    arrays: list[np.ndarray]
+    #: How many heaps are present.
+    heaps: int
 
 
 class Source:
@@ -96,7 +95,8 @@ class Source:
             is_first = True
             for number in part.chunks():
                 arrays = self._read(part, number)
-                if not arrays["present"].any():
+                heaps = int(np.count_nonzero(arrays[-1]))
+                if not heaps:
                     continue
                 yield RecordedChunk(
                     first + number * step,
@@ -104,17 +104,18 @@ class Source:
                     is_first,
                     (first, functools.partial(part.utc, 0)),
                     arrays,
+                    heaps,
                 )
                 is_first = False
             yield first + part.length() // batches * step
 
-    def _read(self, part: RecordedPart, number: int) -> dict[str, np.ndarray]:
-        arrays = {}
+    def _read(self, part: RecordedPart, number: int) -> list[np.ndarray]:
+        arrays = []
         for array in self.recording.stored.arrays:
             values = part.read(array, number)
             for axis, indices in self._take.items():
                 values = np.take(values, indices, axis)
-            arrays[array.name] = np.ascontiguousarray(values)
+            arrays.append(np.ascontiguousarray(values))
         return arrays
 
 
@@ -171,19 +172,25 @@ class Cutting:
         """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
         return self._output.chunk_bytes
 
+    def size(self) -> int:
+        """The bytes of all chunks, when those are written that are in the queue now."""
+        return self._output.size()
+
+    def heaps(self, chunk: RecordedChunk) -> int:
+        """How many heaps are present in a chunk."""
+        return chunk.heaps
+
     def write(self, chunk: RecordedChunk) -> bool:
-        """Queue a chunk. Returns whether it was queued: without any heap, it is not."""
-        heaps = int(np.count_nonzero(chunk.present))
-        if not heaps:
-            return False
+        """Queue a chunk. Returns whether it was queued."""
         return self._output.put(
             Arrival(
                 timestamp=chunk.timestamp,
                 time=chunk.time,
                 begins=chunk.begins,
                 begin=chunk.begin if chunk.begins else None,
-                heaps=heaps,
-                buffers=chunk.arrays,
+                heaps=chunk.heaps,
+                arrays=chunk.arrays,
+                memory=Memory(chunk.arrays),
             )
         )
 

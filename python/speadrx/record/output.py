@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import itertools
+import logging
 import math
 import os
 import platform
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from speadrx._core import Writer, __version__
+from speadrx._core import Files, Memory, Writer, __version__
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.chunk import Chunk
 
 from .compression import Compressor
 from .part import FORMAT, Part, Piece, Stored, check_selection, group_document
+
+logger = logging.getLogger(__name__)
 
 #: A longer gap begins a new part, so that a wrong time does not make arrays of any length.
 _MOST_GAP_BATCHES = 2**20
@@ -65,32 +66,15 @@ class Arrival(NamedTuple):
     time: Callable[[], np.datetime64 | None]
     #: Whether time began again before it.
     begins: bool
-    #: How many heaps are present.
+    #: How many heaps are present, of those that are stored.
     heaps: int
-    #: What each array of the recording has of it.
-    buffers: Mapping[str, np.ndarray]
+    #: What each array of the recording has of it, and the memory of that.
+    arrays: Sequence[np.ndarray]
+    memory: Memory
     #: The chunk whose memory these are, if they are no copies.
     lent: Chunk | None = None
     #: The timestamp and time with which its part begins, if it begins one, but not with this chunk.
     begin: tuple[int, Callable[[], np.datetime64 | None]] | None = None
-
-
-@dataclass
-class _Pending:
-    """A chunk that waits, or is written."""
-
-    lent: Chunk | None
-    heaps: int
-    n_bytes: int
-
-
-class _Job(NamedTuple):
-    """What a ticket of the writer stands for; the last metadata have neither."""
-
-    #: The key of a chunk.
-    key: int | None
-    #: The part whose metadata it writes.
-    part: Part | None
 
 
 class Output:
@@ -147,29 +131,19 @@ class Output:
         #: How chunks are stored.
         self.stored = Stored(layout, check_selection(layout, self._select), codec)
         self._capacity, self._waits, self._patience = queue, wait, patience
+        self._most_gap = _MOST_GAP_BATCHES // layout.chunk_batches
         self._about = {"began": dt.datetime.now(dt.UTC).isoformat(), **(about or {})}
         #: The metadata of all in the recording, by path.
         self._documents: dict[str, bytes] = {}
         self._toml = layout.declaration.to_toml()
         self._make_folder(overwrite)
-        # One thread, so that folders and metadata are there before the chunks that need them. Metadata come by
-        # themselves if chunks are compressed first.
-        self._writer = Writer(1, queue if self._compressor is None else 2 * queue + 2)
+        # One thread, so that folders and metadata are there before the chunks that need them.
+        self._writer = Writer(1, queue)
         self._lock = threading.Lock()
-        #: Some jobs are over.
-        self._over = threading.Condition(self._lock)
-        self._keys = itertools.count()
-        self._pending: dict[int, _Pending] = {}
-        self._jobs: dict[int, _Job] = {}
         self._parts: list[Part] = []
-        self._chunks = self._bytes = self._heaps = self._heaps_not_written = 0
-        self._not_written = dict.fromkeys(("queue_full", *Writer.causes(), "disk_hung"), 0)
-        self._first_error: str | None = None
-        #: Why the last metadata were not written.
-        self._last_failure: str | None = None
+        #: The files of the newest part, if chunks can be queued that need nothing else.
+        self._quick: Files | None = None
         self._ending = self._closed = self._finished = False
-        #: When a job was over last, or the queue was empty.
-        self._progress = time.monotonic()
         #: Whether time began again at a chunk that was not queued.
         self._is_broken = False
         # It recycles chunks, unlike the threads whose names begin with "speadrx-".
@@ -194,93 +168,95 @@ class Output:
         """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
         return sum(math.prod(array.shape) * array.dtype.itemsize for array in self.stored.arrays)
 
+    def put_quickly(self, timestamp: int, memory: Memory, heaps: int, lent: Chunk) -> bool:
+        """Queue a chunk that goes on where the last one ended and needs no metadata. Returns whether it was queued."""
+        if self._waits and not self._writer.wait_for_room(self._patience):
+            return False
+        with self._lock:
+            if self._quick is None:
+                return False
+            lent._share()
+            if self._writer.put(self._quick, timestamp, self._most_gap, memory, heaps, lent):
+                return True
+            lent._unshare()
+            return False
+
     def put(self, arrival: Arrival) -> bool:
         """Queue a chunk. Returns whether it was queued; if not, that is counted."""
-        with self._lock:
-            while self._waits and len(self._pending) >= self._capacity and not self._is_hung():
-                self._over.wait(self._patience)
-            part, is_new = self._part_of(arrival)
-            number = part.number(arrival.timestamp)
+        while True:
+            # Without the lock, for whoever closes it meanwhile.
+            has_room = self._waits and self._writer.wait_for_room(self._patience)
+            with self._lock:
+                if not self._ending and self._put(arrival):
+                    return True
+                if self._ending or not has_room:
+                    self._writer.lose(arrival.heaps, "disk_hung" if self._is_hung() else "queue_full")
+                    return False
+
+    def _put(self, arrival: Arrival) -> bool:
+        """Queue a chunk after the metadata that it needs, unless there is no room."""
+        part, number, is_new = self._part_of(arrival)
+        metadata: list[Piece] = []
+        before, documents = part.files.declared, self._documents
+        if number >= before:
             chunks = part.grown(number)
-            parts = [*self._parts, part] if is_new else self._parts
-            metadata, documents = (
-                self._metadata(part, chunks, parts) if chunks > part.declared else ([], self._documents)
-            )
-            if arrival.lent is not None:
-                arrival.lent._share()
-            try:
-                is_queued = self._queue(arrival, part, number, metadata)
-            except BaseException:
-                if arrival.lent is not None:
-                    arrival.lent._unshare()
-                raise
+            metadata, documents = self._metadata(part, chunks, [*self._parts, part] if is_new else self._parts)
+            part.files.declared = chunks
+        if arrival.lent is not None:
+            arrival.lent._share()
+        is_queued = False
+        try:
+            is_queued = self._queue(arrival, part, number, metadata)
+        finally:
             if not is_queued:
                 if arrival.lent is not None:
                     arrival.lent._unshare()
-                self._count_lost("disk_hung" if self._is_hung() else "queue_full", arrival.heaps)
-                return False
+                if metadata:
+                    part.files.declared = before
+        if is_queued:
             if is_new:
                 self._parts.append(part)
                 self._is_broken = False
-            part.declared, part.chunks = chunks, max(part.chunks, number + 1)
+            part.files.chunks = number + 1
             self._documents = documents
-        return True
+            self._quick = part.files if self._compressor is None else None
+        return is_queued
 
     def _queue(self, arrival: Arrival, part: Part, number: int, metadata: list[Piece]) -> bool:
-        """Queue a chunk after the metadata that it needs, unless there is no room."""
-        if self._ending:
-            return False
-        key = next(self._keys)
-        if not self._pending:
-            self._progress = time.monotonic()
-        has_metadata = part if metadata else None
         if self._compressor is None:
-            ticket = self._writer.submit(metadata + part.pieces(number, arrival.buffers))
-            if ticket is None:
-                return False
-            self._jobs[ticket] = _Job(key, has_metadata)
-        else:
-            if len(self._pending) >= self._capacity:
-                return False
-            if metadata:
-                ticket = self._writer.submit(metadata)
-                assert ticket is not None  # there is room for as many as there are chunks
-                self._jobs[ticket] = _Job(None, part)
-            self._compressor.submit(self._compress, key, part, number, arrival.buffers)
-        n_bytes = sum(array.nbytes for array in arrival.buffers.values())
-        self._pending[key] = _Pending(arrival.lent, arrival.heaps, n_bytes)
+            chunk = (number, part.memory(arrival.arrays, arrival.memory), arrival.heaps, arrival.lent, False)
+            return self._writer.submit(metadata, part.files, chunk)
+        if not self._writer.reserve(arrival.heaps):
+            return False
+        if metadata:
+            self._writer.submit(metadata, part.files)
+        self._compressor.submit(self._compress, arrival, part, number)
         return True
 
-    def _compress(self, key: int, part: Part, number: int, buffers: Mapping[str, np.ndarray]) -> None:
+    def _compress(self, arrival: Arrival, part: Part, number: int) -> None:
         """Compress a chunk, and have it written: in a thread of the compressor."""
         assert self._compressor is not None
-        failure: tuple[str, str] | None = None
-        packed: dict[str, Any] = {}
+        words = None
         try:
-            packed = {name: self._compressor.encode(array) for name, array in buffers.items()}
-        except Exception as exc:  # noqa: BLE001 (nobody else would hear of it)
-            failure = ("write_failed", f"compressing: {exc}")
-        with self._lock:
-            if key not in self._pending:
-                return  # it was given up
-            if failure is None:
-                self._pending[key].n_bytes = sum(len(content) for content in packed.values())
-                ticket = self._writer.submit(part.pieces(number, packed))
-                assert ticket is not None
-                self._jobs[ticket] = _Job(key, None)
+            memory = Memory([self._compressor.encode(array) for array in arrival.arrays])
+            if self._writer.submit([], part.files, (number, memory, arrival.heaps, arrival.lent, True)):
                 return
-        self._end_job(_Job(key, None), failure)
+        except Exception as exc:  # noqa: BLE001 (nobody else would hear of it)
+            words = f"compressing: {exc}"
+        if arrival.lent is not None:
+            arrival.lent._done()
+        self._writer.lose(arrival.heaps, "write_failed", True, words)
 
-    def _part_of(self, arrival: Arrival) -> tuple[Part, bool]:
-        """The part that a chunk belongs to, and whether it is new."""
+    def _part_of(self, arrival: Arrival) -> tuple[Part, int, bool]:
+        """The part that a chunk belongs to, the number that it has there, and whether the part is new."""
         if self._parts:
             part = self._parts[-1]
             number = part.number(arrival.timestamp)
-            goes_on = not arrival.begins and not self._is_broken and number >= part.chunks
-            if goes_on and (number - part.chunks) * self._layout.chunk_batches <= _MOST_GAP_BATCHES:
-                return part, False
-        self._is_broken = True
-        return self._new_part(arrival), True
+            if not arrival.begins and not self._is_broken and 0 <= number - part.files.chunks <= self._most_gap:
+                return part, number, False
+        self._is_broken, self._quick = True, None
+        part = self._new_part(arrival)
+        return part, part.number(arrival.timestamp), True
 
     def _new_part(self, arrival: Arrival) -> Part:
         """The part that begins with a chunk."""
@@ -291,11 +267,22 @@ class Output:
         """The folder of a part, by its number."""
         return os.path.join(self.path, f"part_{part}") if part else self.path
 
+    def skip(self, end: int, *, begins: bool) -> None:
+        """Take note of a chunk that has nothing to store: of its end, and of whether time began again before it."""
+        with self._lock:
+            for part in self._parts[-1:]:
+                number = part.number(end)
+                self._is_broken |= begins or not 0 < number - part.files.chunks <= self._most_gap
+                if self._is_broken:
+                    self._quick = None
+                else:
+                    part.files.chunks = number
+
     def reach(self, timestamp: int) -> None:
         """Have the newest part reach up to a timestamp, though nothing more came."""
         with self._lock:
             for part in self._parts[-1:]:
-                part.chunks = max(part.chunks, part.number(timestamp))
+                part.files.chunks = max(part.files.chunks, part.number(timestamp))
 
     def _metadata(
         self, part: Part, chunks: int, parts: Sequence[Part], **more: Any
@@ -306,7 +293,7 @@ class Output:
         whenever this is interrupted.
         """
         pieces: list[Piece] = []
-        if not part.declared and part is not parts[0]:
+        if not part.files.declared and part is not parts[0]:
             pieces.append((part.folder, None, True))
         if part is not parts[0]:
             attributes = {"speadrx": self._part_attributes(part)}
@@ -343,109 +330,71 @@ class Output:
         return group_document({"speadrx": ours}, documents)
 
     def _settle(self) -> None:
-        """Count what was written, and recycle it: a thread."""
+        """Recycle what was written: a thread."""
         while not self._closed:
-            for ticket, failure in self._writer.wait(_LOOK):
-                with self._lock:
-                    job = self._jobs.pop(ticket, None)
-                if job is not None:  # otherwise it was given up
-                    self._end_job(job, failure)
-
-    def _end_job(self, job: _Job, failure: tuple[str, str] | None) -> None:
-        with self._lock:
-            self._progress = time.monotonic()
-            pending = None if job.key is None else self._pending.pop(job.key)
-            if pending is not None and failure is None:
-                self._chunks += 1
-                self._bytes += pending.n_bytes
-                self._heaps += pending.heaps
-            elif failure is not None and pending is None and job.part is None:
-                self._last_failure = f"the last metadata: {failure[1]}"
-            elif failure is not None:
-                cause, words = failure
-                self._first_error = self._first_error or words
-                if pending is not None:
-                    self._count_lost(cause, pending.heaps)
-                if job.part is not None:
-                    job.part.declared = 0  # so that the next chunk writes all of them
-            self._over.notify_all()
-        if pending is not None and pending.lent is not None:
-            pending.lent._done()
-
-    def _count_lost(self, cause: str, heaps: int) -> None:
-        self._not_written[cause] += 1
-        self._heaps_not_written += heaps
+            for chunk in self._writer.wait(_LOOK):
+                try:
+                    chunk._done()
+                except Exception:
+                    # Its user has put another buffer into it, which its stream does not take.
+                    logger.exception("a chunk that was recorded could not be recycled")
 
     def _is_hung(self) -> bool:
         """Whether something waits for the disk, and nothing was written for too long."""
-        return bool(self._pending or self._jobs) and time.monotonic() - self._progress >= self._patience
+        return self._writer.stuck >= self._patience
 
     def stats(self) -> RecorderStats:
         """Read what was recorded so far, at any time, from any thread."""
-        with self._lock:
-            return RecorderStats(
-                chunks=self._chunks,
-                bytes=self._bytes,
-                queued=len(self._pending),
-                capacity=self._capacity,
-                not_written={cause: n for cause, n in self._not_written.items() if n},
-                heaps=self._heaps,
-                heaps_not_written=self._heaps_not_written,
-                first_error=self._first_error,
-                parts=len(self._parts),
-                finished=self._finished,
-            )
+        counts = self._writer.counts
+        first_error = counts.first_error
+        if counts.last_error is not None:
+            first_error = first_error or f"the last metadata: {counts.last_error}"
+        return RecorderStats(
+            chunks=counts.chunks,
+            bytes=counts.bytes,
+            queued=counts.open + counts.returning,
+            capacity=self._capacity,
+            not_written=dict(counts.lost),
+            heaps=counts.heaps,
+            heaps_not_written=counts.heaps_lost,
+            first_error=first_error,
+            parts=len(self._parts),
+            finished=self._finished,
+        )
+
+    def size(self) -> int:
+        """The bytes of all chunks, when those are written that are in the queue now."""
+        counts = self._writer.counts
+        return counts.bytes + counts.open * self.chunk_bytes
 
     def close(self, account: Callable[[], Mapping[str, Any]]) -> None:
         """Write what is queued, and the account, and end: as long as the disk does anything. It may be called again."""
         with self._lock:
             if self._ending:
                 return
-            self._ending = True
-            self._wait_until_idle()
+            self._ending, self._quick = True, None
         try:
-            if not self._jobs and not self._pending:
+            if self._writer.wait_until_settled(self._patience):
                 self._write_account(account)
         finally:
-            if self._jobs or self._pending:
-                self._give_up()
+            if not self._writer.wait_until_settled(0):
+                self._writer.abandon(f"nothing was written for {self._patience:g} s")
             self._closed = True
             self._writer.end()
             self._thread.join()
             if self._compressor is not None:
                 self._compressor.close()
 
-    def _wait_until_idle(self) -> None:
-        while (self._jobs or self._pending) and not self._is_hung():
-            self._over.wait(max(self._progress + self._patience - time.monotonic(), 0))
-
-    def _give_up(self) -> None:
-        """Leave the thread that hangs alone, and name what it has not written."""
-        with self._lock:
-            self._writer.abandon()
-            self._jobs.clear()
-            for pending in self._pending.values():
-                self._count_lost("disk_hung", pending.heaps)
-            self._pending.clear()
-            self._first_error = self._first_error or f"nothing was written for {self._patience:g} s"
-
     def _write_account(self, account: Callable[[], Mapping[str, Any]]) -> None:
         """Write the last metadata, in the space that was kept for them."""
-        ours = {"finished": True, "queued": 0}
-        recorder = dataclasses.asdict(dataclasses.replace(self.stats(), **ours))  # type: ignore[arg-type]
+        recorder = dataclasses.replace(self.stats(), finished=True, queued=0)
         ended = dt.datetime.now(dt.UTC).isoformat()
         last = {"complete": True, "ended": ended, "recorder": recorder, **account()}
         pieces: list[Piece] = [(os.path.join(self.path, _RESERVE_NAME), None, False)]
         for part in self._parts:
-            written, self._documents = self._metadata(part, part.chunks, self._parts, **last)
+            written, self._documents = self._metadata(part, part.files.chunks, self._parts, **last)
             pieces += written
         if not self._parts:
             pieces.append((os.path.join(self.path, "zarr.json"), self._root_document([], {}, **last), True))
-        with self._lock:
-            self._progress = time.monotonic()
-            ticket = self._writer.submit(pieces)
-            assert ticket is not None  # as nothing else is queued
-            self._jobs[ticket] = _Job(None, None)
-            self._wait_until_idle()
-            self._finished = not self._jobs and self._last_failure is None
-            self._first_error = self._first_error or self._last_failure
+        self._writer.submit(pieces)
+        self._finished = self._writer.wait_until_settled(self._patience) and self._writer.counts.last_error is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from speadrx._core import Files, Memory
 from speadrx.layout.base import DeclarativeLayout
 
 #: What each element of a job is: a path, its bytes (None for a folder), and whether it stays if a later one fails.
@@ -43,6 +46,10 @@ class _Array(NamedTuple):
         """How many indices of an axis other than the time all places have."""
         return self.shape[axis] * (self.beside[1] if self.beside is not None and self.beside[0] == axis else 1)
 
+    def length(self, batches: int) -> list[int]:
+        """The shape of the whole array, if it is so long."""
+        return [batches if axis == self.time_axis else self.size(axis) for axis in range(len(self.shape))]
+
 
 def _document(array: _Array, shape: Sequence[int]) -> bytes:
     dtype = array.dtype
@@ -70,16 +77,23 @@ def _document(array: _Array, shape: Sequence[int]) -> bytes:
 
 def as_json(document: Any) -> bytes:
     """Write a document of metadata: without indentation, with which Python takes ten times as long."""
-    return json.dumps(document, default=str).encode()
+    return json.dumps(document, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    # Only what is asked for: `dataclasses.asdict` copies every number that is in it.
+    return vars(value) if dataclasses.is_dataclass(value) else str(value)
 
 
 def group_document(attributes: Mapping[str, Any], documents: Mapping[str, bytes] | None = None) -> bytes:
     """Write the metadata of a group; of the root, with the documents of all that is in it, by path."""
-    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    if documents is not None:
-        metadata = {path: json.loads(content) for path, content in documents.items()}
-        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
-    return as_json(document)
+    document = as_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    if documents is None:
+        return document
+    # They are JSON already.
+    metadata = b", ".join(as_json(path) + b": " + content for path, content in documents.items())
+    inline = b'"consolidated_metadata": {"kind": "inline", "must_understand": false, "metadata": {'
+    return document[:-1] + b", " + inline + metadata + b"}}}"
 
 
 def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int]]) -> dict[int, list[int]]:
@@ -129,6 +143,8 @@ class Stored:
         beside: tuple[int, int] | None = None,
     ) -> None:
         self._layout, self._select = layout, select
+        #: Whether only some of the heaps are stored.
+        self.is_selection = bool(select)
         declaration = layout.declaration
         names = layout.axis_names
         self.time_name = declaration.time.name
@@ -148,7 +164,12 @@ class Stored:
             name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis, **more)
             for name, kind in items
         }
+        #: The presence is the last, also of what is written: what it tells is there is there.
         self.arrays = [self.data, *self.side.values(), self.present]
+        #: Their metadata, with -1 in the place of their length.
+        self.documents = [(array.name, _document(array, array.length(-1))) for array in self.arrays]
+        #: How many heaps of a chunk are stored.
+        self.n_heaps = math.prod(heaps)
         taken = {array.name for array in self.arrays}
         self.coordinates = [
             (_Array(axis.name, np.dtype(np.int64), (axis.name,), (len(values),), None), np.array(values, np.int64))
@@ -174,31 +195,88 @@ class Stored:
             return dtype, shape, dims
         return np.dtype(np.uint8), (*shape, dtype.itemsize), (*dims, "byte")
 
-    def buffers(self, chunk: Any) -> tuple[dict[str, np.ndarray], bool]:
-        """The bytes of each array in a chunk, by its name; and whether they are the memory of the chunk itself."""
+    def held(self, chunk: Any) -> Held:
+        """What a chunk holds of it. It is kept with the chunk, whose memory stays the same as a rule."""
+        held: Held | None = chunk._held
+        if held is None or held.stored is not self or not held.is_of(chunk):
+            held = chunk._held = Held(self, chunk)
+        return held
+
+    def views(self, chunk: Any) -> list[np.ndarray]:
+        """The memory of a chunk, as each of the arrays has it before anything is selected."""
         layout = self._layout
         data = chunk.data
         if chunk._buffers.shape is None:  # there are gaps between heaps
             data = layout.view(data)
-        arrays = {"data": data, "present": np.asarray(chunk.present).reshape(layout.present_shape)}
+        views = [np.asarray(data)]
         if self.side:
-            extra = (
-                np.asarray(chunk.extra).reshape(-1).view(layout.extra_dtype or np.void).reshape(layout.present_shape)
-            )
-            arrays |= {array.name: extra[name] for name, array in self.side.items()}
+            extra = np.asarray(chunk.extra).reshape(-1).view(layout.extra_dtype or np.void)
+            views += [extra.reshape(layout.present_shape)[name] for name in self.side]
+        return [*views, np.asarray(chunk.present).reshape(layout.present_shape)]
+
+    def select(self, array: np.ndarray) -> np.ndarray:
+        """Copy what is selected of an array, if not all is."""
         for axis, indices in self._select.items():
-            arrays = {name: np.take(array, indices, axis) for name, array in arrays.items()}
-        is_lent = not self._select and arrays["data"].flags.c_contiguous
-        # What is no copy yet becomes one, unless the chunk waits for the writer.
-        return {
-            name: np.array(array, copy=None if is_lent else True, order="C") for name, array in arrays.items()
-        }, is_lent
+            array = np.take(array, indices, axis)
+        return array
 
     def names(self, array: _Array) -> tuple[str, str]:
         """What is before and after the number of a chunk, in the name of its file."""
         key = ["c", *("0" * len(array.shape))]
         before, after = key[: 1 + (array.time_axis or 0)], key[2 + (array.time_axis or 0) :]
         return ".".join(before) + ".", "".join(f".{index}" for index in after)
+
+
+class Held:
+    """What a chunk holds of a recording.
+
+    If all heaps are stored, and there are no gaps between them, that is the memory of the chunk itself. Only side items
+    are copied, which are next to each other there.
+
+    Parameters
+    ----------
+    stored
+        What is stored.
+    chunk
+        The chunk.
+    """
+
+    def __init__(self, stored: Stored, chunk: Any) -> None:
+        #: What is stored.
+        self.stored = stored
+        self._data, self._present, self._extra = chunk.data, chunk.present, chunk.extra
+        self._views = stored.views(chunk)
+        #: Whether it is the memory of the chunk.
+        self.is_lent = not stored.is_selection and self._views[0].flags.c_contiguous
+        if self.is_lent:
+            self._arrays = [np.array(view, copy=None, order="C") for view in self._views]
+            self._memory = Memory(self._arrays)
+            self._copied = [
+                (array, view)
+                for array, view in zip(self._arrays, self._views, strict=True)
+                if not view.flags.c_contiguous
+            ]
+
+    def is_of(self, chunk: Any) -> bool:
+        """Whether it is what this chunk holds, with the buffers that it has now."""
+        return self._data is chunk.data and self._present is chunk.present and self._extra is chunk.extra
+
+    def heaps(self) -> int:
+        """How many heaps are present of those that are stored."""
+        if self.is_lent:
+            return self._memory.heaps()
+        return int(np.count_nonzero(self.stored.select(self._views[-1])))
+
+    def take(self) -> tuple[list[np.ndarray], Memory]:
+        """What is to be written now."""
+        if self.is_lent:
+            for array, view in self._copied:
+                np.copyto(array, view)
+            return self._arrays, self._memory
+        # `select` copies, but not if all is selected.
+        select = self.stored.select if self.stored.is_selection else np.array
+        arrays = [np.ascontiguousarray(select(view)) for view in self._views]
+        return arrays, Memory(arrays)
 
 
 class Part:
@@ -234,16 +312,13 @@ class Part:
             attributes = {"units": "nanoseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
         place = max(4096, 64 * self._batches)
         self._time = _Array(stored.time_name, np.dtype(np.int64), (stored.time_name,), (place,), 0, attributes)
-        #: Of each array, the paths of the files of its chunks: what is before and after their numbers.
-        self._files = [
-            (array.name, os.path.join(folder, array.name, before), after)
-            for array in stored.arrays
-            for before, after in [stored.names(array)]
-        ]
-        #: For how many chunks the arrays are declared; 0 before anything is written.
-        self.declared = 0
-        #: How many chunks it spans, with those that never came.
-        self.chunks = 0
+        names = [(array.name, *stored.names(array)) for array in stored.arrays]
+        #: The files of its chunks; how many chunks it spans, with those that never came; and for how many its arrays
+        #: are declared, which is 0 before anything is written.
+        self.files = Files(
+            [(os.path.join(folder, name, before), after) for name, before, after in names], first, self._step
+        )
+        self._documents = [*stored.documents, (self._time.name, _document(self._time, [-1]))]
 
     @property
     def has_utc(self) -> bool:
@@ -252,24 +327,28 @@ class Part:
 
     def number(self, timestamp: int) -> int:
         """The number of the chunk with a timestamp, counted from the first."""
-        return (timestamp - self.first) // self._step
+        return self.files.number(timestamp)
+
+    def memory(self, arrays: Sequence[np.ndarray], memory: Memory) -> Memory:
+        """What its files of a chunk are to hold, which has these arrays."""
+        return memory
 
     def grown(self, number: int) -> int:
         """For how many chunks to declare the arrays, so that there is room for chunk `number`."""
-        return self.declared if number < self.declared else number + 1 + number // 8 + 16
+        return self.files.declared if number < self.files.declared else number + 1 + number // 4 + 32
 
     def metadata(self, chunks: int) -> list[Piece]:
         """Declare the arrays for so many chunks, and write the times that are new."""
         pieces: list[Piece] = []
-        for array in [*self._stored.arrays, self._time]:
-            folder = os.path.join(self.folder, array.name)
-            if not self.declared:
+        length = b"%d" % (chunks * self._batches)
+        for name, document in self._documents:
+            folder = os.path.join(self.folder, name)
+            if not self.files.declared:
                 pieces.append((folder, None, True))
-            axes = range(len(array.shape))
-            shape = [chunks * self._batches if axis == array.time_axis else array.size(axis) for axis in axes]
-            pieces += self._times(folder, chunks) if array is self._time else []
-            pieces.append((os.path.join(folder, "zarr.json"), _document(array, shape), True))
-        if not self.declared:
+            pieces += self._times(folder, chunks) if name == self._time.name else []
+            # Nothing before the shape has such a number.
+            pieces.append((os.path.join(folder, "zarr.json"), document.replace(b"-1", length, 1), True))
+        if not self.files.declared:
             for array, values in self._stored.coordinates:
                 folder = os.path.join(self.folder, array.name)
                 pieces.append((folder, None, True))
@@ -280,7 +359,7 @@ class Part:
     def _times(self, folder: str, chunks: int) -> Iterable[Piece]:
         """The files of the times for chunks from `declared` on. Each is written whole, and never again."""
         (place,) = self._time.shape
-        begin = -(-self.declared * self._batches // place)
+        begin = -(-self.files.declared * self._batches // place)
         end = -(-chunks * self._batches // place)
         for number in range(begin, end):
             yield os.path.join(folder, f"c.{number}"), self._values(number * place, place).astype("<i8"), True
@@ -294,7 +373,3 @@ class Part:
         begin = self._utc + round(first * step * 10**9 / rate)
         offsets: np.ndarray = np.rint(np.arange(n) * (step * 1e9 / self._tick_rate)).astype(np.int64)
         return begin + offsets
-
-    def pieces(self, number: int, buffers: Mapping[str, Any]) -> list[Piece]:
-        """The files of a chunk: `present` is the last, so that what is present is there."""
-        return [(f"{before}{number}{after}", buffers[name], False) for name, before, after in self._files]

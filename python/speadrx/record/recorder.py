@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from speadrx.receive.checks import check_integer
-from speadrx.receive.chunk import Chunk, as_array
+from speadrx.receive.chunk import Chunk
 from speadrx.receive.fill import chunk_filler
 from speadrx.receive.fork import check_ours
 from speadrx.receive.receiver import Receiver
@@ -116,26 +113,40 @@ class Recorder(Beside):
         """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
         return self._output.chunk_bytes
 
+    def size(self) -> int:
+        """The bytes of all chunks, when those are written that are in the queue now."""
+        return self._output.size()
+
+    def heaps(self, chunk: Chunk) -> int:
+        """How many heaps are present in a chunk, of those that are selected."""
+        return self._output.stored.held(chunk).heaps()
+
     def write(self, chunk: Chunk) -> bool:
         """Queue a chunk for writing, for loops that iterate over the receiver itself. Recycle it as usual.
 
-        Returns whether it was queued. A chunk without any heap is not, and need not be.
+        Returns whether it was queued. A chunk without any heap that is selected is not, and need not be.
         """
         check_ours(self._receiver.stream)
-        heaps = int(np.count_nonzero(as_array("present", chunk.present)))
+        held = self._output.stored.held(chunk)
+        heaps = held.heaps()
         if not heaps:
+            self._output.skip(chunk.timestamp + self._layout.chunk_timestamp_step, begins=chunk.gap is None)
             return False
-        if heaps < self._layout.chunk_heaps and self._receiver._chunks._fill is None:
+        if heaps < self._output.stored.n_heaps and self._receiver._chunks._fill is None:
             self._fill(chunk)
-        buffers, is_lent = self._output.stored.buffers(chunk)
+        arrays, memory = held.take()
+        begins = chunk.gap is None
+        if held.is_lent and not begins and self._output.put_quickly(chunk.timestamp, memory, heaps, chunk):
+            return True
         return self._output.put(
             Arrival(
                 timestamp=chunk.timestamp,
                 time=lambda: chunk.time,
-                begins=chunk.gap is None,
+                begins=begins,
                 heaps=heaps,
-                buffers=buffers,
-                lent=chunk if is_lent else None,
+                arrays=arrays,
+                memory=memory,
+                lent=chunk if held.is_lent else None,
             )
         )
 
@@ -154,4 +165,4 @@ class Recorder(Beside):
         super().close()
 
     def _finish(self) -> None:
-        self._output.close(lambda: {"account": dataclasses.asdict(self._receiver.stats())})
+        self._output.close(lambda: {"account": self._receiver.stats()})
