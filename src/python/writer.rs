@@ -96,7 +96,7 @@ pub struct Memory(Vec<PyUntypedBuffer>);
 impl Memory {
     #[new]
     fn new(arrays: Vec<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let buffers = arrays.iter().enumerate().map(|(i, array)| contiguous(|| format!("array {i}"), array));
+        let buffers = arrays.into_iter().enumerate().map(|(i, array)| contiguous(|| format!("array {i}"), &array));
         buffers.collect::<PyResult<_>>().map(Self)
     }
 
