@@ -1,7 +1,8 @@
 """Instructions of what runs once per heap or packet, held to the limits in `budgets.toml`.
 
-The compiled core is called under callgrind, which counts the same each time. A figure is what the heaps of a pass take,
-less what as many calls of a function that does nothing take, or what a call with next to nothing to do takes.
+The compiled core is called under callgrind, which counts the same each time, if the core was built as `make` builds it:
+a plain `cargo build`, which makes a library for Rust too, comes to other instructions. A figure is what the heaps of a
+pass take, less what as many calls of a function that does nothing take, or a call with next to nothing to do.
 """
 
 from __future__ import annotations
@@ -125,9 +126,9 @@ def page_aligned(size: int) -> np.ndarray:
 
 
 def presence(order: tuple[str, ...]) -> Budget:
-    """The heaps of a finished chunk, counted by source; of 80 antennas and 32 times."""
-    compiled = array(80, 32, 8192, order).declaration._compiled
-    present = page_aligned(80 * 32)
+    """The heaps of a finished chunk, counted by source; so many that the call itself does not matter."""
+    compiled = array(80, 512, 8192, order).declaration._compiled
+    present = page_aligned(80 * 512)
     present[:] = np.arange(present.size) % 100 != 0
     nothing = array(1, 1, 8192, order).declaration._compiled
     return lambda: compiled.account_present(present), lambda: nothing.account_present(present[:1]), present.size
@@ -135,7 +136,7 @@ def presence(order: tuple[str, ...]) -> Budget:
 
 def fill(pattern: bytes) -> Budget:
     """Missing heaps of 640 bytes, overwritten: every fifth, and a run of sixteen in sixty-four."""
-    layout = array(16, 64, 640, ("time", "source"))
+    layout = array(16, 256, 640, ("time", "source"))
     geometry = layout.declaration._compiled.geometry({})
     data, present = page_aligned(layout.chunk_bytes), page_aligned(layout.chunk_heaps)
     index = np.arange(present.size)
@@ -273,7 +274,7 @@ def compare(figures: Mapping[str, float], limits: Mapping[str, float]) -> tuple[
         figure, limit = figures[name], limits[name]
         if figure > limit:
             wrong.append(f"{name}: {figure:.1f} instructions, and {limit:.1f} are allowed")
-        elif limit_of(figure) < limit:
+        elif limit_of(figure) < limit - max(MARGIN, MARGIN_RATIO * figure) / 2:
             lower.append(f"{name}: {figure:.1f} instructions; the limit may be {limit_of(figure):.1f}, not {limit:.1f}")
     return sorted(wrong), sorted(lower)
 
