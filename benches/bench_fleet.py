@@ -2,11 +2,12 @@
 
 The coordinator is a process with the scheduler of Dask and the `Fleet`: it adds up reports, puts results in the order
 of time, and serves the account. A few workers have the shares. These are simulated, since so many receivers would not
-fit a machine: each sends reports that a receiver has sent, with its own name and the next numbers, as often, and as
-many chunks in each. Reports of all shares are spread over the interval, as those of many machines are.
+fit a machine: each sends a report that a receiver has sent, with its own name and the next number, again and again.
+The shares take turns, as those of many machines do. All together send as many reports in a second as 64 shares do with
+an interval of 0.5 s, however few they are: what differs is the number of shares alone.
 
-The cost with nothing to do is measured before, and taken off. Bytes are those that the scheduler passes on to the
-fleet, counted by the kernel; about as many come from the workers.
+The cost with nothing to do is measured before and after, and taken off. Bytes are those that the scheduler passes on to
+the fleet, counted by the kernel; about as many come from the workers.
 
 Run it with the extra ``dask``: ``python benches/bench_fleet.py``.
 """
@@ -43,6 +44,10 @@ WORKERS = 2
 SOURCES, BATCHES, STEP = 4, 4, 16
 #: Chunks in a report, and bytes of the result of each.
 CHUNKS, RESULT_BYTES = 5, 1024
+#: Reports of all shares in a second.
+RATE = 128
+#: How long nothing is done.
+IDLE_SECONDS = 5
 TIME_ID, SOURCE_ID = 0x1600, 0x4101
 #: Where the kernel says how many bytes came, in what it tells of a TCP connection.
 TCP_INFO_BYTES_RECEIVED = 128
@@ -172,7 +177,7 @@ def measure(cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: 
 
             consumer = threading.Thread(target=consume)
             consumer.start()
-            idle = busy(lambda: time.sleep(n_reports * interval / 4)) / (n_reports * interval / 4)
+            idle = busy(lambda: time.sleep(IDLE_SECONDS)) / IDLE_SECONDS
             before = received(fleet._client)
             begin = time.time()
 
@@ -182,13 +187,15 @@ def measure(cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: 
                 if not all_there.wait(300):
                     raise TimeoutError(f"only {len(times)} of {n_chunks} times came")
 
-            used = busy(run) - idle * (time.time() - begin)
+            used = busy(run)
+            seconds = time.time() - begin
             n_bytes = received(fleet._client) - before
+            idle = (idle + busy(lambda: time.sleep(IDLE_SECONDS)) / IDLE_SECONDS) / 2
         consumer.join()
     if set(times) != {n_shares}:
         raise AssertionError(f"results are missing: {sorted(set(times))}")
     n = n_chunks * n_shares
-    return Cost(1e6 * used / n, n_bytes / n, idle)
+    return Cost(1e6 * (used - idle * seconds) / n, n_bytes / n, idle)
 
 
 def busy(what: Callable[[], Any]) -> float:
@@ -201,8 +208,7 @@ def busy(what: Callable[[], Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="turns, of which the median counts")
-    parser.add_argument("--reports", type=int, default=20, help="reports of each share")
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between them")
+    parser.add_argument("--reports", type=int, default=1280, help="reports of all shares")
     parser.add_argument("--shares", type=int, nargs="+", default=SHARES, help="how many shares")
     args = parser.parse_args()
     like = pickle.dumps(template())
@@ -212,7 +218,7 @@ def main() -> None:
     with local_cluster(WORKERS, {"NIC": max(args.shares)}) as cluster:
         for _ in range(args.repeats):
             for n in args.shares:
-                costs[n].append(measure(cluster, like, n, args.reports, args.interval))
+                costs[n].append(measure(cluster, like, n, args.reports // n, n / RATE))
     print("shares   us/chunk (least to most)     bytes/chunk   processor with nothing to do")
     for n, found in costs.items():
         used, n_bytes, idle = (sorted(column) for column in zip(*found, strict=True))

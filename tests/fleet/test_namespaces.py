@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 
@@ -18,7 +17,7 @@ pytest.importorskip("xarray")
 pytest.importorskip("zarr")
 
 import speadrx
-from fleets import ANTENNAS, AT_ONCE, LAYOUT, WINDOW, packet, record_by_one_receiver
+from fleets import ANTENNAS, AT_ONCE, LAYOUT, WINDOW, packet, record_by_one_receiver, scraped_sum
 from loopback import wait_for
 from network import Namespace, leave_out
 
@@ -90,14 +89,8 @@ def start(tmp_path):
 
 
 def scraped(head, name):
-    """The sum of a metric of the fleet, over all shares and sources; 0 if it is not served yet."""
     with head.entered():
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=60) as reply:
-                text = reply.read().decode()
-        except OSError:
-            return 0
-    return sum(float(value) for value in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE))
+        return scraped_sum(METRICS, name)
 
 
 def joined(namespace):

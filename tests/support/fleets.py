@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import socket
 import struct
 import threading
+import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -213,6 +215,16 @@ class Shares:
         stats = self.account.stats()
         self.recording.end(stats)
         return stats
+
+
+def scraped_sum(port: int, name: str) -> float:
+    """The sum of a metric that is served on a port, over all its labels; 0 if it is not served yet."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
+            text = reply.read().decode()
+    except OSError:
+        return 0
+    return sum(float(value) for value in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE))
 
 
 def is_there(pid: int) -> bool:
