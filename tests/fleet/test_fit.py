@@ -21,6 +21,17 @@ def test_machines_are_filled_evenly():
     assert places.take("5") is None
 
 
+def test_machines_are_filled_evenly_again():
+    """What has left a machine does not count there any more."""
+    places = Places({"NIC": 1})
+    for name, host in (("w0", "b"), ("w1", "b"), ("w2", "b"), ("w3", "a"), ("w4", "a")):
+        places.add(place(name, host))
+    assert [places.take(share).host for share in "0123"] == ["b", "a", "b", "a"]
+    for share in "13":
+        places.release(share)
+    assert places.take("4").host == "a"
+
+
 def test_a_worker_has_room_for_what_it_has():
     places = Places({"NIC": 1, "cores": 2})
     places.add(place("w0", "a", resources={"NIC": 3, "cores": 5}))

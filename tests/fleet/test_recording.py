@@ -20,6 +20,7 @@ from loopback import needs_multicast_route, wait_for
 from speadrx.fleet import PlanError
 from speadrx.fleet.recording import FleetRecording
 from speadrx.fleet.share import ShareRun, Work
+from speadrx.record.output import Arrival
 
 pytestmark = needs_multicast_route
 
@@ -164,6 +165,51 @@ def test_time_began_again(running, array, tmp_path):
     assert second.present.values[2:, :3].all()
     assert second.present.values[:, 3].tolist() == [*[False] * 16, *[True] * 16]
     assert second.data.values[31, :, 0].tolist() == [3100 + 10 * antenna for antenna in range(ANTENNAS)]
+
+
+def test_time_began_again_twice(running, array, tmp_path):
+    """A share that was dead meanwhile goes on in the newest part, though its time is in an older one too."""
+    one = running(0, 1)
+    one.send(array, range(500, 532), [0, 1])
+    one.end_shares(1)
+    one.send(array, range(100, 132), [0])
+    one.send(array, range(32), [0])
+    one.start(1)
+    one.send(array, range(200, 232), [0, 1])
+    one.end()
+    parts = [speadrx.open(tmp_path / "night.zarr", part=part) for part in range(3)]
+    assert [part.attrs["parts"] for part in parts] == [3] * 3
+    assert [bool(part.present.values[:, 1].any()) for part in parts] == [True, False, True]
+    last = parts[2].sel(time=slice(200 * STEP, None))
+    assert last.present.values[:, 1].all()
+    assert last.data.values[0, 1, 0] == 100 * 200 + 10
+
+
+def test_nothing_is_written_over(running, array, tmp_path):
+    """Time begins again while the only share is dead: it has that time already, so another part begins."""
+    one = running(0)
+    one.send(array, range(64), [0])
+    one.end_shares(0)
+    one.start(0)
+    one.send(array, range(32), [0])
+    one.end()
+    first, second = (speadrx.open(tmp_path / "night.zarr", part=part) for part in range(2))
+    assert (first.sizes["time"], second.sizes["time"]) == (64, 32)
+    assert first.present.values[:, 0].all()
+    assert second.present.values[:, 0].all()
+
+
+def test_the_first_decides_where_a_part_begins(running, array, tmp_path):
+    """Whoever comes second gets what the first has said, even if both looked at the same time."""
+    one = running(0, 1)
+    outputs = [one.shares[number][0]._recorder._shared for number in range(2)]
+    nothing = {"time": lambda: None, "begins": True, "heaps": 1, "buffers": {}}
+    outputs[0]._claim(0, Arrival(timestamp=100 * BATCHES * STEP, **nothing))
+    before = (tmp_path / "night.zarr" / ".part_0.json").read_bytes()
+    outputs[1]._claim(0, Arrival(timestamp=90 * BATCHES * STEP, **nothing))
+    assert (tmp_path / "night.zarr" / ".part_0.json").read_bytes() == before
+    assert sorted(os.listdir(tmp_path / "night.zarr" / "..")) == ["night.zarr"]
+    assert [name for name in os.listdir(tmp_path / "night.zarr") if name.startswith(".part")] == [".part_0.json"]
 
 
 def test_it_can_be_opened_while_it_grows(running, array, tmp_path):
