@@ -203,7 +203,7 @@ def test_the_first_decides_where_a_part_begins(running, array, tmp_path):
     """Whoever comes second gets what the first has said, even if both looked at the same time."""
     one = running(0, 1)
     outputs = [one.shares[number][0]._recorder._shared for number in range(2)]
-    nothing = {"time": lambda: None, "begins": True, "heaps": 1, "buffers": {}}
+    nothing = {"time": lambda: None, "begins": True, "heaps": 1, "arrays": [], "memory": None}
     outputs[0]._claim(0, Arrival(timestamp=100 * BATCHES * STEP, **nothing))
     before = (tmp_path / "night.zarr" / ".part_0.json").read_bytes()
     outputs[1]._claim(0, Arrival(timestamp=90 * BATCHES * STEP, **nothing))
