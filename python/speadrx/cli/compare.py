@@ -116,8 +116,7 @@ def _show(console: Console, comparison: Comparison) -> None:
 
 
 def _survey(source: str, interface: str | None, seconds: float, packets: int | None) -> Survey:
-    survey = Survey(most_values=MOST_VALUES)
-    origin = gather(source, interface, survey, seconds, packets)
+    survey, origin = gather(source, interface, seconds, packets, most_values=MOST_VALUES)
     if origin.damage is not None:
         click.echo(f"Warning: {origin.damage}: only what came before was compared", err=True)
     if survey.unkept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -11,33 +12,23 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
+from speadrx import _core
 from speadrx._words import counted, listed
 from speadrx.receive.endpoints import parse_endpoints
-from speadrx.survey.capture import Capture, read_datagrams
-from speadrx.survey.heaps import Survey
-from speadrx.survey.live import Listener
+from speadrx.survey.capture import MOST_VALUES, Capture, read_datagrams
 
 from . import quantities
-from .findings import (
-    MOST_SHOWN,
-    Found,
-    Origin,
-    describe_stream,
-    json_document,
-    look,
-    show_stream,
-    show_totals,
-    toml_text,
-)
 from .interrupt import interruptible
-from .options import force_option
-from .parameters import UnusableError, announce_pipe, keep_files, naming_options
-from .progress import Bar
+from .parameters import UnusableError, announce_pipe, force_option, keep_files, naming_options
+
+if TYPE_CHECKING:
+    from speadrx.survey.heaps import Survey
+
+    from .findings import Found, Origin
 
 _POLL_SECONDS = 0.1
 #: Packets of a file between updates of the progress bar.
@@ -49,8 +40,10 @@ def _reason(exc: OSError | ValueError) -> str:
     return text.removeprefix("src: ")  # an argument of the library, not an option
 
 
-def gather(source: str, interface: str | None, survey: Survey, seconds: float, packets: int | None) -> Origin:
-    """Add the packets of a capture, or those that come to endpoints, to a survey, until it is interrupted.
+def gather(
+    source: str, interface: str | None, seconds: float, packets: int | None, *, most_values: int = MOST_VALUES
+) -> tuple[Survey, Origin]:
+    """Survey the packets of a capture, or those that come to endpoints, until it is interrupted.
 
     Raises
     ------
@@ -60,7 +53,7 @@ def gather(source: str, interface: str | None, survey: Survey, seconds: float, p
     most = math.inf if packets is None else packets
     if not os.path.exists(source):
         with interruptible() as interrupted:
-            return _listen(source, interface, survey, seconds, most, interrupted)
+            return _listen(source, interface, most_values, seconds, most, interrupted)
     if interface is not None:
         raise click.BadParameter(f"{source} is a file, which has no interface", param_hint="--interface")
     announce_pipe(source)
@@ -70,11 +63,13 @@ def gather(source: str, interface: str | None, survey: Survey, seconds: float, p
     except (OSError, ValueError) as exc:
         raise UnusableError(_reason(exc)) from None
     with interruptible(capture.end) as interrupted:
-        return _read_capture(source, capture, survey, most, interrupted)
+        return _read_capture(source, capture, most_values, most, interrupted)
 
 
-def _read_capture(path: str, capture: Capture, survey: Survey, most: float, interrupted: threading.Event) -> Origin:
-    """Add the packets of a capture to a survey, with a progress bar.
+def _read_capture(
+    path: str, capture: Capture, most_values: int, most: float, interrupted: threading.Event
+) -> tuple[Survey, Origin]:
+    """Survey the packets of a capture, with a progress bar.
 
     Raises
     ------
@@ -82,14 +77,17 @@ def _read_capture(path: str, capture: Capture, survey: Survey, most: float, inte
         If it cannot be read.
     """
     damage: str | None = None
-    with capture, _progress(capture.size, "Reading") as advance:
+    gathered = _core.Survey(most_values)
+    with capture, _progress(capture.size, "Reading") as advance, _importing():
         try:
-            # What comes through a pipe may come slowly: Ctrl-C is noted after each packet.
-            at_once = 1 if capture.size is None else _PROGRESS_PACKETS
+            # What comes through a pipe may come slowly: Ctrl-C is noted after each packet. It ends the pipe, and what
+            # has come through it is still taken.
+            is_pipe = capture.size is None
+            at_once = 1 if is_pipe else _PROGRESS_PACKETS
             done = 0
-            while done < most and not interrupted.is_set():
+            while done < most and (is_pipe or not interrupted.is_set()):
                 wanted = int(min(at_once, most - done))
-                came = survey.read(capture, wanted)
+                came = gathered.read(capture.reader, wanted)
                 done += came
                 if came < wanted:
                     break
@@ -99,24 +97,35 @@ def _read_capture(path: str, capture: Capture, survey: Survey, most: float, inte
             damage = _reason(exc)
             if not capture.frames:
                 raise UnusableError(damage) from None
-    return Origin(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
+    from speadrx.survey.heaps import Survey
+
+    from .findings import Origin
+
+    origin = Origin(path, live=False, capture=capture, damage=damage, interrupted=interrupted.is_set())
+    return Survey(gathered=gathered), origin
 
 
 def _listen(
     source: str,
     interface: str | None,
-    survey: Survey,
+    most_values: int,
     seconds: float,
     most: float,
     interrupted: threading.Event,
-) -> Origin:
-    """Add the packets that come to endpoints to a survey, for so many seconds.
+) -> tuple[Survey, Origin]:
+    """Survey the packets that come to endpoints, for so many seconds.
 
     Raises
     ------
     click.BadParameter, UnusableError
         If they cannot be listened to.
     """
+    from speadrx.survey.heaps import Survey
+    from speadrx.survey.live import Listener
+
+    from .findings import Origin
+
+    survey = Survey(most_values=most_values)
     try:
         with naming_options():
             listener = Listener(_endpoints(source), interface)
@@ -137,12 +146,32 @@ def _listen(
                     break
             advance(survey.bytes)
         drops = listener.drops()
-    return Origin(source, live=True, interface=interface, kernel_drops=drops, interrupted=interrupted.is_set())
+    origin = Origin(source, live=True, interface=interface, kernel_drops=drops, interrupted=interrupted.is_set())
+    return survey, origin
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import what looks at heaps, which takes as long as to read a million packets: both go on at once.
+
+    Until it is there, nothing else may be imported: two threads that import modules which import each other may see
+    half of them.
+    """
+    thread = threading.Thread(target=importlib.import_module, args=(f"{__package__}.findings",))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @contextlib.contextmanager
 def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
     """Show how many bytes have been read, if standard error is a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+
+    from .progress import Bar
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Bar(*columns) as progress:
         task = progress.add_task(what, total=total)
@@ -151,6 +180,8 @@ def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
 
 def _chosen(streams: list[Found], number: int | None) -> Found:
     """The stream whose layout is wanted."""
+    from .findings import MOST_SHOWN, describe_stream
+
     if number is None and len(streams) > 1:
         kinds = listed((describe_stream(n, found.stream) for n, found in enumerate(streams, 1)), MOST_SHOWN, "; ")
         raise click.UsageError(f"there are {len(streams)} streams ({kinds}); choose one with --stream")
@@ -235,11 +266,14 @@ def inspect(
     keep_files(source)
     if source == "-":
         source = "/dev/stdin"
-    survey = Survey()
-    origin = gather(source, interface, survey, seconds, packets)
+    survey, origin = gather(source, interface, seconds, packets)
+    from .findings import MOST_SHOWN, json_document, look, show_stream, show_totals
+
     streams = look(survey)
     if number is not None and streams and number > len(streams):
         raise click.BadParameter(f"{number}: there are only streams 1 to {len(streams)}", param_hint="--stream")
+    from rich.console import Console
+
     console = Console(highlight=False)
     if as_json:
         click.echo(json.dumps(json_document(origin, survey, streams), allow_nan=False))
@@ -265,6 +299,8 @@ def _finish(
     as_toml: bool,
 ) -> None:
     """Write the layout, or say why there is none, and end with the right exit code."""
+    from .findings import toml_text
+
     if not streams:
         raise click.ClickException(_why_nothing(origin, survey))
     shown = streams if number is None else [streams[number - 1]]

@@ -24,8 +24,8 @@ from speadrx.layout.picture import address, axis_strides, escaped, nesting, svg_
 from speadrx.simulate.packets import axis_size
 
 from .mkrecv import converted_toml, read_items
-from .options import force_option, load_layout, set_option
-from .parameters import keep_files
+from .options import load_layout, set_option
+from .parameters import force_option, keep_files
 
 # Narrower terminals wrap lines: the picture would have no room for two indices of an axis.
 _LEAST_WIDTH = 70

@@ -25,11 +25,12 @@ from .impression import Impression
 from .impression_view import ImpressionView, document, used
 from .interrupt import interruptible
 from .meaning import Meaning
-from .options import all_sources_option, force_option, layout_options
+from .options import all_sources_option, layout_options
 from .parameters import (
     Tolerance,
     UnusableError,
     describe,
+    force_option,
     naming_options,
     read_assignments,
     read_sources,

@@ -56,11 +56,6 @@ def all_sources_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
     )(command)
 
 
-def force_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Add ``--force``, which `keep_files` heeds. The command gets it as `force`."""
-    return click.option("--force", is_flag=True, help="Overwrite files that exist.")(command)
-
-
 def layout_options(command: Callable[..., _R], *, required: bool = True) -> Callable[..., _R]:
     """Add ``--layout`` and ``--set``. The command gets the `Layout` that they make as `layout`, or None."""
 

@@ -7,8 +7,9 @@ import itertools
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import click
 
@@ -16,6 +17,9 @@ from speadrx._words import counted, listed
 from speadrx.receive.endpoints import format_endpoint, parse_endpoints
 
 from .quantities import BYTES, SECONDS, read
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 #: Names that the library uses for an option, if they differ from that of the option.
 _LIBRARY_NAMES = {
@@ -181,6 +185,11 @@ def announce_pipe(path: str) -> None:
     with contextlib.suppress(OSError):  # whoever opens it says what is wrong
         if stat.S_ISFIFO(os.lstat(path).st_mode):
             click.echo(f"{path} is a pipe: waiting for a program that writes a capture into it", err=True)
+
+
+def force_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add ``--force``, which `keep_files` heeds. The command gets it as `force`."""
+    return click.option("--force", is_flag=True, help="Overwrite files that exist.")(command)
 
 
 def keep_files(*read: str | None) -> None:

@@ -21,8 +21,8 @@ from speadrx.receive.receiver import Receiver
 
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
-from .options import force_option, load_layout, set_option
-from .parameters import UnusableError, keep_files, refuse_to_overwrite
+from .options import load_layout, set_option
+from .parameters import UnusableError, force_option, keep_files, refuse_to_overwrite
 from .receiving import usable
 from .recorded import history_of, open_recording, readable
 from .session import Session

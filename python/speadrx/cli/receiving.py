@@ -14,9 +14,10 @@ from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
 
 from . import quantities
-from .options import all_sources_option, force_option
+from .options import all_sources_option
 from .parameters import (
     Tolerance,
+    force_option,
     naming_options,
     read_assignments,
     read_labels,

@@ -31,10 +31,11 @@ from speadrx.simulate.pacing import Clock
 
 from . import quantities
 from .interrupt import interruptible
-from .options import all_sources_option, force_option, layout_options
+from .options import all_sources_option, layout_options
 from .parameters import (
     UnusableError,
     describe,
+    force_option,
     naming_options,
     read_assignments,
     read_endpoints,

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from speadrx import _core
 
+#: Values of items that a survey keeps (8 bytes each). Heaps after that are only counted.
+MOST_VALUES = 2**23
+
 
 class Datagram(NamedTuple):
     """A UDP datagram, as it was captured."""

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .values import count, joint
+from .values import count, distinct_of, first_of_each, joint
 
 # A value is compared with the typical value of its item. It is garbage if it has less than these fractions of...
 #: ... the times at which heaps have it, per time between its first heap and its last.
@@ -64,10 +64,9 @@ class Column:
 
 def sort_out(item: int, values: np.ndarray, times: np.ndarray, origin: From = From.ITEM) -> Column:
     """Tell the good values of an item from garbage, which may be anything, but does not last."""
-    distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    index = index.reshape(-1)
-    times = np.unique(times, return_inverse=True)[1].reshape(-1)
-    _, first = np.unique(joint(index, times), return_index=True)
+    distinct, index, counts = distinct_of(values)
+    _, times, _ = distinct_of(times)
+    first = first_of_each(joint(index, times))
     n_times = np.bincount(index[first], minlength=distinct.size)
     earliest, latest = np.full(distinct.size, times.size), np.zeros(distinct.size, np.int64)
     np.minimum.at(earliest, index, times)
@@ -99,7 +98,7 @@ def distinguishing(times: np.ndarray, columns: list[Column], known: Container[in
     """
     recurring = [column for column in columns if column.recurs]
     clean = all_good(recurring, times.size)
-    _, rows = np.unique(joint(times[clean], *(column.values[clean] for column in columns)), return_index=True)
+    rows = first_of_each(joint(times[clean], *(column.values[clean] for column in columns)))
     times = times[clean][rows]
     values = {id(column): column.values[clean][rows] for column in recurring}
 

@@ -15,11 +15,9 @@ import spead2.recv
 from speadrx import _core
 from speadrx.layout.items import SPECIAL_ITEMS
 
-from .capture import Capture
+from .capture import MOST_VALUES, Capture
 from .kinds import Address, Flavour, Kind, Stream, sort_into_streams
-
-#: Values of items to keep (8 bytes each). Heaps after that are only counted.
-MOST_VALUES = 2**23
+from .values import distinct_of
 
 
 @dataclass
@@ -62,10 +60,12 @@ class Survey:
     ----------
     most_values
         Values of items to keep (8 bytes each). Heaps after that are counted, but their values are not kept.
+    gathered
+        What gathers packets, and may have begun.
     """
 
-    def __init__(self, *, most_values: int = MOST_VALUES) -> None:
-        self._gathered = _core.Survey(most_values)
+    def __init__(self, *, most_values: int = MOST_VALUES, gathered: _core.Survey | None = None) -> None:
+        self._gathered = _core.Survey(most_values) if gathered is None else gathered
         # The kinds of heaps as they were after so many packets: to take them out means to copy them.
         self._packets_sorted = 0
         self._sorted: list[Kind] = []
@@ -235,7 +235,7 @@ class Survey:
         for kind in self._kinds():
             if kind.whole:
                 continue
-            distinct, counts = np.unique(kind.lengths(), return_counts=True)
+            distinct, _, counts = distinct_of(kind.lengths())
             for length, heaps in zip(distinct, counts, strict=True):
                 lengths[int(length)] += int(heaps)
         return lengths

@@ -16,6 +16,8 @@ import spead2
 
 from speadrx.layout.items import SPECIAL_ITEMS
 
+from .values import distinct_of
+
 Address = tuple[str, int]
 
 #: Items that are not data: padding, descriptors, stream control, and the items that SPEAD adds to every packet.
@@ -196,13 +198,14 @@ def sort_into_streams(kinds: Iterable[Kind], addresses: list[Address]) -> list[S
 
 def sender_ids(senders: np.ndarray, addresses: list[Address]) -> np.ndarray | None:
     """The addresses of senders as numbers, if all are of IPv4."""
-    distinct, index = np.unique(senders, return_inverse=True)
+    distinct, index, _ = distinct_of(senders)
     try:
         hosts = [int(ipaddress.IPv4Address(addresses[number][0])) for number in distinct]
     except ValueError:
         return None
     numbers = [host << 16 | addresses[number][1] for host, number in zip(hosts, distinct, strict=True)]
-    return np.array(numbers, np.uint64)[index.reshape(-1)]
+    found: np.ndarray = np.array(numbers, np.uint64)[index]
+    return found
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ def _signatures(kinds: list[Kind]) -> Iterator[_Signature]:
     counts: collections.Counter[tuple[tuple[Flavour, bool, int], frozenset[int], frozenset[int]]]
     counts = collections.Counter()
     for kind in kinds:
-        for length, n in zip(*np.unique(kind.data_bytes(), return_counts=True), strict=True):
+        for length, n in zip(*distinct_of(kind.data_bytes())[::2], strict=True):
             counts[(kind.flavour, kind.whole, int(length)), kind.immediate, kind.payload] += int(n)
     most = max(counts.values(), default=0)
     by_size: dict[tuple[Flavour, bool, int], dict[tuple[frozenset[int], frozenset[int]], int]] = {}
@@ -286,9 +289,12 @@ def _stream(signature: _Signature, kinds: list[Kind], destinations: dict[int, Ad
             rows = np.flatnonzero(kind.data_bytes() == signature.heap_bytes)
             if rows.size and (not signature.immediate.one_of or signature.immediate.which(kind.immediate) is not None):
                 parts.append((kind, rows))
-    order = np.argsort(np.concatenate([kind.numbers[rows] for kind, rows in parts]))
+    # Each part is in order: that is fast to merge.
+    order = np.argsort(np.concatenate([kind.numbers[rows] for kind, rows in parts]), kind="stable")
 
     def gather(get: Callable[[Kind], np.ndarray]) -> np.ndarray:
+        if len(parts) == 1 and order.size == len(parts[0][0].numbers):
+            return np.ascontiguousarray(get(parts[0][0]))  # all heaps of a kind, which are in order
         return np.concatenate([get(kind)[rows] for kind, rows in parts])[order]
 
     def one_of(items: _Set, of: Callable[[Kind], frozenset[int]], bit: int) -> OneOf | None:

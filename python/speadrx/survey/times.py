@@ -17,7 +17,7 @@ from speadrx.layout.meerkat import TIMESTAMP_ID
 
 from .heaps import Descriptor
 from .kinds import Stream
-from .values import RISING, common_step, most_frequent, profile, rise, unwrapped
+from .values import RISING, common_step, distinct_of, most_frequent, profile, rise, unwrapped
 
 #: Fraction of the heaps whose times must be on the grid of the step.
 _ON_GRID = 0.7
@@ -125,7 +125,7 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
     if stream.one_of is not None:
         items.insert(0, TimeItem(stream.one_of.items, stream.one_of.values))
     rises = {item.ids: rise(item.values, bits) for item in items}
-    distinct = {item.ids: np.unique(item.values).size for item in items}
+    distinct = {item.ids: distinct_of(item.values)[0].size for item in items}
     for item in items:
         if item.ids == (TIMESTAMP_ID,):
             if rises[item.ids] < RISING and distinct[item.ids] <= 2:
@@ -249,7 +249,14 @@ def _plausible(numbers: np.ndarray, good: np.ndarray, step: int, bits: int) -> n
     """For each heap, whether its time is near that of the heaps that came with it."""
     most = min(_FAR_STEPS, 2**bits // step // 8)
     plausible = np.ones(numbers.size, bool)
-    for start in range(0, numbers.size, _NEIGHBOURS):
+    # Nearly everywhere all are good: these are looked at together.
+    whole = numbers.size // _NEIGHBOURS * _NEIGHBOURS
+    blocks = numbers[:whole].reshape(-1, _NEIGHBOURS)
+    all_good = good[:whole].reshape(-1, _NEIGHBOURS).all(axis=1)
+    near = np.abs(blocks[all_good] - np.median(blocks[all_good], axis=1, keepdims=True)) <= most
+    plausible[:whole].reshape(-1, _NEIGHBOURS)[all_good] = near
+    starts = np.append(np.flatnonzero(~all_good) * _NEIGHBOURS, whole)
+    for start in starts:
         part = slice(start, start + _NEIGHBOURS)
         if good[part].any():
             plausible[part] = np.abs(numbers[part] - np.median(numbers[part][good[part]])) <= most
@@ -260,10 +267,9 @@ def _phased(stream: Stream, item: TimeItem, bits: int) -> Iterator[Times]:
     """Find items whose every value has times of its own phase, all with the same step."""
     rising = unwrapped(item.values, bits)
     for source, values in stream.items.items():
-        distinct, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        distinct, index, counts = distinct_of(values)
         if source in item.ids or not 1 < distinct.size <= _MOST_PHASES or np.median(counts) < _LEAST_TIMES:
             continue
-        index = index.reshape(-1)
         by_value = np.split(np.argsort(index, kind="stable"), np.cumsum(counts)[:-1])
         steps = [common_step(rising[heaps], bits) or 0 for heaps in by_value]
         step = most_frequent(np.repeat(np.array(steps, np.uint64), counts))

@@ -51,9 +51,37 @@ class Profile:
     first: tuple[int, ...]
 
 
+def distinct_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the distinct values, as `np.unique` does, but mostly without sorting them.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        The distinct values in rising order, for each value the index of its own among them, and how often each comes.
+    """
+    least = values.min() if values.size else 0
+    above = values - least
+    scale = np.gcd.reduce(above) if values.size else 0
+    size = int(above.max()) // int(scale) + 1 if scale else min(values.size, 1)
+    if size > _DENSE * values.size:
+        if not (values[1:] >= values[:-1]).all():
+            found, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+            return found, index.reshape(-1), counts
+        new = np.ones(values.size, bool)
+        np.not_equal(values[1:], values[:-1], out=new[1:])
+        firsts = np.flatnonzero(new)
+        return values[firsts], np.cumsum(new) - 1, np.diff(firsts, append=values.size)
+    # Steps have a common divisor, so a table with an element for each multiple of it is small.
+    numbers = (above // scale if scale > 1 else above).astype(np.int64)
+    table = np.bincount(numbers, minlength=size)
+    there = np.flatnonzero(table)
+    index = (np.cumsum(table > 0) - 1)[numbers] if there.size < size else numbers
+    return values[:0] if not size else least + there.astype(values.dtype) * scale, index, table[there]
+
+
 def profile(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> Profile:
     """Describe values: at least one, as uint64, in the order of arrival. Times wrap at so many bits."""
-    distinct, counts = np.unique(values, return_counts=True)
+    distinct, _, counts = distinct_of(values)
     step: int | None = None
     if distinct.size == 1:
         kind = "constant"
@@ -102,11 +130,11 @@ def _rotated(values: np.ndarray, bits: int) -> np.ndarray:
 
 def _correlation(values: np.ndarray) -> float:
     values = values[:: values.size // _SAMPLE + 1]
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, index, counts = distinct_of(values)
     if counts.size < 2:
         return 0.0
     ranks = np.cumsum(counts) - (counts - 1) / 2  # equal values share the mean of their ranks
-    return float(np.corrcoef(ranks[inverse.reshape(-1)], np.arange(values.size))[0, 1])
+    return float(np.corrcoef(ranks[index], np.arange(values.size))[0, 1])
 
 
 def common_step(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> int | None:
@@ -115,21 +143,21 @@ def common_step(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> int | None:
     A difference counts as often as the less frequent of its two values. A common divisor of all differences would be
     simpler, but a single bad value would spoil it.
     """
-    distinct, index, counts = np.unique(unwrapped(values, bits), return_inverse=True, return_counts=True)
+    distinct, index, counts = distinct_of(unwrapped(values, bits))
     # If many heaps share the typical value, a value that only a few have is garbage, and may lie between good ones.
-    frequent = counts >= _FREQUENT * np.median(counts[index.reshape(-1)])
+    frequent = counts >= _FREQUENT * np.median(counts[index])
     if np.count_nonzero(frequent) > 1:
         distinct, counts = distinct[frequent], counts[frequent]
     if distinct.size < 2:
         return None
-    steps, inverse = np.unique(np.diff(distinct), return_inverse=True)
-    weights = np.bincount(inverse.reshape(-1), np.minimum(counts[1:], counts[:-1]))
+    steps, index, _ = distinct_of(np.diff(distinct))
+    weights = np.bincount(index, np.minimum(counts[1:], counts[:-1]))
     return int(steps[np.argmax(weights)])
 
 
 def most_frequent(values: np.ndarray) -> int:
     """Return the most frequent value."""
-    distinct, counts = np.unique(values, return_counts=True)
+    distinct, _, counts = distinct_of(values)
     return int(distinct[np.argmax(counts)])
 
 
@@ -142,7 +170,7 @@ def joint(*codes: np.ndarray) -> np.ndarray:
         least = code.min()
         size = int(code.max()) - int(least) + 1
         if size > _DENSE * code.size:
-            part = np.unique(code, return_inverse=True)[1].reshape(-1)
+            part = distinct_of(code)[1]
             size = int(part.max()) + 1
         else:
             part = (code - least).astype(np.int64)
@@ -156,11 +184,19 @@ def joint(*codes: np.ndarray) -> np.ndarray:
 def _compact(numbers: np.ndarray, total: int) -> np.ndarray:
     """Number the distinct ones among numbers below `total`."""
     if total > _DENSE * numbers.size:
-        return np.unique(numbers, return_inverse=True)[1].reshape(-1)
+        return distinct_of(numbers)[1]
     there = np.zeros(total, bool)
     there[numbers] = True
     found: np.ndarray = (np.cumsum(there) - 1)[numbers]
     return found
+
+
+def first_of_each(numbers: np.ndarray) -> np.ndarray:
+    """Where each of the numbers that `joint` has given comes first."""
+    first = np.zeros(count(numbers), np.int64)
+    # Of several values for one place, the last is kept.
+    first[numbers[::-1]] = np.arange(numbers.size - 1, -1, -1)
+    return first
 
 
 def count(numbers: np.ndarray) -> int:
