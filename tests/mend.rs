@@ -327,6 +327,27 @@ fn heaps_of_several_senders_keep_apart() {
 }
 
 #[test]
+fn packets_in_heaps_of_other_senders_are_counted() {
+    let halves = |antenna: u64, counter| {
+        let item = [(TIME, 1, true), (ANTENNA, antenna, true)];
+        [part(counter, 8, 0, &item, &[1; 4]), part(counter, 8, 4, &item, &[1; 4])]
+    };
+    let shared = |table: &str, counters: [u64; 2], order: [usize; 4]| {
+        let mut run = Run::new(table);
+        let ([a, b], [c, d]) = (halves(10, counters[0]), halves(11, counters[1]));
+        let packets = [(1, a), (2, c), (2, d), (1, b)];
+        for at in order {
+            run.give(packets[at].0, 0, &packets[at].1);
+        }
+        run.mender.counts().shared()
+    };
+    assert_eq!(shared("", [1, 1], [0, 1, 3, 2]), 3, "in turn");
+    assert_eq!(shared("", [1, 1], [0, 3, 1, 2]), 0, "heap after heap");
+    assert_eq!(shared("", [1, 2], [0, 1, 3, 2]), 0, "with counters of their own");
+    assert_eq!(shared("[packets]\nheap_counter = 'sender'", [1, 1], [0, 1, 3, 2]), 0, "kept apart");
+}
+
+#[test]
 fn heaps_are_told_apart_by_items_that_only_the_first_packet_has() {
     let mut run = Run::new("[packets]\nheap_counter = [0x1600]\nrepeat_items = true");
     for time in 1..=3 {

@@ -25,6 +25,10 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 const REPORT_EVERY: u64 = 1024;
 /// Packets that are handed over and not taken yet.
 const MOST_HANDED: usize = 256;
+/// A read of fewer packets is followed by a pause, in which more gather: to wake up two threads for each packet costs more
+/// than all that is done with it. No socket is so small that it overflows meanwhile.
+const FEW: u64 = 16;
+const PAUSE: Duration = Duration::from_micros(100);
 /// How long to wait for one, so that the thread can look whether it is to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -336,6 +340,9 @@ impl Work {
             sockets.read(&mut take).map_err(|error| error.to_string())?;
             self.progress.taken.fetch_add(taken, Ordering::Relaxed);
             lane.write();
+            if (1..FEW).contains(&taken) {
+                thread::sleep(PAUSE);
+            }
         }
         Ok(())
     }

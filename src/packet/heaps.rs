@@ -79,6 +79,8 @@ pub(super) struct Held {
 pub(super) struct OpenHeap {
     /// Its number in what spead2 gets, if that is not the one that was sent.
     pub counter: u64,
+    /// Who sent its first packet.
+    sender: u64,
     pub head: Option<Head>,
     /// Values of the items that are wanted.
     pub values: Box<[u64]>,
@@ -147,7 +149,7 @@ pub(super) struct Heaps {
 
 impl Heaps {
     /// Find a heap, or open it, if that needs be with the number that spead2 gets.
-    pub fn open(&mut self, key: Key, now: i64, counter: impl FnOnce() -> u64) -> &mut OpenHeap {
+    pub fn open(&mut self, key: Key, arrival: Arrival, counter: impl FnOnce() -> u64) -> &mut OpenHeap {
         let serial = &mut self.serial;
         let (order, waiting) = (&mut self.order, &mut self.waiting);
         self.table.entry(key).or_insert_with(|| {
@@ -156,6 +158,7 @@ impl Heaps {
             waiting.push_back((key, *serial));
             OpenHeap {
                 counter: counter(),
+                sender: arrival.sender,
                 head: None,
                 values: Box::default(),
                 offsets: Vec::new(),
@@ -164,10 +167,15 @@ impl Heaps {
                 received: 0,
                 unused: None,
                 head_bytes: 0,
-                since: now,
+                since: arrival.time,
                 serial: *serial,
             }
         })
+    }
+
+    /// Whether there is a heap of this name that another sender has begun.
+    pub fn is_shared(&self, key: &Key, sender: u64) -> bool {
+        self.table.get(key).is_some_and(|heap| heap.sender != sender)
     }
 
     /// Note that so many bytes more are held now.

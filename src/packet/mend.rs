@@ -284,9 +284,12 @@ impl Mender {
         }
         let (key, orphans) = self.key(part, arrival);
         let Self { plan, heaps, seen, serial, counts, .. } = self;
+        if plan.counters == Counters::Sent && heaps.is_shared(&key, arrival.sender) {
+            counts.add_shared();
+        }
         counts.add(plan.without_items(), heaps.close_another(&key, plan, &seen.values));
         let counter = || if plan.counters == Counters::Sent { part.counter } else { next(serial) };
-        let heap = heaps.open(key, arrival.time, counter);
+        let heap = heaps.open(key, arrival, counter);
         let mut more = heap.note(part.offset, part.payload.len() as u64);
         for orphan in orphans.iter().filter_map(|orphan| part_of(plan, orphan)) {
             more = more.saturating_add(heap.note(orphan.offset, orphan.payload.len() as u64));

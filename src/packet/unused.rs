@@ -133,6 +133,7 @@ impl From<Fault> for Unused {
 pub struct Counts {
     unused: [AtomicU64; Unused::ALL.len()],
     written: AtomicU64,
+    shared: AtomicU64,
 }
 
 impl Counts {
@@ -153,6 +154,18 @@ impl Counts {
     #[must_use]
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Count a packet of a heap whose counter a heap of another sender has that lacks packets. Only the thread that mends
+    /// may call this.
+    pub fn add_shared(&self) {
+        self.shared.store(self.shared.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// Such packets so far: spead2 mixes these heaps.
+    #[must_use]
+    pub fn shared(&self) -> u64 {
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// Packets that are not used so far, by reason.

@@ -248,6 +248,12 @@ impl Feed {
         all
     }
 
+    /// Packets of heaps whose counter a heap of another sender has that lacks packets.
+    #[getter]
+    fn shared(&self) -> u64 {
+        self.feed.counts().iter().map(|counts| counts.shared()).sum()
+    }
+
     #[getter]
     fn taken(&self) -> u64 {
         self.feed.progress().taken.load(Ordering::Relaxed)

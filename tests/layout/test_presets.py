@@ -46,6 +46,7 @@ SMALLER = {
         "heap_bytes=8196",
         "heap_shape=[2049]",
     ],
+    "effelsberg-edd-channeliser": ["time.batches=2"],
     "effelsberg-edd-packetiser": ["time.batches=16"],
     "meerkat-antenna-channelised-voltage-narrow": ["antennas=20", "time.batches=2"],
     "effelsberg-edd-gated-stokes": ["time.step=0x2_0000", "heap_bytes=8196", "heap_shape=[2049]"],

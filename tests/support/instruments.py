@@ -330,6 +330,21 @@ def effelsberg_packetiser(rng: np.random.Generator) -> Stream:
     )
 
 
+def effelsberg_channeliser(rng: np.random.Generator) -> Stream:
+    """mkrecv, header_backend_edd_8mc.cfg: HEAP_SIZE 262144, IDX1_STEP 1048576, IDX2_LIST 0,8,...,56 at position 2."""
+    heaps = []
+    for n in range(40, 43):
+        for band in range(8):
+            items = {0x1600: n * 1048576 + 77, 0x1601: n & 1, 0x1602: 8 * band}
+            heaps.append(Heap(n * 1048576 + 77, {"band": band}, items, rng.bytes(262144)))
+    return Stream(
+        heaps,
+        payload_id=0x3300,
+        changes=("time.batches=2",),
+        descriptors={item: (f"item {item:#x}", (), _IMMEDIATE) for item in (0x1600, 0x1601, 0x1602)},
+    )
+
+
 def effelsberg_gated_spectrometer(rng: np.random.Generator) -> Stream:
     """mpikat, GatedSpectrometerPipeline.py (mksend_header: items 5632 to 5640) and edd_fits_interface.py."""
     return _spectrometer(rng, products=2, fft_length=2**12, naccumulate=32, rate=3200000000)
@@ -602,6 +617,7 @@ def meerkat_sdp_visibilities(rng: np.random.Generator) -> Stream:
 
 #: The instrument that each layout is for. A layout without one has no test, which is an error.
 INSTRUMENTS: dict[str, Callable[[np.random.Generator], Stream]] = {
+    "effelsberg-edd-channeliser": effelsberg_channeliser,
     "effelsberg-edd-gated-spectrometer": effelsberg_gated_spectrometer,
     "effelsberg-edd-gated-stokes": effelsberg_gated_stokes,
     "effelsberg-edd-packetiser": effelsberg_packetiser,

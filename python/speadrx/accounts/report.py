@@ -45,6 +45,22 @@ def disagreement(estranged: Sequence[str], others: int) -> str | None:
     return f"{what} another time than the other {others:,}, and nobody can tell who is right: time stays as it was"
 
 
+def mixed_heaps(shared: int) -> str | None:
+    """Say that senders share heap counters, and what would help; None if no packet has shown it.
+
+    Parameters
+    ----------
+    shared
+        Packets that came while a heap of another sender with the same counter lacked packets.
+    """
+    if not shared:
+        return None
+    return (
+        f"senders share heap counters ({counted(shared, 'packet')} came into heaps of others), and spead2 mixes the "
+        'bytes of such heaps: [packets] heap_counter = "sender" keeps them apart'
+    )
+
+
 @dataclass(frozen=True)
 class SourceStats:
     """What became of the heaps of one source (an antenna, say)."""
@@ -147,3 +163,6 @@ class ReceiverStats:
     sources: list[SourceStats]
     #: Packets of captures, and of sockets where packets are mended, that spead2 did not get, by reason.
     unused: dict[str, int] = field(default_factory=dict)
+    #: Packets, of the same, that came while a heap of another sender with the same counter lacked packets: spead2 mixes
+    #: their bytes. Where spead2 reads sockets itself, nobody sees it.
+    shared_counters: int = 0

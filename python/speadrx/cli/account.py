@@ -15,7 +15,7 @@ from rich.text import Text
 from speadrx._core import unused_reasons
 from speadrx._words import counted
 from speadrx.accounts.loss import loss
-from speadrx.accounts.report import ReceiverStats, SourceStats, disagreement, rate_mismatch
+from speadrx.accounts.report import ReceiverStats, SourceStats, disagreement, mixed_heaps, rate_mismatch
 from speadrx.layout.base import DeclarativeLayout
 
 from .keys import Browsing
@@ -244,6 +244,9 @@ class AccountView:
         for rejection in stats.rejections:
             yield printable(f"  {rejection.cause}, {counted(rejection.heaps, 'heap')}: {rejection.text}.")
         yield from tally("Packets not used", {_WORDS[reason]: packets for reason, packets in stats.unused.items()})
+        mixed = mixed_heaps(stats.shared_counters)
+        if mixed is not None:
+            yield Text(f"Heap counters: {mixed}.")
         yield from _time(stats)
         yield from map(Text, self._sums())
 

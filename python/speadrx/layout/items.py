@@ -130,7 +130,7 @@ _SKA_SIP = {
     0x6005: "visibility_baseline_count",
     0x6008: "scan_id",
     0x600A: "correlator_output_data",
-    0x6015: "timestamp_offset",  # SKA-Low
+    0x6015: "timestamp_offset",  # SKA-Low; the name is in no public source, but what descriptors call it comes first
 }
 # As Jodrell Bank's decode_spead.c names it; and items that are added to packets.
 _OTHERS = {

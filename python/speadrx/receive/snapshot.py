@@ -10,7 +10,7 @@ from speadrx.accounts.loss import loss
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
 
 from .control import CONTROL_STAT
-from .sockets import unused_packets
+from .sockets import shared_counters, unused_packets
 from .stream import ChunkRingStream, ChunkStreamRingGroup
 
 
@@ -42,6 +42,7 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
     left = sum(_left(ledger, totals))
     tick_rate = stream.ledger._layout.declaration.time.tick_rate
     data, free = stream.data_ringbuffer, stream.free_ringbuffer
+    feeds = [feed for sockets in stream._socket_sets for feed in sockets.feeds]
     return ReceiverStats(
         seconds=seconds,
         chunks=totals.chunks,
@@ -71,7 +72,8 @@ def read_stats(stream: ChunkRingStream | ChunkStreamRingGroup, account: Account,
         data_ring=RingStats(data.qsize(), data.maxsize),
         free_ring=RingStats(free.qsize(), free.maxsize),
         sources=_source_stats(ledger, totals, has_ended=has_ended),
-        unused=unused_packets([feed for sockets in stream._socket_sets for feed in sockets.feeds]),
+        unused=unused_packets(feeds),
+        shared_counters=shared_counters(feeds),
     )
 
 

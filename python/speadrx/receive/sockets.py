@@ -257,6 +257,11 @@ def unused_packets(feeds: Iterable[Feed]) -> dict[str, int]:
     return counts
 
 
+def shared_counters(feeds: Iterable[Feed]) -> int:
+    """Packets of heaps whose counter a heap of another sender had. The threads may be given several times."""
+    return sum(feed.shared for feed in {id(feed): feed for feed in feeds}.values())
+
+
 def leave_sockets(sets: Iterable[SocketSet]) -> None:
     """Close what a forked child has of its parent's sockets, in sets and still on their way into one."""
     inodes = {inode for sockets in sets for inode in sockets.leave()}

@@ -11,11 +11,11 @@ import weakref
 from typing import Any
 
 from speadrx.accounts.rejections import summary
-from speadrx.accounts.report import rate_mismatch
+from speadrx.accounts.report import mixed_heaps, rate_mismatch
 
 from .disagreement import Disagreement
 from .silence import Silence
-from .sockets import SocketSet
+from .sockets import SocketSet, shared_counters
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class _Watched:
         self._said_stuck = False
         self._said_when = -math.inf
         self._said_refused = False
+        self._said_mixed = False
         self._said_causes: set[str] = set()
         #: Since when time goes on at another rate than the layout's.
         self._other_rate_since: float | None = None
@@ -67,6 +68,7 @@ class _Watched:
             seen = snapshot.seen
             self._flush_if_silent(owner, snapshot.placed, now)
             self._say_if_refused(owner)
+            self._say_if_mixed(owner)
             self._say_what_is_rejected(owner)
             self._say_if_other_rate(owner, now)
             for said in self._disagreement.look(snapshot, now):
@@ -88,6 +90,14 @@ class _Watched:
                 "timestamps have gone back, as if the senders had been restarted. Their heaps are rejected "
                 "(backward_timestamp_heaps), since resync is False"
             )
+
+    def _say_if_mixed(self, owner: Any) -> None:
+        if self._said_mixed:
+            return
+        said = mixed_heaps(shared_counters([feed for sockets in owner._socket_sets for feed in sockets.feeds]))
+        if said is not None:
+            self._said_mixed = True
+            logger.warning("%s", said)
 
     def _say_what_is_rejected(self, owner: Any) -> None:
         """Log each cause of rejections once, with its example."""

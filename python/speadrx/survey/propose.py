@@ -14,7 +14,7 @@ import numpy as np
 import spead2
 
 from speadrx._core import LayoutError
-from speadrx._words import counted
+from speadrx._words import counted, listed
 from speadrx.layout import presets
 from speadrx.layout.declaration import Axis, Layout, Packets
 from speadrx.layout.items import TIMESTAMP_BITS, item_name
@@ -231,7 +231,7 @@ def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
         chosen += [column for column in columns if column.item == times.source and column not in chosen]
     if stream.counters is None or spead2.HEAP_CNT_ID in used:
         if chosen is None:
-            raise NoProposalError(_indistinct(columns))
+            raise NoProposalError(_indistinct(columns) + _addressed(stream))
         return chosen, columns
     alike = _alike(stream, good, numbers, chosen or [])
     if chosen is not None and alike <= 1 - LEAST_FITTING:
@@ -240,7 +240,7 @@ def _choose(stream: Stream, times: Times) -> tuple[list[Column], list[Column]]:
         more = distinguishing(numbers, [*columns, column], _AXIS_NAMES)
         if more is not None and _alike(stream, good, numbers, more) <= 1 - LEAST_FITTING:
             return more, columns
-    raise NoProposalError(_indistinct(columns) if chosen is None else _alike_text(alike))
+    raise NoProposalError((_indistinct(columns) if chosen is None else _alike_text(alike)) + _addressed(stream))
 
 
 def _last_resorts(stream: Stream, good: np.ndarray, numbers: np.ndarray) -> Iterator[Column]:
@@ -275,6 +275,18 @@ def _alike_text(alike: float) -> str:
     return (
         f"{alike:.0%} of the heaps have the same time and the same values of all items as another heap (only the heap "
         "counter or the sender is another): nothing says where such heaps belong"
+    )
+
+
+def _addressed(stream: Stream) -> str:
+    """Say that values of items may be in the payload; nothing if there is but one item, which is the data."""
+    if len(stream.payload_items) < 2:
+        return ""
+    items = listed((f"{item:#x} ({item_name(item) or 'unknown'})" for item in stream.payload_items), 8)
+    return (
+        f". Items {items} are addressed: their values are in the payload, where placement does not look. If one of "
+        "them tells where heaps belong, a [packets] table of the layout makes it immediate: "
+        f'items = {{ {stream.payload_items[0]:#x} = ">u8" }}, or whatever bytes and order it has'
     )
 
 
