@@ -1,21 +1,19 @@
 """A fleet on a cluster of processes: its shares are one receiver, whatever happens to workers."""
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
 import urllib.request
 
-import numpy as np
 import pytest
 
 pytest.importorskip("distributed")
 
-import dask
 from distributed import Client
 
 from addresses import own_port
+from clusters import PATIENCE, pids, put_together, start_of, workers
 from fleets import (
     ANTENNAS,
     AT_ONCE,
@@ -25,36 +23,23 @@ from fleets import (
     STEP,
     WINDOW,
     Array,
-    as_arrays,
     by_one_receiver,
     groups_of,
     kill,
     plan_of,
 )
 from loopback import needs_multicast_route, wait_for
-from speadrx.fleet import Fleet, FleetError, local_cluster
+from speadrx.fleet import Fleet, FleetError
 
 pytestmark = [
     needs_multicast_route,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(170),
     # distributed's own, as its event loops and sockets end.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 WORKERS = 4
-#: Seconds to wait for what starts processes.
-PATIENCE = 100
-
-
-@contextlib.contextmanager
-def workers(n):
-    """Workers, each a process with a NIC of its own; those that die come back."""
-    settings = {"logging.distributed": "critical"} | dict.fromkeys(
-        ("distributed.comm.timeouts.connect", "distributed.comm.timeouts.tcp"), f"{PATIENCE}s"
-    )
-    with dask.config.set(settings), local_cluster(n, {"NIC": 1}) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -73,37 +58,8 @@ def array():
 
 @pytest.fixture
 def start(cluster):
-    """Start fleets, once all workers are back, and end them after the test."""
-    with contextlib.ExitStack() as stack:
-
-        def start(plan, where=cluster):
-            with Client(where, set_as_default=False) as client:
-                client.wait_for_workers(len(where.workers), timeout=PATIENCE)
-            fleet = Fleet(plan, where, patience=PATIENCE)
-            stack.callback(fleet.stop)
-            assert [problem.text for problem in fleet.connect(grace=PATIENCE) if problem.fatal] == []
-            fleet.start()
-            fleet.wait_until_receiving(PATIENCE)
-            return fleet
-
-        yield start
-
-
-def pid_of(cluster, worker):
-    """The process of a worker."""
-    return next(one.process.pid for one in cluster.workers.values() if one.worker_address == worker)
-
-
-def put_together(results):
-    """Data and presence of all antennas, by time; of those whose share gave no result, none are present."""
-    whole = {}
-    for one in results:
-        data = np.zeros((BATCHES, ANTENNAS, as_arrays(next(iter(one.results.values())), 1)[0].shape[-1]), ">i2")
-        present = np.zeros((BATCHES, ANTENNAS), bool)
-        for share, result in one.results.items():
-            data[:, [int(share)]], present[:, [int(share)]] = as_arrays(result, 1)
-        whole[one.timestamp] = data, present
-    return whole
+    with start_of(cluster) as starts:
+        yield starts
 
 
 def test_the_union_is_one_receiver(cluster, array, start):
@@ -112,7 +68,7 @@ def test_the_union_is_one_receiver(cluster, array, start):
     assert len(set(workers)) == WORKERS
     # Each group is joined by the worker that has its share, and by no other.
     for antenna, worker in enumerate(workers):
-        groups = groups_of(pid_of(cluster, worker)) & {group for group, _ in array.groups}
+        groups = groups_of(pids(cluster)[worker]) & {group for group, _ in array.groups}
         assert groups == {array.groups[antenna][0]}
     array.send_gently(fleet, range(200))
     stats = fleet.stop()
@@ -134,7 +90,7 @@ def test_a_worker_is_killed(cluster, array, start):
     # Otherwise nobody would know when the gap began.
     assert fleet.wait(lambda: fleet.stats().shares[victim].present, PATIENCE)
     worker = fleet.stats().shares[victim].worker
-    kill(pid_of(cluster, worker))
+    kill(pids(cluster)[worker])
     array.send(range(64, 64 + AT_ONCE))
     assert fleet.wait(lambda: fleet.stats().shares[victim].incarnation == 2, PATIENCE)
     fleet.wait_until_receiving(PATIENCE)

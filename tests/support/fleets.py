@@ -84,6 +84,19 @@ class Array:
             self.send(part, antennas)
             wait_for(lambda n=wanted: fleet.stats().placed >= n)
 
+    def send_on(self, fleet: Fleet, batches: range, shares: Iterable[int]) -> None:
+        """Send to all, but not before some shares, which have an antenna each, have read what was sent before."""
+        for i in range(0, len(batches), AT_ONCE):
+            part = batches[i : i + AT_ONCE]
+            self.send(part)
+            wait_for(lambda last=part[-1]: all(has_read(fleet, share, last) for share in shares))
+
+
+def has_read(fleet: Fleet, share: int, batch: int) -> bool:
+    """Whether a share says that it has seen a batch, so that its socket has nothing older."""
+    newest = fleet.account._shares[str(share)].now.get("newest")
+    return bool(newest) and max(newest) >= batch * STEP
+
 
 def plan_of(array: Array, **changes) -> Plan:
     """A share for each antenna."""
@@ -105,6 +118,12 @@ def contents(chunk) -> tuple[bytes, bytes]:
     present = np.asarray(chunk.present, bool)
     data = np.where(present[..., np.newaxis], chunk.data, 0)
     return data.astype(">i2").tobytes(), present.tobytes()
+
+
+def contents_when(path: str, chunk) -> tuple[bytes, bytes]:
+    """The same, once there is a file."""
+    wait_for(lambda: os.path.exists(path))
+    return contents(chunk)
 
 
 def as_arrays(result: tuple[bytes, bytes], antennas: int) -> tuple[np.ndarray, np.ndarray]:

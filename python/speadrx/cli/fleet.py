@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Seconds between looks for a reason to end.
 _LOOK = 0.1
+#: Seconds without a report after which a share is named.
+_SILENT = 3.0
 
 
 def _read_plan(context: click.Context, parameter: click.Parameter, path: str) -> Plan:
@@ -211,9 +213,11 @@ def _line(stats: FleetStats) -> str:
     ]
     if stats.gaps:
         parts.append(", ".join(f"{heaps:,} in gaps ({cause})" for cause, heaps in stats.gaps.items()))
-    slow = [share.name for share in stats.shares if share.ring_chunks and share.waiting_chunks * 2 > share.ring_chunks]
-    if slow:
-        parts.append(f"slow: {listed(slow)}")
+    named = {
+        "slow": [share.name for share in stats.shares if share.slow],
+        "silent": [share.name for share in stats.shares if (share.silent or 0) > _SILENT and share.state == "receives"],
+    }
+    parts += [f"{what}: {listed(shares)}" for what, shares in named.items() if shares]
     return "  ".join(parts)
 
 

@@ -16,6 +16,7 @@ from .dealing import Share
 #: Causes of a gap between two incarnations of a share.
 WORKER_DIED = "worker_died"
 SHARE_MOVED = "share_moved"
+SCHEDULER_LOST = "scheduler_lost"
 
 #: Counters by source in reports, whose heaps are all that was placed, but for those in flight.
 _EXPLAINING = ("present", "duplicates", "too_old")
@@ -169,6 +170,10 @@ class ShareStats:
     #: Chunks that wait for the function, and how many may.
     waiting_chunks: int
     ring_chunks: int
+    #: Chunks that are free. Without any, data is lost.
+    free_chunks: int
+    #: Whether more chunks wait than are free: it may soon lose data, and has not yet.
+    slow: bool
     error: str | None
     chunks: int
     placed: int
@@ -241,6 +246,13 @@ class FleetStats:
 
 
 _ROWS: dict[str, Any] = {"shares": ShareStats, "sources": SourceLoss}
+
+
+def is_slow(now: Mapping[str, Any]) -> bool:
+    """Whether so many chunks wait for the function, according to a report, that none may soon be free."""
+    waiting: int = now.get("ring", (0, 0))[0]
+    free: int = now.get("free", 0)
+    return waiting > free
 
 
 class FleetAccount:
@@ -336,6 +348,8 @@ def _share_stats(state: _ShareState) -> ShareStats:
         silent=None if state.heard is None else time.monotonic() - state.heard,
         waiting_chunks=waiting,
         ring_chunks=ring,
+        free_chunks=state.now.get("free", 0),
+        slow=is_slow(state.now),
         error=state.error,
         chunks=sum_of.totals["chunks"],
         placed=sum_of.heaps("placed"),

@@ -15,6 +15,8 @@ SETTINGS = {
     "distributed.deploy.lost-worker-timeout": "520 weeks",
     "distributed.worker.multiprocessing-method": "forkserver",
 }
+#: What that process imports.
+PRELOAD = ["distributed", "speadrx.fleet.worker"]
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def local_cluster(workers: int, resources: Mapping[str, float]) -> Iterator[Any]
 
     with dask.config.set(SETTINGS):
         # Once Dask has set what it would import itself.
-        get_mp_context().set_forkserver_preload(["distributed", "speadrx.fleet.worker"])
+        get_mp_context().set_forkserver_preload(PRELOAD)
         with LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from speadrx._words import counted, listed
 
-from .account import SHARE_MOVED, WORKER_DIED, FleetAccount, FleetStats
+from .account import SCHEDULER_LOST, SHARE_MOVED, WORKER_DIED, FleetAccount, FleetStats, is_slow
 from .dealing import Share
 from .fit import Place, Places, Problem, problems
 from .plan import Plan
@@ -31,6 +31,8 @@ _OVER = ("waits", "lost", "ended", "failed")
 _LOOK = 0.1
 #: Seconds that a share on a worker that was asked to leave has to hand over what it has received.
 _LEAVE_SECONDS = 60.0
+#: Seconds that a scheduler which is looked for has to answer.
+_ANSWER_SECONDS = 5.0
 
 
 class FleetError(RuntimeError):
@@ -88,6 +90,8 @@ class Fleet:
         self._metrics = (metrics_port, metrics_address)
         self._server: Any = None
         self._client: Any = None
+        #: The client's connection: it makes itself another, to which nobody has subscribed.
+        self._connection: Any = None
         self._topic = ""
         self._shares = {share.name: share for share in plan.dealt}
         self._waiting: list[str] = []
@@ -95,11 +99,15 @@ class Fleet:
         #: Until when a share that leaves its worker may send its last report.
         self._leaving: dict[str, float] = {}
         self._futures: dict[str, Any] = {}
+        #: When shares that receive no more were given up, and those that are slow: to say it once.
+        self._lost_at: dict[str, float] = {}
+        self._slow: set[str] = set()
         self._keeps_results = keep_results
         self._results = ByTime(self._shares, patience)
         self._recording = FleetRecording(plan, self.id)
-        self._events: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._changed = threading.Condition()
+        self._stops, self._is_over = threading.Event(), threading.Event()
         self._ending = False
         self._thread = threading.Thread(target=self._follow, name="speadrx-fleet", daemon=True)
 
@@ -123,6 +131,13 @@ class Fleet:
         FleetError
             If the scheduler cannot be reached.
         """
+        self._open(timeout)
+        self._thread.start()
+        self.wait(lambda: not any(problem.fatal for problem in self._problems()), grace)
+        return self._problems()
+
+    def _open(self, timeout: float) -> None:
+        """Connect to the scheduler, and ask all workers what they have."""
         from distributed import Client
 
         from .worker import SharesPlugin, topic_of
@@ -136,13 +151,13 @@ class Fleet:
             self._client = Client(scheduler, set_as_default=False, timeout=timeout, **more)
         except (OSError, TimeoutError) as exc:
             raise FleetError(f"scheduler: {scheduler} cannot be reached: {exc}") from None
-        self._thread.start()
-        self._client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
-        self._client.subscribe_topic("all", lambda event: self._events.put({"kind": "all", **event[1]}))
+        self._connection = self._client.scheduler_comm
+        # Nothing of a scheduler that died comes into this queue.
+        self._events = events = queue.SimpleQueue()
+        self._client.subscribe_topic(self._topic, lambda event: events.put(event[1]))
+        self._client.subscribe_topic("all", lambda event: events.put({"kind": "all", **event[1]}))
         self._wait_for_subscription(timeout)
         self._client.register_plugin(SharesPlugin(self.id), name=self._topic)
-        self.wait(lambda: not any(problem.fatal for problem in self._problems()), grace)
-        return self._problems()
 
     def _wait_for_subscription(self, timeout: float) -> None:
         """Wait until the scheduler passes events on. Before, those of workers would be lost."""
@@ -183,7 +198,6 @@ class Fleet:
             self._server = MetricsServer(registry, port, address)
         with self._changed:
             self._waiting += self._shares
-        self._events.put({"kind": "start"})
 
     def wait(self, condition: Callable[[], Any], timeout: float = 60.0) -> bool:
         """Wait until a condition holds, or the time is over; return whether it holds.
@@ -230,12 +244,12 @@ class Fleet:
             Seconds to wait for their last reports.
         """
         if self._client is not None:
-            self._events.put({"kind": "stop"})
+            self._stops.set()
             self.wait(lambda: self._ending and all(state in _OVER for state in self._states()), timeout)
-            self._events.put(None)
+            self._is_over.set()
             self._thread.join()
             try:
-                if self._client.status == "running":
+                if self._is_connected():
                     self._client.unsubscribe_topic("all")
                     self._client.unregister_worker_plugin(self._topic)
             finally:
@@ -255,7 +269,13 @@ class Fleet:
     # What follows runs in the fleet's own thread, one event at a time.
 
     def _follow(self) -> None:
-        while (event := self._next_event()) is not None:
+        while not self._is_over.is_set():
+            event = self._next_event()
+            if not self._is_connected():
+                if self._connection is not None:
+                    self._lose_scheduler()
+                self._find_scheduler()
+                continue
             with self._changed:
                 try:
                     self._handle(event)
@@ -263,11 +283,45 @@ class Fleet:
                     logger.exception("fleet %s: %s", self.id, event["kind"])
                 self._changed.notify_all()
 
-    def _next_event(self) -> Mapping[str, Any] | None:
+    def _next_event(self) -> Mapping[str, Any]:
         try:
             return self._events.get(timeout=_LOOK)
         except queue.Empty:
             return {"kind": "nothing"}
+
+    def _is_connected(self) -> bool:
+        """Whether the scheduler that the client was made for is there."""
+        connection = self._connection
+        return connection is not None and self._client.status == "running" and self._client.scheduler_comm is connection
+
+    def _lose_scheduler(self) -> None:
+        """The scheduler has died, or cannot be reached. Its workers go on, but nobody hears of them any more."""
+        logger.warning("fleet %s: the scheduler is lost; its workers go on until there is one again", self.id)
+        self._connection = None
+        self._client.close()
+        with self._changed:
+            for worker in list(self._places.places):
+                self._places.remove(worker)
+            self._leaving.clear()
+            for name in self._shares:
+                if self.account.state(name) in ("starts", "receives"):
+                    self._lose(name, SCHEDULER_LOST)
+            self._changed.notify_all()
+
+    def _find_scheduler(self) -> None:
+        """Connect again, if need be to another scheduler at the same address, unless the fleet is to end."""
+        while not self._stops.wait(_LOOK):
+            try:
+                self._open(_ANSWER_SECONDS)
+            except (FleetError, OSError):  # or it was lost again
+                self._connection = None
+                self._client.close()
+                continue
+            logger.warning("fleet %s: there is a scheduler again", self.id)
+            return
+        with self._changed:
+            self._ending = True
+            self._waiting.clear()
 
     def _handle(self, event: Mapping[str, Any]) -> None:
         match event["kind"]:
@@ -276,16 +330,16 @@ class Fleet:
             case "all":
                 if event.get("action") == "remove-worker":
                     self._forget_worker(event["worker"], leaves=event["expected"])
-            case "start" | "nothing":
-                pass  # those that wait are placed below
-            case "stop":
-                self._ending = True
-                self._waiting.clear()
-                self._client.cancel(list(self._futures.values()), force=True)
+            case "nothing":
+                pass
             case "failed":
                 self._fail(event)
             case _:
                 self._take_report(event)
+        if self._stops.is_set() and not self._ending:
+            self._ending = True
+            self._waiting.clear()
+            self._client.cancel(list(self._futures.values()), force=True)
         for name in [name for name, until in self._leaving.items() if time.monotonic() >= until]:
             del self._leaving[name]
             self._lose(name, SHARE_MOVED)
@@ -303,7 +357,10 @@ class Fleet:
     def _lose(self, name: str, cause: str) -> None:
         """Start a share anew of which nothing more is to come."""
         self.account.give_up(name, cause)
-        self._client.cancel([self._futures.pop(name)], force=True)
+        self._lost_at.setdefault(name, time.monotonic())
+        future = self._futures.pop(name)
+        if self._is_connected():
+            self._client.cancel([future], force=True)
         self._again(name)
 
     def _take_report(self, report: Mapping[str, Any]) -> None:
@@ -312,6 +369,7 @@ class Fleet:
             return
         self._recording.take(report)
         now = time.monotonic()
+        self._say(report, now)
         if self._keeps_results:
             for timestamp, result in report["results"]:
                 self._results.add(name, timestamp, pickle.loads(result), now)
@@ -324,6 +382,18 @@ class Fleet:
                 logger.warning("fleet %s: share %s has failed: %s", self.id, name, report["error"])
             elif not self._ending:
                 self._again(name)
+
+    def _say(self, report: Mapping[str, Any], now: float) -> None:
+        """Log that a share is back, and that it has become slow."""
+        name, host = report["share"], report["host"]
+        slow = is_slow(report["now"])
+        if (since := self._lost_at.pop(name, None)) is not None:
+            logger.warning("fleet %s: share %s is back after %.1f s, on %s", self.id, name, now - since, host)
+        if slow and name not in self._slow and not self._ending:
+            self._slow.add(name)
+            logger.warning("fleet %s: share %s on %s is slow: soon no chunk of it is free", self.id, name, host)
+        elif not slow:
+            self._slow.discard(name)
 
     def _fail(self, event: Mapping[str, Any]) -> None:
         """A task has failed before it could report."""

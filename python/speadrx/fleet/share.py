@@ -211,6 +211,7 @@ class ShareRun:
             now["placed"] = ledger.placed
             now["newest"] = ledger.newest_timestamp_by_source.tolist()
             now["ring"] = [stats.data_ring.chunks, stats.data_ring.capacity]
+            now["free"] = stats.free_ring.chunks
         if self._recorder is not None:
             recorded = self._recorder.stats()
             counts |= {"recorded_chunks": recorded.chunks, "not_recorded": sum(recorded.not_written.values())}

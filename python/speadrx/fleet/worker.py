@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 from distributed import Worker, WorkerPlugin, get_worker, secede
+from distributed.comm import connect
 
 from speadrx._core import __version__
 
@@ -17,6 +18,9 @@ from .share import ShareRun, Work
 
 #: Seconds that a worker that closes waits for its shares: what has come is handed over, and recordings are finished.
 _PATIENCE = 30.0
+#: Seconds between looks for a scheduler, and that one has to answer.
+_LOOK = 0.5
+_ANSWER_SECONDS = 5.0
 
 
 def topic_of(fleet: str) -> str:
@@ -66,9 +70,15 @@ class SharesPlugin(WorkerPlugin):
         run.end("cancelled")
 
     async def teardown(self, worker: Worker) -> None:
-        """End all shares, and wait until they have."""
+        """End all shares, and wait until they have.
+
+        A worker also closes when its scheduler has died, or cannot be reached. Then its shares go on, and record, until
+        a scheduler answers at the same address: that one has them started anew.
+        """
         with self._lock:
             runs = list(self._running.values())
+        while not all(run.finished.is_set() for run in runs) and not await _scheduler_answers(worker):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK)  # nothing in this process knows when one does
         for run in runs:
             run.end("worker closed")
         waits = [asyncio.to_thread(run.finished.wait, _PATIENCE) for run in runs]
@@ -86,6 +96,15 @@ class SharesPlugin(WorkerPlugin):
         with self._lock:
             self._running.pop(key, None)
             self._cancelled.discard(key)
+
+
+async def _scheduler_answers(worker: Worker) -> bool:
+    try:
+        comm = await connect(worker.scheduler.address, timeout=_ANSWER_SECONDS, **worker.connection_args)
+    except OSError:  # of which those of Dask are kinds, and timeouts
+        return False
+    await comm.close()
+    return True
 
 
 def receive_share(topic: str, work: Work) -> None:
