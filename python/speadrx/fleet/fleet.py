@@ -153,7 +153,8 @@ class Fleet:
             raise FleetError(f"scheduler: {scheduler} cannot be reached: {exc}") from None
         self._connection = self._client.scheduler_comm
         # Nothing of a scheduler that died comes into this queue.
-        self._events = events = queue.SimpleQueue()
+        events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._events = events
         self._client.subscribe_topic(self._topic, lambda event: events.put(event[1]))
         self._client.subscribe_topic("all", lambda event: events.put({"kind": "all", **event[1]}))
         self._wait_for_subscription(timeout)
