@@ -12,6 +12,7 @@ pytest.importorskip("distributed")
 
 from distributed import Client
 
+import speadrx
 from addresses import own_port
 from clusters import PATIENCE, pids, put_together, start_of, workers
 from fleets import (
@@ -27,6 +28,7 @@ from fleets import (
     groups_of,
     kill,
     plan_of,
+    record_by_one_receiver,
 )
 from loopback import needs_multicast_route, wait_for
 from speadrx.fleet import Fleet, FleetError
@@ -80,6 +82,32 @@ def test_the_union_is_one_receiver(cluster, array, start):
     assert (stats.present, stats.missing, stats.gaps, stats.died) == (200 * ANTENNAS, 0, {}, 0)
     assert (stats.residual, stats.in_flight, stats.unfinished) == (0, 0, 0)
     assert [one.state for one in stats.shares] == ["ended"] * ANTENNAS
+
+
+def test_one_recording_over_a_death(cluster, array, start, tmp_path):
+    """All shares write one recording. One of them is killed: it goes on there, and the others have everything."""
+    pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    fleet = start(plan_of(array, function=None, record=str(tmp_path / "night.zarr")))
+    array.send_gently(fleet, range(128))
+    kill(pids(cluster)[fleet.stats().shares[1].worker])
+    assert fleet.wait(lambda: fleet.stats().shares[1].incarnation == 2, PATIENCE)
+    fleet.wait_until_receiving(PATIENCE)
+    array.send_gently(fleet, range(160, 224))
+    stats = fleet.stop()
+    ours = speadrx.open(tmp_path / "night.zarr")
+    whole = record_by_one_receiver(tmp_path / "whole.zarr", [*range(128), *range(160, 224)])
+    others = [0, 2, 3]
+    assert ours.time.values.tobytes() == whole.time.values.tobytes()
+    for name in ("data", "present"):
+        assert ours[name].values[:, others].tobytes() == whole[name].values[:, others].tobytes()
+    there = ours.present.values[:, 1]
+    assert there[160:].all()
+    assert not there[128:160].any()
+    # What the worker wrote after its last report is there too.
+    assert stats.shares[1].present <= there.sum() < 192
+    assert ours.data.values[there, 1].tobytes() == whole.data.values[there, 1].tobytes()
+    assert (ours.attrs["complete"], ours.attrs["parts"], stats.residual) == (True, 1, 0)
 
 
 def test_a_worker_is_killed(cluster, array, start):

@@ -109,8 +109,19 @@ def prometheus_server(folder: pathlib.Path, *, target: str, rules: str, interval
         return found and found[1]
 
     try:
-        address = wait_for("address of Prometheus", listens_on, START_SECONDS)
-        yield PrometheusServer(f"http://{address}")
+        url = f"http://{wait_for('address of Prometheus', listens_on, START_SECONDS)}"
+
+        def is_ready() -> bool:
+            """It listens before it answers queries."""
+            try:
+                with urllib.request.urlopen(f"{url}/-/ready", timeout=60) as reply:
+                    return bool(reply.status == 200)
+            except urllib.error.HTTPError as exc:
+                exc.close()
+                return False
+
+        wait_for("answer of Prometheus", is_ready, START_SECONDS)
+        yield PrometheusServer(url)
     finally:
         process.terminate()
         try:
