@@ -364,13 +364,15 @@ impl Timeline {
         let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), current, grid, window);
         // Who is alone leads from chunk to chunk, until others are heard.
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
-        self.lead = by_all.max(median.map_or(0, |batch| lead(batch, window >> 1)));
-        // Further ahead than the next chunk, a single heap may be wrong. Then its source is still where it was.
-        let is_bold =
-            !is_next && heaps < 2 && slowest.is_some() && at.chunk > lead(self.voices.place(heap.source), room);
-        let may_lead = at.chunk <= self.lead && !is_bold;
+        // A single heap may be wrong: its source is still where it was, unless it goes on from there. Ahead of the next chunk,
+        // the window waits for a second one; and it leaves nobody behind for what is not the next heap of its source.
+        let (place, is_steady) = (self.voices.place(heap.source), self.voices.is_steady(heap.source));
+        let is_bold = !is_next && !is_steady && at.chunk > lead(place, 1);
+        let goes_on = is_steady || grid.batch_of(at) <= place.saturating_add(2);
+        let near_most = median.filter(|_| goes_on).map_or(0, |batch| lead(batch, window >> 1));
+        let may_lead = at.chunk <= by_all.max(near_most) && !is_bold;
         // Nor may others leave this one behind.
-        self.lead = self.lead.min(at.chunk.saturating_add(room));
+        self.lead = by_all.min(at.chunk.saturating_add(room));
         if may_lead {
             self.news = NEWS;
             let first = at.chunk.saturating_sub(window.saturating_sub(1)).saturating_mul(signed(grid.batches));
@@ -536,7 +538,7 @@ impl Timeline {
         match near.filter(|at| at.ahead > 0).or_else(beyond) {
             // Sources fell silent that were in the majority, or the heaps in between were lost.
             Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(&at, current),
-            Some(at) if self.has_gone_on(newest, &at, clock) => self.jump(&at, current),
+            Some(at) if self.has_gone_on(current, &at, agreed.stamp, clock) => self.jump(&at, current),
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
                 let first = current.newest.saturating_add(1);
@@ -575,10 +577,12 @@ impl Timeline {
     }
 
     /// Whether a time ahead is that of the same senders, after a gap that nothing was received of.
-    fn has_gone_on(&self, newest: i64, at: &Located, clock: Option<u64>) -> bool {
-        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap, if nothing can tell.
-        let bits = self.current.map_or(self.rules.grid.bits, |current| current.bits);
-        let wraps = at.time >> bits != newest >> bits && !self.pace.can_tell();
+    fn has_gone_on(&self, current: &Segment, at: &Located, stamp: u64, clock: Option<u64>) -> bool {
+        // A restart from 0 looks like this too, and is far more likely than an outage across a wrap, if nothing can tell: the
+        // clock can, and a timestamp that is no multiple of the step by itself.
+        let (newest, bits) = (current.newest_time(&self.rules.grid), current.bits);
+        let makes_sense = self.rules.grid.is_aligned((stamp as i64).wrapping_sub(current.origin as i64));
+        let wraps = at.time >> bits != newest >> bits && makes_sense && !self.pace.can_tell();
         // Time so far may have been that of a single wrong heap, or of a few sources that were heard first.
         let is_proven = self.voices.total().wrapping_sub(self.placed_before) >= 2
             && self.voices.received().saturating_mul(2) > self.voices.live();
@@ -625,6 +629,7 @@ impl Timeline {
         let Some(current) = self.current else { return };
         self.voices.follow(agreed, &current, &self.rules.grid, others_are_silent);
         self.lead = signed(current.newest);
+        self.news = NEWS;
         self.refused = None;
     }
 

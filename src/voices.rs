@@ -13,6 +13,8 @@ use crate::segment::{Grid, Segment, difference, signed};
 const LIVE_TURNS: u64 = 2;
 /// Batch of a source that has none in the current segment.
 pub(crate) const NOWHERE: i64 = -1;
+/// Before anybody was heard.
+const NEVER: i64 = i64::MIN;
 
 /// What the timeline asks about heaps that have been placed, without holding up those who place them.
 ///
@@ -70,6 +72,8 @@ struct Claim {
     /// And how far from there it is, and was at most: who goes back and forth does not go on.
     at: i64,
     furthest: i64,
+    /// Whether the last of them came right after the one before.
+    is_steady: bool,
     /// Heaps of the source that had been placed before the last of them.
     placed: u64,
     /// By how many batches its source lagged at first.
@@ -173,7 +177,7 @@ impl Voice {
             was_heard: false,
             is_slow: false,
             led_to: NOWHERE,
-            leads: vec![NOWHERE; leads].into(),
+            leads: vec![NEVER; leads].into(),
             batch: NOWHERE,
         }
     }
@@ -279,10 +283,15 @@ impl Voices {
             let more = at.saturating_sub(claim.furthest).clamp(0, 2);
             (claim.gone_on.saturating_add(more), at, claim.furthest.max(at))
         });
+        let is_steady = heaps >= 2
+            && standing.is_some_and(|claim| {
+                let ticks = self.difference(heap.stamp, claim.stamp);
+                (0..=self.step.saturating_mul(2)).contains(&ticks)
+            });
         let lag = standing.map_or(lag, |claim| claim.lag);
         let placed = witness.placed(heap.source);
         let (stamp, slot) = (heap.stamp, heap.slot);
-        let claim = Claim { stamp, slot, heaps, since, gone_on, at, furthest, placed, lag, newest, kind };
+        let claim = Claim { stamp, slot, heaps, since, gone_on, at, furthest, is_steady, placed, lag, newest, kind };
         let turn = self.turn;
         let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
         let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
@@ -344,9 +353,10 @@ impl Voices {
 
     /// Ask what has become of all sources on the fast path. The window may have come to where some claim to be.
     pub fn count(&mut self, current: &Segment, grid: &Grid, window: i64, witness: &impl Witness) {
-        let is_here = |claim: &Claim| {
-            let at = current.locate(grid, claim.stamp).ok();
-            at.is_some_and(|at| at.ahead <= 0 && at.ahead > window.wrapping_neg() && current.moment(&at).is_some())
+        let here = |claim: &Claim| {
+            let at = current.locate(grid, claim.stamp).ok().filter(|_| claim.kind == Kind::Elsewhere)?;
+            let is_here = at.ahead <= 0 && at.ahead > window.wrapping_neg() && current.moment(&at).is_some();
+            is_here.then_some(grid.batch_of(&at))
         };
         let first = signed(current.first).saturating_mul(signed(grid.batches));
         let start = current.window_start(grid, window);
@@ -363,12 +373,15 @@ impl Voices {
                 voice.was_heard = true;
             }
             if voice.was_heard {
-                voice.batch = voice.batch.max(if newest >= first { newest } else { NOWHERE });
+                // Who has only come late so far has not been received.
+                let since = if voice.batch == NOWHERE { start } else { first };
+                voice.batch = voice.batch.max(if newest >= since { newest } else { NOWHERE });
                 is_anybody_heard |= newest >= start;
             }
-            let is_over =
-                |claim: Claim| claim.is_over(newest, start) || (claim.kind == Kind::Elsewhere && is_here(&claim));
-            if voice.claim.is_some_and(is_over) {
+            let here = voice.claim.as_ref().and_then(here);
+            if here.is_some() || voice.claim.is_some_and(|claim| claim.is_over(newest, start)) {
+                let steady = here.filter(|_| voice.claim.is_some_and(|claim| claim.is_steady));
+                voice.batch = voice.batch.max(steady.unwrap_or(NOWHERE));
                 voice.claim = None;
                 self.estranged.clear(source);
             }
@@ -423,7 +436,7 @@ impl Voices {
         window: i64,
     ) -> (Option<i64>, Option<i64>) {
         let patience = window.saturating_sub(2).max(1).saturating_mul(signed(grid.batches));
-        let since = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()).unwrap_or(NOWHERE);
+        let since = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()).unwrap_or(NEVER);
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
@@ -433,7 +446,7 @@ impl Voices {
         let is_first = !(0_u64..).zip(self.all.iter()).any(|voice| is_other(&voice));
         let may_come = |voice: &Voice| (voice.heard_at == NOWHERE && !is_first) || voice.is_live(self.turn);
         for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
-            let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) >= patience;
+            let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) > patience;
             if other == source || is_silent {
                 continue;
             }
@@ -531,6 +544,11 @@ impl Voices {
         self.all.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.gone_on)
     }
 
+    /// Whether a source goes on elsewhere from heap to heap: garbage does not.
+    pub fn is_steady(&self, source: u64) -> bool {
+        self.all.get(source as usize).and_then(|voice| voice.claim).is_some_and(|claim| claim.is_steady)
+    }
+
     /// By how many batches a source lagged at first, if that is why it is not in the window.
     pub fn lag(&self, source: u64) -> i64 {
         self.all.get(source as usize).and_then(|voice| voice.claim).map_or(0, |claim| claim.lag)
@@ -589,7 +607,8 @@ impl Voices {
 
     /// Time begins with a heap of this batch.
     pub fn begin(&mut self, batch: i64) {
-        self.began = batch;
+        (self.began, self.median) = (batch, batch);
+        self.all.iter_mut().for_each(|voice| voice.median = batch);
     }
 
     /// Chunk IDs have been skipped: everybody is where they were, so many batches later.

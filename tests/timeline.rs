@@ -420,6 +420,93 @@ fn a_restart_after_a_wrap_may_make_sense_only_as_time_was_unwrapped() {
 }
 
 #[test]
+fn an_outage_across_a_wrap_is_no_restart_where_timestamps_show_it() {
+    // 2^48 is no multiple of the step, so that no timestamp after the wrap could be that of a restart.
+    let mut receiver = Receiver::new(&layout(3000, 8, 4, None), 4, 1, true, false);
+    let wrap = RANGE / 3000 + 1;
+    must_go_on(&mut receiver, wrap - 500, 0);
+    must_go_on(&mut receiver, wrap + 220, 1);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+    // Without that, a restart is far more likely.
+    let mut receiver = self::receiver(4, true, None);
+    must_go_on(&mut receiver, RANGE / 4096 - 500, 0);
+    must_go_on(&mut receiver, RANGE / 4096 + 220, 2);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+/// Sources that are read in turn, so many heaps of each, for some rounds: what each good one has lost.
+fn lost_in_bursts(
+    receiver: &mut Receiver,
+    (burst, rounds): (i128, i128),
+    from: i128,
+    is_good: impl Fn(usize) -> bool,
+    mut time: impl FnMut(usize, i128) -> i128,
+) -> Vec<usize> {
+    let mut lost = vec![0; receiver.sources()];
+    for round in 0..rounds {
+        for (source, lost) in lost.iter_mut().enumerate() {
+            for batch in from + round * burst..from + (round + 1) * burst {
+                let time = time(source, batch);
+                let outcome = receiver.heap(time * 4096, source, 0);
+                let counts = is_good(source) && time == batch;
+                *lost += usize::from(counts && !matches!(outcome, Outcome::Received(..)));
+            }
+        }
+    }
+    lost
+}
+
+/// A window that just holds what bursts of 64 make sources differ by.
+fn receiver_of_bursts(sources: u64) -> Receiver {
+    Receiver::new(&layout(4096, 8, sources, None), 10, 1, true, false)
+}
+
+#[test]
+fn a_wrong_source_that_is_heard_first_costs_the_others_a_heap() {
+    // The others come late for its window, and each of them has been heard once when they are most.
+    for (sources, ahead) in [(4, 48), (16, 48), (16, 41)] {
+        let mut receiver = receiver(sources, true, None);
+        let time = |source, batch| LATER + 3 + batch + if source == 0 { ahead } else { 0 };
+        let lost = lost(&mut receiver, |source| source == 0, 100, time);
+        assert_eq!(lost.iter().max(), Some(&1), "{sources} sources: {lost:?}");
+    }
+}
+
+#[test]
+fn garbage_ahead_costs_sources_nothing_that_are_read_in_bursts() {
+    // Heaps of any time up to two windows ahead, in all parts of bursts; also two in a row.
+    for sources in [4, 16] {
+        for every in [50, 101, 377] {
+            let mut receiver = receiver_of_bursts(sources);
+            let mut dice = 1_u64;
+            let time = |_, batch| {
+                dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+                batch + if (dice >> 40) % every == 0 { 20 + i128::from(dice >> 50) % 140 } else { 0 }
+            };
+            let lost = lost_in_bursts(&mut receiver, (64, 40), LATER, |_| true, time);
+            assert!(lost.iter().all(|&lost| lost == 0), "{sources} sources, one in {every}: {lost:?}");
+            assert_eq!(receiver.causes(), [Cause::Start]);
+        }
+    }
+}
+
+#[test]
+fn a_gap_within_the_window_costs_those_nothing_more_that_are_read_in_bursts() {
+    for gap in [48, 60] {
+        for at in [0, 3] {
+            let mut receiver = receiver_of_bursts(80);
+            let lost = lost_in_bursts(&mut receiver, (64, 4), LATER + at, |_| true, |_, batch| batch);
+            assert_eq!(lost, [0; 80]);
+            // What is read before more than half have been read again is lost to some.
+            let from = LATER + at + 256 + gap;
+            lost_in_bursts(&mut receiver, (64, 1), from, |_| true, |_, batch| batch);
+            let lost = lost_in_bursts(&mut receiver, (64, 4), from + 64, |_| true, |_, batch| batch);
+            assert!(lost.iter().all(|&lost| lost <= 2), "gap {gap} at {at}: {lost:?}");
+        }
+    }
+}
+
+#[test]
 fn a_slow_source_of_two_does_not_hold_up_the_other() {
     let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, true, false);
     must_go_on(&mut receiver, LATER, 0);
