@@ -273,7 +273,6 @@ def test_start_around_the_wrap(step, where, sources, fault_report):
 
 
 @pytest.mark.fault(29)
-@pytest.mark.xfail(reason="some sources lose their second heap too", strict=True)
 def test_start_with_wrong_sources_first(fault_report):
     """Each right source is received from its second heap on."""
     wrong = dict.fromkeys((0, 1), lambda i, good, rng: [good + 24])
