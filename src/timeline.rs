@@ -364,10 +364,12 @@ impl Timeline {
         let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), current, grid, window);
         // Who is alone leads from chunk to chunk, until others are heard.
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
-        // A single heap may be wrong: its source is still where it was, unless it goes on from there. Ahead of the next chunk,
-        // the window waits for a second one; and it leaves nobody behind for what is not the next heap of its source.
+        // A single heap may be wrong: its source is still where it was, unless it goes on from there. If the window would leave
+        // that, or where others have not been heard yet, it waits for a second one; and it leaves nobody behind for what is
+        // not the next heap of its source.
         let (place, is_steady) = (self.voices.place(heap.source), self.voices.is_steady(heap.source));
-        let is_bold = !is_next && !is_steady && at.chunk > lead(place, 1);
+        let spare = slowest.map_or(1, |_| room);
+        let is_bold = !is_next && !is_steady && at.chunk > lead(place, spare);
         let goes_on = is_steady || grid.batch_of(at) <= place.saturating_add(2);
         let near_most = median.filter(|_| goes_on).map_or(0, |batch| lead(batch, window >> 1));
         let may_lead = at.chunk <= by_all.max(near_most) && !is_bold;
