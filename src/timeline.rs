@@ -366,11 +366,11 @@ impl Timeline {
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
         // A single heap may be wrong: its source is still where it was, unless it goes on from there. If the window would leave
         // that, or where others have not been heard yet, it waits for a second one; and it leaves nobody behind for what is
-        // not the next heap of its source.
+        // more than a chunk ahead of its source.
         let (place, is_steady) = (self.voices.place(heap.source), self.voices.is_steady(heap.source));
         let spare = slowest.map_or(1, |_| room);
         let is_bold = !is_next && !is_steady && at.chunk > lead(place, spare);
-        let goes_on = is_steady || grid.batch_of(at) <= place.saturating_add(2);
+        let goes_on = is_steady || at.chunk <= lead(place, 1);
         let near_most = median.filter(|_| goes_on).map_or(0, |batch| lead(batch, window >> 1));
         let may_lead = at.chunk <= by_all.max(near_most) && !is_bold;
         // Nor may others leave this one behind.
