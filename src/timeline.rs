@@ -361,16 +361,14 @@ impl Timeline {
             let batch = batch.saturating_add(i64::from(window == 1));
             batch.checked_div(signed(grid.batches)).unwrap_or(0).saturating_add(room)
         };
-        let (slowest, median) = self.voices.slowest(heap.source, grid.batch_of(at), current, grid, window);
+        // A single heap may be wrong: its source is still where it was, unless it goes on from there.
+        let (place, is_steady) = (self.voices.place(heap.source, false), self.voices.is_steady(heap.source));
+        let goes_on = is_steady || at.chunk <= lead(place, 1);
+        let (slowest, median) = self.voices.slowest(heap.source, (grid.batch_of(at), goes_on), current, grid, window);
         // Who is alone leads from chunk to chunk, until others are heard.
         let by_all = slowest.map_or(at.chunk, |batch| lead(batch, room));
-        // A single heap may be wrong: its source is still where it was, unless it goes on from there. If the window would leave
-        // that, or where others have not been heard yet, it waits for a second one; and it leaves nobody behind for what is
-        // more than a chunk ahead of its source.
-        let (place, is_steady) = (self.voices.place(heap.source), self.voices.is_steady(heap.source));
-        let spare = slowest.map_or(1, |_| room);
-        let is_bold = !is_next && !is_steady && at.chunk > lead(place, spare);
-        let goes_on = is_steady || at.chunk <= lead(place, 1);
+        // If the window would leave that place, it waits for a second heap; and for one that does not go on, nobody is left behind.
+        let is_bold = !is_next && !is_steady && slowest.is_some() && at.chunk > lead(place, room);
         let near_most = median.filter(|_| goes_on).map_or(0, |batch| lead(batch, window >> 1));
         let may_lead = at.chunk <= by_all.max(near_most) && !is_bold;
         // Nor may others leave this one behind.

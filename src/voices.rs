@@ -116,6 +116,11 @@ struct Voice {
     leads: VecDeque<i64>,
     /// The newest batch of which it has a heap, counted from chunk 0, or [`NOWHERE`].
     batch: i64,
+    /// How far it has come for certain: see [`Voice::go_on`].
+    sure: i64,
+    /// The heaps that had been placed when that was last asked, and its newest batch by then.
+    asked: u64,
+    newest: i64,
 }
 
 /// What a group of sources agrees on.
@@ -179,7 +184,28 @@ impl Voice {
             led_to: NOWHERE,
             leads: vec![NEVER; leads].into(),
             batch: NOWHERE,
+            sure: NOWHERE,
+            asked: 0,
+            newest: NOWHERE,
         }
+    }
+
+    /// So many heaps of it have been placed so far, up to this batch.
+    ///
+    /// If few are lost, a source goes on by no more than a batch with each heap. If it is further on, that may be garbage which
+    /// the window holds, until it has come further than that.
+    fn go_on(&mut self, placed: u64, newest: i64) {
+        let heaps = signed(placed.wrapping_sub(self.asked));
+        let reach = self.sure.saturating_add(heaps).saturating_add(heaps >> 3).saturating_add(2);
+        let is_certain = self.sure == NOWHERE || (self.newest > self.sure && newest > self.newest);
+        self.batch = self.batch.max(newest);
+        self.sure = self.sure.max(if is_certain { newest } else { newest.min(reach) });
+        (self.asked, self.newest) = (placed, newest);
+    }
+
+    /// It is known to be at this batch.
+    fn be_at(&mut self, batch: i64) {
+        (self.batch, self.sure) = (batch, batch);
     }
 
     /// What it claims, if that counts.
@@ -258,6 +284,9 @@ impl Voices {
         voice.turn = Some(turn);
         voice.heard_at = looks;
         voice.median = median;
+        if voice.batch == NOWHERE {
+            voice.be_at(batch);
+        }
         voice.batch = voice.batch.max(batch);
     }
 
@@ -315,13 +344,16 @@ impl Voices {
         if self.times.is_empty() {
             return;
         }
+        let before = self.median;
         self.median = *self.times.select_nth_unstable(half).1;
         // A chunk, but no more than half of what the window leaves.
         let close = window.saturating_sub(2).clamp(1, 2).saturating_mul(signed(grid.batches)) >> 1;
         for voice in self.all.iter_mut().filter(|voice| voice.was_heard) {
             voice.was_heard = false;
-            voice.median = self.median;
-            voice.is_slow = voice.batch < self.median.saturating_sub(close);
+            // Who was last heard some time ago is judged by where the others were then.
+            let is_old = voice.heard_at != self.looks;
+            voice.median = if is_old { before.min(self.median) } else { self.median };
+            voice.is_slow = voice.batch < voice.median.saturating_sub(close);
         }
     }
 
@@ -375,13 +407,15 @@ impl Voices {
             if voice.was_heard {
                 // Who has only come late so far has not been received.
                 let since = if voice.batch == NOWHERE { start } else { first };
-                voice.batch = voice.batch.max(if newest >= since { newest } else { NOWHERE });
+                if newest >= since {
+                    voice.go_on(placed, newest);
+                }
                 is_anybody_heard |= newest >= start;
             }
             let here = voice.claim.as_ref().and_then(here);
             if here.is_some() || voice.claim.is_some_and(|claim| claim.is_over(newest, start)) {
-                let steady = here.filter(|_| voice.claim.is_some_and(|claim| claim.is_steady));
-                voice.batch = voice.batch.max(steady.unwrap_or(NOWHERE));
+                let steady = here.filter(|_| voice.claim.is_some_and(|claim| claim.is_steady)).unwrap_or(NOWHERE);
+                (voice.batch, voice.sure) = (voice.batch.max(steady), voice.sure.max(steady));
                 voice.claim = None;
                 self.estranged.clear(source);
             }
@@ -398,9 +432,11 @@ impl Voices {
         }
     }
 
-    /// The newest batch of a source: who has not been heard since the segment began is where it began.
-    pub fn place(&self, source: u64) -> i64 {
-        let place = self.all.get(source as usize).map_or(NOWHERE, |voice| voice.batch);
+    /// The newest batch of a source, or the one that it has come to for certain. Who has not been heard since the segment began
+    /// is where it began.
+    pub fn place(&self, source: u64, for_certain: bool) -> i64 {
+        let batch = |voice: &Voice| if for_certain { voice.sure } else { voice.batch };
+        let place = self.all.get(source as usize).map_or(NOWHERE, batch);
         if place == NOWHERE { self.began } else { place }
     }
 
@@ -422,7 +458,8 @@ impl Voices {
     }
 
     /// The batch that the slowest live source has reached, or claims to, of all but one, who would lead to batch `own`; and the
-    /// one that half of the live sources, with this one, have reached, or claim to.
+    /// one that half of the live sources, with this one, have reached, or claim to. If that one goes on from heap to heap, the
+    /// others are taken at their word; else what they have reached for certain counts.
     ///
     /// Left out are those that are silent, for they were last heard before this one led to as many chunks as it may, or before
     /// half of the others went on by a window; those that claim times far from the window; and those that are late, unless
@@ -430,12 +467,14 @@ impl Voices {
     pub fn slowest(
         &mut self,
         source: u64,
-        own: i64,
+        (own, goes_on): (i64, bool),
         current: &Segment,
         grid: &Grid,
         window: i64,
     ) -> (Option<i64>, Option<i64>) {
-        let patience = window.saturating_sub(2).max(1).saturating_mul(signed(grid.batches));
+        // In a window of two chunks, nobody waits while others are read.
+        let patience = window.saturating_sub(2).saturating_mul(signed(grid.batches));
+        let patience = if patience > 0 { patience } else { signed(grid.batches).saturating_sub(1) };
         let since = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()).unwrap_or(NEVER);
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
@@ -454,7 +493,7 @@ impl Voices {
             let stands = |claim: &Claim| voice.placed.wrapping_sub(claim.placed) <= 1;
             match voice.counted().filter(stands).map(|claim| current.locate(grid, claim.stamp)) {
                 None => {
-                    let batch = self.place(other);
+                    let batch = self.place(other, !goes_on);
                     self.times.push(batch);
                     if !voice.is_slow {
                         slowest = slower(slowest, batch);
@@ -591,7 +630,7 @@ impl Voices {
             let claim = voice.claim.filter(|claim| self.is_of(claim, agreed));
             let Some(voice) = self.all.get_mut(source as usize) else { continue };
             let at = claim.and_then(|claim| segment.locate(grid, claim.stamp).ok());
-            voice.batch = at.map_or(NOWHERE, |at| grid.batch_of(&at));
+            voice.be_at(at.map_or(NOWHERE, |at| grid.batch_of(&at)));
             voice.led_to = NOWHERE;
             if claim.is_some() {
                 voice.claim = None;
@@ -617,6 +656,7 @@ impl Voices {
         for voice in self.all.iter_mut().filter(|voice| voice.batch != NOWHERE) {
             voice.led_to = NOWHERE;
             voice.batch = voice.batch.saturating_add(batches);
+            voice.sure = voice.sure.saturating_add(batches);
         }
     }
 }
