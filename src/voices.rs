@@ -350,10 +350,11 @@ impl Voices {
         let close = window.saturating_sub(2).clamp(1, 2).saturating_mul(signed(grid.batches)) >> 1;
         for voice in self.all.iter_mut().filter(|voice| voice.was_heard) {
             voice.was_heard = false;
-            // Who was last heard some time ago is judged by where the others were then.
-            let is_old = voice.heard_at != self.looks;
-            voice.median = if is_old { before.min(self.median) } else { self.median };
-            voice.is_slow = voice.batch < voice.median.saturating_sub(close);
+            // Who was last heard some time ago is judged by where the others were then: no further than it was itself.
+            let before = before.min(self.median);
+            let then = if voice.heard_at == self.looks { self.median } else { before };
+            voice.median = voice.batch.clamp(before, then);
+            voice.is_slow = voice.batch < then.saturating_sub(close);
         }
     }
 
