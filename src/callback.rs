@@ -10,14 +10,15 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
+use crate::filled::Filled;
 use crate::group::Group;
-use crate::layout::{FIRST_AXIS, Geometry, SideField, Slot};
-use crate::ledger::{Counted, Filled, Ledger};
+use crate::layout::{FIRST_AXIS, Geometry, SideField};
+use crate::ledger::{Counted, Ledger, count_lateness, hot, increment};
 use crate::place::{Heap, Items, Placed, Placer, kind};
 use crate::reason;
 use crate::spec::SideType;
 use crate::sync::Arc;
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use crate::timeline::{Sighting, Verdict};
 use crate::window::Window;
 
@@ -61,6 +62,8 @@ pub struct Context {
     state: UnsafeCell<State>,
     placer: Placer,
     ledger: Ledger,
+    /// Those of the ledger.
+    counters: Counters,
     side: Box<[SideField]>,
     /// Shift of the first of them, where the fast path finds it at once.
     first_shift: u32,
@@ -91,11 +94,28 @@ struct State {
     has_ended: bool,
 }
 
-// SAFETY: all fields are Sync but `state`, which only the callback uses, of which there is one call at a time.
+// SAFETY: all fields are Sync but `counters`, which are atomics of the ledger that is held beside them, and `state`, which only
+// the callback uses, of which there is one call at a time.
 unsafe impl Sync for Context {}
+// SAFETY: likewise; in the state, only a pointer into memory of its own is not Send.
+unsafe impl Send for Context {}
 
-/// Stands for several side items; one of so many bytes there is not.
-const MANY: usize = 9;
+/// The counters of [`hot`], in the ledger that the context holds.
+#[derive(Clone, Copy, Debug)]
+struct Counters(*const AtomicU64);
+
+impl Counters {
+    /// One of them.
+    ///
+    /// # Safety
+    ///
+    /// There must be one of that index, and the ledger must live longer than the reference.
+    #[inline(always)]
+    unsafe fn get<'a>(self, index: usize) -> &'a AtomicU64 {
+        // SAFETY: the caller vouches for it.
+        unsafe { &*self.0.add(index) }
+    }
+}
 
 /// The items array of a layout with so many item axes, side items and required items.
 #[repr(C)]
@@ -130,6 +150,7 @@ impl Context {
             State { window: Window::new(layout, window), filled: Filled::new(layout, window), has_ended: false };
         Ok(Self {
             placer,
+            counters: Counters(ledger.counters()),
             state: UnsafeCell::new(state),
             ledger,
             side: layout.side.clone().into(),
@@ -169,6 +190,7 @@ impl Context {
             (0, _) => self.with_axes::<0, { kind::COMMON }>(),
             (1, kind::UNIT) => self.with_axes::<1, { kind::UNIT }>(),
             (1, kind::POWER) => self.with_axes::<1, { kind::POWER }>(),
+            (1, kind::BITS) => self.with_axes::<1, { kind::BITS }>(),
             (1, _) => self.with_axes::<1, { kind::COMMON }>(),
             (2, _) => self.with_axes::<2, { kind::COMMON }>(),
             (3, _) => self.with_axes::<3, { kind::COMMON }>(),
@@ -264,26 +286,19 @@ impl Context {
             // It would move spead2's window, and not that of the group.
             return Err(reason::implausible(n_reasons));
         }
-        let counted = self.ledger.count(&mut state.filled, placed.source, placed.batch, chunk, placed.slot);
-        self.count_rest(&mut state.filled, items, Placed { chunk, ..placed }, counted);
+        let Placed { source, batch, slot, .. } = placed;
+        if self.ledger.count(&mut state.filled, source, batch, chunk, slot.index) == Counted::Again {
+            self.count_again(&mut state.filled, items);
+        }
         Ok((placed, false))
     }
 
-    /// Count a placed heap that may not be simply a new one of the newest chunk.
-    fn count_rest(&self, filled: &mut Filled, items: &[i64], placed: Placed, counted: Counted) {
-        let Placed { source, chunk, slot, .. } = placed;
-        let is_again = match counted {
-            Counted::New => false,
-            Counted::Again => true,
-            Counted::Late => self.ledger.count_late(filled, chunk, slot.index),
-        };
-        if !is_again {
-            return;
-        }
+    /// Count a heap that was placed where there was one already.
+    fn count_again(&self, filled: &mut Filled, items: &[i64]) {
+        let Ok(heap) = Heap::new(&self.placer, items) else { return };
+        let Ok(source) = heap.source() else { return };
         if self.ledger.duplicate(filled, source, self.group.begins_again()) {
-            if let Ok(heap) = Heap::new(&self.placer, items) {
-                self.group.repeat(Sighting { source, stamp: heap.stamp, slot: heap.slot() });
-            }
+            self.group.repeat(Sighting { source, stamp: heap.stamp, slot: heap.slot() });
         }
     }
 
@@ -392,6 +407,10 @@ fn here() -> usize {
 /// The callback of layouts with `N` item axes, of the [`kind`] `KIND`, `SIDE` (0 or 1) side items of `BYTES` bytes, and
 /// `REQUIRED` required items.
 ///
+/// Nearly all heaps belong to the newest chunk. So this knows no other, and all else is left to [`older`]. The accounting
+/// comes last, so that what is rare in it, like leaving, is a jump and needs no stack. Nothing in here can panic (the lints
+/// above hold it to that), so nothing catches a panic either.
+///
 /// # Safety
 ///
 /// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
@@ -416,13 +435,72 @@ unsafe extern "C" fn common<
         // SAFETY: the caller vouches for everything.
         return unsafe { meet(data, data_size, context) };
     }
-    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
-    let data = unsafe { &mut *data };
+    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to. No two calls with one
+    // context overlap, and nothing else touches the state.
+    let (data, State { window, filled, .. }) = unsafe { (&mut *data, &mut *context.state.get()) };
+    // SAFETY: `items` has all items of the layout, which these are.
+    let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
+    let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
+    let counters = context.counters;
+    // SAFETY: there is such a counter, of the ledger that the context holds.
+    let limit = unsafe { counters.get(hot::NEWEST_LIMIT) }.load(Relaxed);
+    let Some(placed) = context.placer.place_newest::<DENSE, KIND>(window, limit, &items) else {
+        // SAFETY: the caller vouches for everything.
+        return unsafe { older::<N, SIDE, REQUIRED>(data, context) };
+    };
+    data.chunk_id = window.newest_chunk as i64;
+    data.heap_index = placed.slot.index as usize;
+    data.heap_offset = placed.slot.offset as usize;
+    if let Some(&item) = row.side.first() {
+        // SAFETY: the caller vouches for everything.
+        unsafe { store_side_item::<BYTES>(data, context, item, placed.slot.index) };
+    }
+    let batch = window.newest_first_batch.wrapping_add(placed.batch);
+    // SAFETY: the placer knows no other sources and slots than those of the layout.
+    if unsafe { count_newest(counters, filled, placed.source, batch, placed.slot.index) } {
+        // SAFETY: the caller vouches for everything.
+        unsafe { count_again(data, context) }
+    }
+}
+
+/// Count a heap of the newest chunk. Returns whether its slot had one already.
+///
+/// # Safety
+///
+/// The source and the slot must be there in the layout of which the counters and the slots are.
+#[inline(always)]
+unsafe fn count_newest(counters: Counters, filled: &mut Filled, source: u64, batch: u64, slot: u64) -> bool {
+    let of_source = hot::SOURCES.wrapping_add((source as usize).wrapping_mul(2));
+    // SAFETY: each source has two counters, there is one for any lateness, and the slots of the chunk lie behind the first.
+    let (placed, newest, late, slot) = unsafe {
+        (
+            counters.get(of_source),
+            counters.get(of_source.wrapping_add(1)),
+            |index| Some(counters.get(index)),
+            &*filled.newest_row().add(slot as usize),
+        )
+    };
+    increment(placed);
+    newest.store((newest.load(Relaxed) as i64).max(batch as i64) as u64, Relaxed);
+    count_lateness(&mut filled.newest_batch, batch, late);
+    slot.replace(1) != 0
+}
+
+/// What [`common`] does not place: heaps of older chunks of the window, and those that are in none.
+///
+/// # Safety
+///
+/// As for [`common`].
+#[inline(never)]
+unsafe extern "C" fn older<const N: usize, const SIDE: usize, const REQUIRED: usize>(
+    data: &mut ChunkPlaceData,
+    context: &Context,
+) {
     // SAFETY: `items` has all items of the layout, which these are.
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
     let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<DENSE, KIND, BYTES>(data, context, &items) };
+    unsafe { place_heap::<{ kind::COMMON }>(data, context, &items) };
 }
 
 /// The callback of all other layouts.
@@ -449,7 +527,7 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     };
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<false, { kind::UNCOMMON }, MANY>(data, context, &items) };
+    unsafe { place_heap::<{ kind::UNCOMMON }>(data, context, &items) };
 }
 
 /// The callback of layouts of [`kind::ANY`].
@@ -472,37 +550,30 @@ unsafe extern "C" fn any(data: *mut ChunkPlaceData, data_size: usize, context: *
     let State { window, .. } = unsafe { &*context.state.get() };
     let placed = context.placer.place_any(window, context.ledger.limit(), items);
     // SAFETY: the caller vouches for everything.
-    unsafe { finish::<MANY>(data, context, placed) };
+    unsafe { finish(data, context, placed) };
 }
 
-/// Place a heap on the fast path, or leave it.
-///
-/// The accounting comes last, so that what is rare in it, like leaving, is a jump and needs no stack. Nothing in here can
-/// panic (the lints above hold it to that), so nothing catches a panic either.
+/// Place a heap in any chunk of the window, or leave it.
 ///
 /// # Safety
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn place_heap<const DENSE: bool, const KIND: u8, const SIDE: usize>(
-    data: &mut ChunkPlaceData,
-    context: &Context,
-    items: &Items<'_>,
-) {
+unsafe fn place_heap<const KIND: u8>(data: &mut ChunkPlaceData, context: &Context, items: &Items<'_>) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, .. } = unsafe { &*context.state.get() };
-    let placed = context.placer.place::<DENSE, KIND>(window, context.ledger.limit(), items);
+    let placed = context.placer.place::<false, KIND>(window, context.ledger.limit(), items);
     // SAFETY: the caller vouches for everything.
-    unsafe { finish::<SIDE>(data, context, placed) };
+    unsafe { finish(data, context, placed) };
 }
 
-/// Tell spead2 of the place of a heap, if the fast path has found it, and count it; or leave the fast path.
+/// Tell spead2 of the place of a heap, if one was found, and count it; or leave the fast path.
 ///
 /// # Safety
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn finish<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context, placed: Option<Placed>) {
+unsafe fn finish(data: &mut ChunkPlaceData, context: &Context, placed: Option<Placed>) {
     let Some(placed) = placed else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, context) };
@@ -513,52 +584,25 @@ unsafe fn finish<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context
     data.heap_index = placed.slot.index as usize;
     data.heap_offset = placed.slot.offset as usize;
     // SAFETY: the caller vouches for everything.
-    unsafe { store_side_items::<SIDE>(data, context) };
+    unsafe { store_side_items(data, context) };
     let batch = window.first_batch.wrapping_add(placed.batch);
-    let counted = context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot);
-    match counted {
-        Counted::New => {}
+    if context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot.index) == Counted::Again {
         // SAFETY: the caller vouches for everything.
-        Counted::Again => unsafe { count_again(data, context, placed.source) },
-        // SAFETY: the caller vouches for everything.
-        Counted::Late => unsafe { count_late(data, context, placed.source, placed.chunk) },
+        unsafe { count_again(data, context) }
     }
 }
 
-/// Count a heap that was placed where there was one already, in the newest chunk.
+/// Count a heap that was placed where there was one already. A panic in here costs that count, and no more.
 ///
 /// # Safety
 ///
 /// As for [`common`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, context: &Context, source: u64) {
-    // SAFETY: the caller vouches for everything.
-    unsafe { count_rest(data, context, Placed { source, ..Placed::default() }, Counted::Again) };
-}
-
-/// Count a heap that was placed in another chunk of the window than the newest.
-///
-/// # Safety
-///
-/// As for [`common`].
-#[cold]
-#[inline(never)]
-unsafe extern "C" fn count_late(data: &mut ChunkPlaceData, context: &Context, source: u64, chunk: u64) {
-    let slot = Slot { index: data.heap_index as u64, offset: 0 };
-    // SAFETY: the caller vouches for everything.
-    unsafe { count_rest(data, context, Placed { source, chunk, slot, batch: 0 }, Counted::Late) };
-}
-
-/// Count a placed heap that is not simply a new one of the newest chunk. A panic in here costs that count, and no more.
-///
-/// # Safety
-///
-/// As for [`common`].
-unsafe fn count_rest(data: &ChunkPlaceData, context: &Context, placed: Placed, counted: Counted) {
-    // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
+unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, context: &Context) {
+    // SAFETY: the caller's own reference to the state is not used any more; `items` has all items of the layout.
     let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
-    let _ = catch_unwind(AssertUnwindSafe(|| context.count_rest(&mut state.filled, items, placed, counted)));
+    let _ = catch_unwind(AssertUnwindSafe(|| context.count_again(&mut state.filled, items)));
 }
 
 /// The first call for a stream, or one for a stream that the context does not serve, whose heaps stay rejected. So do those
@@ -614,52 +658,65 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
                 data.chunk_id = placed.chunk as i64;
                 data.heap_index = placed.slot.index as usize;
                 data.heap_offset = placed.slot.offset as usize;
-                store_side_items::<MANY>(data, context);
+                store_side_items(data, context);
             }
             Err(reason) => context.reject(data, reason, context.placer.source(items)),
         }
     }
 }
 
-/// Write the record of side items of a placed heap: `SIDE` bytes, all of one item, or [`MANY`].
+/// Write the record of the side items of a placed heap.
+///
+/// # Safety
+///
+/// As for [`common`].
+#[inline]
+unsafe fn store_side_items(data: &mut ChunkPlaceData, context: &Context) {
+    // Without room the stream was configured not to have them.
+    if context.extra_bytes == 0 || data.extra.is_null() {
+        return;
+    }
+    // SAFETY: the side items stand in front of the required ones; the caller vouches that `extra` has room for them.
+    let (items, record) = unsafe {
+        (
+            slice::from_raw_parts(data.items.add(context.first_side), context.side.len()),
+            slice::from_raw_parts_mut(data.extra, context.extra_bytes),
+        )
+    };
+    context.side.iter().zip(items).fold(record, |rest, (field, &item)| {
+        let value = side_value(item, field.shift);
+        match field.dtype {
+            SideType::U8 => store_low::<1>(rest, value),
+            SideType::U16 => store_low::<2>(rest, value),
+            SideType::U32 => store_low::<4>(rest, value),
+            SideType::U64 => store_low::<8>(rest, value),
+        }
+    });
+    data.extra_offset = data.heap_index.wrapping_mul(context.extra_bytes);
+    data.extra_size = context.extra_bytes;
+}
+
+/// [`store_side_items`] for a layout with one side item, of `BYTES` bytes, and a heap with this index in its chunk.
 ///
 /// # Safety
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn store_side_items<const SIDE: usize>(data: &mut ChunkPlaceData, context: &Context) {
-    // Without room the stream was configured not to have them.
-    if SIDE == 0 || data.extra.is_null() {
+unsafe fn store_side_item<const BYTES: usize>(data: &mut ChunkPlaceData, context: &Context, item: i64, index: u64) {
+    if data.extra.is_null() {
         return;
     }
-    // An absent item is stored as 0.
-    let value = |item: i64, shift: u32| (item.max(0) as u64).wrapping_shr(shift).to_le_bytes();
-    let (n_items, n_bytes) = if SIDE == MANY { (context.side.len(), context.extra_bytes) } else { (1, SIDE) };
-    // SAFETY: the side items stand in front of the required ones; the caller vouches that `extra` has room for them.
-    let (items, record) = unsafe {
-        (
-            slice::from_raw_parts(data.items.add(context.first_side), n_items),
-            slice::from_raw_parts_mut(data.extra, n_bytes),
-        )
-    };
-    match items {
-        [item] if SIDE != MANY => {
-            store_low::<SIDE>(record, value(*item, context.first_shift));
-        }
-        _ => {
-            context.side.iter().zip(items).fold(record, |rest, (field, item)| {
-                let value = value(*item, field.shift);
-                match field.dtype {
-                    SideType::U8 => store_low::<1>(rest, value),
-                    SideType::U16 => store_low::<2>(rest, value),
-                    SideType::U32 => store_low::<4>(rest, value),
-                    SideType::U64 => store_low::<8>(rest, value),
-                }
-            });
-        }
-    }
-    data.extra_offset = data.heap_index.wrapping_mul(n_bytes);
-    data.extra_size = n_bytes;
+    // SAFETY: the caller vouches that `extra` has room for the record.
+    let record = unsafe { slice::from_raw_parts_mut(data.extra, BYTES) };
+    store_low::<BYTES>(record, side_value(item, context.first_shift));
+    data.extra_offset = (index as usize).wrapping_mul(BYTES);
+    data.extra_size = BYTES;
+}
+
+/// What of a side item is kept, in bytes. An absent item is stored as 0.
+#[inline(always)]
+fn side_value(item: i64, shift: u32) -> [u8; 8] {
+    (item.max(0) as u64).wrapping_shr(shift).to_le_bytes()
 }
 
 /// Store the low `BYTES` bytes of a little-endian value, and return what lies behind.

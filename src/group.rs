@@ -176,7 +176,7 @@ impl Group {
             *newest = timeline.newest();
             // What the others know of the window is out of date: they must ask before they go on.
             for member in members.iter() {
-                member.set_limit(0);
+                member.close();
             }
         }
         self.publish(timeline);
@@ -184,7 +184,7 @@ impl Group {
             window.learn(phases, lessons);
         }
         let followed = newest.and_then(|at| window.follow(&at));
-        own.set_limit(window.limit);
+        own.open(window);
         // Whoever sees a newest batch that is stored from now on sees the epoch that it belongs to: this thread has seen
         // it, because it has the lock.
         fence(Release);
@@ -212,7 +212,7 @@ impl Group {
         if timeline.newest() != before {
             self.begins_again.store(true, Relaxed);
             for member in members.iter() {
-                member.set_limit(0);
+                member.close();
             }
         }
     }
@@ -229,7 +229,7 @@ impl Group {
         let moved = window.clear(control)?;
         state.floor = state.floor.max(control.saturating_add(1));
         for member in &state.members {
-            member.set_limit(0);
+            member.close();
         }
         Some(moved)
     }
@@ -262,7 +262,7 @@ impl Group {
     #[must_use]
     pub fn end(&self, own: &Ledger) -> Option<u64> {
         let mut state = self.lock();
-        own.set_limit(0);
+        own.close();
         state.ended = state.ended.saturating_add(1);
         if state.ended < state.members.len() {
             return None;

@@ -6,21 +6,13 @@ use std::sync::Arc;
 
 use crate::epochs::Epochs;
 use crate::examples::Examples;
-use crate::layout::{Layout, Slot};
+use crate::filled::Filled;
+use crate::layout::Layout;
 use crate::sync::atomic::{
     AtomicU64,
     Ordering::{self, Acquire, Relaxed, Release},
 };
-
-/// What changes with every placed heap of a source: small, so that a thousand sources fit a first-level cache.
-#[derive(Debug)]
-#[repr(align(16))]
-struct Source {
-    /// Heaps placed, duplicates and late ones included.
-    placed: AtomicU64,
-    /// Newest batch placed, counted from chunk 0, as a signed number; −1 before the first.
-    newest: AtomicU64,
-}
+use crate::window::Window;
 
 /// Counts of one stream's heaps, readable by anyone at any time; clones share them.
 ///
@@ -34,10 +26,11 @@ struct Source {
 /// received, and is exact once the stream is quiet.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    sources: Arc<[Source]>,
+    /// See [`hot`].
+    hot: Arc<[Line]>,
+    n_sources: u64,
     /// Of each source, heaps placed into a slot of the window that had one already.
     duplicates: Arc<[AtomicU64]>,
-    common: Arc<Common>,
     /// Of each source, heaps placed that belong to a chunk older than the window.
     too_old: Arc<[AtomicU64]>,
     /// Placed heaps by how many chunks they are behind the newest, from 1 on; the last counts those older than the window.
@@ -56,67 +49,46 @@ pub struct Ledger {
     batches: u64,
 }
 
-/// What every heap needs.
-#[derive(Debug)]
-struct Common {
+/// So many counters that no two streams write to lines that a processor fetches together.
+#[derive(Debug, Default)]
+#[cfg_attr(not(loom), repr(align(128)))]
+struct Line([AtomicU64; hot::PER_LINE]);
+
+/// The counters that change with every placed heap, in one allocation, so that the callback needs one pointer: where each
+/// is among them.
+pub(crate) mod hot {
     /// How much of the window the fast path may use, in batches from its start.
-    limit: AtomicU64,
-    late_batches: LateBatches,
-}
-
-/// Placed heaps of the newest chunk, by how many batches they are behind the newest. Most are few batches late: each such
-/// number has a counter of its own, and only the reader takes logarithms of it.
-#[derive(Debug)]
-struct LateBatches {
-    near: [AtomicU64; NEAR_BATCHES],
+    pub const LIMIT: usize = 0;
+    /// How much of the newest chunk, in batches from its start.
+    pub const NEWEST_LIMIT: usize = 1;
+    /// Placed heaps of the newest chunk, by how many batches they are behind the newest. Most are few batches late: each
+    /// such number has a counter of its own, and only the reader takes logarithms of it.
+    pub const NEAR: usize = PER_LINE;
     /// Those that are not near, by the number of bits.
-    far: [AtomicU64; LATE_BATCHES],
+    pub const FAR: usize = NEAR + NEAR_BATCHES;
+    /// Two for each source, so that a thousand sources fit a first-level cache: heaps placed, duplicates and late ones
+    /// included; and the newest batch placed, counted from chunk 0, as a signed number, −1 before the first.
+    pub const SOURCES: usize = FAR + FAR_BATCHES;
+
+    /// Few for loom, which follows every load of every counter.
+    pub const NEAR_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
+    /// As many as the highest bit of a number has positions, so that none needs a check.
+    pub const FAR_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
+
+    pub(super) const PER_LINE: usize = if cfg!(loom) { 2 } else { 16 };
+    const _: () = assert!(size_of::<super::Line>() == PER_LINE * size_of::<super::AtomicU64>(), "no gaps");
 }
 
-/// Few for loom, which follows every load of every counter.
-const NEAR_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
-/// As many as the highest bit of a number has positions, so that none needs a check.
-const LATE_BATCHES: usize = if cfg!(loom) { 2 } else { 64 };
 /// A window has less than 2^31 batches: no heap gets into the buckets beyond.
 const USED_LATE_BATCHES: usize = 33;
-
-/// Which slots of the chunks of the window are filled: a bit for each, set once a heap was placed there.
-#[derive(Clone, Debug)]
-pub struct Filled {
-    /// The newest batch placed, counted from chunk 0.
-    newest_batch: u64,
-    /// The newest chunk, counted from the start of the window.
-    newest: u64,
-    /// Where in `bits` it begins.
-    newest_row: u64,
-    /// Where in `bits` each chunk of the window begins, oldest chunk first.
-    rows: Box<[u64]>,
-    bits: Box<[u64]>,
-    /// Words of a chunk.
-    words: u64,
-    /// Slots that a window has for a source.
-    slots_of_source: u64,
-    /// Of each source, its duplicates in a row.
-    runs: Box<[Run]>,
-}
-
-/// Duplicates of a source since a heap of it was new.
-#[derive(Clone, Copy, Debug, Default)]
-struct Run {
-    /// How many heaps had been new by then.
-    fresh: u64,
-    duplicates: u64,
-}
 
 /// What [`Ledger::count`] has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
-    /// A heap of the newest chunk, the first in its slot.
+    /// The first heap in its slot.
     New,
-    /// A heap of the newest chunk whose slot had one: [`Ledger::duplicate`] counts it.
+    /// A heap whose slot had one: [`Ledger::duplicate`] counts it.
     Again,
-    /// A heap of another chunk: [`Ledger::count_late`] counts it.
-    Late,
 }
 
 /// What a ledger held when it was read.
@@ -142,22 +114,14 @@ pub struct Snapshot {
     pub after_end: u64,
 }
 
-fn increment(counter: &AtomicU64) {
+#[inline(always)]
+pub(crate) fn increment(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
 /// Count what becomes of a heap that counts as placed already: who sees this, with acquire, sees that too.
 fn increment_after(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Release);
-}
-
-/// Note that a slot is filled: the one with this index, in the chunk that begins at `row`. Whether it was already.
-#[inline(always)]
-fn mark(filled: &mut Filled, row: u64, index: u64) -> bool {
-    let Some(word) = filled.bits.get_mut(row.wrapping_add(index >> 6) as usize) else { return false };
-    let before = *word;
-    *word = before | 1_u64.wrapping_shl(index as u32);
-    before & 1_u64.wrapping_shl(index as u32) != 0
 }
 
 fn zeros(n: u64) -> Arc<[AtomicU64]> {
@@ -172,12 +136,13 @@ impl Ledger {
     /// An empty ledger, for a stream whose window has `window` chunks.
     #[must_use]
     pub fn new(layout: &Layout, window: u64, epochs: &Arc<Epochs>) -> Self {
-        let source = |_| Source { placed: AtomicU64::new(0), newest: AtomicU64::new(NONE) };
-        Self {
-            sources: (0..layout.n_sources()).map(source).collect(),
+        let n_sources = layout.n_sources();
+        let n_lines = hot::SOURCES.wrapping_add(n_sources.wrapping_mul(2) as usize).div_ceil(hot::PER_LINE);
+        let ledger = Self {
+            hot: (0..n_lines).map(|_| Line::default()).collect(),
+            n_sources,
             duplicates: zeros(layout.n_sources()),
             too_old: zeros(layout.n_sources()),
-            common: Arc::new(Common { limit: AtomicU64::new(0), late_batches: LateBatches::new() }),
             late_chunks: zeros(window),
             rejected: zeros(layout.n_sources().wrapping_add(1).wrapping_mul(layout.reasons.len() as u64)),
             examples: Examples::new(layout.reasons.len()),
@@ -186,78 +151,89 @@ impl Ledger {
             epochs: Arc::clone(epochs),
             step: layout.spec().time.step,
             batches: layout.spec().time.batches,
-        }
+        };
+        (0..n_sources).filter_map(|source| ledger.newest(source)).for_each(|newest| newest.store(NONE, Relaxed));
+        ledger
     }
 
     /// Number of sources.
     #[must_use]
     pub fn n_sources(&self) -> u64 {
-        self.sources.len() as u64
+        self.n_sources
+    }
+
+    /// The first of [`hot`]. They stay where they are for as long as the ledger or a clone of it is there.
+    pub(crate) fn counters(&self) -> *const AtomicU64 {
+        self.hot.as_ptr().cast()
+    }
+
+    /// One of [`hot`].
+    #[inline(always)]
+    fn counter(&self, index: usize) -> Option<&AtomicU64> {
+        self.hot.get(index / hot::PER_LINE)?.0.get(index % hot::PER_LINE)
+    }
+
+    #[inline(always)]
+    fn placed_of(&self, source: u64) -> Option<&AtomicU64> {
+        self.counter(hot::SOURCES.wrapping_add(source.wrapping_mul(2) as usize)).filter(|_| source < self.n_sources)
+    }
+
+    #[inline(always)]
+    fn newest(&self, source: u64) -> Option<&AtomicU64> {
+        self.counter(hot::SOURCES.wrapping_add(source.wrapping_mul(2).wrapping_add(1) as usize))
+            .filter(|_| source < self.n_sources)
     }
 
     /// The newest batch placed of a source, counted from chunk 0; negative before the first.
     #[must_use]
     pub fn newest_batch(&self, source: u64) -> i64 {
-        get(&self.sources, source).map_or(-1, |source| source.newest.load(Relaxed) as i64)
+        self.newest(source).map_or(-1, |newest| newest.load(Relaxed) as i64)
     }
 
     /// Heaps placed of a source, duplicates and late ones included.
     #[must_use]
     pub fn placed(&self, source: u64) -> u64 {
-        get(&self.sources, source).map_or(0, |source| source.placed.load(Relaxed))
+        self.placed_of(source).map_or(0, |placed| placed.load(Relaxed))
     }
 
     /// How many batches of its window the stream may use without asking where the window is by now.
     #[inline(always)]
     #[must_use]
     pub fn limit(&self) -> u64 {
-        self.common.limit.load(Relaxed)
+        self.counter(hot::LIMIT).map_or(0, |limit| limit.load(Relaxed))
     }
 
-    /// Let the stream use so many batches of its window. Only who holds the group's lock may.
-    pub(crate) fn set_limit(&self, batches: u64) {
-        self.common.limit.store(batches, Relaxed);
+    /// Let the stream use its window. Only who holds the group's lock may.
+    pub(crate) fn open(&self, window: &Window) {
+        self.set_limits(window.limit, window.newest_limit);
+    }
+
+    /// Have the stream ask where the window is before it places another heap. Only who holds the group's lock may.
+    pub(crate) fn close(&self) {
+        self.set_limits(0, 0);
+    }
+
+    fn set_limits(&self, window: u64, newest: u64) {
+        let set = |index, limit| self.counter(index).into_iter().for_each(|counter| counter.store(limit, Relaxed));
+        set(hot::LIMIT, window);
+        set(hot::NEWEST_LIMIT, newest);
     }
 
     /// Count a heap placed in the window: `batch` is counted from chunk 0, `chunk` from the start of the window.
-    ///
-    /// What is left to be done for a heap that is not simply a new one of the newest chunk is left to the caller, for whom
-    /// that is the end of the way.
-    #[inline(always)]
+    #[inline]
     #[must_use]
-    pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: Slot) -> Counted {
-        let Some(counters) = get(&self.sources, source) else { return Counted::New };
-        increment(&counters.placed);
-        let newest_batch = (counters.newest.load(Relaxed) as i64).max(batch as i64);
-        counters.newest.store(newest_batch as u64, Relaxed);
-        if chunk != filled.newest {
-            return Counted::Late;
-        }
-        let LateBatches { near, far } = &self.common.late_batches;
-        let behind = filled.newest_batch.wrapping_sub(batch);
-        if let Some(counter) = get(near, behind) {
-            increment(counter);
-        } else if (behind as i64) < 0 {
-            unlikely();
-            filled.newest_batch = batch;
-            let [on_time, ..] = near;
-            increment(on_time);
+    pub fn count(&self, filled: &mut Filled, source: u64, batch: u64, chunk: u64, slot: u64) -> Counted {
+        let (Some(placed), Some(newest)) = (self.placed_of(source), self.newest(source)) else { return Counted::New };
+        increment(placed);
+        newest.store((newest.load(Relaxed) as i64).max(batch as i64) as u64, Relaxed);
+        let chunks = filled.newest().wrapping_sub(chunk);
+        if chunks == 0 {
+            count_lateness(&mut filled.newest_batch, batch, |index| self.counter(index));
         } else {
-            unlikely();
-            far.get(bits(behind)).into_iter().for_each(increment);
+            let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
+            bucket.into_iter().for_each(increment);
         }
-        let row = filled.newest_row;
-        if mark(filled, row, slot.index) { Counted::Again } else { Counted::New }
-    }
-
-    /// Count by lateness what is not in the newest chunk. Returns whether its slot had a heap already.
-    #[cold]
-    #[must_use]
-    pub fn count_late(&self, filled: &mut Filled, chunk: u64, index: u64) -> bool {
-        let chunks = filled.newest.wrapping_sub(chunk);
-        let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
-        bucket.into_iter().for_each(increment);
-        get(&filled.rows, chunk).copied().is_some_and(|row| mark(filled, row, index))
+        if filled.mark(chunk, slot) { Counted::Again } else { Counted::New }
     }
 
     /// Count a duplicate of a source.
@@ -267,18 +243,10 @@ impl Ledger {
     /// all begins again, whether there are two.
     #[cold]
     pub fn duplicate(&self, filled: &mut Filled, source: u64, begins_again: bool) -> bool {
-        let (Some(counter), Some(counters)) = (get(&self.duplicates, source), get(&self.sources, source)) else {
-            return false;
-        };
+        let Some(counter) = get(&self.duplicates, source) else { return false };
         increment_after(counter);
-        let fresh = counters.placed.load(Relaxed).wrapping_sub(counter.load(Relaxed));
-        let slots = fresh.min(filled.slots_of_source);
-        let Some(run) = filled.runs.get_mut(source as usize) else { return false };
-        if run.fresh != fresh {
-            *run = Run { fresh, duplicates: 0 };
-        }
-        run.duplicates = run.duplicates.saturating_add(1);
-        begins_again || run.duplicates > slots
+        let fresh = self.placed(source).wrapping_sub(counter.load(Relaxed));
+        filled.repeats(source, fresh) || begins_again
     }
 
     /// Count a duplicate that has come through another stream of the group.
@@ -288,10 +256,9 @@ impl Ledger {
 
     /// Count a heap placed in a chunk older than the window. Whether it is the first of its slot is not known any more.
     pub fn too_old(&self, source: u64, batch: u64) {
-        let Some(counters) = get(&self.sources, source) else { return };
-        increment(&counters.placed);
-        let newest = (counters.newest.load(Relaxed) as i64).max(batch as i64);
-        counters.newest.store(newest as u64, Relaxed);
+        let (Some(placed), Some(newest)) = (self.placed_of(source), self.newest(source)) else { return };
+        increment(placed);
+        newest.store((newest.load(Relaxed) as i64).max(batch as i64) as u64, Relaxed);
         self.late_chunks.last().into_iter().for_each(increment);
         get(&self.too_old, source).into_iter().for_each(increment_after);
     }
@@ -308,9 +275,8 @@ impl Ledger {
 
     /// Count a rejected heap, of a source if that is known.
     pub fn rejected(&self, reason: usize, source: Option<u64>) {
-        let n_sources = self.sources.len() as u64;
-        let row = n_sources.wrapping_add(1).wrapping_mul(reason as u64);
-        if let Some(counter) = get(&self.rejected, row.wrapping_add(source.unwrap_or(n_sources))) {
+        let row = self.n_sources.wrapping_add(1).wrapping_mul(reason as u64);
+        if let Some(counter) = get(&self.rejected, row.wrapping_add(source.unwrap_or(self.n_sources))) {
             increment(counter);
         }
     }
@@ -329,17 +295,36 @@ impl Ledger {
         (index, batch.wrapping_sub(skipped).wrapping_mul(self.step).wrapping_add(epoch.origin) as i64)
     }
 
+    /// Those of [`hot`] from an index on.
+    fn hot_from(&self, index: usize) -> impl Iterator<Item = &AtomicU64> {
+        let lines = self.hot.get(index / hot::PER_LINE..).unwrap_or_default();
+        lines.iter().flat_map(|line| &line.0).skip(index % hot::PER_LINE)
+    }
+
+    /// Add the heaps of the newest chunk to sums by the number of bits that they are late, and return how many there are.
+    fn add_late_batches(&self, sums: &mut [u64]) -> u64 {
+        let near = self.hot_from(hot::NEAR).take(hot::NEAR_BATCHES);
+        let near_total = near.zip(0_u64..).fold(0_u64, |total, (counter, behind)| {
+            let count = counter.load(Relaxed);
+            if let Some(sum) = sums.get_mut(bits(behind)) {
+                *sum = sum.wrapping_add(count);
+            }
+            total.wrapping_add(count)
+        });
+        near_total.wrapping_add(add(sums, self.hot_from(hot::FAR).take(hot::FAR_BATCHES), Relaxed))
+    }
+
     /// Read all counters.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let row = self.sources.len().wrapping_add(1);
+        let n_sources = self.n_sources as usize;
         let mut snapshot = Snapshot {
-            placed: vec![0; self.sources.len()],
-            duplicates: vec![0; self.sources.len()],
-            too_old: vec![0; self.sources.len()],
-            newest: vec![-1; self.sources.len()],
-            newest_epoch: vec![0; self.sources.len()],
-            rejected: self.rejected.chunks(row).map(|reason| vec![0; reason.len()]).collect(),
+            placed: vec![0; n_sources],
+            duplicates: vec![0; n_sources],
+            too_old: vec![0; n_sources],
+            newest: vec![-1; n_sources],
+            newest_epoch: vec![0; n_sources],
+            rejected: self.rejected.chunks(n_sources.wrapping_add(1)).map(|reason| vec![0; reason.len()]).collect(),
             late_batches: vec![0; USED_LATE_BATCHES],
             late_chunks: vec![0; self.late_chunks.len().wrapping_add(1)],
             after_end: 0,
@@ -357,21 +342,20 @@ impl Snapshot {
         // First what became of placed heaps, and then how many there are: so there are never too few.
         add(&mut self.duplicates, ledger.duplicates.iter(), Acquire);
         add(&mut self.too_old, ledger.too_old.iter(), Acquire);
-        add(&mut self.placed, ledger.sources.iter().map(|source| &source.placed), Relaxed);
+        add(&mut self.placed, ledger.hot_from(hot::SOURCES).step_by(2), Relaxed);
         self.after_end = self.after_end.wrapping_add(ledger.after_end.load(Relaxed));
         let newest = self.newest_epoch.iter_mut().zip(self.newest.iter_mut());
-        for ((epoch, timestamp), source) in newest.zip(ledger.sources.iter()) {
-            (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(source.newest.load(Acquire)));
+        for ((epoch, timestamp), newest) in newest.zip(ledger.hot_from(hot::SOURCES.wrapping_add(1)).step_by(2)) {
+            (*epoch, *timestamp) = (*epoch, *timestamp).max(ledger.timestamp(newest.load(Acquire)));
         }
-        for (sums, counters) in
-            self.rejected.iter_mut().zip(ledger.rejected.chunks(ledger.sources.len().wrapping_add(1)))
-        {
+        let row = (ledger.n_sources as usize).wrapping_add(1);
+        for (sums, counters) in self.rejected.iter_mut().zip(ledger.rejected.chunks(row)) {
             add(sums, counters.iter(), Relaxed);
         }
         if let Some(unknown) = self.rejected.last_mut().and_then(|internal_error| internal_error.last_mut()) {
             *unknown = unknown.wrapping_add(ledger.strange.load(Relaxed));
         }
-        let newest_chunk = ledger.common.late_batches.add_to(&mut self.late_batches);
+        let newest_chunk = ledger.add_late_batches(&mut self.late_batches);
         if let Some((sum, older)) = self.late_chunks.split_first_mut() {
             *sum = sum.wrapping_add(newest_chunk);
             add(older, ledger.late_chunks.iter(), Relaxed);
@@ -379,21 +363,20 @@ impl Snapshot {
     }
 }
 
-impl LateBatches {
-    fn new() -> Self {
-        Self { near: std::array::from_fn(|_| AtomicU64::new(0)), far: std::array::from_fn(|_| AtomicU64::new(0)) }
-    }
-
-    /// Add the counts to sums by the number of bits, and return what was added altogether.
-    fn add_to(&self, sums: &mut [u64]) -> u64 {
-        let near_total = self.near.iter().zip(0_u64..).fold(0_u64, |total, (counter, behind)| {
-            let count = counter.load(Relaxed);
-            if let Some(sum) = sums.get_mut(bits(behind)) {
-                *sum = sum.wrapping_add(count);
-            }
-            total.wrapping_add(count)
-        });
-        near_total.wrapping_add(add(sums, self.far.iter(), Relaxed))
+/// Count a heap of the newest chunk by its lateness; it may be the newest from now on. `counter` is to give that of an index
+/// in [`hot`].
+#[inline(always)]
+pub(crate) fn count_lateness<'a>(newest_batch: &mut u64, batch: u64, counter: impl Fn(usize) -> Option<&'a AtomicU64>) {
+    let behind = newest_batch.wrapping_sub(batch);
+    if behind < hot::NEAR_BATCHES as u64 {
+        counter(hot::NEAR.wrapping_add(behind as usize)).into_iter().for_each(increment);
+    } else if (behind as i64) < 0 {
+        unlikely();
+        *newest_batch = batch;
+        counter(hot::NEAR).into_iter().for_each(increment);
+    } else {
+        unlikely();
+        counter(hot::FAR.wrapping_add(bits(behind) % hot::FAR_BATCHES)).into_iter().for_each(increment);
     }
 }
 
@@ -420,41 +403,3 @@ fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>, orde
 
 /// No batch yet: −1 as a signed number.
 const NONE: u64 = u64::MAX;
-
-impl Filled {
-    /// No slot filled, in `window` chunks.
-    #[must_use]
-    pub fn new(layout: &Layout, window: u64) -> Self {
-        let words = layout.chunk_heaps().div_ceil(u64::BITS.into());
-        Self {
-            newest_batch: 0,
-            newest: 0,
-            newest_row: 0,
-            rows: (0..window).map(|chunk| chunk.wrapping_mul(words)).collect(),
-            bits: vec![0; window.wrapping_mul(words) as usize].into(),
-            words,
-            slots_of_source: window
-                .wrapping_mul(layout.chunk_heaps())
-                .checked_div(layout.n_sources())
-                .unwrap_or(u64::MAX),
-            runs: vec![Run::default(); layout.n_sources() as usize].into(),
-        }
-    }
-
-    /// Follow the window, which has moved by `chunks` and ends with `newest` now.
-    ///
-    /// What leaves it is forgotten, after a call of `left` with the number of each chunk, counted from the former start of
-    /// the window, and its bits.
-    pub fn slide(&mut self, chunks: u64, newest: u64, mut left: impl FnMut(u64, &[u64])) {
-        let moved = chunks.min(self.rows.len() as u64) as usize;
-        for (chunk, &row) in (0..).zip(self.rows.iter().take(moved)) {
-            let words = row as usize..row.wrapping_add(self.words) as usize;
-            let Some(row) = self.bits.get_mut(words) else { continue };
-            left(chunk, row);
-            row.fill(0);
-        }
-        self.rows.rotate_left(moved);
-        self.newest = newest;
-        self.newest_row = get(&self.rows, newest).copied().unwrap_or(0);
-    }
-}

@@ -19,6 +19,7 @@ pub mod epochs;
 pub mod error;
 pub mod estranged;
 pub mod examples;
+pub mod filled;
 pub mod group;
 pub mod layout;
 pub mod ledger;

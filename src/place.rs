@@ -13,7 +13,7 @@ use crate::layout::{FIRST_AXIS, Geometry, IndexFrom, Layout, MAX_ITEM_AXES, Slot
 use crate::reason;
 use crate::window::{UNKNOWN, Window};
 
-/// Most chunks of a window, and heaps of them all: a few bytes are kept for each chunk, and a bit for each heap.
+/// Most chunks of a window, and heaps of them all: a few bytes are kept for each chunk, and one for each heap.
 const MAX_WINDOW_CHUNKS: u64 = 1 << 16;
 const MAX_WINDOW_HEAPS: u64 = 1 << 30;
 
@@ -110,6 +110,9 @@ pub mod kind {
     pub const POWER: u8 = 3;
     /// Likewise, and the step of the axis is 1: the value is the index.
     pub const UNIT: u8 = 4;
+    /// Apart from those: the only item axis is that of the sources, and its index is some bits of the value, of which every
+    /// combination is an index. The step of time is a power of two.
+    pub const BITS: u8 = 5;
 }
 
 impl Placer {
@@ -164,9 +167,12 @@ impl Placer {
             return kind::UNCOMMON;
         }
         let [axis, ..] = &self.axes;
-        let time = self.step.is_power_of_two() && self.time_mask == u64::MAX;
-        let sole = self.layout.axes.len() == 1 && axis.stride.index == 1 && axis.source_mask != 0;
-        if !time || !sole || axis.mask != u64::MAX || !axis.divisor.is_power_of_two() {
+        let sole = self.layout.axes.len() == 1 && axis.source_mask != 0;
+        if !self.step.is_power_of_two() || !sole || !axis.divisor.is_power_of_two() {
+            kind::COMMON
+        } else if axis.mask < axis.size {
+            kind::BITS
+        } else if self.time_mask != u64::MAX || axis.stride.index != 1 || axis.mask != u64::MAX {
             kind::COMMON
         } else if axis.divisor.is_one() {
             kind::UNIT
@@ -197,8 +203,8 @@ impl Placer {
     /// `limit` batches may be used.
     ///
     /// All checks are made at once, without saying which one failed: [`Heap::new`] and the timeline do. `DENSE` may be
-    /// true only if [`Placer::is_dense`], and `KIND` must not be above [`Placer::kind`], nor [`kind::ANY`]. With slices of constant length the
-    /// loops unroll.
+    /// true only if [`Placer::is_dense`]; `KIND` must not be [`kind::ANY`], and [`Placer::kind`] or, but for
+    /// [`kind::BITS`], one below it. With slices of constant length the loops unroll.
     #[inline(always)]
     #[must_use]
     pub fn place<const DENSE: bool, const KIND: u8>(
@@ -207,47 +213,87 @@ impl Placer {
         limit: u64,
         items: &Items<'_>,
     ) -> Option<Placed> {
-        // A time before the window, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the
-        // multiples of the step only those within the window divide to less (see `Divisor` and `Window`).
-        let time = items.time as u64;
-        let batch = if KIND <= kind::COMMON {
-            self.step.exact((time & self.time_mask).wrapping_sub(window.base))
-        } else {
-            self.step.rotated(time.wrapping_sub(window.base))
-        };
-        let mut good = items.heap_length as u64 == self.heap_bytes;
-        good &= batch < limit;
-        let mut absent = items.required.iter().fold(0, |all, item| all | item);
+        let batch = self.batch::<KIND>(window.base, items.time);
+        if batch >= limit {
+            return None;
+        }
         let chunk = self.per_chunk.quotient(batch);
-        let in_chunk = batch.wrapping_sub(chunk.wrapping_mul(self.batches));
-        let mut placed = Placed { chunk, batch, ..self.base };
-        placed.step(self.time, in_chunk, 0, DENSE);
+        let placed = self.place_in_chunk::<DENSE, KIND>(batch.wrapping_sub(chunk.wrapping_mul(self.batches)), items)?;
+        Some(Placed { chunk, batch, ..placed })
+    }
+
+    /// [`Self::place`] for a heap of the newest chunk of a window, of which only the first `limit` batches may be used: where
+    /// it goes, counted from the start of that chunk.
+    #[inline(always)]
+    #[must_use]
+    pub fn place_newest<const DENSE: bool, const KIND: u8>(
+        &self,
+        window: &Window,
+        limit: u64,
+        items: &Items<'_>,
+    ) -> Option<Placed> {
+        let batch = self.batch::<KIND>(window.newest_base, items.time);
+        if batch >= limit {
+            return None;
+        }
+        self.place_in_chunk::<DENSE, KIND>(batch, items)
+    }
+
+    /// How many batches a time is behind the one at which a window or a chunk begins.
+    ///
+    /// A time before that, beyond 48 bits, absent, or misaligned gives a batch beyond any limit: of the multiples of the step
+    /// only those within the window divide to less (see `Divisor` and `Window`).
+    #[inline(always)]
+    fn batch<const KIND: u8>(&self, base: u64, time: i64) -> u64 {
+        let time = time as u64;
+        match KIND {
+            kind::POWER | kind::UNIT => self.step.rotated(time.wrapping_sub(base)),
+            kind::BITS => self.step.rotated((time & self.time_mask).wrapping_sub(base)),
+            _ => self.step.exact((time & self.time_mask).wrapping_sub(base)),
+        }
+    }
+
+    /// Where a heap goes in a chunk of which it belongs to this batch.
+    #[inline(always)]
+    fn place_in_chunk<const DENSE: bool, const KIND: u8>(&self, batch: u64, items: &Items<'_>) -> Option<Placed> {
+        if items.heap_length as u64 != self.heap_bytes {
+            return None;
+        }
+        let mut absent = items.required.iter().fold(0, |all, item| all | item);
+        let mut placed = Placed { batch, ..self.base };
+        placed.step(self.time, batch, 0, DENSE);
         for (i, (axis, &item)) in self.axes.iter().zip(items.axes).enumerate() {
             // Without shift and mask no value of the axis is negative, so none that is divides to an index.
-            if KIND <= kind::COMMON {
+            let is_plain = KIND == kind::POWER || KIND == kind::UNIT;
+            if !is_plain {
                 absent |= item;
             }
             let item = item as u64;
             let index = match KIND {
                 kind::UNIT => item,
                 kind::POWER => axis.divisor.rotated(item),
+                kind::BITS => axis.divisor.rotated(item) & axis.mask,
                 kind::UNCOMMON if axis.uncommon => {
                     self.layout.axes.get(i).and_then(|axis| axis.index(item)).unwrap_or(u64::MAX)
                 }
                 _ => axis.divisor.exact(item) & axis.mask,
             };
-            good &= index < axis.size;
-            if KIND <= kind::COMMON {
-                placed.step(axis.stride, index, axis.source_mask, DENSE);
-            } else {
-                placed.step(Slot { index: 1, ..axis.stride }, index, 0, DENSE);
+            // No combination of bits is beyond the size: that makes the kind.
+            if KIND != kind::BITS && index >= axis.size {
+                return None;
+            }
+            let stride = if is_plain { Slot { index: 1, ..axis.stride } } else { axis.stride };
+            if is_plain || KIND == kind::BITS {
+                placed.step(stride, index, 0, DENSE);
                 placed.source = index;
+            } else {
+                placed.step(stride, index, axis.source_mask, DENSE);
             }
         }
         if DENSE {
             placed.slot.offset = placed.slot.index.wrapping_mul(self.heap_bytes);
         }
-        (good && absent >= 0).then_some(placed)
+        (absent >= 0).then_some(placed)
     }
 
     /// [`Self::place`] for layouts of [`kind::ANY`], from all items of the layout.

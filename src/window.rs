@@ -29,6 +29,14 @@ pub struct Window {
     pub first_batch: u64,
     /// The newest chunk, counted from the first of the window.
     newest: u64,
+    /// Timestamp at which the newest chunk begins, where nearly all heaps belong.
+    pub newest_base: u64,
+    /// How many of its batches the fast path may place.
+    pub newest_limit: u64,
+    /// Its ID.
+    pub newest_chunk: u64,
+    /// Its first batch, counted from chunk 0.
+    pub newest_first_batch: u64,
     /// ID of the first chunk that can still come out: those before a control heap have.
     floor: u64,
     chunks: u64,
@@ -57,6 +65,10 @@ impl Window {
             first_chunk: 0,
             first_batch: 0,
             newest: 0,
+            newest_base: 0,
+            newest_limit: 0,
+            newest_chunk: 0,
+            newest_first_batch: 0,
             floor: 0,
             chunks,
             step: layout.spec().time.step,
@@ -108,6 +120,11 @@ impl Window {
         // At a wrap the last batches of the window have small timestamps again: those take the cold path.
         let until_wrap = self.low_bits.wrapping_sub(self.base).checked_div(self.step).unwrap_or(0).wrapping_add(1);
         self.limit = self.newest.wrapping_add(1).wrapping_mul(self.batches).min(until_wrap);
+        let before = self.newest.wrapping_mul(self.batches);
+        self.newest_base = self.base.wrapping_add(before.wrapping_mul(self.step));
+        self.newest_limit = self.limit.saturating_sub(before);
+        self.newest_chunk = self.first_chunk.wrapping_add(self.newest);
+        self.newest_first_batch = self.first_batch.wrapping_add(before);
     }
 
     /// Note what was learnt of phases.
@@ -127,7 +144,7 @@ impl Window {
             return None;
         }
         self.floor = control.saturating_add(1);
-        (self.limit, self.first_chunk, self.newest) = (0, self.floor, 0);
+        (self.limit, self.newest_limit, self.first_chunk, self.newest) = (0, 0, self.floor, 0);
         Some(self.floor.wrapping_sub(old))
     }
 }

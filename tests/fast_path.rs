@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use speadrx::filled::Filled;
 use speadrx::group::Group;
-use speadrx::layout::{Layout, Slot};
-use speadrx::ledger::{Filled, Ledger};
-use speadrx::place::{Items, Placer, kind};
+use speadrx::layout::Layout;
+use speadrx::ledger::Ledger;
+use speadrx::place::{Items, Placed, Placer, kind};
 use speadrx::segment::Moment;
 use speadrx::spec::LayoutSpec;
 use speadrx::timeline::TimeRules;
@@ -40,7 +41,22 @@ fn the_kind_is_the_most_special_one_that_fits() {
             sources,
         ),
         (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 5 }"#, ""),
-        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#, sources),
+        (kind::BITS, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#, sources),
+        (
+            kind::BITS,
+            "step = 4096, batches = 3",
+            r#"{ name = "a", item = 0x4101, size = 8, mask = 7, shift = 3 }"#,
+            sources,
+        ),
+        (
+            kind::BITS,
+            "step = 4096, batches = 3, align = \"mask\"",
+            r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#,
+            "sources = \"a\"\norder = [\"a\", \"time\"]",
+        ),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 7, mask = 7 }"#, sources),
+        (kind::COMMON, "step = 4095, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#, sources),
+        (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, mask = 1 }"#, ""),
         (kind::COMMON, "step = 4096, batches = 3", r#"{ name = "a", item = 0x4101, size = 2, shift = 1 }"#, sources),
         (
             kind::COMMON,
@@ -65,20 +81,22 @@ proptest! {
 
     #[test]
     fn kinds_agree(
+        // The second ends with the timestamps of 48 bits, after a batch.
+        chunk in prop_oneof![3 => Just(6_u64), 1 => Just(22_906_492_245), 1 => Just(22_906_492_246)],
         batch in -2_i64..14,
         time_off in prop_oneof![4 => Just(0_i64), 1 => -3_i64..3, 1 => any::<i64>()],
-        index in -2_i64..8,
+        index in -2_i64..11,
         item_off in prop_oneof![4 => Just(0_i64), 1 => -3_i64..3, 1 => any::<i64>(), 1 => Just(i64::MIN)],
         length in prop_oneof![9 => Just(640_i64), 1 => any::<i64>()],
         required in prop_oneof![9 => Just(7_i64), 1 => Just(-1_i64)],
-        power in any::<bool>(),
+        axis in prop_oneof!["step = 1", "step = 64", "mask = 7, shift = 6"],
     ) {
-        let step = if power { 64 } else { 1 };
-        let axes = format!(r#"{{ name = "a", item = 0x4101, size = 5, step = {step} }}"#);
+        let step = if axis == "step = 1" { 1 } else { 64 };
+        let axes = format!(r#"{{ name = "a", item = 0x4101, size = 8, {axis} }}"#);
         let layout = layout("step = 4096, batches = 3", &axes, "sources = \"a\"");
         let placer = placer(&layout);
         let mut window = Window::new(&layout, WINDOW);
-        window.follow(&Moment { chunk: 6, batch: 0, epoch_first: 0, epoch_offset: 0, origin: 0, bits: 48 });
+        window.follow(&Moment { chunk, batch: 0, epoch_first: 0, epoch_offset: 0, origin: 0, bits: 48 });
         let base = window.base as i64;
         let items = Items {
             time: base.wrapping_add(batch * 4096).wrapping_add(time_off),
@@ -87,15 +105,37 @@ proptest! {
             required: &[required],
         };
         let expected = placer.place::<false, { kind::UNCOMMON }>(&window, window.limit, &items);
-        prop_assert_eq!(placer.place::<true, { kind::COMMON }>(&window, window.limit, &items), expected);
-        if power {
-            prop_assert_eq!(placer.place::<true, { kind::POWER }>(&window, window.limit, &items), expected);
-            prop_assert_eq!(placer.place::<false, { kind::POWER }>(&window, window.limit, &items), expected);
+        agree::<{ kind::UNCOMMON }>(&placer, &window, &items, expected)?;
+        agree::<{ kind::COMMON }>(&placer, &window, &items, expected)?;
+        if placer.kind() == kind::BITS {
+            agree::<{ kind::BITS }>(&placer, &window, &items, expected)?;
         } else {
-            prop_assert_eq!(placer.place::<true, { kind::UNIT }>(&window, window.limit, &items), expected);
-            prop_assert_eq!(placer.place::<false, { kind::UNIT }>(&window, window.limit, &items), expected);
+            agree::<{ kind::POWER }>(&placer, &window, &items, expected)?;
+        }
+        if placer.kind() == kind::UNIT {
+            agree::<{ kind::UNIT }>(&placer, &window, &items, expected)?;
         }
     }
+}
+
+/// The fast path of a kind, in any chunk of a window and in the newest alone, must place a heap as expected.
+fn agree<const KIND: u8>(
+    placer: &Placer,
+    window: &Window,
+    items: &Items<'_>,
+    expected: Option<Placed>,
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(placer.place::<true, KIND>(window, window.limit, items), expected);
+    prop_assert_eq!(placer.place::<false, KIND>(window, window.limit, items), expected);
+    let batches = 3 * window.newest();
+    let in_newest = expected.filter(|placed| placed.chunk == window.newest()).map(|placed| Placed {
+        chunk: 0,
+        batch: placed.batch - batches,
+        ..placed
+    });
+    prop_assert_eq!(placer.place_newest::<true, KIND>(window, window.newest_limit, items), in_newest);
+    prop_assert_eq!(placer.place_newest::<false, KIND>(window, window.newest_limit, items), in_newest);
+    Ok(())
 }
 
 #[test]
@@ -108,7 +148,7 @@ fn lateness_is_counted_by_its_bits_near_and_far() {
     let mut expected = ledger.snapshot().late_batches;
     for behind in 0..300_u64 {
         let batch = 299 - behind;
-        let _ = ledger.count(&mut filled, 0, batch, 0, Slot { index: batch, offset: 0 });
+        let _ = ledger.count(&mut filled, 0, batch, 0, batch);
         expected[if behind == 0 { 0 } else { behind.ilog2() as usize + 1 }] += 1;
     }
     let snapshot = ledger.snapshot();
