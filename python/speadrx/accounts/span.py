@@ -50,10 +50,12 @@ class Span(NamedTuple):
 
         Return the span, and those of the batches that are not cut off.
         """
-        first, end = _clamped(stream, ends, epoch, *batches)
+        # Most accounts are cut nowhere: this happens for every chunk.
+        is_cut = ends.begin is not None or ends.end is not None
+        first, end = _clamped(stream, ends, epoch, *batches) if is_cut else batches
         if before is None:
             return cls(epoch, first, end), first, end
-        restarts = stream._restarts(before.epoch, epoch)
+        restarts = stream._restarts(before.epoch, epoch) if epoch != before.epoch else 0
         if restarts and first < end:
             # Nobody knows what was sent in the gap. If time went back, there is no gap.
             return cls(epoch, first, end, restarts, gap=max(0, first - before.end)), first, end

@@ -70,8 +70,10 @@ def _answer(futures: list[Any], readable: bool) -> None:
             future.set_result(readable)
 
 
-class _Hand(threading.local):
+class _Hand:
     """What a thread has taken from the ring and not given to its user yet. So no interrupt in between can lose it."""
+
+    __slots__ = ("chunk", "incomplete", "taken")
 
     def __init__(self) -> None:
         #: A chunk straight from the ring; at most one. None if another iterator was faster.
@@ -80,6 +82,13 @@ class _Hand(threading.local):
         self.chunk: Chunk | None = None
         #: Whether that chunk has missing heaps that are to be filled.
         self.incomplete = False
+
+
+class _Hands(threading.local):
+    """Each thread's hand."""
+
+    def __init__(self) -> None:
+        self.own = _Hand()
 
 
 class _Progress(NamedTuple):
@@ -116,7 +125,7 @@ class ChunkIterator:
         self._poll.register(self._ring.data_fd, select.POLLIN)
         self._readable: _Readable | None = None
         self._lock = threading.Lock()
-        self._hand = _Hand()
+        self._hands = _Hands()
         #: Whether Ctrl-C while ``for`` waits drains the stream. `KeyboardInterrupt` comes when the rest was given out.
         self._drains_on_interrupt = False
         self._interrupt: KeyboardInterrupt | None = None
@@ -148,7 +157,7 @@ class ChunkIterator:
         return self
 
     def __next__(self) -> Chunk:
-        hand = self._hand
+        hand = self._hands.own
         check_ours(self._stream)  # before the lock, which a thread of the parent may have had
         while True:
             try:
@@ -172,7 +181,7 @@ class ChunkIterator:
 
     def _wait_for_chunk(self, hand: _Hand) -> None:
         """Take the next chunk in hand. Raise `StopIteration` if the stream has ended."""
-        starvation = Starvation(self._stream)
+        starvation: Starvation | None = None
         while hand.chunk is None:
             with self._lock:  # so that threads that share the iterator count chunks in the order of the ring
                 if self._stream._exiting:
@@ -185,9 +194,11 @@ class ChunkIterator:
                 except spead2.Empty:
                     pass
                 # Inside the lock, since the exit of the interpreter waits for the lock.
+                starvation = starvation or Starvation(self._stream)
                 if not self._poll.poll(LOOK_INTERVAL * 1000):
                     starvation.look()
-        self._complete(hand)  # if an interrupt came before it was done
+        if hand.incomplete:
+            self._complete(hand)  # an interrupt came before it was done
 
     async def __anext__(self) -> Chunk:
         import asyncio
@@ -196,8 +207,8 @@ class ChunkIterator:
         # taking a chunk and returning it, so cancellation cannot lose a chunk.
         await asyncio.sleep(0)
         check_ours(self._stream)
-        hand = self._hand
-        starvation = Starvation(self._stream)
+        hand = self._hands.own
+        starvation: Starvation | None = None
         while hand.chunk is None:
             with self._lock:  # held for a moment only, unless a thread waits in __next__
                 if self._stream._exiting:
@@ -211,9 +222,11 @@ class ChunkIterator:
                     pass
             if self._readable is None:
                 self._readable = _Readable(self._ring.data_fd)
+            starvation = starvation or Starvation(self._stream)
             if not await self._readable.wait(LOOK_INTERVAL):
                 starvation.look(other_tasks=len(asyncio.all_tasks()) > 1)
-        self._complete(hand)
+        if hand.incomplete:
+            self._complete(hand)
         chunk = hand.chunk
         hand.chunk = None
         return chunk
@@ -231,7 +244,8 @@ class ChunkIterator:
         except spead2.Stopped:
             self._stream.stop()  # it has ended, but its thread may not have counted everything yet
             raise
-        self._complete(hand)
+        if hand.incomplete:
+            self._complete(hand)
 
     def _take(self, hand: _Hand) -> None:
         """Take the next chunk, count it and set its timestamp. If it has no heap, recycle it.
@@ -274,7 +288,8 @@ class ChunkIterator:
             chunk.timestamp = self._stream._timestamp(chunk.chunk_id)
             chunk._utc = self._stream._utc(chunk.chunk_id)
             chunk.gap = None if lacking is None else lacking * self._batches
-            self._warn_of_gap(chunk)
+            if lacking and self._gaps is not None:
+                self._warn_of_gap(chunk, self._gaps.limit)
             progress, totals = self._count(chunk, number, epoch, presence)
             # No interrupt can come between these lines, because they call nothing.
             self._progress = progress
@@ -286,7 +301,7 @@ class ChunkIterator:
         """Take a chunk in hand, in one call, so that no interrupt comes between get and keep."""
         last = -1 if self._progress is None else self._progress.last_chunk_id
         waiting = self._stream._waiting
-        if newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]:
+        if waiting and (newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]):
             hand.taken.extend(itertools.starmap(waiting.pop, [(min(newer), None)]))
         else:
             # The C++ method, which is the same for every kind of ring.
@@ -297,7 +312,9 @@ class ChunkIterator:
         before = self._progress
         if before is None:
             return 0
-        return None if self._stream._restarts(before.span.epoch, epoch) else number - before.next_number
+        if epoch != before.span.epoch and self._stream._restarts(before.span.epoch, epoch):
+            return None
+        return number - before.next_number
 
     def _give_gap_chunk(self, hand: _Hand, chunk: Chunk, before: _Progress, epoch: int, lacking: int) -> None:
         """Give out a chunk that never came; the one that was taken waits."""
@@ -365,15 +382,15 @@ class ChunkIterator:
     def _expected(self, progress: _Progress) -> int:
         return progress.expected_before + (progress.span.end - progress.span.first) * self._batch_heaps
 
-    def _warn_of_gap(self, chunk: Chunk) -> None:
+    def _warn_of_gap(self, chunk: Chunk, limit: int) -> None:
         """Say once that a gap is longer than the chunks that are given out for it."""
-        if chunk.gap and self._gaps is not None and not self._warned:
+        if not self._warned:
             self._warned = True
             logger.warning(
                 "gaps: %d chunks in a row were given out for chunks that never came, which is the most; %d more are "
                 "left out (before timestamp %d), and those of later gaps that are as long, without saying so again",
-                self._gaps.limit,
-                chunk.gap // self._batches,
+                limit,
+                (chunk.gap or 0) // self._batches,
                 chunk.timestamp,
             )
 

@@ -44,6 +44,9 @@ RECV_SENSOR_TIMEOUT_MIN = 1.0
 #: Seconds to wait for a thread that is in spead2 when the interpreter exits.
 _EXIT_PATIENCE = 1.0
 
+#: Of an account that nothing cuts off.
+_NOT_CUT = Ends()
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamParts:
@@ -143,6 +146,10 @@ class _Receiving(_RingPair):
         self._geometries = parts.geometries
         self._placements = parts.placements
         self._core = parts.core
+        #: UTC at tick 0 by the layout, if it tells.
+        self._declared_epoch: float | None = None
+        if parts.core is not None and isinstance(parts.layout, DeclarativeLayout):
+            self._declared_epoch = parts.layout.declaration.time.epoch
         self._control = parts.control
         self._resync = parts.resync
         self._processor = parts.processor
@@ -201,10 +208,9 @@ class _Receiving(_RingPair):
 
     def _utc(self, chunk_id: int) -> float | None:
         """Return UTC at tick 0 in the epoch of a chunk, in seconds since 1970; None if that is not known."""
-        if self._core is None or not isinstance(self.layout, DeclarativeLayout):
-            return None
-        time_axis = self.layout.declaration.time
-        return self._core.utc(chunk_id) if time_axis.epoch is None else time_axis.epoch
+        if self._core is None or self._declared_epoch is not None:
+            return self._declared_epoch
+        return self._core.utc(chunk_id)
 
     def phases(self) -> tuple[int | None, ...]:
         """Ticks by which the timestamps of each source differ from those of others, by index of the source.
@@ -229,7 +235,8 @@ class _Receiving(_RingPair):
 
     def _account_ends(self) -> Ends:
         """Return where the account begins and ends. From then on, it is too late to choose where it begins."""
-        return Ends(self._choose_begin(None), self._end)
+        begin, end = self._begin.setdefault("begin", None), self._end
+        return Ends(begin, end) if begin is not None or end is not None else _NOT_CUT
 
     def flush(self) -> None:
         """Hand over the chunks in the window now, without waiting for newer heaps.
