@@ -443,10 +443,10 @@ unsafe extern "C" fn common<
     let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
     let counters = context.counters;
     // SAFETY: there is such a counter, of the ledger that the context holds.
-    let limit = unsafe { counters.get(hot::NEWEST_LIMIT) }.load(Relaxed);
+    let limit = unsafe { counters.get(hot::LIMIT) }.load(Relaxed);
     let Some(placed) = context.placer.place_newest::<DENSE, KIND>(window, limit, &items) else {
         // SAFETY: the caller vouches for everything.
-        return unsafe { older::<N, SIDE, REQUIRED>(data, context) };
+        return unsafe { older::<N, SIDE, REQUIRED>(data, context, limit) };
     };
     data.chunk_id = window.newest_chunk as i64;
     data.heap_index = placed.slot.index as usize;
@@ -495,12 +495,13 @@ unsafe fn count_newest(counters: Counters, filled: &mut Filled, source: u64, bat
 unsafe extern "C" fn older<const N: usize, const SIDE: usize, const REQUIRED: usize>(
     data: &mut ChunkPlaceData,
     context: &Context,
+    limit: u64,
 ) {
     // SAFETY: `items` has all items of the layout, which these are.
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
     let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<{ kind::COMMON }>(data, context, &items) };
+    unsafe { place_heap::<{ kind::COMMON }>(data, context, limit, &items) };
 }
 
 /// The callback of all other layouts.
@@ -527,7 +528,7 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
     };
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<{ kind::UNCOMMON }>(data, context, &items) };
+    unsafe { place_heap::<{ kind::UNCOMMON }>(data, context, context.ledger.limit(), &items) };
 }
 
 /// The callback of layouts of [`kind::ANY`].
@@ -548,21 +549,21 @@ unsafe extern "C" fn any(data: *mut ChunkPlaceData, data_size: usize, context: *
     let items = unsafe { slice::from_raw_parts(data.items, context.n_items) };
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, .. } = unsafe { &*context.state.get() };
-    let placed = context.placer.place_any(window, context.ledger.limit(), items);
+    let placed = context.placer.place_any(window, window.usable(context.ledger.limit()), items);
     // SAFETY: the caller vouches for everything.
     unsafe { finish(data, context, placed) };
 }
 
-/// Place a heap in any chunk of the window, or leave it.
+/// Place a heap in any chunk of the window, or leave it; `limit` is that of the newest chunk.
 ///
 /// # Safety
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn place_heap<const KIND: u8>(data: &mut ChunkPlaceData, context: &Context, items: &Items<'_>) {
+unsafe fn place_heap<const KIND: u8>(data: &mut ChunkPlaceData, context: &Context, limit: u64, items: &Items<'_>) {
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
     let State { window, .. } = unsafe { &*context.state.get() };
-    let placed = context.placer.place::<false, KIND>(window, context.ledger.limit(), items);
+    let placed = context.placer.place::<false, KIND>(window, window.usable(limit), items);
     // SAFETY: the caller vouches for everything.
     unsafe { finish(data, context, placed) };
 }

@@ -57,10 +57,9 @@ struct Line([AtomicU64; hot::PER_LINE]);
 /// The counters that change with every placed heap, in one allocation, so that the callback needs one pointer: where each
 /// is among them.
 pub(crate) mod hot {
-    /// How much of the window the fast path may use, in batches from its start.
+    /// How much of the newest chunk the fast path may use, in batches from its start. With nothing of that, it must not use
+    /// the older ones either.
     pub const LIMIT: usize = 0;
-    /// How much of the newest chunk, in batches from its start.
-    pub const NEWEST_LIMIT: usize = 1;
     /// Placed heaps of the newest chunk, by how many batches they are behind the newest. Most are few batches late: each
     /// such number has a counter of its own, and only the reader takes logarithms of it.
     pub const NEAR: usize = PER_LINE;
@@ -196,7 +195,7 @@ impl Ledger {
         self.placed_of(source).map_or(0, |placed| placed.load(Relaxed))
     }
 
-    /// How many batches of its window the stream may use without asking where the window is by now.
+    /// How many batches of its newest chunk the stream may use without asking where the window is by now.
     #[inline(always)]
     #[must_use]
     pub fn limit(&self) -> u64 {
@@ -205,18 +204,16 @@ impl Ledger {
 
     /// Let the stream use its window. Only who holds the group's lock may.
     pub(crate) fn open(&self, window: &Window) {
-        self.set_limits(window.limit, window.newest_limit);
+        self.set_limit(window.newest_limit);
     }
 
     /// Have the stream ask where the window is before it places another heap. Only who holds the group's lock may.
     pub(crate) fn close(&self) {
-        self.set_limits(0, 0);
+        self.set_limit(0);
     }
 
-    fn set_limits(&self, window: u64, newest: u64) {
-        let set = |index, limit| self.counter(index).into_iter().for_each(|counter| counter.store(limit, Relaxed));
-        set(hot::LIMIT, window);
-        set(hot::NEWEST_LIMIT, newest);
+    fn set_limit(&self, batches: u64) {
+        self.counter(hot::LIMIT).into_iter().for_each(|limit| limit.store(batches, Relaxed));
     }
 
     /// Count a heap placed in the window: `batch` is counted from chunk 0, `chunk` from the start of the window.

@@ -84,6 +84,14 @@ impl Window {
         self.newest
     }
 
+    /// How many of its batches may be placed, where so many of the newest chunk may be: without one of that, none, for the
+    /// stream must ask where the window is.
+    #[inline]
+    #[must_use]
+    pub fn usable(&self, of_newest: u64) -> u64 {
+        if of_newest == 0 { 0 } else { self.limit }
+    }
+
     /// Move the window so that it ends with the chunk of a moment, if that is newer than its newest.
     ///
     /// The epoch of the chunk begins with chunk `epoch_first`, and has chunk IDs that are `epoch_offset` more than the
