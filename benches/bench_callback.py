@@ -60,7 +60,7 @@ FORMATS = ("digitiser", "antenna-channelised", "tied-array")
 #: Largest ratio between our own costs with few and many sources, in order and shuffled.
 SOURCES_BOUND = 1.15
 #: Most instructions of our callback per heap, the loop not counted.
-INSTRUCTION_BOUNDS = {"digitiser": 95, "antenna-channelised": 80, "tied-array": 85}
+INSTRUCTION_BOUNDS = {"digitiser": 65, "antenna-channelised": 40, "tied-array": 45}
 
 # Numbers of Valgrind's client requests, from callgrind.h.
 _CALLGRIND = (ord("C") << 24) | (ord("T") << 16)

@@ -26,7 +26,7 @@ const REPORT_EVERY: u64 = 1024;
 /// Packets that are handed over and not taken yet.
 const MOST_HANDED: usize = 256;
 /// A read of fewer packets is followed by a pause, in which more gather: to wake up two threads for each packet costs more
-/// than all that is done with it. No socket is so small that it overflows meanwhile.
+/// than all that is done with it.
 const FEW: u64 = 16;
 const PAUSE: Duration = Duration::from_micros(100);
 /// How long to wait for one, so that the thread can look whether it is to end.
@@ -329,6 +329,7 @@ impl Work {
     }
 
     fn sockets(&mut self, sockets: &mut Sockets) -> Result<(), String> {
+        let may_pause = sockets.are_roomy();
         while self.goes_on() {
             let Some(lane) = self.lanes.first_mut() else { break };
             let (mender, ready) = (&mut lane.output.mender, &mut lane.ready);
@@ -340,7 +341,7 @@ impl Work {
             sockets.read(&mut take).map_err(|error| error.to_string())?;
             self.progress.taken.fetch_add(taken, Ordering::Relaxed);
             lane.write();
-            if (1..FEW).contains(&taken) {
+            if may_pause && (1..FEW).contains(&taken) {
                 thread::sleep(PAUSE);
             }
         }

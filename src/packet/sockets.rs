@@ -16,6 +16,8 @@ const BATCH: usize = 64;
 const PACKET: usize = 1 << 16;
 /// How long to wait for packets, so that the thread can look whether it is to end.
 const WAIT_MS: i32 = 20;
+/// A socket with room for so many bytes holds what comes in some hundred microseconds, at 100 Gb/s.
+const ROOMY: libc::c_int = 4 << 20;
 
 /// UDP sockets that take turns.
 #[derive(Debug)]
@@ -29,6 +31,12 @@ impl Sockets {
     #[must_use]
     pub fn new(sockets: Vec<OwnedFd>) -> Self {
         Self { sockets, memory: vec![0; BATCH * PACKET] }
+    }
+
+    /// Whether each has so much room that packets may wait in it.
+    #[must_use]
+    pub fn are_roomy(&self) -> bool {
+        self.sockets.iter().all(|socket| room(socket).is_some_and(|bytes| bytes >= ROOMY))
     }
 
     /// Wait a moment for packets, and give those of one batch of each socket.
@@ -59,6 +67,23 @@ impl Sockets {
         }
         Ok(looks.iter().enumerate().filter(|(_, look)| look.revents != 0).map(|(i, _)| i).collect())
     }
+}
+
+/// The size of a socket's buffer in the kernel.
+fn room(socket: &OwnedFd) -> Option<libc::c_int> {
+    let mut bytes: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are those of variables that live until the call returns, of the size that is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            ptr::from_mut(&mut bytes).cast(),
+            &raw mut size,
+        )
+    };
+    (result == 0).then_some(bytes)
 }
 
 /// The time, in nanoseconds since 1970.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
@@ -39,6 +39,8 @@ pub struct Capture {
     /// Bytes that were read: for other threads, which must not wait for a pipe.
     position: AtomicU64,
     wait: Arc<Wait>,
+    /// Whether it is to be closed once nobody reads any more.
+    is_closing: AtomicBool,
 }
 
 type Address = Py<PyTuple>;
@@ -52,23 +54,14 @@ impl Capture {
     fn new(py: Python<'_>, path: PathBuf, cut: bool) -> PyResult<Self> {
         let (capture, wait) = open_capture(py, &path, cut)?;
         let reader = Mutex::new(Reader { capture, addresses: HashMap::new() });
-        Ok(Self { reader, position: AtomicU64::new(0), wait })
+        Ok(Self { reader, position: AtomicU64::new(0), wait, is_closing: AtomicBool::new(false) })
     }
 
     /// The next datagram; None at the end.
     fn next(&self, py: Python<'_>) -> PyResult<Option<Row>> {
-        let mut reader = self.lock(py);
-        let Reader { capture, addresses } = &mut *reader;
-        let Some(datagram) = py.detach(|| capture.next_datagram())? else {
-            self.wait.check()?;
-            return Ok(None);
-        };
-        let source = address(py, addresses, datagram.source)?;
-        let destination = address(py, addresses, datagram.destination)?;
-        let payload = PyBytes::new(py, datagram.payload).unbind();
-        let row = (seconds(datagram.time), source, destination, payload, datagram.length);
-        self.position.store(capture.position(), Ordering::Relaxed);
-        Ok(Some(row))
+        let row = self.row(py);
+        self.close_if_asked();
+        row
     }
 
     /// Let a pipe end where it is, also while it is waited for.
@@ -76,8 +69,11 @@ impl Capture {
         self.wait.end();
     }
 
-    fn close(&self, py: Python<'_>) {
-        self.lock(py).capture.close();
+    /// Close the file; if it is being read, once that is over: a signal handler may ask for it, in the thread that reads.
+    fn close(&self) {
+        self.is_closing.store(true, Ordering::SeqCst);
+        self.wait.end();
+        self.close_if_asked();
     }
 
     #[getter]
@@ -122,8 +118,39 @@ impl Capture {
 }
 
 impl Capture {
+    fn row(&self, py: Python<'_>) -> PyResult<Option<Row>> {
+        let mut reader = self.lock(py);
+        let Reader { capture, addresses } = &mut *reader;
+        let Some(datagram) = py.detach(|| capture.next_datagram())? else {
+            self.wait.check()?;
+            return Ok(None);
+        };
+        let source = address(py, addresses, datagram.source)?;
+        let destination = address(py, addresses, datagram.destination)?;
+        let payload = PyBytes::new(py, datagram.payload).unbind();
+        let row = (seconds(datagram.time), source, destination, payload, datagram.length);
+        self.position.store(capture.position(), Ordering::Relaxed);
+        Ok(Some(row))
+    }
+
+    fn close_if_asked(&self) {
+        if self.is_closing.load(Ordering::SeqCst) {
+            match self.reader.try_lock() {
+                Ok(mut reader) => reader.capture.close(),
+                Err(TryLockError::Poisoned(reader)) => reader.into_inner().capture.close(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+    }
+
     /// Do something with each of the next datagrams, at most so many. The GIL must not be held. Returns how many.
-    pub fn for_each(&self, most: u64, mut each: impl FnMut(&Datagram<'_>)) -> PyResult<u64> {
+    pub fn for_each(&self, most: u64, each: impl FnMut(&Datagram<'_>)) -> PyResult<u64> {
+        let n = self.read_some(most, each);
+        self.close_if_asked();
+        n
+    }
+
+    fn read_some(&self, most: u64, mut each: impl FnMut(&Datagram<'_>)) -> PyResult<u64> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut n = 0;
         while n < most {

@@ -129,3 +129,30 @@ def test_a_receiver_is_closed_at_once(pipe: tuple[str, int], content: bytes) -> 
         assert sum(int(chunk.present.sum()) for chunk in receiver) == 3
         feeds = [feed for sockets in receiver.stream._socket_sets for feed in sockets.feeds]
     wait_for(lambda: all(feed.ended for feed in feeds))
+
+
+@pytest.mark.parametrize("kind", ["packets", "gzip"])
+def test_a_signal_handler_closes_it(pipe: tuple[str, int], content: bytes, kind: str) -> None:
+    """It runs in the thread that waits, which must not wait for itself."""
+    path, end = pipe
+    program = (
+        "import signal, speadrx.survey\n"
+        f"capture = speadrx.survey.capture.read_datagrams({path!r})\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: capture.close())\n"
+        "for datagram in capture:\n"
+        "    print(datagram.length, flush=True)\n"
+        "print('closed')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", HEEDING, sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for piece in pieces_of(content, kind)[0]:
+            os.write(end, piece)
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGUSR1)
+        try:
+            assert process.communicate(timeout=PATIENCE)[0] == "closed\n"
+        finally:
+            process.kill()
+    assert lines == ["64\n"] * 3
