@@ -350,3 +350,13 @@ class TestSelection:
         payloads = {(b, 0): np.full(256, -5, np.int8).tobytes() for b in range(4)}
         assert look(layout, payloads)["spectrum"]["mean"][0][3] == 25
         assert look(layout, payloads, "--as", "power")["spectrum"]["mean"][0][3] == 5
+
+    @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64"])
+    def test_the_least_power(self, look, dtype):
+        """It has no opposite in its type."""
+        layout = layout_of(
+            n=1, heap_bytes=256, dtype=dtype, heap_shape=(256 // np.dtype(dtype).itemsize,), heap_axes=("channel",)
+        )
+        least = np.iinfo(dtype).min
+        payloads = {(b, 0): np.full(256 // np.dtype(dtype).itemsize, least, dtype).tobytes() for b in range(4)}
+        assert look(layout, payloads, "--as", "power")["spectrum"]["mean"][0][3] == -float(least)

@@ -304,7 +304,7 @@ class TestPieces:
 
         tries = []
         with receiver(layout_of(), heaps) as rx:
-            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 4 * BATCHES * STEP, Limits())
+            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 4 * BATCHES * STEP, Limits(), BATCHES * STEP)
             for chunk in rx:
                 with chunk:
                     pieces.add(chunk)
@@ -325,7 +325,7 @@ class TestPieces:
             return speadrx.Recorder(rx, path, wait=True, **kwargs)
 
         with receiver(layout_of(), heaps, max_jump=None) as rx:
-            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 10 * BATCHES * STEP, Limits())
+            pieces = Pieces(rx, str(tmp_path / "a.zarr"), make, 10 * BATCHES * STEP, Limits(), BATCHES * STEP)
             for chunk in rx:
                 with chunk:
                     pieces.add(chunk)
@@ -338,3 +338,78 @@ class TestPieces:
             : len(others)
         ]
         assert pieces.stats().parts == 2 + len(others)
+
+
+class TestForce:
+    """What is there already is removed only if it is a recording, and only once nothing else is wrong."""
+
+    @pytest.fixture
+    def old(self, options, tmp_path):
+        """A recording in the place of the new one."""
+        record(options, tmp_path, heaps_of([0]))
+        return attributes(tmp_path / "a.zarr")["ended"]
+
+    def test_an_old_recording_is_replaced(self, options, old, tmp_path):
+        record(options, tmp_path, heaps_of([1, 2]), "--force")
+        assert attributes(tmp_path / "a.zarr")["ended"] != old
+        assert check_part(tmp_path / "a.zarr", 4, heaps_of([1, 2])) == len(heaps_of([1, 2]))
+
+    @pytest.mark.parametrize(
+        "args", [["--select=antena=1"], ["--select=antenna=77"], ["--max-bytes=1"], ["--interface=lo"]]
+    )
+    def test_wrong_usage_removes_nothing(self, options, old, tmp_path, args):
+        run_here("record", str(tmp_path / "capture.pcap"), *options, "--force", *args, code=2)
+        assert attributes(tmp_path / "a.zarr")["ended"] == old
+
+    @pytest.mark.parametrize("args", [["--select=antena=1"], ["--max-bytes=1"]])
+    def test_a_wrong_cut_removes_nothing(self, options, old, tmp_path, args):
+        path = str(tmp_path / "b.zarr")
+        run_here("record", str(tmp_path / "a.zarr"), "-o", path)
+        ended = attributes(tmp_path / "b.zarr")["complete"], os.stat(path).st_ino
+        run_here("record", str(tmp_path / "a.zarr"), "-o", path, "--force", *args, code=2)
+        assert (attributes(tmp_path / "b.zarr")["complete"], os.stat(path).st_ino) == ended
+
+    def test_a_capture_that_cannot_be_read_removes_nothing(self, options, old, tmp_path):
+        (tmp_path / "bad.pcap").write_bytes(b"no capture at all")
+        run_here("record", str(tmp_path / "bad.pcap"), *options, "--force", code=2)
+        assert attributes(tmp_path / "a.zarr")["ended"] == old
+
+    def test_an_interface_that_is_not_there_removes_nothing(self, options, old, tmp_path):
+        run_here("record", ":7148", *options, "--force", "--interface=nosuch0", code=2)
+        assert attributes(tmp_path / "a.zarr")["ended"] == old
+
+    def test_other_groups_of_zarr_stay(self, options, tmp_path):
+        capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps_of([0])))
+        other = tmp_path / "a.zarr"
+        other.mkdir()
+        document = {"zarr_format": 3, "node_type": "group", "attributes": {"whose": "somebody else's"}}
+        (other / "zarr.json").write_text(json.dumps(document))
+        assert "is no recording" in run_here("record", capture, *options, "--force", code=2)
+        with receiver(layout_of(), heaps_of([0])) as rx, pytest.raises(FileExistsError):
+            speadrx.Recorder(rx, other, overwrite=True)
+        assert json.loads((other / "zarr.json").read_text()) == document
+
+
+class TestSelection:
+    def test_chunks_without_it_do_not_count(self, options, tmp_path):
+        """Antenna 1 comes late: what has none of it is as what never came."""
+        heaps = [(batch, antenna) for batch, antenna in heaps_of(range(8)) if antenna != 1 or batch >= 4 * BATCHES]
+        wanted = [heap for heap in heaps if heap[1] == 1 and heap[0] < 7 * BATCHES]
+        account = record(options, tmp_path, heaps, "--select=antenna=1", "--chunks=3")
+        assert account["recording"]["heaps"] == len(wanted) == 3 * BATCHES
+        account = record([*options, "--force"], tmp_path, heaps, "--select=antenna=1", "--seconds=128ms")  # two chunks
+        assert account["recording"]["heaps"] == 2 * BATCHES
+
+    def test_twice_the_same(self, options, tmp_path):
+        heaps = heaps_of(range(2))
+        account = record(options, tmp_path, heaps, "--select=antenna=1,1", "--select=antenna=1")
+        assert account["recording"]["heaps"] == 2 * BATCHES
+        assert attributes(tmp_path / "a.zarr")["select"] == {"antenna": [1]}
+
+
+def test_seconds_go_on_when_time_begins_again(options, tmp_path):
+    options = [option for option in options if option != "--max-jump=5000"]
+    heaps = [*heaps_of(range(700, 704)), *heaps_of(range(2, 12))]
+    account = record(options, tmp_path, heaps, "--seconds=384ms")  # six chunks
+    assert account["recording"]["chunks"] == 6
+    assert account["recording"]["parts"] == 2

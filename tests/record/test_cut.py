@@ -264,3 +264,18 @@ class TestWhatItSays:
         capture = write_capture(tmp_path / "capture.pcap", packets_of(HEAPS))
         errors = run_here("record", capture, "-o", str(tmp_path / "a.zarr"), code=2)
         assert "Missing option '-l'" in errors
+
+
+@pytest.mark.parametrize("compress", [None, "zstd"])
+def test_what_breaks_off_is_not_complete(tmp_path: pathlib.Path, compress: str | None) -> None:
+    """A chunk is damaged: what comes before it is in the other recording, which does not look as if it were all."""
+    night = record(tmp_path / "night.zarr", **({} if compress is None else {"compress": compress}))
+    assert (whole := attributes(night))["complete"] and "account" in whole
+    os.truncate(night / "data" / "c.4.0.0", 20)
+    for command in (["record", str(night), "-o", str(tmp_path / "a.zarr"), "--quiet"], ["look", str(night)]):
+        assert f"chunk 4 of {night / 'data'} is damaged" in run_here(*command, code=2)
+    part = attributes(tmp_path / "a.zarr")
+    assert part["complete"] is False
+    assert "account" not in part
+    before = [(batch, antenna) for batch, antenna in HEAPS if batch < 7 * BATCHES]  # it begins with chunk 3
+    assert check_part(tmp_path / "a.zarr", 3 * BATCHES, before) == len(before)

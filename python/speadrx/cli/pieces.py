@@ -7,7 +7,6 @@ import dataclasses
 import glob
 import os
 import re
-import shutil
 import threading
 import time
 from collections import Counter
@@ -72,13 +71,15 @@ class Pieces:
         The length of a piece, in ticks.
     limits
         When there is enough.
+    chunk_ticks
+        The time of a chunk.
 
     Raises
     ------
     OSError
         If the first cannot be made.
-    ValueError
-        If the arguments cannot be used.
+    ValueError, TypeError, ModuleNotFoundError
+        As for `make`.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class Pieces:
         make: Callable[..., Recorder | Cutting],
         split: int | None,
         limits: Limits,
+        chunk_ticks: int,
     ) -> None:
         self.path, self._make, self._split, self._limits = path, make, split, limits
+        self._chunk_ticks = chunk_ticks
         self._options: dict[str, Any] = {}
         if split is not None and receiver is not None:
             # Two pieces may have chunks at the same time: one ends while the next one begins.
@@ -97,9 +100,11 @@ class Pieces:
             self._options["queue"] = max(spare // 2, 1)
         self._recorders: list[Any] = []
         self._closing: threading.Thread | None = None
-        #: The timestamps with which the recording and the piece begin.
-        self._first: int | None = None
+        #: The timestamp with which the piece begins, and that of the newest chunk.
         self._begin: int | None = None
+        self._newest: int | None = None
+        #: The time of the data so far, with the gaps in it, but not those where it began again.
+        self._ticks = 0
         #: Chunks that were taken, and what is left out as there is enough: chunks and heaps.
         self._taken = 0
         self.left_out = self.heaps_left_out = 0
@@ -107,10 +112,6 @@ class Pieces:
         self._lock = threading.Lock()
         self._rate = (time.monotonic(), 0, 0.0)
         self._open()
-        if limits.bytes is not None and limits.bytes < self._recorders[0].chunk_bytes:
-            self._recorders[0].close()
-            shutil.rmtree(self._recorders[0].path)
-            raise ValueError(f"max_bytes: given {limits.bytes}, but a chunk has {self._recorders[0].chunk_bytes}")
 
     def _open(self) -> None:
         root, suffix = os.path.splitext(self.path)
@@ -120,14 +121,20 @@ class Pieces:
             self._recorders.append(recorder)
 
     def add(self, chunk: Chunk | RecordedChunk) -> None:
-        """Record a chunk, unless there is enough."""
-        self._full = self._full or self._reached(chunk.timestamp)
+        """Record a chunk, unless there is enough. One with nothing that is selected is as one that never came."""
+        if not (heaps := self._recorders[-1].heaps(chunk)):
+            self._recorders[-1].write(chunk)
+            return
+        rise = 0 if self._newest is None else chunk.timestamp - self._newest
+        ticks = self._ticks + (rise if rise >= 0 else self._chunk_ticks)  # time may have begun again
+        self._full = self._full or self._reached(ticks)
         if self._full is not None:
             self.left_out += 1
-            self.heaps_left_out += self._recorders[-1].heaps(chunk)
+            self.heaps_left_out += heaps
             return
         self._turn(chunk.timestamp)
         self._recorders[-1].write(chunk)
+        self._newest, self._ticks = chunk.timestamp, ticks
         self._taken += 1
         self._full = self._reached(None)
 
@@ -136,20 +143,16 @@ class Pieces:
         if self._full is None:
             self._recorders[-1].reach(timestamp)
 
-    def _reached(self, timestamp: int | None) -> str | None:
-        """The limit that a chunk with this timestamp would exceed; None stands for any chunk."""
+    def _reached(self, ticks: int | None) -> str | None:
+        """The limit that a chunk so long after the first would exceed; None stands for any chunk."""
         limits = self._limits
-        if self._first is None:
-            self._first = timestamp
         if limits.chunks is not None and self._taken >= limits.chunks:
             return "chunks"
         if limits.bytes is not None:
             size = sum(recorder.size() for recorder in self._recorders)
             if size + self._recorders[0].chunk_bytes > limits.bytes:
                 return "max_bytes"
-        if limits.ticks is not None and timestamp is not None and self._first is not None:
-            return "seconds" if timestamp - self._first >= limits.ticks else None
-        return None
+        return "seconds" if limits.ticks is not None and ticks is not None and ticks >= limits.ticks else None
 
     def _turn(self, timestamp: int) -> None:
         """Begin the next piece if it is time to. If it cannot be made, this one goes on."""
@@ -166,11 +169,11 @@ class Pieces:
                 self._closing = threading.Thread(target=self._recorders[-2].close, daemon=True)
                 self._closing.start()
 
-    def close(self) -> None:
-        """Finish all pieces."""
+    def close(self, **options: Any) -> None:
+        """Finish all pieces; the last with the options of its recorder."""
         if self._closing is not None:
             self._closing.join()
-        self._recorders[-1].close()
+        self._recorders[-1].close(**options)
 
     def full(self) -> str | None:
         """The limit that is reached."""

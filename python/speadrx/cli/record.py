@@ -18,7 +18,8 @@ from speadrx.receive.feed import CaptureSource
 from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
 from speadrx.record.cut import Cutting, Source
-from speadrx.record.recording import Recording
+from speadrx.record.part import Stored, check_selection
+from speadrx.record.recording import Recording, is_recording
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
@@ -28,6 +29,7 @@ from .parameters import UnusableError, describe, naming_options, read_sources
 from .pieces import Limits, Pieces, complain, document, existing, summary
 from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, network_options, receiver_options
+from .recorded import readable
 from .recv import listen, say_why_nothing, watch
 from .replay import say_what_came
 from .session import Session, conclude
@@ -152,16 +154,19 @@ def record(
     console = Console(highlight=False, stderr=as_json, quiet=as_json and is_capture)
     limits = Limits(chunks, max_bytes, _ticks(layout, seconds, "--seconds") if is_capture else None)
     split_ticks = _ticks(layout, split, "--split")
-    _make_room(output, force, is_split=split is not None)
+    old = _existing(output, force, is_split=split is not None)
+    with naming_options():
+        _check_room(layout, select, max_bytes)
     made: list[Pieces] = []
 
     def make(receiver: Receiver) -> Session:
+        _remove(old)
         recorder = functools.partial(
             Recorder, receiver, select=select, wait=is_capture, compress=compress, patience=patience
         )
         try:
             with naming_options(), _usable(output):
-                made.append(Pieces(receiver, output, recorder, split_ticks, limits))
+                made.append(Pieces(receiver, output, recorder, split_ticks, limits, layout.chunk_timestamp_step))
         except ModuleNotFoundError as exc:
             raise UnusableError(str(exc)) from None
         return Session(receiver, history, made[0])
@@ -198,7 +203,7 @@ def _cut(
     path: str,
     output: str,
     split: float | None,
-    limits: tuple[int | None, int | None, float | None],
+    wanted: tuple[int | None, int | None, float | None],
     select: dict[str, list[int]],
     **options: Any,
 ) -> None:
@@ -212,7 +217,7 @@ def _cut(
     console = Console(highlight=False, quiet=as_json or context.params["quiet"])
     with naming_options():
         recording = Recording(path)
-        chunks, max_bytes, seconds = limits
+        chunks, max_bytes, seconds = wanted
         ticks, split_ticks = (
             _ticks(recording.layout, time, option) for time, option in ((seconds, "--seconds"), (split, "--split"))
         )
@@ -220,11 +225,14 @@ def _cut(
             if os.path.exists(other) and os.path.samefile(path, other):
                 raise click.BadParameter(f"{other} is the recording that is to be cut", param_hint="--output")
         try:
+            old = _existing(output, force, is_split=split is not None)
             source = Source(recording, select)
-            _make_room(output, force, is_split=split is not None)
+            _check_room(recording.layout, source.select, max_bytes)
+            _remove(old)
             with _usable(output):
                 make = functools.partial(Cutting, source, **options)
-                pieces = Pieces(None, output, make, split_ticks, Limits(chunks, max_bytes, ticks))
+                limits = Limits(chunks, max_bytes, ticks)
+                pieces = Pieces(None, output, make, split_ticks, limits, recording.layout.chunk_timestamp_step)
         except ModuleNotFoundError as exc:
             raise UnusableError(str(exc)) from None
     console.print(printable(f"Cutting {path}."))
@@ -242,21 +250,25 @@ def _cut(
 
 def _copy(source: Source, pieces: Pieces, console: Console) -> str:
     """Write what is to be written of a recording, and show how far it is. Return why it ended."""
-    done = 0
-    with contextlib.closing(pieces), interruptible() as interrupted, contextlib.ExitStack() as stack:
+    done, is_whole = 0, False
+    with interruptible() as interrupted, contextlib.ExitStack() as stack:
+        # What breaks off must not look as if it were all.
+        stack.callback(lambda: pieces.close(is_whole=is_whole))
+        stack.enter_context(readable(source.recording.path))
         if not console.quiet:
             stack.enter_context(PolledProgress(source.n_chunks, lambda: (done, pieces.line())))
+        ended_by = "end"
         for chunk in source.chunks():
-            if interrupted.is_set():
-                return "signal"
-            if (full := pieces.full()) is not None:
-                return full
+            if interrupted.is_set() or (full := pieces.full()) is not None:
+                ended_by = "signal" if interrupted.is_set() else full
+                break
             if isinstance(chunk, int):
                 pieces.reach(chunk)
             else:
                 pieces.add(chunk)
                 done += 1
-    return "end"
+        is_whole = True
+    return ended_by
 
 
 def _ticks(layout: DeclarativeLayout, seconds: float | None, option: str) -> int | None:
@@ -271,15 +283,28 @@ def _ticks(layout: DeclarativeLayout, seconds: float | None, option: str) -> int
     return max(round(seconds * rate), 1)
 
 
-def _make_room(output: str, force: bool, *, is_split: bool) -> None:
-    """Refuse to write over what is there; with ``--force``, remove it if it is a recording."""
-    for path in existing(output, is_split=is_split):
+def _existing(output: str, force: bool, *, is_split: bool) -> list[str]:
+    """Return what is to be removed: nothing, or with ``--force`` all that is there, if it is recordings."""
+    found = existing(output, is_split=is_split)
+    for path in found:
         if not force:
             raise click.BadParameter(f"{path} exists: use --force to overwrite it", param_hint="--output")
-        if not os.path.isfile(os.path.join(path, "zarr.json")):
+        if not is_recording(path):
             raise click.BadParameter(
                 f"{path} exists, and is no recording: --force leaves it alone", param_hint="--output"
             )
+    return found
+
+
+def _check_room(layout: DeclarativeLayout, select: dict[str, list[int]], max_bytes: int | None) -> None:
+    """Check what is to be stored, before anything is removed for it."""
+    chunk_bytes = Stored(layout, check_selection(layout, select)).chunk_bytes
+    if max_bytes is not None and max_bytes < chunk_bytes:
+        raise ValueError(f"max_bytes: given {max_bytes}, but a chunk has {chunk_bytes}")
+
+
+def _remove(recordings: list[str]) -> None:
+    for path in recordings:
         with _usable(path):
             shutil.rmtree(path)
 

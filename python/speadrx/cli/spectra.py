@@ -116,7 +116,9 @@ class Spectrum:
         heaps = np.moveaxis(heaps, fine, range(1, 1 + len(fine)))
         heaps = heaps.reshape(len(heaps), self._fine, -1)
         if self._meaning.kind == "power":
-            found: np.ndarray = np.abs(heaps).mean(axis=2, dtype=np.float64)
+            # The least integer has no opposite of its own type.
+            amplitudes = np.abs(heaps) if np.iscomplexobj(heaps) else np.abs(heaps, dtype=np.float64)
+            found: np.ndarray = amplitudes.mean(axis=2, dtype=np.float64)
         else:
             found = _square(heaps - self._meaning.middle).mean(axis=2, dtype=np.float64)
         return found

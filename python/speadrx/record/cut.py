@@ -202,6 +202,6 @@ class Cutting:
         """Read what was written so far."""
         return self._output.stats()
 
-    def close(self) -> None:
-        """Write what is queued, and the account of what was received, and end."""
-        self._output.close(lambda: self._source.account)
+    def close(self, *, is_whole: bool = True) -> None:
+        """Write what is queued and, if all is there that should be, the account of what was received; and end."""
+        self._output.close((lambda: self._source.account) if is_whole else None)

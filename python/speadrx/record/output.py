@@ -22,6 +22,7 @@ from speadrx.receive.chunk import Chunk
 
 from .compression import Compressor
 from .part import FORMAT, Part, Piece, Stored, check_selection, group_document
+from .recording import is_recording
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Output:
         patience: float,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self._layout, self._select = os.fspath(path), layout, dict(select)
+        self.path, self._layout = os.fspath(path), layout
+        self._select = {name: list(dict.fromkeys(values)) for name, values in select.items()}
         self._compressor = None if compress is None else Compressor(compress, threads)
         codec = None if self._compressor is None else self._compressor.document
         #: How chunks are stored.
@@ -151,7 +153,7 @@ class Output:
         self._thread.start()
 
     def _make_folder(self, overwrite: bool) -> None:
-        if overwrite and os.path.isfile(os.path.join(self.path, "zarr.json")):
+        if overwrite and is_recording(self.path):
             shutil.rmtree(self.path)
         os.mkdir(self.path)
         try:
@@ -166,7 +168,7 @@ class Output:
     @property
     def chunk_bytes(self) -> int:
         """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
-        return sum(math.prod(array.shape) * array.dtype.itemsize for array in self.stored.arrays)
+        return self.stored.chunk_bytes
 
     def put_quickly(self, timestamp: int, memory: Memory, heaps: int, lent: Chunk) -> bool:
         """Queue a chunk that goes on where the last one ended and needs no metadata. Returns whether it was queued."""
@@ -367,14 +369,17 @@ class Output:
         counts = self._writer.counts
         return counts.bytes + counts.open * self.chunk_bytes
 
-    def close(self, account: Callable[[], Mapping[str, Any]]) -> None:
-        """Write what is queued, and the account, and end: as long as the disk does anything. It may be called again."""
+    def close(self, account: Callable[[], Mapping[str, Any]] | None) -> None:
+        """Write what is queued, and the account, and end: as long as the disk does anything. It may be called again.
+
+        Without an account, the recording stays one whose end was not written.
+        """
         with self._lock:
             if self._ending:
                 return
             self._ending, self._quick = True, None
         try:
-            if self._writer.wait_until_settled(self._patience):
+            if self._writer.wait_until_settled(self._patience) and account is not None:
                 self._write_account(account)
         finally:
             if not self._writer.wait_until_settled(0):

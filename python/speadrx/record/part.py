@@ -116,7 +116,7 @@ def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int
                 raise ValueError(f"select: {name} has no {value}, but wanted some of {', '.join(map(str, values))}")
         if not wanted:
             raise ValueError(f"select: nothing is selected of {name}")
-        chosen[layout.axis_names.index(name)] = sorted(values.index(value) for value in wanted)
+        chosen[layout.axis_names.index(name)] = sorted({values.index(value) for value in wanted})
     return chosen
 
 
@@ -168,6 +168,8 @@ class Stored:
         self.arrays = [self.data, *self.side.values(), self.present]
         #: Their metadata, with -1 in the place of their length.
         self.documents = [(array.name, _document(array, array.length(-1))) for array in self.arrays]
+        #: The bytes of a chunk, if they are not compressed.
+        self.chunk_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in self.arrays)
         #: How many heaps of a chunk are stored.
         self.n_heaps = math.prod(heaps)
         taken = {array.name for array in self.arrays}

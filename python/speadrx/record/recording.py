@@ -53,7 +53,10 @@ class RecordedPart:
         """Read a chunk of one of the arrays of `Stored`, in its byte order, whatever that of the reader is."""
         stored, batches = self.recording.stored, self.recording.layout.chunk_batches
         chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
-        values: np.ndarray = self.group[array.name][chunk].astype(array.dtype, copy=False)
+        try:
+            values: np.ndarray = self.group[array.name][chunk].astype(array.dtype, copy=False)
+        except (ValueError, RuntimeError) as exc:
+            raise ValueError(f"chunk {number} of {os.path.join(self.folder, array.name)} is damaged: {exc}") from exc
         return values
 
     def utc(self, batch: int) -> np.datetime64 | None:
@@ -138,6 +141,15 @@ def import_extra(name: str, what: str) -> Any:
         raise ModuleNotFoundError(
             f"{what} {exc.name}, which is not installed; do: pip install 'speadrx[xarray]'", name=exc.name
         ) from None
+
+
+def is_recording(path: str | os.PathLike[str]) -> bool:
+    """Whether something is a recording that this version can read, whole or not."""
+    try:
+        _attributes(os.fspath(path))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _attributes(path: str) -> dict[str, Any]:
