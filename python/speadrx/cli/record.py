@@ -257,10 +257,10 @@ def _copy(source: Source, pieces: Pieces, console: Console) -> str:
         stack.enter_context(readable(source.recording.path))
         if not console.quiet:
             stack.enter_context(PolledProgress(source.n_chunks, lambda: (done, pieces.line())))
-        ended_by = "end"
+        ended_by: str | None = None
         for chunk in source.chunks():
-            if interrupted.is_set() or (full := pieces.full()) is not None:
-                ended_by = "signal" if interrupted.is_set() else full
+            ended_by = "signal" if interrupted.is_set() else pieces.full()
+            if ended_by is not None:
                 break
             if isinstance(chunk, int):
                 pieces.reach(chunk)
@@ -268,7 +268,7 @@ def _copy(source: Source, pieces: Pieces, console: Console) -> str:
                 pieces.add(chunk)
                 done += 1
         is_whole = True
-    return ended_by
+    return ended_by or "end"
 
 
 def _ticks(layout: DeclarativeLayout, seconds: float | None, option: str) -> int | None:
