@@ -79,3 +79,12 @@ def test_what_does_not_fit():
 def test_machines_are_judged_as_a_whole():
     together = [place(f"w{i}", "a", memory=3 * PLAN.dealt[0].memory, processors=7) for i in range(4)]
     assert texts(PLAN, *together) == [("memory", True), ("processors", False)]
+
+
+def test_what_there_is_of_each():
+    one, two, three = (place(f"w{i}", "abc"[i], resources={"NIC": n}) for i, n in enumerate((1, 1, 4)))
+    (problem,) = problems(PLAN.dealt, {"NIC": 2, "GPU": 1}, [one, two, three])
+    assert problem.text == (
+        "resources: 4 shares (0, 1, 2, 3) find no worker with NIC 2, GPU 1 free: "
+        "2 workers have NIC 1; 1 worker has NIC 4; of 3 workers, none has GPU"
+    )

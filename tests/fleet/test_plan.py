@@ -180,7 +180,8 @@ def test_toml_of_a_layout_that_comes_along(folder):
         ('layout = "array.toml"\nendpoints = ":7148"\nset = ["time.batchs=8"]', ["layout", "batchs", "batches"]),
         ('layout = "array.toml"\nendpoints = ":7148"\nset = "time.batches=8"', ["set", "'time.batches=8'"]),
         ('layout = 3\nendpoints = ":7148"', ["layout", "3"]),
-        ('layout = "array.toml"\nendpoints = [3]', ["endpoints", "(3,)"]),
+        ('layout = "array.toml"\nendpoints = [3]', ["endpoints", "[3]"]),
+        ('layout = "array.toml"\nendpoints = []', ["endpoints: given []"]),
         ('layout = "array.toml"\nendpoints = ":7148"\nshares = 2', ["shares", "2", "1"]),
     ],
 )

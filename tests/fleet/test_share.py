@@ -227,3 +227,15 @@ def test_recordings_are_one_dataset(array, run, tmp_path):
 def test_recordings_of_later_starts_lie_beside_the_first():
     assert recording_path("/data/night_{share}.zarr", "07", 1) == "/data/night_07.zarr"
     assert recording_path("/data/night_{share}.zarr", "07", 3) == "/data/night_07_3.zarr"
+
+
+@pytest.mark.parametrize("option", [{"interface": "203.0.113.1"}, {"window": 0}], ids=["OSError", "ValueError"])
+def test_what_a_receiver_cannot_be_made_of_is_no_traceback(array, caplog, run, option):
+    """The fleet says it. What goes wrong later has its traceback."""
+    with caplog.at_level("INFO"):
+        share = run(plan_of(array), options=option)
+        share.thread.join(60)
+    assert share.share.state == "failed"
+    assert str(*option.values()) in share.share.error
+    (record,) = [one for one in caplog.records if one.name == "speadrx.fleet.share"]
+    assert (record.levelname, record.exc_info) == ("INFO", False)

@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import re
 import signal
+import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +44,14 @@ def _read_plan(context: click.Context, parameter: click.Parameter, path: str) ->
     from speadrx.fleet.plan import Plan
 
     try:
-        return Plan.from_toml(path)
+        plan = Plan.from_toml(path)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from None
     except OSError as exc:
         raise click.BadParameter(f"{path}: {exc.strerror or exc}") from None
+    if isinstance(plan.function, str):  # whose module is looked for beside the plan, here and by workers of --local
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    return plan
 
 
 def _read_scheduler(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
@@ -111,7 +117,8 @@ def fleet(
     \b
     Exit codes:
       0  heaps were received
-      1  no heap was received, more were missing than --max-loss,
+      1  no heap was received, more were missing than --max-loss (with
+         it, also if a share received nothing while others did),
          a share has failed, or the account does not add up
       2  wrong usage, or the plan does not fit the workers
     """  # noqa: D301 (click needs the backslash)
@@ -124,6 +131,12 @@ def fleet(
     console = Console(highlight=False, stderr=as_json)
     if not (quiet or as_json):
         _show_plan(console, plan)
+    obstacles = _obstacles(plan, here=scheduler is None)
+    if local is not None and obstacles:
+        raise UnusableError("\n".join(obstacles))
+    if not (quiet or as_json):
+        for text in obstacles:
+            console.print(printable(f"Note: {text}"))
     if local is None and scheduler is None:
         if as_json:
             click.echo(json.dumps({"plan": plan.name, "shares": [_document(share) for share in plan.dealt]}))
@@ -146,6 +159,30 @@ def fleet(
     context.exit(_conclude(stats, max_loss))
 
 
+def _obstacles(plan: Plan, *, here: bool) -> list[str]:
+    """What can be seen before anything starts: a function that is not there, and recordings that are.
+
+    Workers of other machines have modules and recordings of their own.
+    """
+    from speadrx.fleet.share import find_function, recording_path
+
+    found = []
+    if here:
+        try:
+            find_function(plan.function)
+        except ModuleNotFoundError as exc:
+            found.append(f"function: {plan.function!r}: there is no module {exc.name!r} beside the plan or on sys.path")
+        except Exception as exc:  # noqa: BLE001 (a module may raise anything as it is imported)
+            found.append(f"function: {plan.function!r}: {type(exc).__name__}: {exc}")
+    record = plan.record
+    if record is not None and (here or "{share}" not in record):
+        paths = dict.fromkeys(recording_path(record, share.name, 1) for share in plan.dealt)
+        there = [path for path in paths if os.path.lexists(path)]
+        if there:
+            found.append(f"record: {listed(there)}: there already; move it, or take another path")
+    return found
+
+
 @contextlib.contextmanager
 def _cluster(plan: Plan, local: int | None, scheduler: str | None) -> Iterator[Any]:
     """Workers on this machine, or the address of a scheduler."""
@@ -160,9 +197,13 @@ def _cluster(plan: Plan, local: int | None, scheduler: str | None) -> Iterator[A
     if local is None:
         yield scheduler
         return
+    from multiprocessing import resource_tracker
+
     from speadrx.fleet import local_cluster
 
     # Ctrl-C in a terminal goes to all processes there: the workers must go on until their shares have ended.
+    # The tracker would be started with the first of them, and unblocks signals.
+    resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     with contextlib.ExitStack() as stack:
         try:
@@ -252,6 +293,7 @@ def _document(share: Share) -> dict[str, Any]:
 
 def show(console: Console, stats: FleetStats, *, all_sources: bool) -> None:
     """Print the account: by share, by source, and what became of all heaps."""
+    idle = _idle(stats)
 
     def shares(rows: list[ShareStats], number: Format) -> Any:
         table = table_of(("share", "host"), ("starts", "present", "missing", "gaps", "loss"), ("died", "rejected"))
@@ -259,6 +301,8 @@ def show(console: Console, stats: FleetStats, *, all_sources: bool) -> None:
             counts = (one.incarnation, one.present, one.missing, sum(one.gaps.values()))
             extra = (one.died, sum(one.rejected.values()))
             columns = [*map(number, counts), percentage(one.loss), *map(number, extra)]
+            if one.name in idle:
+                columns[1] = "nothing"
             table.add_row(printable(one.name), printable(one.host), *columns)
         return table
 
@@ -289,12 +333,41 @@ def show(console: Console, stats: FleetStats, *, all_sources: bool) -> None:
     console.print(f"Accounts: {exact(stats.placed)} placed = {sum_of}. Residual: {exact(stats.residual)}.")
 
 
+def _idle(stats: FleetStats) -> dict[str, str]:
+    """Shares of which nothing was placed, though others received: what is said of each."""
+    if not stats.placed:
+        return {}
+    return {
+        share.name: f"all of its {counted(rejected, 'heap')} were rejected"
+        if (rejected := sum(share.rejected.values()))
+        else "it has received nothing"
+        for share in stats.shares
+        if not share.placed and share.state != "failed"
+    }
+
+
 def _conclude(stats: FleetStats, max_loss: float | None) -> int:
-    failed = [f"{share.name} ({share.error})" for share in stats.shares if share.state == "failed"]
-    if failed:
-        click.echo(f"Failed: {listed(failed)}.", err=True)
+    failed: defaultdict[str | None, list[str]] = defaultdict(list)
+    for share in stats.shares:
+        if share.state == "failed":
+            failed[share.error].append(share.name)
+    for error, names in failed.items():
+        click.echo(f"Failed: {_named(names)} ({error}).", err=True)
+    errors = sum(share.function_errors for share in stats.shares)
+    if errors:
+        click.echo(f"The function failed for {errors:,} of {counted(stats.chunks, 'chunk')}.", err=True)
+    idle = _idle(stats)
+    for name, text in idle.items():
+        click.echo(f"Share {name}: {text}.", err=True)
     lost = stats.loss or 0
     if max_loss is not None and lost > max_loss:
         click.echo(f"Loss: {100 * lost:.4g} % is more than --max-loss, {100 * max_loss:.4g} %.", err=True)
         return 1
+    if max_loss is not None and max_loss < 1 and idle:
+        click.echo(f"Loss: all of {_named(list(idle))}, which is more than --max-loss.", err=True)
+        return 1
     return 1 if failed or stats.residual or not stats.present else 0
+
+
+def _named(names: list[str]) -> str:
+    return f"{'share' if len(names) == 1 else 'shares'} {listed(names)}"

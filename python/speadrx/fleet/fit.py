@@ -128,17 +128,29 @@ def problems(shares: Sequence[Share], resources: Mapping[str, float], places: It
             on_host[chosen.host].append(share)
     if left:
         wanted = ", ".join(f"{name} {n:g}" for name, n in resources.items())
-        known = listed(sorted({name for place in trial.places.values() for name in place.resources})) or "nothing"
         found.append(
             Problem(
                 f"resources: {counted(len(left), 'share')} ({listed(left)}) find no worker with {wanted} free: "
-                f"{counted(len(trial.places), 'worker')} have {known}",
+                f"{_what_there_is(resources, list(trial.places.values()))}",
                 fatal=True,
             )
         )
     for host, there in on_host.items():
         found += _on_host(host, there, [place for place in trial.places.values() if place.host == host])
     return found
+
+
+def _what_there_is(wanted: Mapping[str, float], places: Sequence[Place]) -> str:
+    """How many workers have how much, and what nobody has."""
+    having = Counter((name, amount) for place in places for name, amount in place.resources.items())
+    texts = [
+        f"{counted(n, 'worker')} {'has' if n == 1 else 'have'} {name} {amount:g}"
+        for (name, amount), n in sorted(having.items())
+    ]
+    nobody = [name for name in wanted if not any(name in place.resources for place in places)]
+    if nobody:
+        texts.append(f"of {counted(len(places), 'worker')}, none has {listed(nobody)}")
+    return listed(texts, separator="; ")
 
 
 def _on_host(host: str, shares: Sequence[Share], places: Sequence[Place]) -> Iterable[Problem]:

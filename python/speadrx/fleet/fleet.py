@@ -109,6 +109,10 @@ class Fleet:
         self._changed = threading.Condition()
         self._stops, self._is_over = threading.Event(), threading.Event()
         self._ending = False
+        #: Errors of shares that were said: many shares may have the same one.
+        self._said: set[str] = set()
+        #: Whoever else stops it waits, but for a signal handler in the same thread.
+        self._stopping = threading.RLock()
         self._thread = threading.Thread(target=self._follow, name="speadrx-fleet", daemon=True)
 
     @property
@@ -244,25 +248,34 @@ class Fleet:
         timeout
             Seconds to wait for their last reports.
         """
-        if self._client is not None:
-            self._stops.set()
-            self.wait(lambda: self._ending and all(state in _OVER for state in self._states()), timeout)
-            self._is_over.set()
-            self._thread.join()
+        with self._stopping:
             try:
-                if self._is_connected():
-                    self._client.unsubscribe_topic("all")
-                    self._client.unregister_worker_plugin(self._topic)
+                if self._client is not None:
+                    self._end_shares(timeout)
             finally:
-                self._client.close()
-                self._client = None
-        self._recording.end(self.stats())
-        if self._server is not None:
-            self._server.close()
-        with self._changed:
-            self._ending = True
-            self._changed.notify_all()
+                self._recording.end(self.stats())
+                if self._server is not None:
+                    self._server.close()
+                with self._changed:
+                    self._ending = True
+                    self._changed.notify_all()
         return self.stats()
+
+    def _end_shares(self, timeout: float) -> None:
+        client = self._client
+        self._stops.set()
+        self.wait(lambda: self._ending and all(state in _OVER for state in self._states()), timeout)
+        self._is_over.set()
+        self._thread.join()
+        try:
+            if self._is_connected():
+                client.unsubscribe_topic("all")
+                client.unregister_worker_plugin(self._topic)
+        except Exception:  # a worker without the plugin, say: all shares have ended nevertheless
+            logger.warning("fleet %s: its plugin stays on some workers", self.id, exc_info=True)
+        finally:
+            client.close()
+            self._client = None
 
     def _states(self) -> list[str]:
         return [self.account.state(name) for name in self._shares]
@@ -380,7 +393,7 @@ class Fleet:
             self._results.end(name)
             self._futures.pop(name, None)
             if report["error"] is not None:
-                logger.warning("fleet %s: share %s has failed: %s", self.id, name, report["error"])
+                self._say_failed(name, report["error"])
             elif not self._ending:
                 self._again(name)
 
@@ -396,11 +409,16 @@ class Fleet:
         elif not slow:
             self._slow.discard(name)
 
+    def _say_failed(self, name: str, error: str) -> None:
+        level = logging.INFO if error in self._said else logging.WARNING
+        self._said.add(error)
+        logger.log(level, "fleet %s: share %s has failed: %s", self.id, name, error)
+
     def _fail(self, event: Mapping[str, Any]) -> None:
         """A task has failed before it could report."""
         name = event["share"]
         if self.account.fail(name, event["incarnation"], event["error"]):
-            logger.warning("fleet %s: share %s has failed: %s", self.id, name, event["error"])
+            self._say_failed(name, event["error"])
             self._places.release(name)
             self._results.end(name)
             self._futures.pop(name, None)

@@ -159,8 +159,10 @@ def _from_table(table: dict[str, Any], folder: str) -> dict[str, Any]:
         raise PlanError(f"layout: {where}: {exc.strerror or exc}") from None
     except ValueError as exc:
         raise PlanError(f"layout: {exc}") from None
-    if isinstance(table["endpoints"], list):
-        table["endpoints"] = tuple(table["endpoints"])
+    endpoints = table["endpoints"]
+    # Others are shown as they are in the file.
+    if isinstance(endpoints, list) and endpoints and all(isinstance(text, str) for text in endpoints):
+        table["endpoints"] = tuple(endpoints)
     return table
 
 

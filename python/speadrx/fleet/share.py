@@ -98,7 +98,10 @@ class ShareRun:
             self._receive()
         except Exception as exc:  # whatever it is, the fleet must hear of it
             error = f"{type(exc).__name__}: {exc}"
-            logger.warning("share %s of %s: %s", self._work.share, self._work.fleet, error, exc_info=True)
+            # What stands in the way of a receiver is in the plan or the machine: the fleet says it, once for all.
+            is_said = self._receiver is None and isinstance(exc, (OSError, ValueError))
+            level = logging.INFO if is_said else logging.WARNING
+            logger.log(level, "share %s of %s: %s", self._work.share, self._work.fleet, error, exc_info=not is_said)
         finally:
             try:
                 self._report("ended", reason=self._reason or "stopped by itself", error=error)
@@ -107,7 +110,7 @@ class ShareRun:
 
     def _receive(self) -> None:
         work = self._work
-        function = _find(work.function)
+        function = find_function(work.function)
         options = dict(work.options)
         if options.get("metrics_port") is not None:
             options["labels"] = {"fleet": work.fleet, "share": work.share}
@@ -235,7 +238,8 @@ def recording_path(template: str, share: str, incarnation: int) -> str:
     return f"{stem}_{incarnation}{suffix}"
 
 
-def _find(function: Callable[[Chunk], Any] | str | None) -> Callable[[Chunk], Any] | None:
+def find_function(function: Callable[[Chunk], Any] | str | None) -> Callable[[Chunk], Any] | None:
+    """Import a function that is given as ``module:name``."""
     if not isinstance(function, str):
         return function
     module, _, name = function.partition(":")
