@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -373,6 +374,23 @@ class TestForce:
         (tmp_path / "bad.pcap").write_bytes(b"no capture at all")
         run_here("record", str(tmp_path / "bad.pcap"), *options, "--force", code=2)
         assert attributes(tmp_path / "a.zarr")["ended"] == old
+
+    @pytest.mark.parametrize("of", ["capture.pcap", "a.zarr"])
+    def test_a_codec_that_is_not_installed_removes_nothing(self, options, old, tmp_path, monkeypatch, of):
+        path = tmp_path / "b.zarr"
+        run_here("record", str(tmp_path / "a.zarr"), "-o", str(path), "--quiet")
+        before = os.stat(path).st_ino
+        monkeypatch.setitem(sys.modules, "numcodecs", None)
+        monkeypatch.setitem(sys.modules, "numcodecs.zstd", None)
+        layout = options[:2] if of == "capture.pcap" else []
+        run_here("record", str(tmp_path / of), *layout, "-o", str(path), "--force", "--compress=zstd", code=2)
+        assert os.stat(path).st_ino == before
+
+    def test_old_pieces_go(self, options, old, tmp_path):
+        record([*options, "--split=64ms"], tmp_path, heaps_of(range(3)))
+        assert (tmp_path / "a_002.zarr").is_dir()
+        record([*options, "--split=64ms", "--force"], tmp_path, heaps_of(range(2)))
+        assert [path.name for path in sorted(tmp_path.glob("a_*"))] == ["a_000.zarr", "a_001.zarr"]
 
     def test_an_interface_that_is_not_there_removes_nothing(self, options, old, tmp_path):
         run_here("record", ":7148", *options, "--force", "--interface=nosuch0", code=2)

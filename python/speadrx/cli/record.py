@@ -160,15 +160,21 @@ def record(
     made: list[Pieces] = []
 
     def make(receiver: Receiver) -> Session:
-        _remove(old)
         recorder = functools.partial(
-            Recorder, receiver, select=select, wait=is_capture, compress=compress, patience=patience
+            Recorder,
+            receiver,
+            select=select,
+            wait=is_capture,
+            overwrite=force,
+            compress=compress,
+            patience=patience,
         )
         try:
             with naming_options(), _usable(output):
                 made.append(Pieces(receiver, output, recorder, split_ticks, limits, layout.chunk_timestamp_step))
         except ModuleNotFoundError as exc:
             raise UnusableError(str(exc)) from None
+        _remove(old, made[0])
         return Session(receiver, history, made[0])
 
     feed = None
@@ -228,13 +234,13 @@ def _cut(
             old = _existing(output, force, is_split=split is not None)
             source = Source(recording, select)
             _check_room(recording.layout, source.select, max_bytes)
-            _remove(old)
             with _usable(output):
-                make = functools.partial(Cutting, source, **options)
+                make = functools.partial(Cutting, source, overwrite=force, **options)
                 limits = Limits(chunks, max_bytes, ticks)
                 pieces = Pieces(None, output, make, split_ticks, limits, recording.layout.chunk_timestamp_step)
         except ModuleNotFoundError as exc:
             raise UnusableError(str(exc)) from None
+    _remove(old, pieces)
     console.print(printable(f"Cutting {path}."))
     ended_by = _copy(source, pieces, console)
     if as_json:
@@ -303,8 +309,9 @@ def _check_room(layout: DeclarativeLayout, select: dict[str, list[int]], max_byt
         raise ValueError(f"max_bytes: given {max_bytes}, but a chunk has {chunk_bytes}")
 
 
-def _remove(recordings: list[str]) -> None:
-    for path in recordings:
+def _remove(old: list[str], pieces: Pieces) -> None:
+    """Remove all that is left of what was there, now that nothing more can be wrong."""
+    for path in set(old).difference(pieces.paths):
         with _usable(path):
             shutil.rmtree(path)
 

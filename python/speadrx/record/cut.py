@@ -130,7 +130,7 @@ class Cutting:
         The folder to make.
     queue
         How many chunks may wait for the disk, which is waited for.
-    compress, threads, patience
+    overwrite, compress, threads, patience
         As for `Recorder`.
 
     Raises
@@ -147,6 +147,7 @@ class Cutting:
         path: str | os.PathLike[str],
         *,
         queue: int = 4,
+        overwrite: bool = False,
         compress: str | None = None,
         threads: int | None = None,
         patience: float = 60.0,
@@ -158,7 +159,7 @@ class Cutting:
             select=source.select,
             queue=queue,
             wait=True,
-            overwrite=False,
+            overwrite=overwrite,
             compress=compress,
             threads=threads,
             patience=patience,
