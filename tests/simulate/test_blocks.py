@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from speadrx.layout import Axis, Layout, SideItem, TimeAxis
+from speadrx.layout import Packets as Mended
 from speadrx.simulate import GARBAGE_KINDS, Faults, Packets, Simulator, UdpSink, VirtualClock
 from speadrx.simulate.faults import SendingOrder
 from speadrx.simulate.sinks import BURST_BYTES, BURST_SECONDS, _bursts
@@ -41,6 +42,8 @@ PLAIN = Layout(
     axes=(Axis(name="source", item=0x4101, size=3),),
     sources="source",
 )
+#: Receivers mend its packets, which are sent as those of any other.
+MENDED = dataclasses.replace(PLAIN, packets=Mended(heap_counter="sender"))
 ALL = Faults(loss=0.05, reorder=30, duplicate=0.05, garbage=0.3)
 #: Of what was sent by the first simulator, which made packets one by one.
 DIGESTS = {
@@ -86,7 +89,8 @@ def by_struct(batch: int, source: int, number: int, payload: bytes, room: int) -
 @pytest.mark.parametrize("n_endpoints", [1, 2])
 @pytest.mark.parametrize("segment", [True, False], ids=["cut by the kernel", "one by one"])
 @pytest.mark.parametrize("room", [1000, 400, 200])
-def test_datagrams_are_the_packets(room, segment, n_endpoints):
+@pytest.mark.parametrize("layout", [PLAIN, MENDED], ids=["plain", "mended"])
+def test_datagrams_are_the_packets(layout, room, segment, n_endpoints):
     """In their order, each whole, whether the kernel cuts them or not; the last of a heap may be shorter."""
     batches = 5
     sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(n_endpoints)]
@@ -94,7 +98,7 @@ def test_datagrams_are_the_packets(room, segment, n_endpoints):
         for sock in sockets:
             sock.bind(("127.0.0.1", 0))
             sock.settimeout(60)
-        simulator = Simulator(PLAIN, max_packet_size=room + 64)
+        simulator = Simulator(layout, max_packet_size=room + 64)
         number = itertools.count(2)  # the first was used up when the arguments were checked
         expected: list[list[bytes]] = [[] for _ in sockets]
         for batch, source in itertools.product(range(batches), range(3)):
@@ -103,6 +107,7 @@ def test_datagrams_are_the_packets(room, segment, n_endpoints):
         with UdpSink([sock.getsockname() for sock in sockets], segment=segment) as sink:
             simulator.send(sink, batches)
             assert sink._segment == segment
+        assert simulator._templates is not None, "they were made one by one"
         for sock, packets in zip(sockets, expected, strict=True):
             assert [sock.recv(65536) for _ in packets] == packets
     finally:

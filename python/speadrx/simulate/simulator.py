@@ -447,7 +447,8 @@ class Simulator:
 
     def _make_templates(self) -> Templates | None:
         """Make headers that serve for all batches; None if packets have to be made one by one."""
-        own = self._payload is not None or self._declaration.packets is not None
+        packets = self._declaration.packets
+        own = self._payload is not None or (packets is not None and packets.items)  # encoded in ways of their own
         if own or self._clock.bits + self._time.shift > self._encoder.address_bits:
             return None
         items = [self.items(self._next_batch, indices) for indices in self.indices]
