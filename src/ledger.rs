@@ -387,7 +387,8 @@ fn bits(number: u64) -> usize {
     (number.wrapping_mul(2) | 1).ilog2() as usize
 }
 
-/// Add counters to sums, and return what was added altogether.
+/// Add counters to sums, and return what was added altogether. For [`crate::sync`], the ordering is the caller's.
+#[cfg_attr(loom, track_caller)]
 fn add<'a>(sums: &mut [u64], counters: impl Iterator<Item = &'a AtomicU64>, order: Ordering) -> u64 {
     let mut total = 0_u64;
     for (sum, counter) in sums.iter_mut().zip(counters) {
