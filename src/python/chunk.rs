@@ -6,7 +6,9 @@ use std::slice;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
+use super::ledger::bytes;
 use crate::chunk;
 use crate::layout::{Geometry, Layout};
 use crate::unpack::{Packing, unpack_chunk};
@@ -56,18 +58,18 @@ fn check_apart(buffers: &[(&str, &PyUntypedBuffer)]) -> PyResult<()> {
     Ok(())
 }
 
-pub fn account_present(
-    py: Python<'_>,
+pub fn account_present<'py>(
+    py: Python<'py>,
     layout: &Layout,
     present: &PyUntypedBuffer,
-) -> PyResult<(Vec<u64>, usize, usize)> {
+) -> PyResult<(Bound<'py, PyBytes>, usize, usize)> {
     check_present(layout, present)?;
     // SAFETY: the buffer is contiguous, not empty (a chunk has at least one heap), and stays exported while `present`
     // lives. A chunk that Python holds is in no stream, so nobody writes to it meanwhile, unless a caller writes to it
     // from another thread, which would be as wrong with any numpy function that releases the GIL.
-    let bytes = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), present.len_bytes()) };
-    let account = py.detach(|| chunk::account_present(layout, bytes)).ok_or_else(unchecked)?;
-    Ok((account.by_source, account.first_batch, account.end_batch))
+    let heaps = unsafe { slice::from_raw_parts(present.buf_ptr().cast::<u8>(), present.len_bytes()) };
+    let account = py.detach(|| chunk::account_present(layout, heaps)).ok_or_else(unchecked)?;
+    Ok((bytes(py, &account.by_source, u64::to_ne_bytes), account.first_batch, account.end_batch))
 }
 
 pub fn fill_missing(

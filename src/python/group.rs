@@ -29,27 +29,21 @@ impl Group {
 
 #[pymethods]
 impl Group {
-    /// The number of chunks from time 0 to a chunk, the index of its epoch, and whether it is a control heap's.
-    fn locate(&self, chunk_id: u64) -> PyResult<(u64, u64, bool)> {
-        let epochs = self.0.epochs();
-        let (index, epoch) = epochs
-            .of_chunk(chunk_id)
-            .ok_or_else(|| PyValueError::new_err(format!("chunk_id: {chunk_id} is older than the first heap")))?;
+    /// Where a chunk is in time: the number of chunks from time 0 to it, the index of its epoch, whether it is a control
+    /// heap's, the timestamp of its first batch; and UTC at tick 0, in seconds since 1970, if heaps have told it.
+    fn locate(&self, chunk_id: u64) -> PyResult<(u64, u64, bool, u64, Option<u64>)> {
+        let (epochs, step) = (self.0.epochs(), self.0.chunk_step());
+        let Some((index, epoch)) = epochs.of_chunk(chunk_id) else {
+            if epochs.is_empty() {
+                return Ok((chunk_id, 0, false, chunk_id.wrapping_mul(step), None)); // it was not received
+            }
+            return Err(PyValueError::new_err(format!("chunk_id: {chunk_id} is older than the first heap")));
+        };
         let next = epochs.get(index + 1).filter(|next| next.cause == Cause::Flush);
-        Ok((epoch.true_chunk(chunk_id), index, next.is_some_and(|next| next.first == chunk_id + 1)))
-    }
-
-    /// The timestamp of the first batch of a chunk.
-    fn timestamp(&self, chunk_id: u64) -> PyResult<u64> {
-        let (chunk, index, _) = self.locate(chunk_id)?;
-        let origin = self.0.epochs().get(index).map_or(0, |epoch| epoch.origin);
-        Ok(chunk.wrapping_mul(self.0.chunk_step()).wrapping_add(origin))
-    }
-
-    /// UTC at tick 0 in the epoch of a chunk, in seconds since 1970, if heaps have told it.
-    fn utc(&self, chunk_id: u64) -> Option<u64> {
-        let (index, _) = self.0.epochs().of_chunk(chunk_id)?;
-        self.0.epochs().utc(index)
+        let is_control = next.is_some_and(|next| next.first == chunk_id + 1);
+        let number = epoch.true_chunk(chunk_id);
+        let timestamp = number.wrapping_mul(step).wrapping_add(epoch.origin);
+        Ok((number, index, is_control, timestamp, epochs.utc(index)))
     }
 
     /// How many epochs there are.

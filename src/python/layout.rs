@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pythonize::{depythonize, pythonize};
 
 use super::chunk::{account_present, fill_missing, unpack};
@@ -116,8 +116,13 @@ impl Layout {
         Group::new(&self.0, window, reach, max_jump, resync)
     }
 
-    /// Count the present heaps of each source, and find the batches that have any: the first, and the one after the last.
-    fn account_present(&self, py: Python<'_>, present: &Bound<'_, PyAny>) -> PyResult<(Vec<u64>, usize, usize)> {
+    /// Count the present heaps of each source (native 64-bit integers as bytes), and find the batches that have any: the
+    /// first, and the one after the last.
+    fn account_present<'py>(
+        &self,
+        py: Python<'py>,
+        present: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyBytes>, usize, usize)> {
         account_present(py, &self.0, &PyUntypedBuffer::get(present)?)
     }
 }

@@ -55,7 +55,8 @@ impl Ledger {
 #[pyclass(frozen, module = "speadrx._core")]
 pub struct LedgerSnapshot(Snapshot);
 
-fn bytes<'py, T: Copy, const N: usize>(
+/// An array as bytes.
+pub(super) fn bytes<'py, T: Copy, const N: usize>(
     py: Python<'py>,
     values: &[T],
     to_bytes: impl Fn(T) -> [u8; N],

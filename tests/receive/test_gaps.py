@@ -83,8 +83,8 @@ def each(chunks):
 def account(iterator):
     """All that must be the same with and without `gaps`."""
     accounting = iterator.accounting
-    totals = accounting._totals._replace(skipped=0)
-    return totals, accounting.missing, accounting.expected
+    present, *others = accounting._totals._replace(skipped=0)
+    return (present.tolist(), *others), accounting.missing, accounting.expected
 
 
 def assert_chunks(rx, came, missing=()):

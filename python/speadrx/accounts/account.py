@@ -16,7 +16,7 @@ class Totals(NamedTuple):
     """The numbers of an account at one moment, or the sum of several accounts of the same sources."""
 
     #: Heaps present, by source.
-    present: list[int]
+    present_by_source: np.ndarray
     #: Those of them that are later than the last batch of which all heaps are expected; see `Account`.
     outside: list[int]
     #: Heaps that should have been present, of each source, without those.
@@ -35,6 +35,12 @@ class Totals(NamedTuple):
     last_timestamp: int | None = None
 
     @property
+    def present(self) -> list[int]:
+        """Heaps present, by source."""
+        present: list[int] = self.present_by_source.tolist()
+        return present
+
+    @property
     def missing(self) -> list[int]:
         """Heaps missing, by source."""
         return [self.expected + outside - present for present, outside in zip(self.present, self.outside, strict=True)]
@@ -42,14 +48,13 @@ class Totals(NamedTuple):
     @classmethod
     def zero(cls, n_sources: int) -> Self:
         """Nothing was received yet."""
-        return cls([0] * n_sources, [0] * n_sources, 0, 0, 0, 0, 0, 0)
+        return cls(np.zeros(n_sources, np.int64), [0] * n_sources, 0, 0, 0, 0, 0, 0)
 
     @classmethod
     def sum(cls, parts: Iterable[Totals]) -> Self:
         """Add up one or more."""
         present, outside, *numbers, _, _ = zip(*parts, strict=True)
-        by_source = [[sum(heaps) for heaps in zip(*lists, strict=True)] for lists in (present, outside)]
-        return cls(by_source[0], by_source[1], *map(sum, numbers))
+        return cls(np.sum(present, axis=0), [sum(heaps) for heaps in zip(*outside, strict=True)], *map(sum, numbers))
 
 
 class Account:
@@ -83,7 +88,7 @@ class Account:
     @property
     def present_by_source(self) -> np.ndarray:
         """Heaps present, by source."""
-        return np.array(self._totals.present)
+        return self._totals.present_by_source.copy()
 
     @property
     def expected_by_source(self) -> np.ndarray:

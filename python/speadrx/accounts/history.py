@@ -200,11 +200,11 @@ class History:
         """Count a chunk that begins with the batch `start`, and has heaps from `first` on, before `end`."""
         assert self._reader is not None
         span, first, end = self._follow(chunk, first, end)
-        present = np.array(presence.by_source)
+        present = presence.by_source
         if end - first < presence.end - presence.first:
-            others = np.array(self._reader.read_outside(array, first - start, end - start))
+            others = self._reader.read_outside(array, first - start, end - start)
             self._outside += others
-            present -= others
+            present = present - others
         begin = span.first if span.is_new or self._span is None else self._span.end
         if span.end > begin:
             self._extend(begin, span.end, span.restarts, is_new=span.is_new or not self._rows)
@@ -226,7 +226,7 @@ class History:
             if before is None or first < before.end:
                 return Span(0, first, end, int(before is not None)), first, end
             return before._replace(end=end, restarts=0, is_new=False), first, end
-        _, epoch, _ = sink._locate(chunk.chunk_id)
+        epoch = sink._locate(chunk.chunk_id)[1]
         if self.chunks and chunk.chunk_id <= self._last_chunk_id:
             raise ValueError(
                 f"chunk: given ID {chunk.chunk_id} after ID {self._last_chunk_id}, but wanted a newer chunk each time"

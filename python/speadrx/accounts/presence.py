@@ -13,7 +13,7 @@ class Presence(NamedTuple):
     """Heaps present in a chunk. Batches are counted from the beginning of the chunk."""
 
     #: Heaps by source.
-    by_source: list[int]
+    by_source: np.ndarray
     #: The first batch that has a heap (the number of batches if none has), and the one after the last that has one.
     first: int
     end: int
@@ -37,14 +37,16 @@ class PresenceReader:
     def read(self, present: Any) -> Presence:
         """Read the flags of a chunk."""
         if self._core is not None:
-            return Presence(*self._core.account_present(present))
+            counts, first, end = self._core.account_present(present)
+            return Presence(np.frombuffer(counts, np.int64), first, end)
         count = int(np.count_nonzero(present))
-        return Presence([count], 0, self._batches) if count else Presence([0], self._batches, 0)
+        by_source = np.array([count])
+        return Presence(by_source, 0, self._batches) if count else Presence(by_source, self._batches, 0)
 
-    def read_outside(self, present: Any, first: int, end: int) -> list[int]:
+    def read_outside(self, present: Any, first: int, end: int) -> np.ndarray:
         """Count the heaps before the batch `first` and from the batch `end` on, by source."""
         if self._core is None:
             return self.read(present).by_source
         others: Any = np.array(present).reshape(self._shape)
         np.moveaxis(others, self._time, 0)[max(first, 0) : max(end, 0)] = 0
-        return self._core.account_present(others)[0]
+        return np.frombuffer(self._core.account_present(others)[0], np.int64)

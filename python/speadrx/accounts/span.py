@@ -21,7 +21,7 @@ class Ends(NamedTuple):
 class TellsTime(Protocol):
     """A stream or group that knows the time of each chunk ID, and the ends of its account."""
 
-    def _locate(self, chunk_id: int) -> tuple[int, int, bool]: ...
+    def _locate(self, chunk_id: int) -> tuple[int, int, bool, int, float | None]: ...
 
     def _restarts(self, before: int, epoch: int) -> int: ...
 
@@ -60,7 +60,7 @@ class Span(NamedTuple):
             # Nobody knows what was sent in the gap. If time went back, there is no gap.
             return cls(epoch, first, end, restarts, gap=max(0, first - before.end)), first, end
         # If it began again later than the account, that does not count.
-        return cls(epoch, before.first, max(before.end, end), is_new=False), first, end
+        return cls(epoch, before.first, max(before.end, end), 0, False), first, end
 
 
 def _clamped(stream: TellsTime, ends: Ends, epoch: int, first: int, end: int) -> tuple[int, int]:

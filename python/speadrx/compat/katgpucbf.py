@@ -282,15 +282,16 @@ class _PolarisationCounts:
         """
         sink = chunk.sink()
         stream = sink if isinstance(sink, (ChunkRingStream, ChunkStreamRingGroup)) else None
-        number, epoch, is_control = (chunk.chunk_id, 0, False) if stream is None else stream._locate(chunk.chunk_id)
+        if stream is None:
+            number, epoch, is_control = chunk.chunk_id, 0, False
+            timestamp = number * self._layout.chunk_timestamp_step
+        else:
+            number, epoch, is_control, timestamp, _ = stream._locate(chunk.chunk_id)
         present = np.asarray(chunk.present)
         heaps = int(np.count_nonzero(present))
         if is_control or not heaps:
             return None
-        if stream is None:
-            chunk.timestamp = number * self._layout.chunk_timestamp_step
-        else:
-            chunk.timestamp = stream._timestamp(chunk.chunk_id)
+        chunk.timestamp = timestamp
         if self._last is None or (stream is not None and stream._restarts(self._last[1], epoch)):
             n_chunks = 1
         else:

@@ -194,23 +194,17 @@ class _Receiving(_RingPair):
             return ()
         return tuple(Epoch(*core[i]) for i in range(len(core)))
 
-    def _locate(self, chunk_id: int) -> tuple[int, int, bool]:
-        """Return the number of chunks from time 0 to a chunk, its epoch's index, and if it is from a control heap."""
-        if self._core is None or not len(self._core):
-            return chunk_id, 0, False
-        return self._core.locate(chunk_id)
+    def _locate(self, chunk_id: int) -> tuple[int, int, bool, int, float | None]:
+        """Return where a chunk is in time.
 
-    def _timestamp(self, chunk_id: int) -> int:
-        """Return the timestamp of the first batch of a chunk."""
-        if self._core is None or not len(self._core):
-            return chunk_id * self.layout.chunk_timestamp_step
-        return self._core.timestamp(chunk_id)
-
-    def _utc(self, chunk_id: int) -> float | None:
-        """Return UTC at tick 0 in the epoch of a chunk, in seconds since 1970; None if that is not known."""
-        if self._core is None or self._declared_epoch is not None:
-            return self._declared_epoch
-        return self._core.utc(chunk_id)
+        That is the number of chunks from time 0 to it, its epoch's index, and if it is from a control heap; the
+        timestamp of its first batch; and UTC at tick 0 in its epoch, in seconds since 1970, or None if not known.
+        """
+        if self._core is None:
+            return chunk_id, 0, False, chunk_id * self.layout.chunk_timestamp_step, self._declared_epoch
+        if self._declared_epoch is None:
+            return self._core.locate(chunk_id)
+        return *self._core.locate(chunk_id)[:4], self._declared_epoch
 
     def phases(self) -> tuple[int | None, ...]:
         """Ticks by which the timestamps of each source differ from those of others, by index of the source.
