@@ -55,6 +55,7 @@ pub struct Counts {
     pub descriptors: u64,
     pub duplicate_packets: u64,
     pub not_repeated: u64,
+    pub late_items: u64,
     pub trailing: u64,
     pub unkept: u64,
     pub incomplete: u64,
@@ -89,6 +90,13 @@ struct Incoming<'a> {
     sender: u32,
     destination: u32,
     packet: Packet<'a>,
+}
+
+/// What a packet is to its heap: whether it is the first to come, and whether it tells the items of the heap.
+#[derive(Clone, Copy, Default)]
+struct Came {
+    is_first: bool,
+    tells: bool,
 }
 
 impl Survey {
@@ -205,7 +213,7 @@ impl Survey {
         if packet.check_end().is_err() {
             count(&mut self.counts.trailing);
         }
-        let heap = Heap { sender, destination, counter: packet.heap_counter.unwrap_or_default() };
+        let heap = Heap::new(sender, destination, packet.heap_counter.unwrap_or_default());
         let Some(heap_bytes) = packet.heap_bytes else {
             if !self.unsized_heaps.contains(&heap) {
                 count(&mut self.counts.unsized_heaps);
@@ -216,14 +224,18 @@ impl Survey {
             self.keep_whole(incoming);
             return;
         };
-        if self.is_first(heap, heap_bytes, &packet, data) {
+        let came = self.add_part(heap, heap_bytes, &packet, data);
+        if came.is_first {
+            count(&mut self.counts.heaps);
             self.addresses.add_heap(sender, destination);
+        }
+        if came.tells {
             self.add_heap(incoming, heap_bytes);
         }
     }
 
-    /// Note that a packet came; say whether it is the first of its heap.
-    fn is_first(&mut self, heap: Heap, heap_bytes: u64, packet: &Packet<'_>, data: &[u8]) -> bool {
+    /// Note that a packet came.
+    fn add_part(&mut self, heap: Heap, heap_bytes: u64, packet: &Packet<'_>, data: &[u8]) -> Came {
         let payload = packet.payload_bytes.unwrap_or_default();
         let describes = heap_bytes <= MOST_DESCRIPTOR_BYTES && is_described(packet);
         // Nearly all heaps of one packet come where no heap is unfinished.
@@ -234,25 +246,36 @@ impl Survey {
         }
         if known.is_none() && is_alone {
             count(self.packets_per_heap.entry(1).or_default());
-            return true;
+            return Came { is_first: true, tells: true };
         }
         let part = Part {
             offset: packet.offset.unwrap_or_default(),
             bytes: payload,
             items: self.hash_items(packet),
+            values: hash_values(packet),
             describes,
         };
         match self.unfinished.add(heap, &part, heap_bytes) {
-            Added::First => return true,
-            Added::Again => count(&mut self.counts.duplicate_packets),
-            Added::More { same_items, packets } => {
+            Added::First => {
+                if is_alone {
+                    count(self.packets_per_heap.entry(1).or_default());
+                }
+                Came { is_first: true, tells: is_alone || part.values != 0 }
+            }
+            Added::Again => {
+                count(&mut self.counts.duplicate_packets);
+                Came::default()
+            }
+            Added::More { same_items, tells, packets } => {
                 self.counts.not_repeated = self.counts.not_repeated.wrapping_add(u64::from(!same_items));
+                let late = tells && part.values != 0;
+                self.counts.late_items = self.counts.late_items.wrapping_add(u64::from(late));
                 if let Some(packets) = packets {
                     count(self.packets_per_heap.entry(packets).or_default());
                 }
+                Came { is_first: false, tells }
             }
         }
-        false
     }
 
     fn hash_items(&self, packet: &Packet<'_>) -> u64 {
@@ -261,8 +284,8 @@ impl Survey {
         hasher.finish()
     }
 
+    /// Add a heap by the packet that tells its items.
     fn add_heap(&mut self, incoming: Incoming<'_>, heap_bytes: u64) {
-        count(&mut self.counts.heaps);
         let packet = &incoming.packet;
         let stops = |pointer: &Pointer| pointer.immediate && pointer.id == STREAM_CONTROL;
         if packet.pointers().filter(stops).last().is_some_and(|pointer| pointer.value == STREAM_STOP) {
@@ -370,6 +393,14 @@ fn key(packet: &Packet<'_>, pointer: &Pointer) -> u64 {
 fn keys<'a>(packet: &Packet<'a>) -> impl Iterator<Item = u64> + use<'a> {
     let packet = *packet;
     packet.pointers().map(move |pointer| key(&packet, &pointer))
+}
+
+/// A hash of the values of all items but those that SPEAD adds to every packet; 0 if there are no others.
+fn hash_values(packet: &Packet<'_>) -> u64 {
+    packet.pointers().filter(|pointer| !matches!(pointer.id, 0..=PAYLOAD_LENGTH)).fold(0, |hash: u64, pointer| {
+        let word = key(packet, &pointer).rotate_left(48) ^ pointer.value;
+        (hash.rotate_left(5) ^ word).wrapping_mul(0x517C_C1B7_2722_0A95).max(1)
+    })
 }
 
 fn is_described(packet: &Packet<'_>) -> bool {

@@ -17,14 +17,23 @@ pub(super) struct Heap {
     pub sender: u32,
     pub destination: u32,
     pub counter: u64,
+    /// The values of a heap that shares all this with one that came before it; 0 for all others.
+    twin: u64,
+}
+
+impl Heap {
+    pub fn new(sender: u32, destination: u32, counter: u64) -> Self {
+        Self { sender, destination, counter, twin: 0 }
+    }
 }
 
 /// A packet, as a part of its heap.
 pub(super) struct Part {
     pub offset: u64,
     pub bytes: u64,
-    /// A hash of its items.
+    /// A hash of its items, and one of their values: 0 if it has nothing but what SPEAD adds to every packet.
     pub items: u64,
+    pub values: u64,
     /// Whether it has descriptors.
     pub describes: bool,
 }
@@ -32,6 +41,7 @@ pub(super) struct Part {
 #[derive(Debug)]
 struct Entry {
     items: u64,
+    values: u64,
     describes: bool,
     lacking: u64,
     offsets: BTreeSet<u64>,
@@ -45,8 +55,9 @@ pub(super) enum Added {
     First,
     /// It came before.
     Again,
-    /// It is another one. If the heap is complete now, it had so many packets.
-    More { same_items: bool, packets: Option<u64> },
+    /// It is another one, and may be the one to know the heap by: the first with items, or the last without. If the heap
+    /// is complete now, it had so many packets.
+    More { same_items: bool, tells: bool, packets: Option<u64> },
 }
 
 /// Unfinished heaps.
@@ -56,6 +67,8 @@ pub(super) struct Unfinished {
     /// From the oldest on; those that are complete by now have another number, or are not there.
     order: VecDeque<(Heap, u64)>,
     packets: usize,
+    /// Heaps that share sender and counter with another.
+    twins: usize,
     begun: u64,
     /// Heaps that had to go.
     pub given_up: u64,
@@ -85,8 +98,11 @@ impl Unfinished {
 
     /// Add a packet that is not all of a heap of `heap_bytes`, or belongs to one that is unfinished.
     pub fn add(&mut self, heap: Heap, part: &Part, heap_bytes: u64) -> Added {
+        let heap = self.which(heap, part);
         let Some(entry) = self.heaps.get_mut(&heap) else {
-            self.begin(heap, part, heap_bytes);
+            if part.bytes < heap_bytes {
+                self.begin(heap, part, heap_bytes);
+            }
             return Added::First;
         };
         if !entry.offsets.insert(part.offset) {
@@ -97,23 +113,41 @@ impl Unfinished {
         entry.lacking = entry.lacking.saturating_sub(part.bytes);
         let packets = entry.offsets.len();
         let is_complete = entry.lacking == 0;
+        let tells = entry.values == 0 && (part.values != 0 || is_complete);
+        if tells {
+            (entry.items, entry.values) = (part.items, part.values);
+        }
         if is_complete {
             self.remove(&heap);
         }
         self.make_room();
-        Added::More { same_items, packets: is_complete.then_some(packets as u64) }
+        Added::More { same_items, tells, packets: is_complete.then_some(packets as u64) }
+    }
+
+    /// Which of the heaps with the same sender and counter a packet is of: that with its values, if the same part came
+    /// with others. Until there are two, other values may be those of a packet.
+    fn which(&self, heap: Heap, part: &Part) -> Heap {
+        let twin = Heap { twin: part.values, ..heap };
+        let is_other = |entry: &Entry| {
+            let are_others = entry.values != part.values && entry.items == part.items && !entry.describes;
+            are_others && (self.twins > 0 || entry.offsets.contains(&part.offset))
+        };
+        let is_twin = self.twins > 0 && self.heaps.contains_key(&twin);
+        if is_twin || self.heaps.get(&heap).is_some_and(is_other) { twin } else { heap }
     }
 
     fn begin(&mut self, heap: Heap, part: &Part, heap_bytes: u64) {
         self.begun = self.begun.wrapping_add(1);
         let entry = Entry {
             items: part.items,
+            values: part.values,
             describes: part.describes,
             lacking: heap_bytes.saturating_sub(part.bytes),
             offsets: BTreeSet::from([part.offset]),
             number: self.begun,
         };
         self.heaps.insert(heap, entry);
+        self.twins = self.twins.saturating_add(usize::from(heap.twin != 0));
         self.order.push_back((heap, self.begun));
         self.packets = self.packets.saturating_add(1);
         self.make_room();
@@ -126,6 +160,7 @@ impl Unfinished {
     fn remove(&mut self, heap: &Heap) {
         if let Some(entry) = self.heaps.remove(heap) {
             self.packets = self.packets.saturating_sub(entry.offsets.len());
+            self.twins = self.twins.saturating_sub(usize::from(heap.twin != 0));
         }
     }
 
@@ -149,11 +184,11 @@ mod tests {
     use super::*;
 
     fn heap(counter: u64) -> Heap {
-        Heap { sender: 1, destination: 2, counter }
+        Heap::new(1, 2, counter)
     }
 
     fn part(offset: u64) -> Part {
-        Part { offset, bytes: 8, items: 0, describes: false }
+        Part { offset, bytes: 8, items: 0, values: 0, describes: false }
     }
 
     #[test]
@@ -166,7 +201,7 @@ mod tests {
         assert!(unfinished.describes(&heap(0)).is_none());
         assert!(matches!(
             unfinished.add(heap(69_999), &part(8), 16),
-            Added::More { same_items: true, packets: Some(2) }
+            Added::More { same_items: true, packets: Some(2), .. }
         ));
     }
 
@@ -191,5 +226,36 @@ mod tests {
         }
         assert_eq!((unfinished.len(), unfinished.packets, unfinished.given_up), (0, 0, 0));
         assert!(unfinished.order.len() <= 2 * MOST_HEAPS);
+    }
+    #[test]
+    fn heaps_with_the_same_counter_are_told_apart_by_their_values() {
+        let mut unfinished = Unfinished::default();
+        let mut add = |values: u64, offset| unfinished.add(heap(5), &Part { values, ..part(offset) }, 16);
+        for values in [7, 8, 9] {
+            assert!(matches!(add(values, 0), Added::First));
+        }
+        assert!(matches!(add(8, 0), Added::Again));
+        for values in [9, 7, 8] {
+            assert!(matches!(add(values, 8), Added::More { packets: Some(2), .. }));
+        }
+        assert_eq!((unfinished.len(), unfinished.packets, unfinished.twins), (0, 0, 0));
+        // What is whole needs no place.
+        let whole = Part { bytes: 16, values: 3, ..part(0) };
+        unfinished.add(heap(5), &Part { values: 2, ..part(0) }, 16);
+        assert!(matches!(unfinished.add(heap(5), &whole, 16), Added::First));
+        assert_eq!((unfinished.len(), unfinished.twins), (1, 0));
+    }
+
+    #[test]
+    fn items_may_come_behind_the_first_packet() {
+        let mut unfinished = Unfinished::default();
+        let mut add = |values: u64, offset| unfinished.add(heap(5), &Part { values, ..part(offset) }, 24);
+        assert!(matches!(add(0, 8), Added::First));
+        assert!(matches!(add(7, 0), Added::More { tells: true, packets: None, .. }));
+        assert!(matches!(add(0, 16), Added::More { tells: false, packets: Some(3), .. }));
+        // Or not at all.
+        assert!(matches!(add(0, 8), Added::First));
+        assert!(matches!(add(0, 0), Added::More { tells: false, packets: None, .. }));
+        assert!(matches!(add(0, 16), Added::More { tells: true, packets: Some(3), .. }));
     }
 }

@@ -86,6 +86,7 @@ impl Survey {
             ("descriptors", counts.descriptors),
             ("duplicate_packets", counts.duplicate_packets),
             ("not_repeated", counts.not_repeated),
+            ("late_items", counts.late_items),
             ("trailing", counts.trailing),
             ("unkept", counts.unkept),
             ("incomplete", counts.incomplete),

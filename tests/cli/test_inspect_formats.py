@@ -168,3 +168,24 @@ def test_layout_that_needs_an_addressed_item(tmp_path, item):
     _, error = command("replay", write_capture(tmp_path / "c.pcap", packets), "-l", str(toml), code=1)
     assert f"The layout needs the value of item {item:#x}" in error
     assert "it is addressed: its value is in the payload" in error
+
+
+@pytest.mark.parametrize("sets", [[(0, 1)], [(0, 1), (1, 0)]])
+def test_items_behind_other_packets(tmp_path, sets):
+    """What is proposed takes heaps whose items come late, and is no other layout for them."""
+    packets, swapped = [], 0
+    for n in range(80):
+        order = sets[n // 2 % len(sets)]
+        swapped += order != (0, 1)
+        both = heap(n, [(0x1600, n // 2 * 64), (0x4101, n % 2), (0x4300, None)], bytes([n]) * 64, parts=2, repeat=False)
+        packets += [both[i] for i in order]
+    path, toml = write_capture(tmp_path / "c.pcap", packets), tmp_path / "layout.toml"
+    document = json.loads(command("inspect", path, "--json")[0])
+    assert (len(document["streams"]), document["late_items"]) == (1, swapped)
+    command("inspect", path, "-o", str(toml))
+    layout = Layout.from_toml(toml)
+    assert (layout.packets is not None) == (swapped > 0)
+    with Receiver(layout, path) as receiver:
+        for chunk in receiver:
+            chunk.recycle()
+    assert receiver.stats().present == 80

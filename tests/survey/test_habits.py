@@ -7,7 +7,7 @@ import pytest
 from speadrx.propose import propose
 
 from speadrx.survey import Survey
-from speadrx.survey.habits import Habits, little_endian, put_right, shared_counters
+from speadrx.survey.habits import Habits, little_endian, put_right, shared_counters, telling_items
 from speadrx.survey.heaps import Descriptor
 from wire import GROUP, heap, survey_of
 
@@ -49,6 +49,32 @@ class TestSharedCounters:
         assert shared_counters(stream) == 0
         assert not any("heap counter" in text for text in propose(stream).uncertain)
 
+    def test_of_one_sender(self):
+        """One that relays antennas which all count alike: each of their heaps is seen, told apart by an item."""
+        survey = survey_of(data for _, data in senders_of(3, lambda time, sender: time))
+        assert (survey.heaps, survey.duplicate_packets, survey.incomplete) == (3 * 64, 0, 0)
+        (stream,) = survey.streams()
+        assert telling_items(stream) == (0x4101,)
+        proposal = propose(stream)
+        assert proposal.layout.packets.heap_counter == (0x4101,)
+        assert (proposal.trial.fitting, proposal.trial.heaps) == (192, 192)
+        assert any("heap_counter = [0x4101]" in text for text in proposal.uncertain)
+
+    @pytest.mark.parametrize(
+        "counter", [lambda time, sender: time * 3 + sender, lambda time, sender: (time * 3 + sender) % 32]
+    )
+    def test_of_one_sender_apart(self, counter):
+        (stream,) = survey_of(data for _, data in senders_of(3, counter)).streams()
+        assert telling_items(stream) == ()
+        assert propose(stream).layout.packets is None
+
+    def test_packets_that_came_twice(self):
+        """They are no heaps of their own, if they come before their heap is whole."""
+        packets = [data for _, data in senders_of(2, lambda time, sender: time * 2 + sender)]
+        survey = survey_of(data for n, data in enumerate(packets) for _ in range(2 if n % 8 < 6 else 1))
+        assert (survey.heaps, survey.duplicate_packets) == (128, 128 * 3)
+        assert telling_items(survey.streams()[0]) == ()
+
     def test_other_destinations(self):
         """Those never mix: each has a stream of its own."""
         survey = Survey()
@@ -75,6 +101,15 @@ class TestLittleEndian:
         np.testing.assert_array_equal(put_right(stream.items[0x6000], 4), np.repeat(values, 3))
         uncertain = " ".join(propose(stream).uncertain)
         assert 'items = { 0x6000 = "<u4" }' in uncertain
+
+    def test_six_bytes(self):
+        (stream,) = survey_of(
+            heap(n, [(0x6100, reversed_value(2**33 + 5 * (n // 3), 6)), (0x6101, n % 3)], bytes(8))[0]
+            for n in range(900)
+        ).streams()
+        assert little_endian(stream) == {0x6100: 6}
+        layout = propose(stream).layout
+        assert (layout.time.item, layout.time.step, layout.axes[0].item) == (0x6100, 5, 0x6101)
 
     @pytest.mark.parametrize(
         "values",
@@ -116,6 +151,13 @@ def test_other_time_than_that_in_the_payload():
     assert any("Item 0x1600 (timestamp) seems to be the time" in text for text in proposal.uncertain)
 
 
+def test_nothing_but_the_payload():
+    (stream,) = survey_of(heap(n, [(0x1700, (0,)), (0x4300, (4,))], bytes(64))[0] for n in range(40)).streams()
+    obstacle = propose(stream).obstacle
+    assert "no items with immediate values" in obstacle
+    assert "Items 0x1700 (band_select), 0x4300 (feng_raw) are addressed" in obstacle
+
+
 def test_dump_index_in_the_payload():
     """As in MeerKAT's L0 streams, where the only immediate item is no time."""
     (stream,) = survey_of(
@@ -134,7 +176,7 @@ def test_length_that_is_too_long(too_long, parts):
     survey = survey_of(packets)
     assert survey.lacking == {too_long: 40}
     (stream,) = survey.streams()
-    habits = Habits.of(stream, unrepeated=False, lacking=survey.lacking)
+    habits = Habits.of(stream, unrepeated=False, reordered=False, lacking=survey.lacking)
     assert (habits.too_long, habits.mends()) == (too_long, {"heap_length": 600})
     assert any(f"each lacks {too_long} bytes" in text for text in habits.said())
 
@@ -148,7 +190,7 @@ def test_lost_packets_are_no_wrong_length():
     ]
     survey = survey_of(packets)
     assert survey.lacking == {150: 20}
-    assert Habits.of(survey.streams()[0], unrepeated=False, lacking=survey.lacking).mends() == {}
+    assert Habits.of(survey.streams()[0], unrepeated=False, reordered=False, lacking=survey.lacking).mends() == {}
 
 
 def test_items_in_the_first_packet_only():
@@ -161,3 +203,27 @@ def test_items_in_the_first_packet_only():
     (stream,) = survey.streams()
     assert any("repeat_items = true" in text for text in propose(stream, unrepeated=True).uncertain)
     assert not any("repeat_items" in text for text in propose(stream).uncertain)
+
+
+def test_items_that_come_late(rng):
+    """Packets that overtake the first of their heap do not make another kind of heaps of it."""
+    heaps = [heap(n, [(0x1600, n // 2 * 64), (0x4101, n % 2)], bytes(64), parts=4, repeat=False) for n in range(80)]
+    groups = [[packet for packets in heaps[group : group + 8] for packet in packets] for group in range(0, 80, 8)]
+    packets = [group[i] for group in groups for i in rng.permutation(len(group))]
+    survey = survey_of(packets)
+    first = {}
+    for packet in packets:
+        first.setdefault(packet[8:16], packet[7])  # how many items the first packet of each counter has
+    late = sum(n == 4 for n in first.values())
+    assert (survey.heaps, survey.late_items) == (80, late)
+    assert 20 < late < 80
+    (stream,) = survey.streams()
+    assert stream.heaps == 80
+    proposal = propose(stream, unrepeated=True, reordered=True)
+    assert proposal.layout.packets.repeat_items
+    assert (proposal.layout.axes[0].item, proposal.trial.fitting) == (0x4101, 80)
+
+
+def test_heaps_without_items():
+    (stream,) = survey_of(packet for n in range(40) for packet in heap(n, [], bytes(64), parts=2)).streams()
+    assert (stream.heaps, stream.items) == (40, {})

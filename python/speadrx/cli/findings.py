@@ -72,6 +72,7 @@ def look(survey: Survey) -> list[Found]:
         return escaped(described[item].name) if item in described else item_name(item)
 
     unrepeated = survey.not_repeated > _HABIT * survey.packets
+    reordered = survey.late_items > 0
     found = []
     streams = survey.streams()
     lacking = survey.lacking if len(streams) == 1 else None
@@ -84,7 +85,14 @@ def look(survey: Survey) -> list[Found]:
             which = stream.payload_one_of.which
             payload += [(item, name(item), int((which == item).sum())) for item in stream.payload_one_of.items]
         items = [Item(item, name(item), profile(column, bits_of(stream))) for item, column in sorted(values.items())]
-        proposal = propose(stream, described=described, seconds=survey.seconds, unrepeated=unrepeated, lacking=lacking)
+        proposal = propose(
+            stream,
+            described=described,
+            seconds=survey.seconds,
+            unrepeated=unrepeated,
+            reordered=reordered,
+            lacking=lacking,
+        )
         found.append(Found(stream, items, payload, proposal))
     return found
 
@@ -145,6 +153,7 @@ _COUNTS = {
     "descriptors": ("", "with only descriptors"),
     "duplicate_packets": ("packet", " that came twice"),
     "not_repeated": ("packet", " without all items of the heap"),
+    "late_items": ("heap", " whose items did not come first"),
     "trailing": ("packet", " with bytes after the payload"),
     "unkept": ("heap", " too many to inspect"),
 }

@@ -24,16 +24,32 @@ _SAMPLE = 2**16
 _BYTE = np.uint64(8)
 
 
-def shared_counters(stream: Stream) -> int:
-    """Count the heaps whose counter a heap of another sender has at about the same time, to the same destination."""
+def _neighbors(stream: Stream) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of heaps with the same counter and destination, on the way together; and whether their senders differ."""
     if stream.counters is None:
-        return 0
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, bool)
     heaps = joint(stream.targets, stream.counters)
     order = np.argsort(heaps, kind="stable")
     near = np.diff(order) <= _TOGETHER * np.unique(stream.senders).size
-    shared = near & (np.diff(heaps[order]) == 0) & (np.diff(stream.senders[order].astype(np.int64)) != 0)
-    n = int(np.count_nonzero(shared))
+    pairs = np.flatnonzero(near & (np.diff(heaps[order]) == 0))
+    one, other = order[pairs], order[pairs + 1]
+    return one, other, stream.senders[one] != stream.senders[other]
+
+
+def shared_counters(stream: Stream) -> int:
+    """Count the heaps whose counter a heap of another sender has at about the same time, to the same destination."""
+    n = int(np.count_nonzero(_neighbors(stream)[2]))
     return n if n >= _HABIT * stream.heaps else 0
+
+
+def telling_items(stream: Stream) -> tuple[int, ...]:
+    """Find the items that tell heaps apart which have the same sender and counter at about the same time."""
+    one, other, apart = _neighbors(stream)
+    one, other = one[~apart], other[~apart]
+    least = max(1, _HABIT * stream.heaps)
+    return tuple(
+        item for item, values in stream.items.items() if np.count_nonzero(values[one] != values[other]) >= least
+    )
 
 
 def little_endian(stream: Stream) -> dict[int, int]:
@@ -42,9 +58,10 @@ def little_endian(stream: Stream) -> dict[int, int]:
     One shows it if its values rise only once they are put right, and then in small steps. If there is such an item,
     others that have only their first byte set are taken for the same.
     """
-    sizes = [size for size in (2, 4) if size <= stream.flavour.address_bits // 8]
+    sizes = [size for size in (2, 4, 6) if size <= stream.flavour.address_bits // 8]
     unknown = {item: values[:_SAMPLE] for item, values in stream.items.items() if item != TIMESTAMP_ID}
-    found = {item: size for item, values in unknown.items() for size in sizes if _is_reversed(values, size)}
+    # The fewest bytes that will do: with more, values only have larger steps.
+    found = {item: size for size in reversed(sizes) for item, values in unknown.items() if _is_reversed(values, size)}
     for size in set(found.values()):
         for item, values in unknown.items():
             top = values.max(initial=0)
@@ -85,10 +102,14 @@ class Habits:
         By how many bytes the length that packets give is longer than their heap.
     shared
         Heaps whose counter a heap of another sender has.
+    telling
+        Items that tell heaps of several packets apart which have the same sender and counter.
     reversed_items
         Items with their bytes reversed, and how many bytes each has.
     unrepeated
         Whether only the first packet of a heap has all of its items.
+    reordered
+        Whether that packet came behind others of the heap.
     several
         Whether heaps have several packets.
     heaps, heap_bytes
@@ -98,14 +119,16 @@ class Habits:
     whole: bool
     too_long: int
     shared: int
+    telling: tuple[int, ...]
     reversed_items: dict[int, int]
     unrepeated: bool
+    reordered: bool
     several: bool
     heaps: int
     heap_bytes: int
 
     @classmethod
-    def of(cls, stream: Stream, *, unrepeated: bool, lacking: Mapping[int, int]) -> Habits:
+    def of(cls, stream: Stream, *, unrepeated: bool, reordered: bool, lacking: Mapping[int, int]) -> Habits:
         """Find those of the senders of a stream; `lacking` has incomplete heaps by the bytes that they lack."""
         too_long, n = max(lacking.items(), key=lambda item: item[1], default=(0, 0))
         if n < _ALL * stream.heaps:
@@ -116,8 +139,10 @@ class Habits:
             whole=stream.whole,
             too_long=too_long,
             shared=shared,
+            telling=telling_items(stream) if several and not unrepeated else (),
             reversed_items=little_endian(stream),
             unrepeated=unrepeated and several,
+            reordered=reordered and several,
             several=several,
             heaps=stream.heaps,
             heap_bytes=stream.heap_bytes - too_long,
@@ -128,12 +153,16 @@ class Habits:
         fields: dict[str, Any] = {}
         if self.whole:
             fields |= {"heap_length": "payload", "payload_offset": "zero", "heap_counter": "packet"}
+        elif self.telling:
+            fields |= {"heap_counter": self.telling}
         elif self.shared and self.several:
             fields |= {"heap_counter": "sender"}
         if self.too_long:
             fields |= {"heap_length": self.heap_bytes}
         if self.reversed_items:
             fields |= {"items": {item: f"<u{size}" for item, size in self.reversed_items.items()}}
+        if self.reordered:
+            fields |= {"repeat_items": True}
         return fields
 
     def said(self) -> Iterator[str]:
@@ -153,6 +182,12 @@ class Habits:
             yield (
                 f"{self.shared:,} of {self.heaps:,} heaps have the heap counter of a heap that another sender has on "
                 f'the way: {mixed}. heap_counter = "sender" in [packets] mends that, or a stream for each sender.'
+            )
+        if self.telling:
+            items = ", ".join(f"{item:#x}" for item in self.telling)
+            yield (
+                "Heaps that are on the way together have the same sender and heap counter: spead2 mixes their packets. "
+                f"heap_counter = [{items}] in [packets] mends that."
             )
         for item, size in self.reversed_items.items():
             yield (

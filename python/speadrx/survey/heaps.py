@@ -54,7 +54,8 @@ class Descriptor:
 class Survey:
     """Gathers what SPEAD packets carry, without a layout.
 
-    The items of a heap are those of the first of its packets to come, as in spead2. Only one thread may use a survey.
+    The items of a heap are those of the first of its packets to come that has any. Heaps that share sender and counter
+    are told apart by their items, if packets repeat them. Only one thread may use a survey.
 
     Parameters
     ----------
@@ -129,6 +130,11 @@ class Survey:
     def not_repeated(self) -> int:
         """Packets with other items than the first packet of their heap."""
         return self._gathered.counts["not_repeated"]
+
+    @property
+    def late_items(self) -> int:
+        """Heaps whose first packet to come was not the one with the items. spead2 alone does not place them."""
+        return self._gathered.counts["late_items"]
 
     @property
     def trailing(self) -> int:

@@ -82,6 +82,7 @@ def propose(
     described: Mapping[int, Descriptor] | None = None,
     seconds: float | None = None,
     unrepeated: bool = False,
+    reordered: bool = False,
     lacking: Mapping[int, int] | None = None,
 ) -> Proposal:
     """Propose a layout, and try it on the heaps that were seen.
@@ -100,6 +101,8 @@ def propose(
         Time from its first heap to its last, in seconds. It decides how much data a chunk should hold.
     unrepeated
         Whether only the first packets of heaps have all items.
+    reordered
+        Whether these came behind others of their heap.
     lacking
         Incomplete heaps, by the bytes that they lack, if all heaps are of this stream.
 
@@ -109,7 +112,7 @@ def propose(
         A layout with reasons, or the reason why there is none.
     """
     described = described or {}
-    habits = Habits.of(stream, unrepeated=unrepeated, lacking=lacking or {})
+    habits = Habits.of(stream, unrepeated=unrepeated, reordered=reordered, lacking=lacking or {})
     right = mended(stream, habits)
     best: Proposal | None = None
     try:
@@ -121,7 +124,8 @@ def propose(
             if best is None or _fitting(proposal) > _fitting(best):
                 best = proposal
     except NoProposalError as exc:
-        best = Proposal(None, (), (), str(exc))
+        obstacle = str(exc)
+        best = Proposal(None, (), (), obstacle if "addressed" in obstacle else obstacle + _addressed(stream))
     assert best is not None
     said = [*habits.said()]
     addressed = time_in_payload(right, described)
