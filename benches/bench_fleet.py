@@ -158,7 +158,8 @@ def received(client: Any) -> int:
 def measure(cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: float) -> Cost:
     """Run a fleet of so many shares."""
     endpoints = tuple(f"127.0.0.1:{10000 + i}" for i in range(n_shares))
-    plan = Plan(layout=LAYOUT, endpoints=endpoints, function=result)
+    # Simulated shares are silent before and after.
+    plan = Plan(layout=LAYOUT, endpoints=endpoints, function=result, silent_seconds=1000)
     n_chunks = n_reports * CHUNKS
     with tempfile.NamedTemporaryFile("w", encoding="ascii") as go:
         worker_module.receive_share = functools.partial(  # type: ignore[assignment]

@@ -88,10 +88,10 @@ def test_death_names_heaps_and_gap(account):
     account.add(report(1, incarnation=2))
     account.add(report(2, incarnation=2, rise={"placed": [4, 4], "present": [4, 4]}, span=(20, 24), placed=8))
     stats = account.stats()
-    assert stats.gaps == {"worker_died": 2 * 12}
-    assert [one.gaps for one in stats.sources] == [12, 12, 0, 0]
+    assert stats.shares[0].gaps == {"worker_died": 2 * 12}
+    assert [one.gaps for one in stats.sources[:2]] == [12, 12]
     # All batches from 0 to 24, of two antennas.
-    assert stats.present + stats.missing + sum(stats.gaps.values()) == 2 * 24
+    assert stats.present + stats.missing + sum(stats.shares[0].gaps.values()) == 2 * 24
     assert (stats.residual, stats.shares[0].incarnation) == (0, 2)
 
 
@@ -101,10 +101,10 @@ def test_heaps_before_the_first_whole_batch_are_not_in_the_gap(account):
     account.submit("0", "tcp://b:1", "b")
     rise = {"present": [1, 0], "placed": [1, 0], "before": [1, 0]}
     account.add(report(1, incarnation=2, rise=rise, span=(20, 20), placed=1))
-    assert account.stats().gaps == {}
+    assert account.stats().shares[0].gaps == {}
     rise = {"present": [5, 4], "placed": [5, 4], "before": [1, 0]}
     account.add(report(2, incarnation=2, rise=rise, span=(20, 24), placed=10))
-    assert [one.gaps for one in account.stats().sources] == [10, 12, 0, 0]
+    assert [one.gaps for one in account.stats().sources[:2]] == [10, 12]
 
 
 def test_the_dead_are_not_heard(account):
@@ -124,7 +124,8 @@ def test_moving_is_another_cause(account):
     account.submit("0", "tcp://b:1", "b")
     account.add(report(1, incarnation=2, span=(9, 10), rise={"placed": [1, 1], "present": [1, 1]}, placed=2))
     stats = account.stats()
-    assert (stats.gaps, stats.died, stats.unfinished, stats.residual) == ({"share_moved": 2}, 0, 1, 0)
+    assert (stats.died, stats.unfinished, stats.residual) == (0, 1, 0)
+    assert stats.shares[0].gaps == {"share_moved": 2}
 
 
 def test_no_gap_where_time_began_again(account):
@@ -132,7 +133,30 @@ def test_no_gap_where_time_began_again(account):
     account.give_up("0")
     account.submit("0", "tcp://b:1", "b")
     account.add(report(1, incarnation=2, span=(0, 4), rise={"placed": [4, 4], "present": [4, 4]}, placed=8))
-    assert account.stats().gaps == {}
+    assert account.stats().shares[0].gaps == {}
+
+
+def test_a_share_with_nothing_has_missed_what_others_were_sent(account):
+    """Also if it was never started, or has rejected all; not once it has received anything."""
+    account.add(report(1, rise={"placed": [7, 6], "present": [7, 6], "missing": [0, 1]}, placed=13))
+    account.add(report(1, share="1", rise={"rejected.length": [2, 3, 0]}))
+    stats = account.stats()
+    idle = stats.shares[1]
+    assert (idle.present, idle.missing, idle.gaps, idle.loss, idle.residual) == (0, 0, {"nothing_received": 14}, 1, 0)
+    assert stats.gaps == {"nothing_received": 14}
+    assert [(one.gaps, one.loss) for one in stats.sources] == [(0, 0), (0, 1 / 7), (7, 1), (7, 1)]
+    assert stats.loss == 15 / 28
+    account.fail("1", 1, "ValueError: of no account")
+    assert account.stats().gaps == {"nothing_received": 14}
+    account.submit("1", "tcp://a:1", "a")
+    account.add(report(1, share="1", incarnation=2, rise={"placed": [1, 0]}, placed=1, in_flight=[1, 0]))
+    stats = account.stats()
+    assert (stats.gaps, stats.loss, stats.residual) == ({}, 1 / 14, 0)
+
+
+def test_nothing_is_missed_if_nothing_came(account):
+    account.add(report(1, rise={"placed": [1, 0]}, placed=1, in_flight=[1, 0]))
+    assert (account.stats().gaps, account.stats().loss) == ({}, None)
 
 
 def test_failure_before_any_report(account):

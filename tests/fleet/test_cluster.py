@@ -14,7 +14,7 @@ from distributed import Client
 
 import speadrx
 from addresses import own_port
-from clusters import PATIENCE, pids, put_together, start_of, workers
+from clusters import MARKS, PATIENCE, pids, put_together, workers
 from fleets import (
     ANTENNAS,
     AT_ONCE,
@@ -30,44 +30,16 @@ from fleets import (
     plan_of,
     record_by_one_receiver,
 )
-from loopback import needs_multicast_route, wait_for
+from loopback import wait_for
 from speadrx.fleet import Fleet, FleetError
 
-pytestmark = [
-    needs_multicast_route,
-    pytest.mark.slow,
-    pytest.mark.timeout(170),
-    # distributed's own, as its event loops and sockets end.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-WORKERS = 4
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """For all tests whose workers are all there at the end."""
-    with workers(WORKERS) as made:
-        yield made
-
-
-@pytest.fixture
-def array():
-    made = Array(own_port())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(cluster):
-    with start_of(cluster) as starts:
-        yield starts
+pytestmark = MARKS
 
 
 def test_the_union_is_one_receiver(cluster, array, start):
     fleet = start(plan_of(array))
     workers = [share.worker for share in fleet.stats().shares]
-    assert len(set(workers)) == WORKERS
+    assert len(set(workers)) == ANTENNAS
     # Each group is joined by the worker that has its share, and by no other.
     for antenna, worker in enumerate(workers):
         groups = groups_of(pids(cluster)[worker]) & {group for group, _ in array.groups}
@@ -173,6 +145,16 @@ def test_what_does_not_fit_is_said_at_once(cluster, array):
     finally:
         fleet.stop()
     assert "GPU" in problem.text
+
+
+def test_a_function_that_no_worker_has(cluster, array):
+    fleet = Fleet(plan_of(array, function="nowhere_at_all:spectrum"), cluster)
+    try:
+        (problem,) = [one for one in fleet.connect(grace=0.1) if one.fatal]
+    finally:
+        fleet.stop()
+    assert problem.text.startswith("function: 4 workers (")
+    assert "cannot find it: ModuleNotFoundError: No module named 'nowhere_at_all'" in problem.text
 
 
 def test_no_scheduler():

@@ -5,44 +5,19 @@ import functools
 import os
 import random
 import signal
+import time
 
 import pytest
 
 pytest.importorskip("distributed")
 
 
-from addresses import own_port
-from clusters import PATIENCE, Processes, pids, put_together, start_of, workers
-from fleets import ANTENNAS, AT_ONCE, BATCHES, WINDOW, Array, contents_when, has_read, plan_of
-from loopback import needs_multicast_route, wait_for
+from clusters import MARKS, PATIENCE, Processes, pids, put_together, start_of, workers
+from fleets import ANTENNAS, AT_ONCE, BATCHES, WINDOW, contents_when, groups_of, has_read, plan_of
+from loopback import wait_for
 
-pytestmark = [
-    needs_multicast_route,
-    pytest.mark.slow,
-    pytest.mark.timeout(170),
-    # distributed's own, as its event loops and sockets end.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 KILLS = 10
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with workers(ANTENNAS) as made:
-        yield made
-
-
-@pytest.fixture
-def array():
-    made = Array(own_port())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(cluster):
-    with start_of(cluster) as starts:
-        yield starts
 
 
 def test_ten_workers_are_killed(cluster, array, start):
@@ -100,8 +75,8 @@ def test_ten_workers_are_killed(cluster, array, start):
 
 
 def test_a_worker_stands_still(cluster, array, start):
-    """Packets wait in its sockets meanwhile; those for which there is no room are missing, and the kernel's."""
-    fleet = start(plan_of(array))
+    """Without room elsewhere it keeps its share. Packets wait in its sockets; those without room there are missing."""
+    fleet = start(plan_of(array, silent_seconds=1))
     array.send_gently(fleet, range(32))
     victim = 2
     pid = pids(cluster)[fleet.stats().shares[victim].worker]
@@ -123,6 +98,71 @@ def test_a_worker_stands_still(cluster, array, start):
     assert share.missing == share.kernel_drops > 0
     for other in stats.shares[:victim] + stats.shares[victim + 1 :]:
         assert (other.present, other.missing, other.kernel_drops) == (96, 4000, 0)
+
+
+def test_a_silent_worker_is_replaced(array, start):
+    """And ends its receiver once it can be reached: it may have a share again. Nothing of it counts twice."""
+    victim = 1
+    others = [share for share in range(ANTENNAS) if share != victim]
+    with workers(ANTENNAS + 1) as cluster:
+        fleet = start(plan_of(array, silent_seconds=3), cluster)
+        where = pids(cluster)
+        group, sent, holders = array.groups[victim][0], 0, []
+
+        def send(batches, shares):
+            nonlocal sent
+            array.send_on(fleet, range(sent, sent + batches), shares)
+            sent += batches
+
+        send(2 * WINDOW * BATCHES, range(ANTENNAS))
+        assert fleet.wait(lambda: fleet.stats().shares[victim].present, PATIENCE)
+        for n in (1, 2):
+            before = fleet.stats().shares[victim]
+            pid = where[before.worker]
+            holders.append(before.worker)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                send(AT_ONCE, others)
+                assert fleet.wait(lambda n=n: fleet.stats().shares[victim].incarnation == n + 1, PATIENCE)
+                fleet.wait_until_receiving(PATIENCE)
+                send(2 * WINDOW * BATCHES, range(ANTENNAS))
+                # Both have it: nobody can tell the one that stands still.
+                assert group in groups_of(pid)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            # It hands over what it had, and leaves the group.
+            wait_for(lambda pid=pid: group not in groups_of(pid), PATIENCE)
+            refused = before.refused_reports
+            assert fleet.wait(lambda n=refused: fleet.stats().shares[victim].refused_reports > n, PATIENCE)
+            wait_for(lambda: not fleet._places.silent, PATIENCE)
+        assert fleet.stats().shares[victim].worker == holders[0] != holders[1]
+        stats = fleet.stop()
+    share = stats.shares[victim]
+    assert (share.incarnation, set(share.gaps), stats.residual) == (3, {"worker_silent"}, 0)
+    assert share.present + share.missing + sum(share.gaps.values()) == sent
+    assert {(stats.shares[i].incarnation, stats.shares[i].present, stats.shares[i].missing) for i in others} == {
+        (1, sent, 0)
+    }
+    whole = put_together(fleet)
+    assert sum(int(present[:, victim].sum()) for _, present in whole.values()) == share.present
+
+
+def test_a_scheduler_stands_still(array):
+    """Then nobody can be heard, so nobody is silent."""
+    with Processes(3) as processes, start_of(processes.address, 3) as start:
+        fleet = start(plan_of(array, shares=2, silent_seconds=1))
+        array.send_gently(fleet, range(64))
+        ticks = fleet._ticks
+        os.kill(processes.scheduler, signal.SIGSTOP)
+        try:
+            time.sleep(4)
+        finally:
+            os.kill(processes.scheduler, signal.SIGCONT)
+        # As many as make a worker silent.
+        assert fleet.wait(lambda: fleet._ticks > ticks + 20, PATIENCE)
+        array.send_gently(fleet, range(64, 128))
+        stats = fleet.stop()
+    assert [(one.incarnation, one.present, one.gaps) for one in stats.shares] == [(1, 128 * ANTENNAS // 2, {})] * 2
 
 
 def test_a_slow_share_is_named_before_it_loses_data(array, start, tmp_path):

@@ -76,6 +76,26 @@ def test_what_does_not_fit():
     assert [fatal for _, fatal in texts(PLAN, four[0], old, *four[2:])] == [True]
 
 
+def test_a_function_that_workers_do_not_have():
+    error = "ModuleNotFoundError: No module named 'night'"
+    places = [place(f"w{i}", "abcd"[i], function_error=error if i in (1, 3) else None) for i in range(4)]
+    (problem,) = problems(PLAN.dealt, PLAN.resources, places)
+    assert problem.fatal
+    assert problem.text == f"function: 2 workers (w1 on b, w3 on d) cannot find it: {error}"
+
+
+def test_silent_workers_get_no_share():
+    places = Places({"NIC": 1})
+    places.add(place("w0", "a"))
+    places.add(place("w1", "b"))
+    places.silent.add("w0")
+    assert places.take("0").worker == "w1"
+    assert places.take("1") is None
+    places.remove("w0")
+    places.add(place("w0", "a"))
+    assert places.take("1").worker == "w0"
+
+
 def test_machines_are_judged_as_a_whole():
     together = [place(f"w{i}", "a", memory=3 * PLAN.dealt[0].memory, processors=7) for i in range(4)]
     assert texts(PLAN, *together) == [("memory", True), ("processors", False)]

@@ -104,6 +104,7 @@ BAD = [
     ({"receiver": {"threads": 2}}, ["receiver.threads", "2", "1"]),
     ({"report_seconds": 0}, ["report_seconds", "0", "0.05"]),
     ({"report_seconds": float("nan")}, ["report_seconds", "nan"]),
+    ({"silent_seconds": 0.9}, ["silent_seconds", "0.9", "1.0"]),
     ({"name": ""}, ["name", "''"]),
 ]
 
@@ -114,6 +115,12 @@ def test_bad_field(changes, parts):
         Plan(**{"layout": LAYOUT, "endpoints": GROUPS, **changes})
     for part in parts:
         assert part in str(failure.value)
+
+
+def test_silence_is_longer_than_a_few_reports():
+    seconds = [({}, 3), ({"report_seconds": 2}, 8), ({"report_seconds": 2, "silent_seconds": 5}, 5)]
+    for changes, expected in seconds:
+        assert Plan(layout=LAYOUT, endpoints=GROUPS, **changes).silence == expected
 
 
 def test_axis_of_the_stream_cannot_be_cut():

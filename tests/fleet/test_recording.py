@@ -14,8 +14,7 @@ import xarray
 import zarr
 
 import speadrx
-from addresses import own_port
-from fleets import ANTENNAS, AT_ONCE, BATCHES, SAMPLES, STEP, WINDOW, Array, Shares, plan_of, record_by_one_receiver
+from fleets import ANTENNAS, AT_ONCE, BATCHES, SAMPLES, STEP, WINDOW, Shares, plan_of, record_by_one_receiver
 from loopback import needs_multicast_route, wait_for
 from speadrx.fleet import PlanError
 from speadrx.fleet.recording import FleetRecording
@@ -25,13 +24,6 @@ from speadrx.record.output import Arrival
 pytestmark = needs_multicast_route
 
 VARIABLES = ("data", "present", "time", "antenna")
-
-
-@pytest.fixture
-def array():
-    made = Array(own_port())
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ import numpy as np
 import pytest
 import spead2
 
-from addresses import own_port
-from fleets import ANTENNAS, AT_ONCE, LAYOUT, Array, as_arrays, by_one_receiver, contents, packet, plan_of
+from fleets import ANTENNAS, AT_ONCE, LAYOUT, as_arrays, by_one_receiver, contents, packet, plan_of
 from loopback import needs_multicast_route, wait_for
 from speadrx.fleet.account import FleetAccount
 from speadrx.fleet.share import ShareRun, Work, recording_path
 
 pytestmark = needs_multicast_route
-
-
-@pytest.fixture
-def array():
-    made = Array(own_port())
-    yield made
-    made.close()
 
 
 class Running:

@@ -12,15 +12,24 @@ from typing import Any, Self
 
 import dask
 import numpy as np
+import pytest
 from distributed import Client, Scheduler, Worker
 from distributed.utils import get_mp_context
 
 from addresses import own_port
 from fleets import ANTENNAS, BATCHES, as_arrays
-from loopback import wait_for
+from loopback import needs_multicast_route, wait_for
 from speadrx.fleet import Fleet, local_cluster
 from speadrx.fleet.cluster import PRELOAD, SETTINGS
 
+#: Of tests with clusters.
+MARKS = [
+    needs_multicast_route,
+    pytest.mark.slow,
+    pytest.mark.timeout(170),
+    # distributed's own, as its event loops and sockets end.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 #: Seconds to wait for what starts processes.
 PATIENCE = 100
 _TIMEOUTS = dict.fromkeys(("distributed.comm.timeouts.connect", "distributed.comm.timeouts.tcp"), f"{PATIENCE}s")
@@ -101,6 +110,12 @@ class Processes:
         self._scheduler = _start(_schedule, self._port)
         # Dask tries again after ever longer pauses.
         wait_for(self._answers, PATIENCE)
+
+    @property
+    def scheduler(self) -> int:
+        """Its process."""
+        pid: int = self._scheduler.pid
+        return pid
 
     def kill_scheduler(self) -> None:
         self._scheduler.kill()

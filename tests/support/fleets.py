@@ -108,6 +108,8 @@ def plan_of(array: Array, **changes) -> Plan:
         # So many chunks that none is left out of a recording because the disk is slow.
         "receiver": {"interface": INTERFACE, "window": WINDOW, "max_jump": 10_000, "buffer": 2**20, "chunks": 64},
         "report_seconds": 0.05,
+        # Of tests in which nobody is.
+        "silent_seconds": 100,
         **changes,
     }
     return Plan(**fields)

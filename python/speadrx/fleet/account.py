@@ -17,6 +17,9 @@ from .dealing import Share
 WORKER_DIED = "worker_died"
 SHARE_MOVED = "share_moved"
 SCHEDULER_LOST = "scheduler_lost"
+WORKER_SILENT = "worker_silent"
+#: Cause of what a share has missed that has received nothing, while others did.
+NOTHING_RECEIVED = "nothing_received"
 
 #: Counters by source in reports, whose heaps are all that was placed, but for those in flight.
 _EXPLAINING = ("present", "duplicates", "too_old")
@@ -148,6 +151,24 @@ class _ShareState:
             self.before = [0] * self.n_sources
         self.end = end
 
+    def summed(self) -> Counts:
+        """What it has counted on all hosts."""
+        sum_of = Counts()
+        for counts in self.by_host.values():
+            sum_of.rise({**counts.by_source, **counts.totals})
+        return sum_of
+
+    def missed(self, counts: Counts, batches: int) -> dict[str, list[int]]:
+        """Heaps that are in no chunk, by cause and source, where so many batches were sent according to all shares."""
+        if counts.heaps("placed") or not batches:
+            return self.gaps
+        return {NOTHING_RECEIVED: [batches * self.share.layout.batch_heaps // self.n_sources] * self.n_sources}
+
+    def batches(self, counts: Counts) -> int:
+        """How many batches are in its account."""
+        heaps = counts.heaps("present") + counts.heaps("missing") - counts.heaps("before")
+        return (heaps + sum(map(sum, self.gaps.values()))) // self.share.layout.batch_heaps
+
     @property
     def total_residual(self) -> int:
         """Placed heaps that nothing explains, of all incarnations."""
@@ -179,7 +200,7 @@ class ShareStats:
     placed: int
     present: int
     missing: int
-    #: Heaps between two incarnations, by cause.
+    #: Heaps in no chunk, by cause: between two incarnations, or all, if nothing came while other shares received.
     gaps: dict[str, int]
     #: Heaps that were placed and died with a worker.
     died: int
@@ -309,8 +330,11 @@ class FleetAccount:
     def stats(self) -> FleetStats:
         """Read the account."""
         with self._lock:
-            shares = [_share_stats(state) for state in self._shares.values()]
-            sources = _source_losses(self._shares.values())
+            counted = [(state, state.summed()) for state in self._shares.values()]
+            batches = max((state.batches(counts) for state, counts in counted), default=0)
+            found = [(state, counts, state.missed(counts, batches)) for state, counts in counted]
+            shares = [_share_stats(*one) for one in found]
+            sources = _source_losses(found)
 
         def total(name: str) -> int:
             return sum(getattr(one, name) for one in shares)
@@ -332,11 +356,8 @@ class FleetAccount:
         )
 
 
-def _share_stats(state: _ShareState) -> ShareStats:
-    sum_of = Counts()
-    for counts in state.by_host.values():
-        sum_of.rise({**counts.by_source, **counts.totals})
-    gaps = {cause: sum(heaps) for cause, heaps in state.gaps.items()}
+def _share_stats(state: _ShareState, sum_of: Counts, missed: Mapping[str, list[int]]) -> ShareStats:
+    gaps = {cause: sum(heaps) for cause, heaps in missed.items()}
     missing, present = sum_of.heaps("missing"), sum_of.heaps("present")
     waiting, ring = state.now.get("ring", (0, 0))
     return ShareStats(
@@ -380,24 +401,23 @@ def _rejected(counts: Counts) -> dict[str, int]:
     return {name.removeprefix(prefix): sum(n) for name, n in counts.by_source.items() if name.startswith(prefix)}
 
 
-def _source_losses(states: Any) -> list[SourceLoss]:
+def _source_losses(shares: Sequence[tuple[_ShareState, Counts, dict[str, list[int]]]]) -> list[SourceLoss]:
     """Add up each source over all shares that have it, in the order in which they have them."""
     columns = ("placed", "present", "missing", "gaps", "duplicates", "rejected")
     found: dict[str, Counter[str]] = {}
-    for state in states:
+    for state, counts, missed in shares:
         labels = state.share.layout.source_labels
         for label in labels:
             found.setdefault(label, Counter())
-        for gap in state.gaps.values():
+        for gap in missed.values():
             for label, heaps in zip(labels, gap, strict=True):
                 found[label]["gaps"] += heaps
-        for counts in state.by_host.values():
-            for name, by_source in counts.by_source.items():
-                column = name.partition(".")[0]
-                if column in columns:
-                    # A counter of rejected heaps ends with those whose source is unknown.
-                    for label, heaps in zip(labels, by_source, strict=False):
-                        found[label][column] += heaps
+        for name, by_source in counts.by_source.items():
+            column = name.partition(".")[0]
+            if column in columns:
+                # A counter of rejected heaps ends with those whose source is unknown.
+                for label, heaps in zip(labels, by_source, strict=False):
+                    found[label][column] += heaps
     return [
         SourceLoss(
             label=label,

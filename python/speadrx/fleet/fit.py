@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from speadrx._core import __version__
@@ -25,12 +25,13 @@ class Place:
     memory: int
     processors: int
     version: str
+    #: Why it cannot find the function of the plan.
+    function_error: str | None = None
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Place:
         """Read what a worker says."""
-        names = ("worker", "host", "resources", "memory", "processors", "version")
-        return cls(**{name: facts[name] for name in names})
+        return cls(**{field.name: facts[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Places:
     def __init__(self, resources: Mapping[str, float]) -> None:
         self._resources = dict(resources)
         self.places: dict[str, Place] = {}
+        #: Workers of which nothing is heard: they get no share.
+        self.silent: set[str] = set()
         self._shares: dict[str, str] = {}
         #: How many shares each worker, and each host has: with many shares, counting them each time takes long.
         self._on_worker: Counter[str] = Counter()
@@ -67,15 +70,24 @@ class Places:
 
     def remove(self, worker: str) -> list[str]:
         """A worker is gone. Return the shares that it had."""
-        gone = [share for share, where in self._shares.items() if where == worker]
+        gone = self.on(worker)
         for share in gone:
             self.release(share)
         self.places.pop(worker, None)
+        self.silent.discard(worker)
         return gone
+
+    def on(self, worker: str) -> list[str]:
+        """The shares that a worker has."""
+        return [share for share, where in self._shares.items() if where == worker]
+
+    def free(self) -> list[Place]:
+        """The workers with room for a share."""
+        return [one for one in self.places.values() if one.worker not in self.silent and self._has_room(one)]
 
     def take(self, share: str) -> Place | None:
         """Choose a worker for a share: of those with room, the one whose machine has the fewest. None if none has."""
-        free = [place for place in self.places.values() if self._has_room(place)]
+        free = self.free()
         if not free:
             return None
         place = min(free, key=lambda one: (self._on_host[one.host], one.worker))
@@ -117,6 +129,14 @@ def problems(shares: Sequence[Share], resources: Mapping[str, float], places: It
         Problem(f"{place.worker} on {place.host} has speadrx {place.version}, and this is {__version__}", fatal=True)
         for place in trial.places.values()
         if place.version != __version__
+    ]
+    without: defaultdict[str, list[str]] = defaultdict(list)
+    for place in trial.places.values():
+        if place.function_error is not None:
+            without[place.function_error].append(f"{place.worker} on {place.host}")
+    found += [
+        Problem(f"function: {counted(len(names), 'worker')} ({listed(names)}) cannot find it: {error}", fatal=True)
+        for error, names in without.items()
     ]
     on_host: defaultdict[str, list[Share]] = defaultdict(list)
     left = []

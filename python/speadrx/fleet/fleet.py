@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from speadrx._words import counted, listed
 
-from .account import SCHEDULER_LOST, SHARE_MOVED, WORKER_DIED, FleetAccount, FleetStats, is_slow
+from .account import SCHEDULER_LOST, SHARE_MOVED, WORKER_DIED, WORKER_SILENT, FleetAccount, FleetStats, is_slow
 from .dealing import Share
 from .fit import Place, Places, Problem, problems
 from .plan import Plan
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _OVER = ("waits", "lost", "ended", "failed")
 #: Seconds between looks of who waits for something.
 _LOOK = 0.1
+#: Looks at who is silent, in the time after which a worker is taken as lost.
+_LOOKS = 10
 #: Seconds that a share on a worker that was asked to leave has to hand over what it has received.
 _LEAVE_SECONDS = 60.0
 #: Seconds that a scheduler which is looked for has to answer.
@@ -96,6 +98,10 @@ class Fleet:
         self._shares = {share.name: share for share in plan.dealt}
         self._waiting: list[str] = []
         self._places = Places(plan.resources)
+        #: Ticks that came back from the scheduler, and how many had when a worker was heard last.
+        self._ticks, self._heard = 0, dict[str, int]()
+        #: Whether a tick is on its way, and when the next may go.
+        self._tick_is_out, self._tick_due = False, 0.0
         #: Until when a share that leaves its worker may send its last report.
         self._leaving: dict[str, float] = {}
         self._futures: dict[str, Any] = {}
@@ -135,7 +141,13 @@ class Fleet:
         FleetError
             If the scheduler cannot be reached.
         """
-        self._open(timeout)
+        try:
+            self._open(timeout)
+        except BaseException:
+            if self._client is not None:
+                self._client.close(timeout=_LOOK)
+                self._client = None
+            raise
         self._thread.start()
         self.wait(lambda: not any(problem.fatal for problem in self._problems()), grace)
         return self._problems()
@@ -158,11 +170,13 @@ class Fleet:
         self._connection = self._client.scheduler_comm
         # Nothing of a scheduler that died comes into this queue.
         events: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        self._events = events
+        self._events, self._tick_is_out = events, False
         self._client.subscribe_topic(self._topic, lambda event: events.put(event[1]))
         self._client.subscribe_topic("all", lambda event: events.put({"kind": "all", **event[1]}))
         self._wait_for_subscription(timeout)
-        self._client.register_plugin(SharesPlugin(self.id), name=self._topic)
+        function = self.plan.function if isinstance(self.plan.function, str) else None
+        plugin = SharesPlugin(self.id, self.plan.silence / _LOOKS, function)
+        self._client.register_plugin(plugin, name=self._topic)
 
     def _wait_for_subscription(self, timeout: float) -> None:
         """Wait until the scheduler passes events on. Before, those of workers would be lost."""
@@ -290,6 +304,7 @@ class Fleet:
                     self._lose_scheduler()
                 self._find_scheduler()
                 continue
+            self._send_tick()
             with self._changed:
                 try:
                     self._handle(event)
@@ -341,6 +356,13 @@ class Fleet:
         match event["kind"]:
             case "worker":
                 self._places.add(Place.of(event))
+                self._hear(event["worker"])
+            case "idle":
+                self._hear(event["worker"])
+            case "tick":
+                self._tick_is_out = False
+                self._ticks += 1
+                self._leave_silent_workers()
             case "all":
                 if event.get("action") == "remove-worker":
                     self._forget_worker(event["worker"], leaves=event["expected"])
@@ -349,6 +371,7 @@ class Fleet:
             case "failed":
                 self._fail(event)
             case _:
+                self._hear(event["worker"])
                 self._take_report(event)
         if self._stops.is_set() and not self._ending:
             self._ending = True
@@ -361,12 +384,62 @@ class Fleet:
 
     def _forget_worker(self, worker: str, *, leaves: bool) -> None:
         """A worker is gone. One that was asked to leave still sends what its shares have received."""
+        self._heard.pop(worker, None)
         for name in self._places.remove(worker):
             if leaves:
                 self._leaving[name] = time.monotonic() + _LEAVE_SECONDS
             else:
                 logger.warning("fleet %s: the worker %s of share %s has died", self.id, worker, name)
                 self._lose(name, WORKER_DIED)
+
+    def _send_tick(self) -> None:
+        """Send the scheduler a tick, which comes back behind all that it has passed on, unless one is on its way.
+
+        Silence is measured in ticks: while the scheduler stands still, or this program, nobody can be heard.
+        """
+        now = time.monotonic()
+        if self._tick_is_out or now < self._tick_due:
+            return
+        self._tick_is_out, self._tick_due = True, now + self.plan.silence / _LOOKS
+        client = self._client
+
+        async def send() -> None:
+            try:
+                await client.scheduler.log_event(topic=self._topic, msg={"kind": "tick"})
+            except OSError:  # another connection may do
+                self._tick_is_out = False
+
+        client.loop.add_callback(send)
+
+    def _hear(self, worker: str) -> None:
+        if worker not in self._places.places:
+            return
+        self._heard[worker] = self._ticks
+        if worker in self._places.silent:
+            self._places.silent.discard(worker)
+            logger.warning(
+                "fleet %s: the worker %s is heard again. If it was only busy, a larger silent_seconds in the plan lets "
+                "it keep its shares",
+                self.id,
+                worker,
+            )
+
+    def _leave_silent_workers(self) -> None:
+        """Start shares elsewhere whose worker is silent, as far as there is room.
+
+        The worker may live. The task of the share is cancelled: that ends it, as soon as the worker can be reached.
+        """
+        for worker in self._places.places.keys() - self._places.silent:
+            starts = any(self.account.state(name) == "starts" for name in self._places.on(worker))
+            if self._ticks - self._heard[worker] >= _LOOKS and not starts:
+                self._places.silent.add(worker)
+                logger.warning("fleet %s: the worker %s is silent", self.id, worker)
+        for worker in self._places.silent:
+            for name in self._places.on(worker):
+                if self.account.state(name) == "receives" and not self._ending and self._places.free():
+                    self._places.release(name)
+                    self._lose(name, WORKER_SILENT)
+                    self._place()
 
     def _lose(self, name: str, cause: str) -> None:
         """Start a share anew of which nothing more is to come."""

@@ -29,7 +29,7 @@ RESIDUAL = "speadrx_fleet_residual_heaps"
 
 #: The help text of the metrics that only a fleet has.
 HELP = {
-    GAP_HEAPS: "Heaps that were missed between two incarnations of a share, by cause",
+    GAP_HEAPS: "Heaps missed between two incarnations of a share, or by one that has received nothing, by cause",
     DIED_HEAPS: "Placed heaps that died with their worker",
     INCARNATIONS: "How often the share was started",
     RECEIVES: "1 while the share receives, otherwise 0",

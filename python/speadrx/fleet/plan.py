@@ -56,6 +56,9 @@ class Plan:
         More arguments of each `Receiver`, such as ``interface``, ``window`` or ``metrics_port``.
     report_seconds
         Time between reports.
+    silent_seconds
+        How long a worker may be silent before its shares are taken as lost, and go on elsewhere if there is room. By
+        default 3 s, or four reports if that is longer.
     name
         For messages, and the label ``fleet`` of the receivers' own metrics.
 
@@ -74,6 +77,7 @@ class Plan:
     record: str | None = None
     receiver: Mapping[str, Any] = field(default_factory=dict)
     report_seconds: float = 0.5
+    silent_seconds: float | None = None
     name: str = "fleet"
 
     def __post_init__(self) -> None:
@@ -88,6 +92,11 @@ class Plan:
         """The shares, in order."""
         dealt: tuple[Share, ...] = self._dealt  # type: ignore[attr-defined]
         return dealt
+
+    @property
+    def silence(self) -> float:
+        """Seconds after which a silent worker is taken as lost."""
+        return max(3.0, 4 * self.report_seconds) if self.silent_seconds is None else self.silent_seconds
 
     def _check(self) -> list[tuple[str, int]]:
         layout: Any = self.layout
@@ -108,6 +117,8 @@ class Plan:
             )
         _check_options(self.receiver)
         _check_number("report_seconds", self.report_seconds, 0.05)
+        if self.silent_seconds is not None:
+            _check_number("silent_seconds", self.silent_seconds, 2 * self.report_seconds)
         name: Any = self.name
         if not isinstance(name, str) or not name:
             raise PlanError(f"name: given {self.name!r}, but wanted a few letters")

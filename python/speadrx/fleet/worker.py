@@ -14,7 +14,7 @@ from distributed.comm import connect
 
 from speadrx._core import __version__
 
-from .share import ShareRun, Work
+from .share import ShareRun, Work, find_function
 
 #: Seconds that a worker that closes waits for its shares: what has come is handed over, and recordings are finished.
 _PATIENCE = 30.0
@@ -35,12 +35,17 @@ class SharesPlugin(WorkerPlugin):
     ----------
     fleet
         The fleet's own name on this scheduler.
+    seconds
+        Time between signs of life of a worker without a share.
+    function
+        Where to find the function, if the plan says that in words.
     """
 
-    def __init__(self, fleet: str) -> None:
+    def __init__(self, fleet: str, seconds: float, function: str | None) -> None:
         self.name = topic_of(fleet)
+        self._seconds, self._function = seconds, function
 
-    def setup(self, worker: Worker) -> None:
+    async def setup(self, worker: Worker) -> None:
         """Say what the worker has."""
         self._lock = threading.Lock()
         self._running: dict[Any, ShareRun] = {}
@@ -54,8 +59,18 @@ class SharesPlugin(WorkerPlugin):
             "memory": psutil.virtual_memory().available,
             "processors": len(os.sched_getaffinity(0)),
             "version": __version__,
+            # Not by the loop: what is imported may take long.
+            "function_error": await asyncio.to_thread(_import_error, self._function),
         }
         worker.log_event(self.name, facts)
+        self._signs = asyncio.create_task(self._give_signs(worker))
+
+    async def _give_signs(self, worker: Worker) -> None:
+        """Say that the worker is there while it has no share: those have reports."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            if not self._running:
+                worker.log_event(self.name, {"kind": "idle", "worker": worker.address})
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """End the share of a task that was cancelled."""
@@ -75,6 +90,7 @@ class SharesPlugin(WorkerPlugin):
         A worker also closes when its scheduler has died, or cannot be reached. Then its shares go on, and record, until
         a scheduler answers at the same address: that one has them started anew.
         """
+        self._signs.cancel()
         with self._lock:
             runs = list(self._running.values())
         while not all(run.finished.is_set() for run in runs) and not await _scheduler_answers(worker):  # noqa: ASYNC110
@@ -96,6 +112,15 @@ class SharesPlugin(WorkerPlugin):
         with self._lock:
             self._running.pop(key, None)
             self._cancelled.discard(key)
+
+
+def _import_error(function: str | None) -> str | None:
+    """Why a function cannot be found here."""
+    try:
+        find_function(function)
+    except Exception as exc:  # noqa: BLE001 (a module may raise anything as it is imported)
+        return f"{type(exc).__name__}: {exc}"
+    return None
 
 
 async def _scheduler_answers(worker: Worker) -> bool:
