@@ -316,6 +316,9 @@ impl Writer {
 impl Writer {
     /// Wait in short turns, so that signals are heard; not if nothing is done for so long.
     fn wait_until(&self, py: Python<'_>, patience: f64, wait: impl Fn(Duration) -> bool + Sync) -> PyResult<bool> {
+        if wait(Duration::ZERO) {
+            return Ok(true); // as a rule, and then it is not worth to let go of the lock
+        }
         let patience = duration(patience);
         loop {
             let rest = patience.saturating_sub(self.threads.stuck());

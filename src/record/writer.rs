@@ -183,6 +183,8 @@ impl Counts {
 struct State {
     queue: VecDeque<Job>,
     running: usize,
+    /// Threads that wait for work. To wake one is a call of the system, so it is done only if there is one.
+    resting: usize,
     /// Jobs that are over.
     done: Vec<u64>,
     /// Chunks that are not written yet, and their heaps.
@@ -274,7 +276,9 @@ impl Shared {
             } else if state.ending {
                 return;
             } else {
+                state.resting += 1;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.resting -= 1;
             }
         }
     }
@@ -332,7 +336,9 @@ impl Writer {
             state.progress = Some(Instant::now());
         }
         state.queue.push_back(Job { ticket, pieces, work, part });
-        self.shared.work.notify_one();
+        if state.resting > 0 {
+            self.shared.work.notify_one();
+        }
         true
     }
 
@@ -404,6 +410,9 @@ impl Writer {
 
     fn wait_until(&self, most: Duration, is_so: impl Fn(&State) -> bool) -> bool {
         let state = self.shared.lock();
+        if most.is_zero() {
+            return is_so(&state);
+        }
         let not_yet = |state: &mut State| !is_so(state);
         let (state, _) =
             self.shared.back.wait_timeout_while(state, most, not_yet).unwrap_or_else(PoisonError::into_inner);

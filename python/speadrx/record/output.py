@@ -20,7 +20,7 @@ from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.chunk import Chunk
 
 from .compression import Compressor
-from .part import FORMAT, Part, Piece, Stored, check_selection, group_document
+from .part import FORMAT, Part, Piece, Stored, check_selection, group_document, named
 from .recording import is_recording
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Output:
         self._capacity, self._waits, self._patience = queue, wait, patience
         self._most_gap = _MOST_GAP_BATCHES // layout.chunk_batches
         self._about = {"began": dt.datetime.now(dt.UTC).isoformat(), **(about or {})}
-        #: The metadata of all in the recording, by path.
+        #: The metadata of all in the recording, by path, as they are in the document of the root.
         self._documents: dict[str, bytes] = {}
         self._toml = layout.declaration.to_toml()
         self._make_folder(overwrite)
@@ -171,16 +171,17 @@ class Output:
 
     def put_quickly(self, timestamp: int, memory: Memory, heaps: int, lent: Chunk) -> bool:
         """Queue a chunk that goes on where the last one ended and needs no metadata. Returns whether it was queued."""
-        if self._waits and not self._writer.wait_for_room(self._patience):
+        if self._quick is None:
             return False
-        with self._lock:
-            if self._quick is None:
-                return False
-            lent._share()
-            if self._writer.put(self._quick, timestamp, self._most_gap, memory, heaps, lent):
-                return True
-            lent._unshare()
-            return False
+        lent._share()
+        if not self._waits or self._writer.wait_for_room(self._patience):
+            with self._lock:
+                if self._quick is not None and self._writer.put(
+                    self._quick, timestamp, self._most_gap, memory, heaps, lent
+                ):
+                    return True
+        lent._unshare()
+        return False
 
     def put(self, arrival: Arrival) -> bool:
         """Queue a chunk. Returns whether it was queued; if not, that is counted."""
@@ -302,8 +303,9 @@ class Output:
         pieces += part.metadata(chunks)
         documents = dict(self._documents)
         for path, content, _ in pieces:
-            if os.path.basename(path) == "zarr.json":
-                documents[os.path.relpath(os.path.dirname(path), self.path)] = content
+            if path.endswith("/zarr.json"):
+                name = path[len(self.path) : -len("/zarr.json")].lstrip("/")
+                documents[name] = named(name, content)
         pieces.append((os.path.join(self.path, "zarr.json"), self._root_document(parts, documents, **more), True))
         return pieces, documents
 
@@ -328,7 +330,7 @@ class Output:
             **self._about,
             **more,
         }
-        return group_document({"speadrx": ours}, documents)
+        return group_document({"speadrx": ours}, documents.values())
 
     def _settle(self) -> None:
         """Recycle what was written: a thread."""

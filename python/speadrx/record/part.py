@@ -85,15 +85,18 @@ def _plain(value: Any) -> Any:
     return vars(value) if dataclasses.is_dataclass(value) else str(value)
 
 
-def group_document(attributes: Mapping[str, Any], documents: Mapping[str, bytes] | None = None) -> bytes:
-    """Write the metadata of a group; of the root, with the documents of all that is in it, by path."""
+def named(path: str, document: bytes) -> bytes:
+    """A document of metadata, as it is in that of the root."""
+    return as_json(path) + b": " + document
+
+
+def group_document(attributes: Mapping[str, Any], documents: Iterable[bytes] | None = None) -> bytes:
+    """Write the metadata of a group; of the root, with the documents of all that is in it, as `named` makes them."""
     document = as_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
     if documents is None:
         return document
-    # They are JSON already.
-    metadata = b", ".join(as_json(path) + b": " + content for path, content in documents.items())
     inline = b'"consolidated_metadata": {"kind": "inline", "must_understand": false, "metadata": {'
-    return document[:-1] + b", " + inline + metadata + b"}}}"
+    return document[:-1] + b", " + inline + b", ".join(documents) + b"}}}"
 
 
 def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int]]) -> dict[int, list[int]]:
