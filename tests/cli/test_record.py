@@ -100,6 +100,16 @@ class TestCapture:
         assert check_part(path, 2800, before) + check_part(path / "part_1", first, after) == account["present"]
         assert account["recording"]["parts"] == 2
 
+    def test_no_time_is_negative(self, options, tmp_path):
+        """As the account of a run said in which time restarted backwards."""
+        options = [option for option in options if option != "--max-jump=5000"]
+        capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps_of([700, 701, 702]) + heaps_of([2, 3, 4])))
+        shown = run_here("record", capture, *options)
+        first = attributes(tmp_path / "a.zarr")["first_timestamp"]
+        last = 4 * BATCHES * STEP
+        assert f"Chunks: 6, from timestamp {first} to {last}, in between which time restarted." in shown
+        assert " s of data" not in shown
+
     @pytest.mark.parametrize(
         ("limit", "chunks", "ended_by"),
         [

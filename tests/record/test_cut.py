@@ -265,6 +265,18 @@ class TestWhatItSays:
         errors = run_here("record", capture, "-o", str(tmp_path / "a.zarr"), code=2)
         assert "Missing option '-l'" in errors
 
+    @pytest.mark.parametrize("args", [(), ("-l", "meerkat-digitiser"), ("--window", "4")])
+    def test_a_folder_that_is_none(self, tmp_path, args) -> None:
+        errors = run_here("record", str(tmp_path), "-o", str(tmp_path / "a.zarr"), *args, code=2)
+        assert "is not a recording: there is no zarr.json in it" in errors
+
+    @pytest.mark.parametrize("command", ["record", "look"])
+    def test_two_at_once(self, night, tmp_path, command) -> None:
+        output = ("-o", str(tmp_path / "a.png")) if command == "look" else ("-o", str(tmp_path / "a.zarr"))
+        errors = run_here(command, str(night), str(night), *output, code=2)
+        assert "give one recording or capture alone" in " ".join(errors.split())
+        assert "has no port" not in errors
+
 
 @pytest.mark.parametrize("compress", [None, "zstd"])
 def test_what_breaks_off_is_not_complete(tmp_path: pathlib.Path, compress: str | None) -> None:

@@ -260,13 +260,22 @@ class AccountView:
             table.add_row(printable(stats.label), percentage(row.loss), *map(number, counts), newest)
         return table
 
+    def _length(self) -> str:
+        """How much time of the data there is: nobody knows, if it began again."""
+        stats, layout = self._moment.stats, self._moment.layout
+        assert stats.first_timestamp is not None
+        assert stats.last_timestamp is not None
+        if stats.restarts:
+            return f" to {stats.last_timestamp}, in between which time restarted"
+        ticks, rate = stats.last_timestamp - stats.first_timestamp, layout.declaration.time.tick_rate
+        ticks += layout.chunk_timestamp_step
+        length = f"{exact(ticks)} ticks" if rate is None else f"{ticks / rate:.3f} s"
+        return f": {length} of data"
+
     def _sums(self) -> Iterator[str]:
         stats, rates = self._moment.stats, self._moment.rates()
         if stats.first_timestamp is not None and stats.last_timestamp is not None:
-            ticks = stats.last_timestamp - stats.first_timestamp + self._moment.layout.chunk_timestamp_step
-            rate = self._moment.layout.declaration.time.tick_rate
-            length = f"{exact(ticks)} ticks" if rate is None else f"{ticks / rate:.3f} s"
-            yield f"Chunks: {exact(stats.chunks)}, from timestamp {stats.first_timestamp}: {length} of data."
+            yield f"Chunks: {exact(stats.chunks)}, from timestamp {stats.first_timestamp}{self._length()}."
         yield (
             f"Rates: {rates.gigabits_per_second:.3g} Gb/s, {exact(rates.heaps_per_second)} heaps/s, "
             f"{exact(rates.packets_per_second)} packets/s in {self._moment.seconds:.2f} s."

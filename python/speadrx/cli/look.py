@@ -191,9 +191,10 @@ def _ticks(layout: Layout, seconds: float) -> int:
 
 
 def _recording(path: str, layout: Layout | None) -> Recording:
+    recording = open_recording(path)
     if layout is not None:
         raise click.UsageError(f"{path} is a recording, which has its layout in it: leave out --layout and --set")
-    return open_recording(path)
+    return recording
 
 
 def _look_at_recording(recording: Recording, impression: Impression, interrupted: threading.Event) -> None:

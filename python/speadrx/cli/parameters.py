@@ -72,6 +72,10 @@ def read_sources(
     try:
         return read_endpoints(context, parameter, texts)
     except click.BadParameter as exc:
+        if there := [text for text in texts if os.path.exists(text)]:
+            raise click.BadParameter(
+                f"{there[0]} is no endpoint, but on disk: give one recording or capture alone"
+            ) from None
         raise click.BadParameter(f"no such file, and no endpoints: {exc.message}") from None
 
 

@@ -98,9 +98,9 @@ def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) ->
     """Read a history or a recording, or receive a capture."""
     try:
         if path.is_dir():
+            recording = open_recording(str(path))
             if layout is not None or overrides:
                 raise click.UsageError(f"{path} has its layout in it: leave out --layout and --set")
-            recording = open_recording(str(path))
             with readable(str(path)):
                 return history_of(recording), None
         if _is_history(path):

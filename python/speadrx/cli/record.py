@@ -19,7 +19,7 @@ from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
 from speadrx.record.cut import Cutting, Source
 from speadrx.record.part import Stored, check_selection
-from speadrx.record.recording import Recording, is_recording
+from speadrx.record.recording import is_recording
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
@@ -29,7 +29,7 @@ from .parameters import UnusableError, describe, naming_options, read_sources
 from .pieces import Limits, Pieces, complain, document, existing, summary
 from .progress import PolledProgress
 from .receiving import describe_receiver, make_receiver, network_options, receiver_options
-from .recorded import readable
+from .recorded import open_recording, readable
 from .recv import listen, say_why_nothing, watch
 from .replay import say_what_came
 from .session import Session, conclude
@@ -145,7 +145,7 @@ def record(
       3  not all of what was received could be written
     """  # noqa: D301 (click needs the backslash)
     output = os.path.normpath(output)
-    if isinstance(source, str) and os.path.isfile(os.path.join(source, "zarr.json")):
+    if isinstance(source, str) and os.path.isdir(source):
         _cut(source, output, split, (chunks, max_bytes, seconds), select, compress=compress, patience=patience)
     if layout is None:
         (parameter,) = (one for one in record.params if one.name == "name_or_path")
@@ -215,6 +215,7 @@ def _cut(
 ) -> None:
     """Make a recording of a recording, and exit."""
     context = click.get_current_context()
+    recording = open_recording(path)
     for parameter in context.command.params:
         given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if given and parameter.name not in _OF_RECORDINGS:
@@ -222,7 +223,6 @@ def _cut(
     as_json, force = context.params["as_json"], context.params["force"]
     console = Console(highlight=False, quiet=as_json or context.params["quiet"])
     with naming_options():
-        recording = Recording(path)
         chunks, max_bytes, seconds = wanted
         ticks, split_ticks = (
             _ticks(recording.layout, time, option) for time, option in ((seconds, "--seconds"), (split, "--split"))

@@ -171,8 +171,6 @@ class Output:
 
     def put_quickly(self, timestamp: int, memory: Memory, heaps: int, lent: Chunk) -> bool:
         """Queue a chunk that goes on where the last one ended and needs no metadata. Returns whether it was queued."""
-        if self._quick is None:
-            return False
         lent._share()
         if not self._waits or self._writer.wait_for_room(self._patience):
             with self._lock:
