@@ -493,7 +493,7 @@ pub struct LayoutSpec {
     /// Name of the axis whose index is the source: the accounts count heaps by source.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sources: Option<String>,
-    /// Name of each source in the accounts (default: its value, if the axis has `values`, or its index).
+    /// Name of each source in the accounts (default: what senders send for it; or the ID of its item, or its index).
     #[serde(default, skip_serializing_if = "is_default")]
     pub source_labels: Option<Vec<String>>,
     /// IDs of other items that a heap must have. Heaps without them are rejected.

@@ -208,7 +208,7 @@ class TestSpectrum:
         payloads = {(b, 8 * s): parts[b, s].astype(">i4").tobytes() for b in range(3) for s in range(4)}
         numbers = look(layout, payloads, "--chunks", 3)
         assert numbers["kind"] == "power"
-        assert [source["label"] for source in numbers["sources"]] == ["0", "1", "2", "3"]
+        assert [source["label"] for source in numbers["sources"]] == ["0", "8", "16", "24"]
         spectrum = numbers["spectrum"]
         assert spectrum["channel"] == list(range(32))
         wanted = np.abs(parts[..., 0] + 1j * parts[..., 1]).mean(axis=(0, 3)).reshape(-1)

@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 
@@ -14,13 +15,18 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
+import spead2
+
 import speadrx
 from complaints import complaints
+from handmade import Heap, encode
 from recordings import (
+    ANTENNA_ID,
     ANTENNAS,
     BATCHES,
     SAMPLES,
     STEP,
+    TIME_ID,
     attributes,
     check_part,
     heaps_of,
@@ -30,6 +36,7 @@ from recordings import (
     receiver,
     value,
 )
+from speadrx import Axis
 from speadrx.cli.pieces import Limits, Pieces
 from terminals import PATIENCE, SPEADRX, Terminal, environment, piped, run, run_here, wait_for_line
 from wire import write_capture
@@ -433,6 +440,45 @@ class TestSelection:
         account = record(options, tmp_path, heaps, "--select=antenna=1,1", "--select=antenna=1")
         assert account["recording"]["heaps"] == 2 * BATCHES
         assert attributes(tmp_path / "a.zarr")["select"] == {"antenna": [1]}
+
+
+def test_numbers_of_an_axis_are_what_senders_send(options, tmp_path):
+    """Of an axis with a step, too: where it is selected, in coordinates, and where one looks at it."""
+    zarr = pytest.importorskip("zarr")
+    layout = layout_of(
+        axes=(Axis(name="antenna", item=ANTENNA_ID, step=2, size=ANTENNAS),), sources="antenna", side_items=()
+    )
+    pathlib.Path(options[1]).write_text(layout.to_toml(), "utf-8")
+    packets = [
+        packet
+        for count, (batch, antenna) in enumerate(heaps_of(range(3)), 1)
+        for packet in encode(
+            Heap(
+                {spead2.HEAP_LENGTH_ID: 2 * SAMPLES, TIME_ID: batch * STEP, ANTENNA_ID: 2 * antenna},
+                struct.pack(f">{SAMPLES}h", *(value(batch, antenna, i) for i in range(SAMPLES))),
+            ),
+            count,
+            48,
+        )
+    ]
+    capture = write_capture(tmp_path / "capture.pcap", packets)
+    night, whole, cut = str(tmp_path / "a.zarr"), str(tmp_path / "whole.zarr"), str(tmp_path / "cut.zarr")
+    run_here("record", capture, *options, "--select", "antenna=2")
+    run_here("record", capture, *options, "-o", whole)
+    run_here("record", whole, "-o", cut, "--select", "antenna=2")
+    wanted = [[value(i, 1, j) for j in range(SAMPLES)] for i in range(3 * BATCHES)]
+    for path in (night, cut):
+        group = zarr.open_group(path, mode="r")
+        assert group["antenna"][:].tolist() == [2]
+        assert group["data"][:, 0].tolist() == wanted
+    assert zarr.open_group(whole, mode="r")["antenna"][:].tolist() == [0, 2, 4]
+    for source in ([capture, *options[:2]], [whole]):
+        (level,) = json.loads(run_here("look", *source, "--source", "antenna=2", "--json"))["sources"]
+        assert level["label"] == "2"
+        assert (level["low"], level["high"]) == (value(0, 1, 0), value(11, 1, SAMPLES - 1))
+    bad = str(tmp_path / "bad.zarr")
+    for command in (["look", whole, "--source", "antenna=1"], ["record", whole, "-o", bad, "--select", "antenna=1"]):
+        assert "0, 2, 4" in run_here(*command, code=2)
 
 
 def test_seconds_go_on_when_time_begins_again(options, tmp_path):

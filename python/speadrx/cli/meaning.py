@@ -214,7 +214,7 @@ def _names_in(field: Field, taken: set[str]) -> list[str]:
 def _axis(layout: Layout, number: int, recorded: Sequence[int] | None) -> Dimension:
     name, size = layout.axis_names[number], layout.present_shape[number]
     declared: Any = next((axis for axis in layout.axes if axis.name == name), None)
-    values = range(size) if declared is None else declared.values or range(0, size * declared.step, declared.step)
+    values = range(size) if declared is None else declared._numbers
     there = range(size) if recorded is None else recorded
     return Dimension(name, tuple(values[i] for i in there), tuple(range(len(there))))
 
@@ -247,12 +247,12 @@ def _read_selection(
 
 
 def _index(text: str, name: str, values: Sequence[int], labels: Sequence[str]) -> int:
-    if text in labels:
-        return labels.index(text)
     try:
         return list(values).index(int(text, 0))
     except ValueError:
-        there = [str(value) for value in (labels or values)]
+        if text in labels:
+            return labels.index(text)
+        there = [label for label in labels if not label.isdecimal()] or [str(value) for value in values]
         some = ", ".join(there if len(there) <= 8 else [*there[:7], "...", there[-1]])
         raise ValueError(f"selection: {text!r} is no {name} here; there is {some}") from None
 

@@ -148,6 +148,14 @@ class Axis:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, as_tuple(name, value))
 
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        """What stands for each index, wherever users name one: what senders send; the index, if they send none."""
+        if self.values is not None:
+            return self.values
+        size = len(self.present_items or self.payload_items or ()) or self.size or 0
+        return tuple(range(0, size * self.step, self.step))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SideItem:
@@ -272,7 +280,7 @@ class Layout(DeclarativeLayout):
     sources
         Name of the axis whose index is the source: the accounts count heaps by source.
     source_labels
-        Name of each source in the accounts (default: its value, if the axis has `values`, or its index).
+        Name of each source in the accounts (default: what senders send for it; or the ID of its item, or its index).
     required_items
         IDs of other items that a heap must have. Heaps without them are rejected.
     dtype
@@ -365,10 +373,11 @@ class Layout(DeclarativeLayout):
         _ = self._contents  # its checks
 
     def _default_labels(self, n_sources: int) -> _DefaultLabels:
-        """The values of the axis of sources if it has any, or else the indices."""
-        found = (axis.values or axis.payload_items for axis in self.axes if axis.name == self.sources)
-        values = next(found, None)
-        return _DefaultLabels(str(value) for value in (range(n_sources) if values is None else values))
+        """What senders send for each source, or the IDs of its items; or else the indices."""
+        axis = next((axis for axis in self.axes if axis.name == self.sources), None)
+        values = None if axis is None else axis.values or axis.payload_items
+        step = 1 if axis is None else axis.step
+        return _DefaultLabels(map(str, values or (step * index for index in range(n_sources))))
 
     @property
     def _has_default_labels(self) -> bool:

@@ -100,7 +100,7 @@ def group_document(attributes: Mapping[str, Any], documents: Iterable[bytes] | N
 
 
 def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int]]) -> dict[int, list[int]]:
-    """Return which indices of each axis are selected, by the values that the layout gives its axis, or by index.
+    """Return which indices of each axis are selected, by what senders send, or by index if they send none.
 
     Raises
     ------
@@ -112,8 +112,7 @@ def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int
     for name, wanted in select.items():
         if name not in axes:
             raise ValueError(f"select: given axis {name!r}, but wanted one of {', '.join(axes) or 'none'}")
-        size = layout.present_shape[layout.axis_names.index(name)]
-        values = list(axes[name].values or range(size))
+        values = list(axes[name]._numbers)
         for value in wanted:
             if value not in values:
                 raise ValueError(f"select: {name} has no {value}, but wanted some of {', '.join(map(str, values))}")
@@ -183,9 +182,9 @@ class Stored:
         ]
 
     def _values(self, axis: Any) -> list[int]:
-        i = self._layout.axis_names.index(axis.name)
-        values = list(axis.values or range(self._layout.present_shape[i]))
-        return [values[index] for index in self._select.get(i, range(len(values)))]
+        values: tuple[int, ...] = axis._numbers
+        chosen = self._select.get(self._layout.axis_names.index(axis.name), range(len(values)))
+        return [values[index] for index in chosen]
 
     def _element(self) -> tuple[np.dtype, tuple[int, ...], tuple[str, ...]]:
         """What is stored of a heap: the type of its elements, their shape, and the names of its dimensions."""
