@@ -33,7 +33,7 @@ from recordings import (
     status,
     value,
 )
-from speadrx import Axis, Field, Layout, Recorder, TimeAxis
+from speadrx import Axis, Field, Layout, Recorder, SideItem, TimeAxis
 
 xarray = pytest.importorskip("xarray")
 zarr = pytest.importorskip("zarr")
@@ -309,6 +309,77 @@ def test_dimensions_of_heaps(tmp_path) -> None:
     for (batch, antenna), payload in BYTES.items():
         wanted = unpacked(payload, 10)[:63]
         assert dataset.data[batch - FIRST, antenna].values.reshape(-1).tolist() == wanted
+
+
+def test_names_do_not_collide(tmp_path) -> None:
+    """Side items with names that recordings need, or that others have then; each with its own values."""
+    names = ("data", "item_data", "part_1", "antenna")
+    layout = layout_of(side_items=tuple(SideItem(name=name, item=0x4200 + i) for i, name in enumerate(names)))
+    packets = []
+    for count, (batch, antenna) in enumerate([*heaps_of([700, 701]), *heaps_of([2, 3])], 1):
+        items = {0x4200 + i: 10 * i + antenna for i in range(len(names))}
+        items |= {spead2.HEAP_LENGTH_ID: 2 * SAMPLES, TIME_ID: batch * STEP, ANTENNA_ID: antenna}
+        packets += encode(Heap(items, bytes(2 * SAMPLES)), count, 48)
+    queue = spead2.InprocQueue()
+    for packet in packets:
+        queue.add_packet(packet)
+    queue.stop()
+    with (
+        speadrx.Receiver(layout, queue, window=2, chunks=6) as rx,
+        speadrx.Recorder(rx, tmp_path / "a.zarr", wait=True) as recorder,
+    ):
+        for chunk in recorder:
+            chunk.recycle()
+    for part in (0, 1):
+        dataset = speadrx.open(tmp_path / "a.zarr", part=part, masked=True)
+        stored = ("item_data", "item_item_data", "item_part_1", "item_antenna")
+        assert set(dataset.data_vars) == {"data", "present", *stored}
+        for i, name in enumerate(stored):
+            for antenna in range(3):
+                there = dataset[name].values[:, antenna][dataset.present.values[:, antenna]]
+                assert set(there.tolist()) == {10 * i + antenna}
+
+
+@pytest.mark.parametrize("dtype", ["cint8", "int10", "f2>"])
+@pytest.mark.parametrize("name", ["byte", "complex"])
+def test_axes_with_names_of_dimensions(tmp_path, name, dtype) -> None:
+    fields = (Field(name=name, dtype=">i2"), Field(name=f"field_{name}", dtype=">i2")) if dtype == "f2>" else ()
+    axes = (Axis(name=name, item=ANTENNA_ID, size=3),)
+    changes = {"fields": fields, "heap_shape": (4,)} if fields else {"dtype": dtype}
+    layout = layout_of(
+        **{"dtype": "uint8", "heap_bytes": 80 if not fields else 16, **changes}, axes=axes, side_items=()
+    )
+    payloads = {heap: payload[: layout.heap_bytes] for heap, payload in BYTES.items()}
+    dataset = speadrx.open(record_bytes(tmp_path / "a.zarr", layout, payloads))
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    dims = group["data"].metadata.dimension_names
+    assert len(set(dims)) == len(dims)
+    for (batch, antenna), payload in payloads.items():
+        heap = dataset.isel({"time": batch - FIRST, name: antenna})
+        if fields:
+            pairs = np.frombuffer(payload, ">i2").reshape(4, 2)
+            assert heap[f"field_{name}"].values.tolist() == pairs[:, 0].tolist()
+            assert heap[f"field_field_{name}"].values.tolist() == pairs[:, 1].tolist()
+        elif dtype == "cint8":
+            parts = np.frombuffer(payload, "i1").reshape(-1, 2)
+            assert heap.data.values.tolist() == (parts[:, 0] + 1j * parts[:, 1]).tolist()
+        else:
+            assert heap.data.values.tolist() == unpacked(payload, 10)
+
+
+@pytest.mark.parametrize("name", ["data", "present", "part_1"])
+def test_axes_that_cannot_be_called_so(tmp_path, name) -> None:
+    for changes in (
+        {"axes": (Axis(name=name, item=ANTENNA_ID, size=3),)},
+        {"time": TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES, name=name)},
+    ):
+        layout = layout_of(**changes)
+        with (
+            speadrx.Receiver(layout, spead2.InprocQueue(), window=2, chunks=6) as rx,
+            pytest.raises(ValueError, match=f"an axis is called '{name}'"),
+        ):
+            speadrx.Recorder(rx, tmp_path / "a.zarr")
+        assert not (tmp_path / "a.zarr").exists()
 
 
 @pytest.mark.parametrize(("heap_shape", "dims"), [((4,), ("sample",)), ((2, 2), ("sample_0", "sample_1"))])

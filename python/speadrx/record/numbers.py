@@ -12,7 +12,7 @@ import numpy as np
 from speadrx.layout.contents import Contents, Element
 from speadrx.layout.declaration import Layout, TimeAxis
 
-from .part import Stored
+from .part import Stored, free_name
 
 #: Makes numbers of what is stored. Its leading axes, those of the layout, stay as they are, whatever their sizes.
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -39,10 +39,12 @@ def numbers_of(layout: Layout, stored: Stored) -> list[Numbers]:
         return [Numbers("data", dims, contents.shape, dtype, _decoder(contents, stored), convert)]
     found = []
     taken = {*stored.present.dims, *(array.name for array in stored.arrays)}
+    axes = {*stored.present.dims, *dims}
     for field in layout.fields:
-        name = f"field_{field.name}" if field.name in taken else field.name
+        name = free_name(field.name, "field_", taken)
+        taken.add(name)
         dtype, convert = plain(field.element)
-        inner = (*dims, *(f"{name}_{i}" for i in range(len(field.shape))))
+        inner = (*dims, *(free_name(f"{name}_{i}", "field_", axes) for i in range(len(field.shape))))
         pick = functools.partial(_pick, field.name, convert)
         decode = functools.partial(_view_as, contents.element.dtype, pick)
         found.append(Numbers(name, inner, (*contents.shape, *field.shape), dtype, decode, pick))

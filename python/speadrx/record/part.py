@@ -6,8 +6,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ FORMAT = 1
 #: The dtypes that every reader of Zarr v3 knows.
 _KNOWN = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
 _KNOWN |= {"float16", "float32", "float64", "complex64", "complex128"}
+
+
+#: What is a group, where time began again.
+_GROUP = re.compile(r"part_\d+")
+#: The arrays that all recordings have.
+_OWN = ("data", "present")
 
 
 class _Array(NamedTuple):
@@ -99,6 +106,13 @@ def group_document(attributes: Mapping[str, Any], documents: Iterable[bytes] | N
     return document[:-1] + b", " + inline + b", ".join(documents) + b"}}}"
 
 
+def free_name(name: str, prefix: str, taken: Collection[str]) -> str:
+    """Put a prefix before a name, until nothing else is called so."""
+    while name in taken or _GROUP.fullmatch(name):
+        name = prefix + name
+    return name
+
+
 def check_selection(layout: DeclarativeLayout, select: Mapping[str, Sequence[int]]) -> dict[int, list[int]]:
     """Return which indices of each axis are selected, by what senders send, or by index if they send none.
 
@@ -149,6 +163,11 @@ class Stored:
         self.is_selection = bool(select)
         declaration = layout.declaration
         names = layout.axis_names
+        for name in names:
+            if name in _OWN or _GROUP.fullmatch(name):
+                raise ValueError(
+                    f"layout: an axis is called {name!r}, but recordings use this name: give it another one"
+                )
         self.time_name = declaration.time.name
         self.time_axis = names.index(self.time_name)
         divided, by = beside or (None, 1)
@@ -160,12 +179,14 @@ class Stored:
         self.data = _Array("data", dtype, (*names, *dims), (*heaps, *shape), self.time_axis, **more)
         self.present = _Array("present", np.dtype(bool), names, heaps, self.time_axis, **more)
         extra = layout.extra_dtype
-        taken = {"data", "present", *names}
         items = () if extra is None else [(name, extra[name]) for name in extra.names or ()]
-        self.side = {
-            name: _Array(f"item_{name}" if name in taken else name, kind, names, heaps, self.time_axis, **more)
-            for name, kind in items
-        }
+        taken = {*_OWN, *names}
+        #: Those of the side items, by their names.
+        self.side: dict[str, _Array] = {}
+        for name, kind in items:
+            own = free_name(name, "item_", taken)
+            taken.add(own)
+            self.side[name] = _Array(own, kind, names, heaps, self.time_axis, **more)
         #: The presence is the last, also of what is written: what it tells is there is there.
         self.arrays = [self.data, *self.side.values(), self.present]
         #: Their metadata, with -1 in the place of their length.
@@ -174,11 +195,10 @@ class Stored:
         self.chunk_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in self.arrays)
         #: How many heaps of a chunk are stored.
         self.n_heaps = math.prod(heaps)
-        taken = {array.name for array in self.arrays}
         self.coordinates = [
             (_Array(axis.name, np.dtype(np.int64), (axis.name,), (len(values),), None), np.array(values, np.int64))
             for axis in declaration.axes
-            if (values := self._values(axis)) and axis.name not in taken
+            if (values := self._values(axis))
         ]
 
     def _values(self, axis: Any) -> list[int]:
@@ -190,14 +210,15 @@ class Stored:
         """What is stored of a heap: the type of its elements, their shape, and the names of its dimensions."""
         contents = self._layout.declaration._contents
         dtype, shape = contents.stored_dtype, contents.stored_shape
+        axes = self._layout.axis_names
         if contents.element.packing is not None:
-            return dtype, shape, ("byte",)
+            return dtype, shape, (free_name("byte", "heap_", axes),)
         dims = self._layout.heap_axis_names
         if contents.element.is_complex_integer:
-            return dtype[0], (*shape, 2), (*dims, "complex")
+            return dtype[0], (*shape, 2), (*dims, free_name("complex", "heap_", (*axes, *dims)))
         if dtype.name in _KNOWN:
             return dtype, shape, dims
-        return np.dtype(np.uint8), (*shape, dtype.itemsize), (*dims, "byte")
+        return np.dtype(np.uint8), (*shape, dtype.itemsize), (*dims, free_name("byte", "heap_", (*axes, *dims)))
 
     def held(self, chunk: Any) -> Held:
         """What a chunk holds of it. It is kept with the chunk, whose memory stays the same as a rule."""
