@@ -1,17 +1,22 @@
-"""Senders fall silent while somebody floods the port: what counts is the silence of heaps that are placed."""
+"""Floods: of packets while senders are silent, when the silence of heaps that are placed counts; and of wrong times."""
 
 import contextlib
+import itertools
+import random
+import struct
 import subprocess
 import sys
 import threading
 import types
 
+import numpy as np
 import pytest
+import spead2
 
 from addresses import own_port
 from handmade import SMALL, STOP_PACKET, encode, small_heap
 from loopback import send, wait_for
-from speadrx import Receiver
+from speadrx import Axis, Layout, Receiver, TimeAxis
 from speadrx.receive.silence import Silence
 
 pytestmark = pytest.mark.fault(9)
@@ -57,6 +62,59 @@ def test_flushed_in_a_flood(packet, threads):
         send(("127.0.0.1", ports[0]), [encode(small_heap({0x10: i * SMALL.time.step}), i, 48)[0] for i in range(16)])
         wait_for(lambda: 0 < receiver.stats().placed == receiver.stats().present)
         assert flood.poll() is None, "the flood has ended"
+
+
+SOURCES, WINDOW, START, COUNT = 4096, 4, 1000, 6
+MANY = Layout(
+    heap_bytes=8,
+    time=TimeAxis(item=0x1600, step=16, batches=1),
+    axes=(Axis(name="source", item=0x4101, size=SOURCES),),
+    sources="source",
+)
+#: Source and batch of a wrong heap beside a good one. The last source sends nothing good.
+WRONG = {
+    "garbage": lambda source, batch, rng: (source, rng.randrange(2**43)),
+    "elsewhere": lambda source, batch, rng: (source % (SOURCES // 2 - 1), batch + 10**6),
+    "ahead": lambda source, batch, rng: (SOURCES - 1, batch + rng.randrange(1, 2 * WINDOW)),
+    "late": lambda source, batch, rng: (source, batch - 3 * WINDOW // 2),
+}
+
+
+@pytest.mark.parametrize(("wrong", "threads"), list(zip(WRONG, [1, 4, 1, 4], strict=True)))
+def test_good_heaps_in_a_flood_of_wrong_times(wrong, threads):
+    """As many heaps have wrong times as right ones, and not one of the latter is lost."""
+    rng = random.Random(7)
+    queues = [spead2.InprocQueue() for _ in range(threads)]
+    numbers = itertools.count(1)
+
+    def add(source, batch, value):
+        number = next(numbers)
+        items = {1: number, 2: 8, 3: 0, 4: 8, 0x1600: batch * 16, 0x4101: source}
+        pointers = [1 << 63 | item << 48 | value for item, value in items.items()]
+        packet = struct.pack(">8B7QQ", 0x53, 4, 2, 6, 0, 0, 0, 7, *pointers, 0x3300 << 48, value)
+        queues[source % threads].add_packet(packet)
+        return number
+
+    for batch in range(START, START + COUNT):
+        for source in range(SOURCES - 1):
+            # The first batch is all right, so that everybody is known.
+            if batch > START:
+                add(*WRONG[wrong](source, batch, rng), 2**63)
+            sent = add(source, batch, batch * SOURCES + source)
+    received = {}
+    with Receiver(MANY, queues, threads=threads, window=WINDOW) as receiver:
+        for queue in queues:
+            queue.stop()
+        for chunk in receiver:
+            with chunk:
+                values = np.asarray(chunk.data).view(">u8").ravel()
+                received[chunk.timestamp // 16] = np.where(np.ravel(chunk.present), values, 0)
+        stats = receiver.stats()
+    for batch in range(START, START + COUNT):
+        expected = batch * SOURCES + np.arange(SOURCES - 1)
+        np.testing.assert_array_equal(received[batch][:-1], expected)
+    assert sum(stats.rejected.values()) > (SOURCES if wrong != "late" else -1)
+    assert stats.placed + sum(stats.rejected.values()) == sent
 
 
 class Sockets:
