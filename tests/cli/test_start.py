@@ -12,6 +12,7 @@ import pytest
 import speadrx
 from speadrx import cli
 from speadrx.cli.group import COMMANDS, group
+from wire import heap, write_capture
 
 RUN = """
 import json, sys
@@ -54,6 +55,15 @@ def test_top_needs_no_arrays():
     text, modules = run("top", "--help")
     assert "Watch a speadrx process" in text
     assert not {"numpy", "spead2", "asyncio", "matplotlib", "xarray"} & modules
+
+
+@pytest.mark.parametrize("option", ["--json", "--toml"])
+def test_inspect_needs_nothing_for_terminals(option, tmp_path):
+    """What programs read is there sooner without."""
+    path = write_capture(tmp_path / "c.pcap", [heap(n, [(0x1600, n * 64)], bytes(64))[0] for n in range(40)])
+    text, modules = run("inspect", path, option)
+    assert "0x1600" in text
+    assert "rich" not in modules
 
 
 @pytest.mark.parametrize("name", COMMANDS)

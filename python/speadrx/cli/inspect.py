@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,9 +42,17 @@ def _reason(exc: OSError | ValueError) -> str:
 
 
 def gather(
-    source: str, interface: str | None, seconds: float, packets: int | None, *, most_values: int = MOST_VALUES
+    source: str,
+    interface: str | None,
+    seconds: float,
+    packets: int | None,
+    *,
+    most_values: int = MOST_VALUES,
+    module: str = "findings",
 ) -> tuple[Survey, Origin]:
     """Survey the packets of a capture, or those that come to endpoints, until it is interrupted.
+
+    Meanwhile, the module of this package that looks at them is imported.
 
     Raises
     ------
@@ -63,11 +72,11 @@ def gather(
     except (OSError, ValueError) as exc:
         raise UnusableError(_reason(exc)) from None
     with interruptible(capture.end) as interrupted:
-        return _read_capture(source, capture, most_values, most, interrupted)
+        return _read_capture(source, capture, most_values, most, interrupted, module)
 
 
 def _read_capture(
-    path: str, capture: Capture, most_values: int, most: float, interrupted: threading.Event
+    path: str, capture: Capture, most_values: int, most: float, interrupted: threading.Event, module: str
 ) -> tuple[Survey, Origin]:
     """Survey the packets of a capture, with a progress bar.
 
@@ -78,7 +87,7 @@ def _read_capture(
     """
     damage: str | None = None
     gathered = _core.Survey(most_values)
-    with capture, _progress(capture.size, "Reading") as advance, _importing():
+    with capture, _progress(capture.size, "Reading") as advance, _importing(module):
         try:
             # What comes through a pipe may come slowly: Ctrl-C is noted after each packet. It ends the pipe, and what
             # has come through it is still taken.
@@ -151,13 +160,13 @@ def _listen(
 
 
 @contextlib.contextmanager
-def _importing() -> Iterator[None]:
+def _importing(module: str) -> Iterator[None]:
     """Import what looks at heaps, which takes as long as to read a million packets: both go on at once.
 
     Until it is there, nothing else may be imported: two threads that import modules which import each other may see
     half of them.
     """
-    thread = threading.Thread(target=importlib.import_module, args=(f"{__package__}.findings",))
+    thread = threading.Thread(target=importlib.import_module, args=(f"{__package__}.{module}",))
     thread.start()
     try:
         yield
@@ -168,6 +177,9 @@ def _importing() -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(total: int | None, what: str) -> Iterator[Callable[[int], None]]:
     """Show how many bytes have been read, if standard error is a terminal."""
+    if not sys.stderr.isatty():  # nothing would be shown, and rich takes long to import
+        yield lambda done: None
+        return
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
     from .progress import Bar
@@ -266,26 +278,35 @@ def inspect(
     keep_files(source)
     if source == "-":
         source = "/dev/stdin"
-    survey, origin = gather(source, interface, seconds, packets)
-    from .findings import MOST_SHOWN, json_document, look, show_stream, show_totals
+    as_text = not (as_json or as_toml)
+    survey, origin = gather(source, interface, seconds, packets, module="findings_view" if as_text else "findings")
+    from .findings import json_document, look
 
     streams = look(survey)
     if number is not None and streams and number > len(streams):
         raise click.BadParameter(f"{number}: there are only streams 1 to {len(streams)}", param_hint="--stream")
-    from rich.console import Console
-
-    console = Console(highlight=False)
     if as_json:
         click.echo(json.dumps(json_document(origin, survey, streams), allow_nan=False))
-    elif not as_toml:
-        show_totals(console, origin, survey)
-        first, last = (1, MOST_SHOWN) if number is None else (number, number)
-        for n, stream in enumerate(streams[first - 1 : last], first):
-            console.print()
-            show_stream(console, n, stream)
-        if number is None and len(streams) > MOST_SHOWN:
-            console.print(f"\n... and {len(streams) - MOST_SHOWN:,} more streams (--stream N shows one)")
+    elif as_text:
+        _show(origin, survey, streams, number)
     _finish(context, origin, survey, streams, number, output, force, as_toml)
+
+
+def _show(origin: Origin, survey: Survey, streams: list[Found], number: int | None) -> None:
+    """Show all packets together, then each stream, or the one that is asked for."""
+    from rich.console import Console
+
+    from .findings import MOST_SHOWN
+    from .findings_view import show_stream, show_totals
+
+    console = Console(highlight=False)
+    show_totals(console, origin, survey)
+    first, last = (1, MOST_SHOWN) if number is None else (number, number)
+    for n, stream in enumerate(streams[first - 1 : last], first):
+        console.print()
+        show_stream(console, n, stream)
+    if number is None and len(streams) > MOST_SHOWN:
+        console.print(f"\n... and {len(streams) - MOST_SHOWN:,} more streams (--stream N shows one)")
 
 
 def _finish(

@@ -112,24 +112,28 @@ def rise(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> float:
 
     Timestamps wrap, MeerKAT's at 48 bits. The wrap does not count as a fall.
     """
-    return max(_correlation(values), _correlation(_rotated(values, bits)))
+    sample = _sampled(values)
+    return max(_correlation(sample), _correlation(_rotated(sample, bits)))
 
 
 def unwrapped(values: np.ndarray, bits: int = TIMESTAMP_BITS) -> np.ndarray:
     """The values; if they wrap at so many bits on the way, they are moved by half of that range, so that they rise."""
-    if _correlation(values) >= RISING:
+    sample = _sampled(values)
+    if _correlation(sample) >= RISING or _correlation(_rotated(sample, bits)) < RISING:
         return values
-    rotated = _rotated(values, bits)
-    return rotated if _correlation(rotated) >= RISING else values
+    return _rotated(values, bits)
+
+
+def _sampled(values: np.ndarray) -> np.ndarray:
+    return values[:: values.size // _SAMPLE + 1]
 
 
 def _rotated(values: np.ndarray, bits: int) -> np.ndarray:
     half, full = np.uint64(1 << (bits - 1)), np.uint64(1 << bits)
-    return np.where(values < full, (values + half) % full, values)
+    return np.where(values < full, (values + half) & (full - np.uint64(1)), values)
 
 
 def _correlation(values: np.ndarray) -> float:
-    values = values[:: values.size // _SAMPLE + 1]
     _, index, counts = distinct_of(values)
     if counts.size < 2:
         return 0.0
@@ -177,7 +181,7 @@ def joint(*codes: np.ndarray) -> np.ndarray:
         if total * size >= 2**62:
             numbers = _compact(numbers, total)
             total = int(numbers.max()) + 1
-        numbers, total = numbers * size + part, total * size
+        numbers, total = part if total == 1 else numbers * size + part, total * size
     return _compact(numbers, total)
 
 
