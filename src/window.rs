@@ -156,3 +156,63 @@ impl Window {
         Some(self.floor.wrapping_sub(old))
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+    use crate::spec::LayoutSpec;
+
+    /// A window of 4 chunks of 2 batches of 16 ticks, of three sources.
+    fn window(more: &str) -> Window {
+        let spec = format!(
+            "heap_bytes = 8\nsources = \"source\"\ntime = {{ item = 0x1600, step = 16, batches = 2{more} }}\n\
+             axes = [{{ name = \"source\", item = 0x4101, size = 3 }}]"
+        );
+        Window::new(&Layout::new(LayoutSpec::from_toml(&spec).unwrap()).unwrap(), 4)
+    }
+
+    fn at(chunk: u64, bits: u32) -> Moment {
+        Moment { chunk, batch: 0, epoch_first: 0, epoch_offset: 0, origin: 0, bits }
+    }
+
+    #[test]
+    fn nothing_of_the_window_is_usable_without_its_newest_chunk() {
+        let mut window = window("");
+        window.follow(&at(9, 48));
+        assert_eq!((window.usable(0), window.usable(1), window.limit), (0, 8, 8));
+    }
+
+    #[test]
+    fn phases_are_learnt_once() {
+        let mut window = window(", phases = \"first\"");
+        assert_eq!(*window.phases, [UNKNOWN; 3]);
+        window.learn(&[1, 2, UNKNOWN], 1);
+        assert_eq!(*window.phases, [1, 2, UNKNOWN]);
+        // Nothing was learnt since: the phases are not copied for every heap.
+        window.learn(&[7, 7, 7], 1);
+        assert_eq!(*window.phases, [1, 2, UNKNOWN]);
+        window.learn(&[1, 2, 3], 2);
+        assert_eq!(*window.phases, [1, 2, 3]);
+    }
+
+    #[test]
+    fn window_without_phases_learns_none() {
+        let mut window = window("");
+        window.learn(&[1, 2, 3], 1);
+        assert!(window.phases.is_empty());
+    }
+
+    #[test]
+    fn window_knows_how_many_bits_timestamps_have_once_that_is_found() {
+        let mut window = window("");
+        window.follow(&at(9, 48));
+        let (limit, base) = (window.limit, window.base);
+        assert_eq!((window.follow(&at(9, 8)), window.low_bits), (None, 0xff));
+        // 6 x 32 is where it begins, and 256 is beyond the bits: two chunks are left before the wrap.
+        assert_eq!((base, limit, window.base, window.limit), (6 * 32, 8, 6 * 32, 4));
+        // If the newest chunk is of another epoch, what the window has of the old one cannot be worked out from that.
+        let later = Moment { epoch_first: 8, ..at(9, 48) };
+        assert_eq!((window.follow(&later), window.low_bits), (None, 0xff));
+    }
+}
