@@ -1,4 +1,4 @@
-"""What a fleet costs its coordinator, with 1 to 64 shares: processor time and bytes for each chunk of each share.
+"""What a fleet costs its coordinator, with 1 to 64 shares: calls, or time, and bytes for each chunk and share.
 
 The coordinator is a process with the scheduler of Dask and the `Fleet`: it adds up reports, puts results in the order
 of time, and serves the account. A few workers have the shares. These are simulated, since so many receivers would not
@@ -6,10 +6,14 @@ fit a machine: each sends a report that a receiver has sent, with its own name a
 The shares take turns, as those of many machines do. All together send as many reports in a second as 64 shares do with
 an interval of 0.5 s, however few they are: what differs is the number of shares alone.
 
+Calls are those of functions, of Python and of its extensions, in all threads, but for those of the event loop itself:
+how many reports fall into one turn of it is chance. Processor time depends on what else runs on the machine, by up to a
+factor of two; their number hardly does.
+
 The cost with nothing to do is measured before and after, and taken off. Bytes are those that the scheduler passes on to
 the fleet, counted by the kernel; about as many come from the workers.
 
-Run it with the extra ``dask``: ``python benches/bench_fleet.py``.
+Run it with the extra ``dask``: ``python benches/bench_fleet.py``, or with ``--seconds`` for processor time.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -141,9 +146,9 @@ class SimulatedRun:
 class Cost(NamedTuple):
     """What one chunk of one share costs."""
 
-    microseconds: float
+    used: float
     bytes: float
-    #: Seconds of the processor in each second with nothing to do.
+    #: In each second with nothing to do.
     idle: float
 
 
@@ -155,8 +160,41 @@ def received(client: Any) -> int:
     return int(count)
 
 
-def measure(cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: float) -> Cost:
+#: Modules of the event loop.
+_LOOP = ("asyncio", "tornado", "selectors", "threading")
+
+
+class Calls:
+    """Counts calls in all threads that start from now on."""
+
+    def __init__(self) -> None:
+        #: By thread: so none has to wait for another one.
+        self._counts: defaultdict[int, int] = defaultdict(int)
+        threading.setprofile(self._count)
+
+    def _count(self, frame: Any, event: str, argument: Any) -> None:
+        if event in ("call", "c_call") and not frame.f_globals.get("__name__", "").startswith(_LOOP):
+            self._counts[threading.get_ident()] += 1
+
+    def __call__(self) -> int:
+        return sum(self._counts.copy().values())
+
+
+def microseconds() -> float:
+    """Time of the processors that this process has taken."""
+    return 1e6 * time.process_time()
+
+
+def measure(
+    cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: float, meter: Callable[[], float]
+) -> Cost:
     """Run a fleet of so many shares."""
+
+    def busy(what: Callable[[], Any]) -> float:
+        before = meter()
+        what()
+        return meter() - before
+
     endpoints = tuple(f"127.0.0.1:{10000 + i}" for i in range(n_shares))
     # Simulated shares are silent before and after.
     plan = Plan(layout=LAYOUT, endpoints=endpoints, function=result, silent_seconds=1000)
@@ -196,14 +234,7 @@ def measure(cluster: Any, like: bytes, n_shares: int, n_reports: int, interval: 
     if set(times) != {n_shares}:
         raise AssertionError(f"results are missing: {sorted(set(times))}")
     n = n_chunks * n_shares
-    return Cost(1e6 * (used - idle * seconds) / n, n_bytes / n, idle)
-
-
-def busy(what: Callable[[], Any]) -> float:
-    """Seconds that this process takes of the processors while something is done."""
-    before = time.process_time()
-    what()
-    return time.process_time() - before
+    return Cost((used - idle * seconds) / n, n_bytes / n, idle)
 
 
 def main() -> None:
@@ -211,7 +242,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns, of which the median counts")
     parser.add_argument("--reports", type=int, default=1280, help="reports of all shares")
     parser.add_argument("--shares", type=int, nargs="+", default=SHARES, help="how many shares")
+    parser.add_argument("--seconds", action="store_true", help="measure processor time instead of calls")
     args = parser.parse_args()
+    unit, meter = ("us", microseconds) if args.seconds else ("calls", Calls())
     like = pickle.dumps(template())
     print(f"{os.cpu_count()} processors, CPython {platform.python_version()}, distributed {distributed.__version__}")
     print(f"A report of {CHUNKS} chunks with results of {RESULT_BYTES} bytes each: {len(like)} bytes, pickled")
@@ -219,16 +252,16 @@ def main() -> None:
     with local_cluster(WORKERS, {"NIC": max(args.shares)}) as cluster:
         for _ in range(args.repeats):
             for n in args.shares:
-                costs[n].append(measure(cluster, like, n, args.reports // n, n / RATE))
-    print("shares   us/chunk (least to most)     bytes/chunk   processor with nothing to do")
+                costs[n].append(measure(cluster, like, n, args.reports // n, n / RATE, meter))
+    print(f"shares   {unit}/chunk (least to most)     bytes/chunk   {unit}/s with nothing to do")
     for n, found in costs.items():
         used, n_bytes, idle = (sorted(column) for column in zip(*found, strict=True))
         median = statistics.median
         print(
             f"{n:6}   {median(used):8.1f} ({used[0]:.1f} to {used[-1]:.1f})   {median(n_bytes):11.0f}   "
-            f"{100 * median(idle):.1f} %"
+            f"{median(idle):.0f}"
         )
-    for i, name in enumerate(("processor time", "bytes")):
+    for i, name in enumerate((unit, "bytes")):
         medians = {n: statistics.median(one[i] for one in found) for n, found in costs.items()}
         least = min(medians, key=lambda n: medians[n])
         ratio = medians[max(medians)] / medians[least]

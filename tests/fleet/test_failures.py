@@ -147,7 +147,7 @@ def test_a_silent_worker_is_replaced(array, start):
     assert sum(int(present[:, victim].sum()) for _, present in whole.values()) == share.present
 
 
-def test_a_scheduler_stands_still(array):
+def test_a_scheduler_stands_still(array, caplog):
     """Then nobody can be heard, so nobody is silent."""
     with Processes(3) as processes, start_of(processes.address, 3) as start:
         fleet = start(plan_of(array, shares=2, silent_seconds=1))
@@ -162,6 +162,7 @@ def test_a_scheduler_stands_still(array):
         assert fleet.wait(lambda: fleet._ticks > ticks + 20, PATIENCE)
         array.send_gently(fleet, range(64, 128))
         stats = fleet.stop()
+    assert "silent" not in caplog.text
     assert [(one.incarnation, one.present, one.gaps) for one in stats.shares] == [(1, 128 * ANTENNAS // 2, {})] * 2
 
 

@@ -175,6 +175,8 @@ def test_the_network_of_one_machine_is_cut(machines, start, tmp_path):
     head, others = machines
     fleet = Running(head, others, start, tmp_path)
     fleet.send(range(BATCHES_SENT))
+    # All chunks that have left the window are reported: the gap begins there.
+    wait_for(lambda: fleet.total("speadrx_heaps_present_total") == (BATCHES_SENT - WINDOW * BATCHES) * ANTENNAS)
     victim = next(i for i, one in enumerate(others) if joined(one) == {GROUPS[1]})
     head.run("ip", "link", "set", f"port{victim}", "down")
     cut = time.monotonic()
