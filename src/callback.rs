@@ -14,6 +14,7 @@ use crate::filled::Filled;
 use crate::group::Group;
 use crate::layout::{FIRST_AXIS, Geometry, SideField};
 use crate::ledger::{Counted, Ledger, count_lateness, hot, increment};
+use crate::mark::Mark;
 use crate::place::{Heap, Items, Placed, Placer, kind};
 use crate::reason;
 use crate::spec::SideType;
@@ -254,7 +255,7 @@ impl Context {
     }
 
     /// Judge a heap that the fast path did not place: where it goes, and whether that has gone.
-    fn place_slowly(&self, state: &mut State, items: &[i64]) -> Result<(Placed, bool), usize> {
+    fn place_slowly(&self, state: &mut State, items: &[i64], mark: Option<Mark>) -> Result<(Placed, bool), usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
         let n_reasons = self.placer.layout().reasons().len();
         let heap = Heap::new(&self.placer, items)?;
@@ -263,7 +264,7 @@ impl Context {
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
         };
         let seen = Sighting { source, stamp: heap.stamp, slot: heap.slot() };
-        let (verdict, moved) = self.group.observe(seen, &self.ledger, &mut state.window);
+        let (verdict, moved) = self.group.observe(seen, mark, &self.ledger, &mut state.window);
         if let Some(moved) = moved {
             self.slide(state, moved);
         }
@@ -328,6 +329,16 @@ impl Context {
         self.group.copies().follow(self.member, None);
     }
 
+    /// The item that no layout has: the cookie of a control heap, or the mark of a heap of a recording; -1 if it is absent.
+    ///
+    /// # Safety
+    ///
+    /// As for [`common`].
+    unsafe fn told(&self, data: &ChunkPlaceData) -> i64 {
+        // SAFETY: with a cookie, there is one item more than the layout has.
+        self.cookie.map_or(-1, |_| unsafe { *data.items.add(self.n_items) })
+    }
+
     /// Whether this is one of our control heaps. It is no data, no ledger counts it, and spead2 neither as rejected nor as
     /// too old.
     ///
@@ -336,8 +347,8 @@ impl Context {
     /// As for [`common`].
     unsafe fn is_control(&self, data: &mut ChunkPlaceData) -> bool {
         let Some(cookie) = self.cookie else { return false };
-        // SAFETY: with a cookie, there is one item more than the layout has.
-        let value = unsafe { *data.items.add(self.n_items) };
+        // SAFETY: the caller vouches for everything.
+        let value = unsafe { self.told(data) };
         // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
         let state = unsafe { &mut *self.state.get() };
         let chunk = if value == cookie.flush {
@@ -644,7 +655,9 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
         // SAFETY: the caller vouches for everything.
         return unsafe { context.add_to_stat(data, Stats::REJECTED, -1) }; // which spead2 will add
     }
-    let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items)));
+    // SAFETY: the caller vouches for everything.
+    let mark = Mark::read(unsafe { context.told(data) });
+    let judged = catch_unwind(AssertUnwindSafe(|| context.place_slowly(state, items, mark)));
     let judged = judged.unwrap_or(Err(context.internal_error()));
     // SAFETY: the caller vouches for everything.
     unsafe {

@@ -7,6 +7,7 @@ use crate::copies::Copies;
 use crate::epochs::Epochs;
 use crate::estranged::Estranged;
 use crate::ledger::Ledger;
+use crate::mark::Mark;
 use crate::segment::Moment;
 use crate::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -162,16 +163,22 @@ impl Group {
         Some(self.started).filter(|_| self.is_live.load(Relaxed))
     }
 
-    /// Judge a heap by its timestamp, for the stream whose ledger and window these are.
+    /// Judge a heap by its timestamp, and its mark if it has one, for the stream whose ledger and window these are.
     ///
     /// The window follows that of the group. Returns the verdict, and by how many chunks the window has moved, if it has.
     #[must_use]
-    pub fn observe(&self, heap: Sighting, own: &Ledger, window: &mut Window) -> (Verdict, Option<u64>) {
+    pub fn observe(
+        &self,
+        heap: Sighting,
+        mark: Option<Mark>,
+        own: &Ledger,
+        window: &mut Window,
+    ) -> (Verdict, Option<u64>) {
         let mut state = self.lock();
         let State { timeline, members, newest, floor, .. } = &mut *state;
         let first = window.first_chunk;
         let cleared = floor.checked_sub(1).and_then(|control| window.clear(control));
-        let verdict = timeline.observe(heap, &View { members, started: self.started() });
+        let verdict = timeline.observe_marked(heap, mark, &View { members, started: self.started() });
         if timeline.newest().is_some_and(|now| *newest != Some(now)) {
             *newest = timeline.newest();
             // What the others know of the window is out of date: they must ask before they go on.

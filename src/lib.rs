@@ -23,6 +23,7 @@ pub mod filled;
 pub mod group;
 pub mod layout;
 pub mod ledger;
+pub mod mark;
 mod pace;
 pub mod packet;
 pub mod place;

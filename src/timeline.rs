@@ -12,6 +12,7 @@ use crate::epochs::{Cause, Epoch, Epochs};
 use crate::error::LayoutError;
 use crate::estranged::Estranged;
 use crate::layout::Layout;
+use crate::mark::Mark;
 use crate::pace::Pace;
 use crate::segment::{Grid, LocateError, Located, Moment, Segment, signed};
 use crate::stamps::Stamps;
@@ -142,6 +143,8 @@ pub struct Timeline {
     refused: Option<u64>,
     /// How often time would have begun again, but must not.
     refusals: u64,
+    /// The last mark with which time began again, and the chunk to which it went.
+    heeded: Option<(Mark, u64)>,
 }
 
 impl Timeline {
@@ -164,6 +167,7 @@ impl Timeline {
             placed_before: 0,
             refused: None,
             refusals: 0,
+            heeded: None,
         }
     }
 
@@ -225,8 +229,16 @@ impl Timeline {
 
     /// Judge a heap by its timestamp, and learn from it.
     pub fn observe(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
+        self.observe_marked(heap, None, witness)
+    }
+
+    /// Judge a heap by its timestamp and its mark, if it has one.
+    pub fn observe_marked(&mut self, heap: Sighting, mark: Option<Mark>, witness: &impl Witness) -> Verdict {
         let heap = self.understood(heap);
-        let Some(current) = self.current else { return self.begin(heap, witness) };
+        let Some(current) = self.current else { return self.begin(heap, mark.is_some(), witness) };
+        if let Some(verdict) = mark.and_then(|mark| self.heed(heap, mark, &current, witness)) {
+            return verdict;
+        }
         let here = current.locate(&self.rules.grid, heap.stamp);
         if let Ok(at) = here {
             if at.ahead <= 0 && at.ahead > signed(self.rules.window).wrapping_neg() {
@@ -274,12 +286,38 @@ impl Timeline {
         self.voices.set_bits(bits);
     }
 
-    /// Take the first heap at its word, unless its timestamp makes sense only if time has wrapped: then two must agree.
-    fn begin(&mut self, heap: Sighting, witness: &impl Witness) -> Verdict {
+    /// Go to where a heap is whose mark says rightly what the time was so far: what becomes of the heap then.
+    fn heed(&mut self, heap: Sighting, mark: Mark, current: &Segment, witness: &impl Witness) -> Option<Verdict> {
+        let grid = &self.rules.grid;
+        let newest = (current.newest_time(grid) as u64).wrapping_add(current.origin);
+        // Some of what came before may have been lost, or may still come.
+        let reach = self.rules.window.saturating_add(1).saturating_mul(grid.chunk_step);
+        let is_right = mark.ticks_after(newest, grid.bits).unsigned_abs() <= reach;
+        // Others of its heaps come through other streams, when some have gone on.
+        let is_heeded = |(known, chunk)| known == mark && current.newest.saturating_sub(chunk) <= self.rules.window;
+        if !is_right || self.heeded.is_some_and(is_heeded) {
+            return None;
+        }
+        let agreed = Agreement { stamp: heap.stamp, oldest: heap.stamp, sources: 1, largest: 1 };
+        match current.locate(grid, heap.stamp) {
+            _ if mark.begins && self.rules.resync => self.restart(current, &agreed),
+            Ok(at) if at.ahead > 0 && !mark.begins => self.jump(&at, current),
+            _ => return None,
+        }
+        self.settle(&agreed, false);
+        let current = self.current?;
+        self.heeded = Some((mark, current.newest)).filter(|_| mark.begins);
+        let at = current.locate(&self.rules.grid, heap.stamp).ok()?;
+        Some(self.advance(heap.source, at, witness))
+    }
+
+    /// Take the first heap at its word, unless its timestamp makes sense only if time has wrapped: then two must agree, or it
+    /// is of a recording.
+    fn begin(&mut self, heap: Sighting, is_marked: bool, witness: &impl Witness) -> Verdict {
         let Some(time) = self.rules.grid.age_of(heap.stamp) else { return Verdict::Misaligned };
         let Grid { bits, .. } = self.rules.grid;
         let is_wrapped = time >> bits != 0;
-        if is_wrapped {
+        if is_wrapped && !is_marked {
             let heaps = self.claim(heap, Kind::Elsewhere, None, witness);
             if heaps < 2 && self.voices.agreement(heap.stamp).sources < 2 {
                 return Verdict::Misaligned;

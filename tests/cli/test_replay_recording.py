@@ -9,6 +9,7 @@ import random
 import struct
 import sys
 import threading
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from recordings import (
     ANTENNA_ID,
     ANTENNAS,
     BATCHES,
+    EPOCH,
     SAMPLES,
     SIDE_ID,
     STEP,
@@ -35,7 +37,9 @@ from recordings import (
     attributes,
     heaps_of,
     layout_of,
+    packets_of,
     queue_of,
+    read_array,
     status,
     value,
 )
@@ -77,9 +81,8 @@ def items_of(packet: bytes) -> tuple[dict[int, int], bytes]:
 
 def record(path: pathlib.Path, queue: spead2.InprocQueue, layout: Layout, **kwargs) -> pathlib.Path:
     select = kwargs.pop("select", None)
-    options = {"window": 2, "chunks": 6, "max_jump": 5000, **kwargs}
     with (
-        speadrx.Receiver(layout, queue, **options) as rx,
+        speadrx.Receiver(layout, queue, **kwargs) as rx,
         Recorder(rx, path, wait=True, select=select) as recorder,
     ):
         for chunk in recorder:
@@ -89,8 +92,10 @@ def record(path: pathlib.Path, queue: spead2.InprocQueue, layout: Layout, **kwar
 
 
 def sent_again(path: pathlib.Path, **kwargs) -> Packets:
-    packets = Packets(kwargs.get("clock"))
-    Resender(Recording(path), kwargs.pop("user_data", None)).send(packets, **kwargs)
+    clock = kwargs.pop("clock", VirtualClock())
+    packets = Packets(clock)
+    resender = Resender(Recording(path), kwargs.pop("user_data", None), marks=kwargs.pop("marks", True))
+    resender.send(packets, clock=clock, **kwargs)
     return packets
 
 
@@ -104,8 +109,8 @@ def check_same(one: pathlib.Path, other: pathlib.Path) -> None:
         document = json.loads((path / "zarr.json").read_text("utf-8"))
         ours = document["attributes"]["speadrx"]
         account = ours.pop("account")
-        kept = ("chunks", "present", "missing", "duplicates", "rejected", "restarts")
-        ours["account"] = {name: account[name] for name in kept if name in account}
+        kept = ("chunks", "present", "missing", "restarts", "epoch_gap_heaps", "first_timestamp", "last_timestamp")
+        ours["account"] = {name: account[name] for name in kept}
         del ours["began"], ours["ended"], ours["recorder"]["capacity"]
         return document
 
@@ -114,6 +119,10 @@ def check_same(one: pathlib.Path, other: pathlib.Path) -> None:
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name] and name != "zarr.json"] == []
     assert timeless(one) == timeless(other)
+    # What the receiver had to refuse at first, in doubt about the time, it has not: that is not sent again.
+    account = attributes(other)["account"]
+    assert set(account["rejected"].values()) == {0}
+    assert account["duplicates"] == account["too_old"] == 0
 
 
 def made_by_hand(
@@ -131,6 +140,25 @@ def made_by_hand(
     return queue
 
 
+def stream(layout: Layout, heaps: list[tuple[int, int]], more: Mapping[int, int] | None = None, **how) -> list[bytes]:
+    """Packets made with struct: what is in a heap tells which it is. Timestamps may have phases, and other widths."""
+    phases, bits, origin = how.get("phases", [0] * 99), how.get("bits", 48), how.get("origin", 0)
+    packets = []
+    for count, (batch, source) in enumerate(heaps, 1):
+        stamp = (batch * layout.time.step + origin + phases[source]) % 2**bits
+        items = {spead2.HEAP_LENGTH_ID: 2 * SAMPLES, TIME_ID: stamp, ANTENNA_ID: source, **(more or {})}
+        packets += encode(Heap(items, struct.pack(">QH", batch, source)), count, bits)
+    return packets
+
+
+def queue_with(packets: Iterable[bytes]) -> spead2.InprocQueue:
+    queue = spead2.InprocQueue()
+    for packet in packets:
+        queue.add_packet(packet)
+    queue.stop()
+    return queue
+
+
 # A heap, a chunk, a minute.
 MINUTE = 60 * TICK_RATE // STEP // BATCHES
 GAPS = heaps_of([5, 6, 8, 9 + MINUTE, 10 + MINUTE], missing=[(21, 0), (26, 2), (35, 1), (36, 1)])
@@ -138,7 +166,7 @@ GAPS = heaps_of([5, 6, 8, 9 + MINUTE, 10 + MINUTE], missing=[(21, 0), (26, 2), (
 
 class TestWhatIsSent:
     def test_is_what_was_recorded(self, tmp_path) -> None:
-        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of())
+        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of(), max_jump=5000)
         sent = [items_of(packet) for packet in sent_again(path).all]
         assert [(items[TIME_ID] // STEP, items[ANTENNA_ID]) for items, _ in sent] == sorted(GAPS)
         for items, payload in sent:
@@ -168,7 +196,7 @@ class TestWhatIsSent:
 
     def test_pace(self, tmp_path) -> None:
         """Gaps take their time: of a heap, a chunk and a minute."""
-        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of())
+        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of(), max_jump=5000)
         for pace in (1, 4):
             packets = sent_again(path, clock=VirtualClock(), pace=pace)
             for packet, at in zip(packets.all, packets.times, strict=True):
@@ -177,7 +205,7 @@ class TestWhatIsSent:
                 assert at == pytest.approx(batches * STEP / TICK_RATE / pace, abs=1e-6)
 
     def test_it_stops_in_a_gap(self, tmp_path) -> None:
-        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of())
+        path = record(tmp_path / "a.zarr", queue_of(GAPS), layout_of(), max_jump=5000)
         clock = VirtualClock()
         packets = sent_again(path, clock=clock, pace=1, stop=lambda: clock.now() > 2)
         assert len(packets.all) == sum(batch < 9 * BATCHES for batch, _ in GAPS)
@@ -194,17 +222,155 @@ class TestWhatIsSent:
             recorder.close()
 
 
+class TestMarks:
+    """Heaps that a receiver might not follow have an item more: the timestamp before, and whether time began again."""
+
+    MARK = 0x7FFF
+
+    def marks_of(self, packets: Packets) -> dict[int, set[int | None]]:
+        """The marks of the heaps of each chunk."""
+        found: dict[int, set[int | None]] = collections.defaultdict(set)
+        for packet in packets.all:
+            items, _ = items_of(packet)
+            found[items[TIME_ID] // STEP // BATCHES].add(items.get(self.MARK))
+        return dict(found)
+
+    def test_where_they_are(self, tmp_path) -> None:
+        heaps = heaps_of([5, 6, 8, 9, 10 + MINUTE, 11 + MINUTE, 2, 3, 4], missing=[(13, 1)])
+        path = record(tmp_path / "a.zarr", queue_of(heaps), layout_of(), window=2, max_jump=5000)
+        last = (12 + MINUTE) * BATCHES * STEP - STEP
+        began_again = 2**39 + last
+        assert {chunk: marks for chunk, marks in self.marks_of(sent_again(path)).items() if marks != {None}} == {
+            8: {(7 * BATCHES - 1) * STEP},
+            10 + MINUTE: {(10 * BATCHES - 1) * STEP},
+            2: {began_again},
+            # Of these, or of the chunk before, heaps are missing: one that was refused, and (13, 1).
+            3: {(3 * BATCHES - 1) * STEP},
+            4: {(4 * BATCHES - 1) * STEP},
+        }
+        unmarked = sent_again(path, marks=False)
+        assert set().union(*self.marks_of(unmarked).values()) == {None}
+        # But for the mark, the packets are the same.
+        for packet, plain in zip(sent_again(path).all, unmarked.all, strict=True):
+            items, payload = items_of(packet)
+            assert ({item: value for item, value in items.items() if item != self.MARK}, payload) == items_of(plain)
+
+    def test_what_is_whole_has_none(self, tmp_path) -> None:
+        path = record(tmp_path / "a.zarr", queue_of(heaps_of(range(5, 30))), layout_of())
+        assert set().union(*self.marks_of(sent_again(path)).values()) == {None}
+
+    def test_wrong_ones_do_no_harm(self, tmp_path) -> None:
+        """Another recording, sent to where one is received, does not move its time."""
+        layout = layout_of()
+        stray = record(tmp_path / "stray.zarr", queue_of(heaps_of([3, 90])), layout, max_jump=5000)
+        marked = [packet for packet in sent_again(stray).all if self.MARK in items_of(packet)[0]]
+        heaps = list(packets_of(heaps_of(range(5000, 5020))))
+        mixed = heaps[:100] + marked[:1] + heaps[100:]
+        path = record(tmp_path / "a.zarr", queue_with(mixed), layout)
+        account = attributes(path)["account"]
+        assert (account["present"], account["missing"], account["restarts"]) == (len(heaps), 0, 0)
+        assert account["rejected"]["implausible_timestamp_heaps"] == 1
+
+
 class TestRecordedAgain:
     """Recording what was sent gives the same recording."""
 
-    def check(self, tmp_path, queue: spead2.InprocQueue, layout: Layout, **kwargs) -> None:
+    def check(self, tmp_path, queue: spead2.InprocQueue, layout: Layout, **kwargs) -> pathlib.Path:
         one = record(tmp_path / "one.zarr", queue, layout, **kwargs)
         user_data = kwargs.get("user_data")
         packets = sent_again(one, user_data=user_data)
         check_same(one, record(tmp_path / "other.zarr", packets.queue(), layout, **kwargs))
+        return one
 
     def test_gaps(self, tmp_path) -> None:
         self.check(tmp_path, queue_of(GAPS), layout_of())
+
+    @pytest.mark.parametrize("window", [None, 1, 2, 3])
+    @pytest.mark.parametrize(
+        "chunks",
+        [
+            [(5, 9), (9 + MINUTE, 13 + MINUTE)],
+            [(700, 704), (2, 5)],
+            [(700, 740), (640, 700), (650, 690), (0, 1), (0, 3)],
+            [(2, 5), (3_000_000, 3_000_004), (3_000_020, 3_000_021)],
+            [(WRAP // BATCHES - 2, WRAP // BATCHES + 2)],
+            [(WRAP // BATCHES - 2, WRAP // BATCHES), (WRAP // BATCHES + MINUTE, WRAP // BATCHES + MINUTE + 2), (0, 2)],
+        ],
+        ids=["minute", "back", "back often", "ahead", "wrap", "a minute with a wrap"],
+    )
+    @pytest.mark.parametrize("lossy", [False, True])
+    def test_settings_by_default(self, tmp_path, chunks, window, lossy) -> None:
+        """Heaps are refused only at first, while it is in doubt where time is. What was recorded comes back."""
+        rng = random.Random(repr((chunks, window)))
+        heaps = [heap for some in chunks for heap in heaps_of(range(*some)) if not lossy or rng.random() < 0.6]
+        kwargs = {} if window is None else {"window": window, "chunks": 9}
+        one = self.check(tmp_path, queue_of(heaps), layout_of(), **kwargs)
+        account = attributes(one)["account"]
+        absent = sum(account["rejected"].values()) + account["too_old"] + account["duplicates"]
+        assert len(heaps) - account["present"] == absent
+        plain = record(tmp_path / "plain.zarr", sent_again(one, marks=False).queue(), layout_of(), **kwargs)
+        lost = account["present"] - attributes(plain)["account"]["present"]
+        assert lossy or (lost > 0) == (len(chunks) > 1)
+
+    def test_sources_that_fall_silent(self, tmp_path) -> None:
+        """Where most are missing, a receiver waits for them; not for those that are not in a recording."""
+        rng = random.Random(1)
+        gone = [set(), {0, 1}, {2}, {0, 2}, {1}, set(), {1, 2}]
+        heaps = [
+            heap for i in range(70) for heap in heaps_of([i]) if heap[1] not in gone[i // 10] and rng.random() < 0.8
+        ]
+        for window in (2, 3, 16):
+            (tmp_path / str(window)).mkdir()
+            self.check(tmp_path / str(window), queue_of(heaps), layout_of(), window=window)
+
+    @pytest.mark.parametrize("sync", [[EPOCH], [EPOCH, EPOCH + 1000], [None]])
+    def test_utc_that_an_item_tells(self, tmp_path, sync) -> None:
+        time = TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES, tick_rate=1e9 / 3, epoch_item=0x1027)
+        layout = layout_of(time=time, side_items=(), required_items=() if None in sync else (0x1027,))
+        packets = []
+        for i, seconds in enumerate(sync):
+            heaps = heaps_of(range(700, 704) if i == 0 else range(2, 7))
+            packets += stream(layout, heaps, {} if seconds is None else {0x1027: seconds})
+        one = self.check(tmp_path, queue_with(packets), layout)
+        assert attributes(one)["time_is_utc"] is (None not in sync)
+        if None not in sync:
+            first = EPOCH * 10**9 + round(700 * BATCHES * STEP * 3)
+            assert int(read_array(one / "time")[0]) == first
+            told = [items_of(packet)[0][0x1027] for packet in sent_again(one).all]
+            assert sorted(set(told)) == sync
+
+    @pytest.mark.parametrize("first", [0, 1, 2])
+    @pytest.mark.parametrize("origin", [None, "first"])
+    def test_phases_that_are_shown(self, tmp_path, first, origin) -> None:
+        """Whichever source is heard first, of those that are recorded or of all, times are the same."""
+        time = TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES, tick_rate=TICK_RATE, phases="first", origin=origin)
+        layout = layout_of(time=time, side_items=(), sources="antenna")
+        heaps = [heap for heap in GAPS if heap > (20, first - 1)]
+        packets = stream(layout, heaps, phases=[3, 0, 7], origin=2)
+        self.check(tmp_path, queue_with(packets), layout)
+
+    def test_phases_that_are_declared(self, tmp_path) -> None:
+        phases = (3, 0, 17)
+        time = TimeAxis(item=TIME_ID, step=STEP, batches=BATCHES, tick_rate=TICK_RATE, phases=phases)
+        layout = layout_of(time=time, side_items=(), sources="antenna")
+        self.check(tmp_path, queue_with(stream(layout, GAPS, phases=phases)), layout)
+
+    @pytest.mark.parametrize("declared", [False, True])
+    def test_timestamps_of_40_bits(self, tmp_path, declared) -> None:
+        first = 2**40 // STEP // BATCHES - 2
+        heaps = heaps_of([first, first + 1, first + 3, first + 4 + MINUTE]) + heaps_of([1, 2])
+        layout = layout_of(side_items=(), send=Send(flavour=40) if declared else None)
+        one = self.check(tmp_path, queue_with(stream(layout, heaps, bits=40)), layout)
+        assert attributes(one)["first_timestamp"] == first * BATCHES * STEP
+
+    def test_a_beginning_after_a_wrap(self, tmp_path) -> None:
+        """Where the step tells how often timestamps have wrapped, the first heap is in doubt."""
+        time = TimeAxis(item=TIME_ID, step=24, batches=BATCHES, tick_rate=TICK_RATE)
+        layout = layout_of(time=time, side_items=())
+        batch = (2**48 // 24 // BATCHES + 5) * BATCHES
+        heaps = [(batch + i, antenna) for i in range(20) for antenna in range(ANTENNAS)]
+        one = self.check(tmp_path, queue_with(stream(layout, heaps)), layout)
+        assert attributes(one)["first_timestamp"] == batch * 24
 
     @pytest.mark.parametrize("seed", range(5))
     def test_random_gaps(self, tmp_path, seed) -> None:
@@ -225,7 +391,7 @@ class TestRecordedAgain:
     @pytest.mark.parametrize("select", [{"antenna": [2, 0]}, {"antenna": [1]}])
     @pytest.mark.parametrize("order", [("antenna", "time"), ("time", "antenna")])
     def test_order_and_selection(self, tmp_path, order, select) -> None:
-        one = record(tmp_path / "one.zarr", queue_of(GAPS), layout_of(order=order), select=select)
+        one = record(tmp_path / "one.zarr", queue_of(GAPS), layout_of(order=order), select=select, max_jump=5000)
         again = sent_again(one)
         found = collections.Counter(items_of(packet)[0][ANTENNA_ID] for packet in again.all)
         assert found == collections.Counter(antenna for _, antenna in GAPS if antenna in select["antenna"])

@@ -41,6 +41,12 @@ from .tables import printable
     help="Replay only packets to these endpoints; :7148 is port 7148 of any address. They are dealt out to --threads.  "
     "[default: all packets]  For recordings: where to send.",
 )
+@click.option(
+    "--marks/--no-marks",
+    default=True,
+    help="For recordings: whether heaps that follow a gap, or a restart, have an item more, which tells a receiver of "
+    "speadrx to go there at once. Others take no notice.  [default: marks]",
+)
 @receiver_options
 def replay(
     *,
@@ -48,6 +54,7 @@ def replay(
     path: str,
     pace: float | None,
     endpoints: list[tuple[str, int]],
+    marks: bool,
     threads: int,
     history: str | None,
     force: bool,
@@ -65,8 +72,8 @@ def replay(
     With --pace, packets come as they were recorded. Ctrl-C, SIGTERM and SIGHUP end it with the account so far.
 
     If FILE is a recording (night.zarr), it is sent to --to as the SPEAD stream that it was: with its own layout, times
-    and gaps. What is missing in it is not sent. Of the other options, --pace, --user-data and --json have a meaning
-    then.
+    and gaps. What is missing in it is not sent. Of the other options, --pace, --marks, --user-data and --json have a
+    meaning then.
 
     \b
     Exit codes:
@@ -78,8 +85,10 @@ def replay(
     if os.path.isdir(path):
         from .resend import resend
 
-        resend(path, endpoints, pace=pace, user_data=dict(options["user_data"]), as_json=as_json)
+        resend(path, endpoints, pace=pace, user_data=dict(options["user_data"]), marks=marks, as_json=as_json)
         return
+    if not marks:
+        raise click.UsageError(f"--marks/--no-marks has no meaning for a capture, which is received as it is: {path}")
     if layout is None:
         context = click.get_current_context()
         raise click.MissingParameter(ctx=context, param=context.command.params[1])

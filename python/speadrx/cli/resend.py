@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import click
@@ -13,6 +15,9 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from speadrx._words import counted
+from speadrx.layout.items import TIMESTAMP_BITS
+from speadrx.receive.control import control_item, mark
+from speadrx.record.output import MOST_GAP_BATCHES
 from speadrx.record.recording import RecordedPart, Recording
 from speadrx.simulate import Simulator, Sink, Truth, UdpSink, WallClock
 from speadrx.simulate.pacing import Clock
@@ -24,9 +29,23 @@ from .send import truth_report
 from .tables import printable
 
 #: Options of replay that have a meaning for a recording.
-_OPTIONS = {"path", "endpoints", "pace", "user_data", "as_json"}
+_OPTIONS = {"path", "endpoints", "pace", "user_data", "marks", "as_json"}
 #: Seconds between looks for an interruption, during a gap.
 _LOOK = 0.2
+#: Seconds between parts, and over gaps if there is no pace: by then receivers that read several sockets have read what
+#: came before.
+_BREAK = 0.1
+
+
+class _Senders(Simulator):
+    """Senders whose heaps have more items than the layout says."""
+
+    #: The UTC at tick 0, and the mark, of all heaps that are sent now.
+    utc: Mapping[int, int] = {}
+    mark: Mapping[int, int] = {}
+
+    def items(self, batch: int, indices: tuple[int, ...]) -> dict[int, int]:
+        return {**super().items(batch, indices), **self.utc, **self.mark}
 
 
 class Resender:
@@ -38,6 +57,9 @@ class Resender:
         The recording.
     user_data
         Which index to send of each axis that heaps do not tell.
+    marks
+        Whether heaps are marked before which something is missing, or time begins again, so that a receiver of speadrx
+        goes there at once. They have one item more then.
 
     Raises
     ------
@@ -45,9 +67,12 @@ class Resender:
         If it holds nothing, or a stream of its layout cannot be made.
     """
 
-    def __init__(self, recording: Recording, user_data: Mapping[str, int] | None = None) -> None:
-        self._recording = recording
+    def __init__(self, recording: Recording, user_data: Mapping[str, int] | None = None, *, marks: bool = True) -> None:
+        self._recording, self._marks = recording, marks
         layout = recording.layout
+        time_axis = layout.time
+        if time_axis.phases == "first":  # which nobody has recorded, and which would move the origin
+            time_axis = dataclasses.replace(time_axis, phases=None, origin=time_axis.origin or "first")
         #: The parts of the recording.
         self.parts = [recording.part(number) for number in range(len(recording.attributes["parts"]))]
         if not self.parts:
@@ -55,8 +80,8 @@ class Resender:
         self._first_batch = 0
         #: The arrays of the chunk that is sent, by name; the time is their first axis.
         self._arrays: dict[str, np.ndarray] = {}
-        self._simulator = Simulator(
-            layout,
+        self._simulator = _Senders(
+            dataclasses.replace(layout, time=time_axis),
             first_timestamp=self.parts[0].attributes["first_timestamp"],
             present=lambda batch, indices: bool(self._read("present", batch, indices)),
             payload=lambda batch, indices: self._read("data", batch, indices).tobytes(),
@@ -64,6 +89,12 @@ class Resender:
             user_data=user_data,
         )
         self._places = {indices: self._place(indices) for indices in self._simulator.indices}
+        self._sent = tuple(np.array([place for place in self._places.values() if place is not None]).T)
+        self._mark_item = control_item(layout.spead_items)
+        self._time_bits = layout.time.bits or TIMESTAMP_BITS
+        #: The timestamp of the last batch that was sent, and whether something was missing in its chunk.
+        self._before: int | None = None
+        self._lacked = False
 
     @property
     def truth(self) -> Truth:
@@ -95,16 +126,57 @@ class Resender:
         clock = WallClock() if clock is None else clock
         step, rate = layout.chunk_timestamp_step, layout.time.tick_rate
         for part in self.parts:
-            expected = 0
+            self._simulator.utc = self._utc(part)
+            expected: int | None = None
             for number in part.chunks():
-                if pace is not None and rate is not None and expected:
-                    _wait(clock, (number - expected) * step / rate / pace, stop)
+                seconds = 0.0 if self._before is None or number == expected else _BREAK
+                if pace is not None and rate is not None and expected is not None:
+                    seconds = (number - expected) * step / rate / pace
+                _wait(clock, seconds, stop)
                 if stop():
                     return
-                self._simulator.go_to(part.attributes["first_timestamp"] + number * step)
+                timestamp = part.attributes["first_timestamp"] + number * step
+                self._simulator.go_to(timestamp)
                 self._load(part, number)
+                begins = expected is None and self._begins(timestamp)
+                self._mark(timestamp, goes_on=number == expected, begins=begins)
                 self._simulator.send(sink, layout.chunk_batches, speed=pace, clock=clock)
                 expected = number + 1
+
+    def _utc(self, part: RecordedPart) -> dict[int, int]:
+        """The item that tells the UTC at tick 0, if the layout has one and it was known."""
+        item, rate, utc = self._recording.layout.time.epoch_item, self._recording.layout.time.tick_rate, part.utc(0)
+        if item is None or rate is None or utc is None:
+            return {}
+        since = part.attributes["first_timestamp"] / Fraction(rate)
+        return {item: round(Fraction(int(utc.astype(np.int64)), 10**9) - since)}
+
+    def _begins(self, timestamp: int) -> bool:
+        """Whether time began again with a part; otherwise it is one because the gap was too long for an array."""
+        recording, before = self._recording, self._before
+        if before is None:
+            return False
+        if timestamp - before <= MOST_GAP_BATCHES * recording.layout.time.step:
+            return True
+        restarts = (recording.attributes.get("account") or {}).get("restarts")
+        if restarts is not None and not 0 < restarts < len(self.parts) - 1:
+            return bool(restarts)
+        return not timestamp >> self._time_bits  # as a rule, time begins again before it wraps
+
+    def _mark(self, timestamp: int, *, goes_on: bool, begins: bool) -> None:
+        """Mark the heaps of the chunk that is sent next, if a receiver might not go there at once."""
+        present = self._arrays["present"][(slice(None), *self._sent)]
+        counts = np.count_nonzero(present.reshape(len(present), -1), axis=1)
+        (batches,) = np.nonzero(counts)
+        if not len(batches):
+            return
+        every, before = len(self._simulator.indices), self._before
+        is_first = before is None and not timestamp >> self._time_bits
+        is_needed = self._lacked or counts[batches[0]] < every or not (goes_on or is_first)
+        value = mark(timestamp if before is None else before, begins=begins, bits=self._time_bits)
+        self._simulator.mark = {self._mark_item: value} if is_needed and self._marks else {}
+        self._lacked = bool((counts < every).any())
+        self._before = timestamp + int(batches[-1]) * self._recording.layout.time.step
 
     def _load(self, part: RecordedPart, number: int) -> None:
         """Read a chunk."""
@@ -145,7 +217,13 @@ def _wait(clock: Clock, seconds: float, stop: Callable[[], bool]) -> None:
 
 
 def resend(
-    path: str, endpoints: list[tuple[str, int]], *, pace: float | None, user_data: Mapping[str, int], as_json: bool
+    path: str,
+    endpoints: list[tuple[str, int]],
+    *,
+    pace: float | None,
+    user_data: Mapping[str, int],
+    marks: bool,
+    as_json: bool,
 ) -> None:
     """Send a recording over UDP, and say what was sent.
 
@@ -169,7 +247,7 @@ def resend(
         if pace is None and tick_rate is not None:
             pace = 1.0
         try:
-            resender = Resender(recording, user_data)
+            resender = Resender(recording, user_data, marks=marks)
         except ModuleNotFoundError as exc:
             raise UnusableError(str(exc)) from None
     where = describe(endpoints)

@@ -17,7 +17,7 @@ import numpy as np
 from speadrx._core import Files, Memory
 from speadrx.layout.base import DeclarativeLayout
 from speadrx.receive.receiver import Receiver
-from speadrx.record.output import _MOST_GAP_BATCHES, Arrival, Output
+from speadrx.record.output import MOST_GAP_BATCHES, Arrival, Output
 from speadrx.record.part import Part, Piece, Stored
 from speadrx.record.recorder import PATIENCE, Recorder
 
@@ -195,7 +195,7 @@ class _PortionOutput(Output):
         part.index = number
         here = part.number(timestamp)
         newest, ours = part.written()
-        if here <= ours or here < 0 or (here - max(newest, 0)) * self._layout.chunk_batches > _MOST_GAP_BATCHES:
+        if here <= ours or here < 0 or (here - max(newest, 0)) * self._layout.chunk_batches > MOST_GAP_BATCHES:
             return None
         for array in self.stored.arrays:
             os.makedirs(os.path.join(part.folder, array.name), exist_ok=True)

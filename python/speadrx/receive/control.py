@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 _ADDRESS_BITS = 48
 _LAST_ITEM_ID = 0x7FFF
 
+#: Bits of the timestamp in a mark.
+_MARK_STAMP_BITS = 39
+
 #: The statistic of a stream that counts its control heaps, each of which is a packet.
 CONTROL_STAT = "speadrx.control_heaps"
 
@@ -29,9 +32,24 @@ _PATIENCE = 5.0
 
 
 def control_item(used: Iterable[int]) -> int:
-    """Choose an item ID that a layout does not use."""
+    """Choose an item ID that a layout does not use. In heaps of recordings, the item has a `mark`."""
     taken = set(used)
     return next(item for item in range(_LAST_ITEM_ID, 0, -1) if item not in taken)
+
+
+def mark(before: int, *, begins: bool, bits: int) -> int:
+    """What that item says in a heap of a recording that is sent again: see `src/mark.rs`.
+
+    Parameters
+    ----------
+    before
+        The timestamp that was sent before.
+    begins
+        Whether time begins again with this heap; otherwise nothing was received in between.
+    bits
+        Bits of timestamps.
+    """
+    return begins << _MARK_STAMP_BITS | before % (1 << min(bits, _MARK_STAMP_BITS))
 
 
 def _random() -> int:

@@ -25,7 +25,7 @@ _HEADER_BYTES = 4096
 #: Seconds in a file by default, as dada_dbdisk has it.
 _FILE_SECONDS = 10
 #: A longer gap begins a new observation, so that a wrong time does not write files of any length.
-_MOST_GAP_BATCHES = 2**20
+MOST_GAP_BATCHES = 2**20
 #: Modified Julian date of 1970-01-01.
 _MJD_1970 = 40587
 #: Keys that say how the file is, so that only the writer knows them.
@@ -161,7 +161,7 @@ class DadaWriter(Beside):
             return None
         number, rest = divmod(chunk.timestamp - self._first[0], self._layout.chunk_timestamp_step)
         gap = number - self._next
-        return gap if not rest and 0 <= gap * self._layout.chunk_batches <= _MOST_GAP_BATCHES else None
+        return gap if not rest and 0 <= gap * self._layout.chunk_batches <= MOST_GAP_BATCHES else None
 
     def _fill_chunk(self) -> np.ndarray:
         """The data of a chunk that never came."""

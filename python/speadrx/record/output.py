@@ -26,7 +26,7 @@ from .recording import is_recording
 logger = logging.getLogger(__name__)
 
 #: A longer gap begins a new part, so that a wrong time does not make arrays of any length.
-_MOST_GAP_BATCHES = 2**20
+MOST_GAP_BATCHES = 2**20
 #: Bytes that are kept free for the last metadata, in case the disk is full then.
 _RESERVE = 2**18
 _RESERVE_NAME = ".reserve"
@@ -132,7 +132,7 @@ class Output:
         #: How chunks are stored.
         self.stored = Stored(layout, check_selection(layout, self._select), codec)
         self._capacity, self._waits, self._patience = queue, wait, patience
-        self._most_gap = _MOST_GAP_BATCHES // layout.chunk_batches
+        self._most_gap = MOST_GAP_BATCHES // layout.chunk_batches
         self._about = {"began": dt.datetime.now(dt.UTC).isoformat(), **(about or {})}
         #: The metadata of all in the recording, by path, as they are in the document of the root.
         self._documents: dict[str, bytes] = {}
