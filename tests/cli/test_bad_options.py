@@ -146,6 +146,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
             (f"{RECORD} --select antenna=8", ["antenna has no 8"]),
         ],
         "--compress": [(f"{RECORD} --compress lzma", ["'lzma'", "zstd"])],
+        "--from": [(f"{RECORD} --from noon", ["'noon'", "UTC"]), (f"{RECORD} --from 1s", ["only recordings"])],
         "--patience": [(f"{RECORD} --patience 0", ["0"])],
         "--interface": [(f"{RECORD} --interface lo", ["capture.pcap"])],
         "--comp-vector": [(f"{RECORD} --comp-vector 1", ["capture.pcap"])],
@@ -210,6 +211,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         ],
         "--layout": [("plot capture.pcap -l no.toml", ["no.toml"])],
         "--set": [("plot capture.pcap -l array.toml --set dtype=int17", ["dtype", "int17"])],
+        "--from": [("plot capture.pcap -l array.toml --from 1s", ["only recordings"])],
         "--output": [("plot capture.pcap -l array.toml -o run.jpeg", ["run.jpeg", "png"])],
         "--size": [("plot capture.pcap -l array.toml --size 800", ["'800'"])],
     },
@@ -225,6 +227,11 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--source": [
             ("look capture.pcap -l array.toml --set dtype=int16 --source pol=1", ["'pol'", "antenna"]),
             ("look capture.pcap -l array.toml --set dtype=int16 --source antenna=99", ["'99'"]),
+        ],
+        "--from": [
+            ("look capture.pcap -l array.toml --from 2026-13-01", ["'2026-13-01'", "UTC"]),
+            ("look capture.pcap -l array.toml --from -1s", ["'-1s'"]),
+            ("look capture.pcap -l array.toml --from 1s", ["only recordings"]),
         ],
         "--field": [("look capture.pcap -l array.toml --set dtype=int16 --field x", ["'x'"])],
         "--as": [("look capture.pcap -l array.toml --as current", ["'current'", "power"])],

@@ -153,6 +153,34 @@ class TestTime:
         for name, array in arrays(tmp_path / "a.zarr").items():
             np.testing.assert_array_equal(array, arrays(night)[name][: chunks * BATCHES])
 
+    @pytest.mark.parametrize(
+        ("begin", "first"),
+        # A chunk has 64 ms, and the first begins at 44.8 s.
+        [("0s", 0), ("64ms", 1), ("127ms", 1), ("2023-11-14T22:14:04.800", 0), ("2023-11-14T22:14:04.93Z", 2)],
+    )
+    def test_from(self, tmp_path, begin, first) -> None:
+        """A cut, a look and a plot begin at the same time, with the chunk in which it is."""
+        path = record(tmp_path / "all.zarr", heaps_of([700, 701, 703, 704]), layout_of(sources="antenna"))
+        cut(path, tmp_path / "a.zarr", "--from", begin)
+        before, after = arrays(path), arrays(tmp_path / "a.zarr")
+        for name in NAMES:
+            np.testing.assert_array_equal(after[name], before[name][first * BATCHES :])
+        there = [chunk for chunk in (700, 701, 703, 704) if chunk >= 700 + first]
+        seen = json.loads(run_here("look", str(path), "--from", begin, "--json"))
+        assert (seen["chunks"], seen["present"]) == (len(there), len(there) * BATCHES * 3)
+        drawn = json.loads(run_here("plot", str(path), "--from", begin, "--json"))
+        assert (drawn["chunks"], drawn["present"]) == (len(there), len(there) * BATCHES * 3)
+        assert drawn["rows"]["timestamp"][0] == there[0] * BATCHES * 16
+
+    def test_from_after_time_began_again(self, tmp_path) -> None:
+        """Seconds go on in the next part; so does UTC, by the times that it has."""
+        path = record(tmp_path / "all.zarr", heaps_of([700, 701, *range(3, 8)]), max_jump=None)
+        assert attributes(path)["parts"] == ["", "part_1"]
+        rest = arrays(path, "part_1")["time"]
+        cut(path, tmp_path / "a.zarr", "--from", "192ms")  # two chunks, and one
+        np.testing.assert_array_equal(arrays(tmp_path / "a.zarr")["time"], rest[BATCHES:])
+        assert attributes(tmp_path / "a.zarr")["parts"] == [""]
+
     def test_max_bytes(self, night, tmp_path) -> None:
         each = BATCHES * ANTENNAS * (2 * SAMPLES + 2 + 1)
         said = json.loads(cut(night, tmp_path / "a.zarr", "--max-bytes", str(3 * each - 1), "--json"))

@@ -17,7 +17,7 @@ from rich.console import Console
 from speadrx._core import Feed
 from speadrx.layout.declaration import Layout
 from speadrx.record.numbers import Numbers, numbers_of
-from speadrx.record.recording import RecordedPart, Recording
+from speadrx.record.recording import Begin, RecordedPart, Recording
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
@@ -25,7 +25,7 @@ from .impression import Impression
 from .impression_view import ImpressionView, document, used
 from .interrupt import interruptible
 from .meaning import Meaning
-from .options import all_sources_option, layout_options
+from .options import all_sources_option, begin_option, layout_options, refuse_begin
 from .parameters import (
     Tolerance,
     UnusableError,
@@ -71,6 +71,7 @@ _BYTES, _MOST_CHUNKS = 2**26, 16
     help="What numbers are: spectra show the square of voltages, and the amplitude of what is correlated or detected "
     "already.  [default: as the layout looks]",
 )
+@begin_option
 @click.option(
     "--chunks",
     type=click.IntRange(min=1),
@@ -115,6 +116,7 @@ def look(
     selection: tuple[str, ...],
     field: str | None,
     kind: str | None,
+    begin: Begin | None,
     chunks: int | None,
     seconds: float | None,
     interface: str | None,
@@ -145,6 +147,8 @@ def look(
     figures = None if output is None else import_figures("speadrx.cli.impression_figure")
     is_recording = isinstance(source, str) and os.path.isdir(source)
     recording = _recording(str(source), layout) if is_recording else None
+    if recording is None:
+        refuse_begin(begin)
     if recording is not None:
         layout = recording.layout
     elif layout is None:
@@ -160,7 +164,7 @@ def look(
         impression = Impression(meaning, chunks, ticks, interrupted)
         feed = session = None
         if recording is not None:
-            _look_at_recording(recording, impression, interrupted)
+            _look_at_recording(recording, impression, interrupted, begin)
         else:
             session, feed = _receive(impression, source, interrupted, seconds, interface, user_data)
     name = source if isinstance(source, str) else describe(source)
@@ -197,8 +201,10 @@ def _recording(path: str, layout: Layout | None) -> Recording:
     return recording
 
 
-def _look_at_recording(recording: Recording, impression: Impression, interrupted: threading.Event) -> None:
-    """Look at a recording from its beginning.
+def _look_at_recording(
+    recording: Recording, impression: Impression, interrupted: threading.Event, begin: Begin | None
+) -> None:
+    """Look at a recording from its beginning, or some time on.
 
     Raises
     ------
@@ -210,8 +216,9 @@ def _look_at_recording(recording: Recording, impression: Impression, interrupted
     if impression.meaning.field is not None:
         numbers = every[[field.name for field in recording.layout.fields].index(impression.meaning.field)]
     with readable(recording.path):
-        for number in range(len(recording.attributes["parts"])):
-            part = recording.part(number)
+        with naming_options():
+            parts = recording.parts(begin)
+        for part in parts:
             there = part.chunks()
             with PolledProgress(len(there), lambda: (impression.chunks, impression.line())):
                 for before, chunk in zip([None, *there], there, strict=False):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import click
+import numpy as np
 
 from speadrx.layout import presets
 from speadrx.layout.declaration import Layout
+from speadrx.record.recording import Begin
 
+from . import quantities
 from .parameters import keep_files
 
 _P = ParamSpec("_P")
@@ -54,6 +59,44 @@ def all_sources_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
     return click.option(
         "--all-sources", is_flag=True, help="Show all sources, even if they do not fit in the terminal."
     )(command)
+
+
+def read_begin(context: click.Context, parameter: click.Parameter, text: str | None) -> Begin | None:
+    """Read UTC, or seconds after the beginning."""
+    if text is None:
+        return None
+    seconds = quantities.read(text, quantities.SECONDS)
+    if seconds is not None and 0 <= seconds < math.inf:
+        return seconds
+    with contextlib.suppress(ValueError):
+        if "-" in text[1:] and not np.isnat(utc := np.datetime64(text.removesuffix("Z"), "ns")):
+            return utc
+    raise click.BadParameter(
+        f"{text!r} is neither UTC, such as 2026-05-01T22:10, nor a time after the beginning, such as 10s or 5min"
+    )
+
+
+def begin_option(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Add ``--from``. The command gets it as `begin`."""
+    return click.option(
+        "--from",
+        "begin",
+        metavar="UTC|TIME",
+        callback=read_begin,
+        help="Begin there in a recording: at 2026-05-01T22:10, or 10min after its beginning.  [default: its beginning]",
+    )(command)
+
+
+def refuse_begin(begin: Begin | None) -> None:
+    """Refuse ``--from`` for what is no recording.
+
+    Raises
+    ------
+    click.BadParameter
+        If it is given.
+    """
+    if begin is not None:
+        raise click.BadParameter("only recordings can be read from some time on", param_hint="--from")
 
 
 def layout_options(command: Callable[..., _R], *, required: bool = True) -> Callable[..., _R]:

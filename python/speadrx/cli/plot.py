@@ -18,10 +18,11 @@ from speadrx.accounts.history import History
 from speadrx.accounts.loss import loss
 from speadrx.layout.declaration import Layout
 from speadrx.receive.receiver import Receiver
+from speadrx.record.recording import Begin
 
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
-from .options import load_layout, set_option
+from .options import begin_option, load_layout, refuse_begin, set_option
 from .parameters import UnusableError, force_option, keep_files, refuse_to_overwrite
 from .receiving import usable
 from .recorded import history_of, open_recording, readable
@@ -94,7 +95,9 @@ def _receive(path: pathlib.Path, layout: Layout) -> tuple[History, Feed | None]:
     return history, feed
 
 
-def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) -> tuple[History, Feed | None]:
+def _load(
+    path: pathlib.Path, layout: str | None, overrides: tuple[str, ...], begin: Begin | None
+) -> tuple[History, Feed | None]:
     """Read a history or a recording, or receive a capture."""
     try:
         if path.is_dir():
@@ -102,7 +105,8 @@ def _load(path: pathlib.Path, layout: str | None, overrides: tuple[str, ...]) ->
             if layout is not None or overrides:
                 raise click.UsageError(f"{path} has its layout in it: leave out --layout and --set")
             with readable(str(path)):
-                return history_of(recording), None
+                return history_of(recording, begin), None
+        refuse_begin(begin)
         if _is_history(path):
             if layout is not None or overrides:
                 raise click.UsageError(f"{path} is a history: leave out --layout and --set")
@@ -165,6 +169,7 @@ def _gap_seconds(history: History) -> float | None:
     help="Layout of the heaps of a capture: a TOML file, or one that comes with speadrx.",
 )
 @set_option
+@begin_option
 @click.option(
     "-o",
     "--output",
@@ -188,6 +193,7 @@ def plot(
     source: pathlib.Path,
     layout: str | None,
     overrides: tuple[str, ...],
+    begin: Begin | None,
     output: pathlib.Path | None,
     force: bool,
     size: tuple[int, int],
@@ -216,7 +222,7 @@ def plot(
         figures = import_figures()
         output = output or pathlib.Path(f"{source.stem}.png")
         refuse_to_overwrite(output, None)
-    history, feed = _load(source, layout, overrides)
+    history, feed = _load(source, layout, overrides, begin)
     if as_json:
         about = {"capture": None if feed is None else report(feed)}
         click.echo(json.dumps(_numbers(source, history) | about))

@@ -19,12 +19,12 @@ from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
 from speadrx.record.cut import Cutting, Source
 from speadrx.record.part import Stored, check_selection
-from speadrx.record.recording import is_recording
+from speadrx.record.recording import Begin, is_recording
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
-from .options import layout_options
+from .options import begin_option, layout_options, refuse_begin
 from .parameters import UnusableError, describe, naming_options, read_sources
 from .pieces import Limits, Pieces, complain, document, existing, summary
 from .progress import PolledProgress
@@ -40,7 +40,7 @@ _OF_NETWORK = ("interface", "ibv", "comp_vector", "affinity", "buffer", "flush_a
 _OF_METRICS = ("metrics_port", "metrics_address", "labels")
 #: What makes sense for a recording.
 _OF_RECORDINGS = (
-    *("source", "output", "seconds", "chunks", "max_bytes", "split", "select", "compress", "patience"),
+    *("source", "output", "seconds", "chunks", "max_bytes", "split", "begin", "select", "compress", "patience"),
     *("force", "as_json", "quiet"),
 )
 
@@ -82,6 +82,7 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
     type=quantities.time(above_least=True),
     help="Begin another recording whenever so much time of the data has passed.  [default: never]",
 )
+@begin_option
 @click.option(
     "--select",
     callback=_read_selection,
@@ -112,6 +113,7 @@ def record(
     chunks: int | None,
     max_bytes: int | None,
     split: float | None,
+    begin: Begin | None,
     select: dict[str, list[int]],
     compress: str | None,
     patience: float,
@@ -146,7 +148,8 @@ def record(
     """  # noqa: D301 (click needs the backslash)
     output = os.path.normpath(output)
     if isinstance(source, str) and os.path.isdir(source):
-        _cut(source, output, split, (chunks, max_bytes, seconds), select, compress=compress, patience=patience)
+        _cut(source, output, split, (chunks, max_bytes, seconds), select, begin, compress=compress, patience=patience)
+    refuse_begin(begin)
     if layout is None:
         (parameter,) = (one for one in record.params if one.name == "name_or_path")
         raise click.MissingParameter(param=parameter)
@@ -211,6 +214,7 @@ def _cut(
     split: float | None,
     wanted: tuple[int | None, int | None, float | None],
     select: dict[str, list[int]],
+    begin: Begin | None,
     **options: Any,
 ) -> None:
     """Make a recording of a recording, and exit."""
@@ -232,7 +236,7 @@ def _cut(
                 raise click.BadParameter(f"{other} is the recording that is to be cut", param_hint="--output")
         try:
             old = _existing(output, force, is_split=split is not None)
-            source = Source(recording, select)
+            source = Source(recording, select, begin)
             _check_room(recording.layout, source.select, max_bytes)
             with _usable(output):
                 make = functools.partial(Cutting, source, overwrite=force, **options)

@@ -15,7 +15,7 @@ from rich.console import Console
 from speadrx.accounts.history import FORMAT, VERSION, History
 from speadrx.accounts.rejections import ItemValue, Rejection
 from speadrx.accounts.report import ReceiverStats, RingStats, SourceStats
-from speadrx.record.recording import RecordedPart, Recording
+from speadrx.record.recording import Begin, RecordedPart, Recording
 
 from .account import AccountView, Moment, document
 from .parameters import UnusableError, naming_options
@@ -119,10 +119,11 @@ def _show_fleet(recording: Recording, *, as_json: bool) -> None:
     show(Console(highlight=False), stats, all_sources=True)
 
 
-def history_of(recording: Recording) -> History:
+def history_of(recording: Recording, begin: Begin | None = None) -> History:
     """Make a history of the heaps that a recording has, and of those of the run that were counted for other reasons.
 
-    What is not there is missing: it never came, or was not written. What was not selected is left out.
+    What is not there is missing: it never came, or was not written. What was not selected is left out, and what is
+    before `begin`, as for `Recording.parts`.
 
     Raises
     ------
@@ -133,7 +134,8 @@ def history_of(recording: Recording) -> History:
     axis = None if layout.sources is None else layout.axis_names.index(layout.sources)
     shape = stored.present.shape
     chosen = range(1) if axis is None else recording.select.get(axis, range(shape[axis]))
-    parts = [recording.part(number) for number in range(len(attributes["parts"]))]
+    with naming_options():
+        parts = recording.parts(begin)
     row_batches = -(-sum(part.length() for part in parts) // _MOST_ROWS) or 1
     rows = _Rows(recording, axis, row_batches)
     for part in parts:
@@ -158,7 +160,7 @@ def history_of(recording: Recording) -> History:
             "accounts": {},
         }
     )
-    if "account" in attributes and not recording.select:
+    if "account" in attributes and not recording.select and begin is None:
         history.finish(attributes["account"])
     return history
 

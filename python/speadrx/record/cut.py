@@ -14,7 +14,7 @@ from speadrx._core import Memory
 
 from .output import Arrival, Output, RecorderStats
 from .part import check_selection
-from .recording import RecordedPart, Recording
+from .recording import Begin, RecordedPart, Recording
 
 #: What the attributes of the new recording say of the one that it was made of.
 _OF_SOURCE = ("version", "host", "began", "ended", "complete", "select", "recorder")
@@ -45,16 +45,23 @@ class Source:
         The recording.
     select
         What to take of some axes, by value.
+    begin
+        From when on, as for `Recording.parts`.
 
     Raises
     ------
     ValueError
-        If there is no such axis, or the recording does not have such a value.
+        If there is no such axis, the recording does not have such a value, or it does not tell such times.
     ModuleNotFoundError
         If zarr is not installed.
     """
 
-    def __init__(self, recording: Recording, select: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        select: Mapping[str, Sequence[int]],
+        begin: Begin | None = None,
+    ) -> None:
         self.recording, self.layout = recording, recording.layout
         recorded = recording.attributes["select"]
         for name, values in select.items():
@@ -70,7 +77,7 @@ class Source:
             has = list(recording.select.get(axis, range(self.layout.present_shape[axis])))
             if wanted != has:
                 self._take[axis] = [has.index(index) for index in wanted]
-        self._parts = [recording.part(number) for number in range(len(recording.attributes["parts"]))]
+        self._parts = recording.parts(begin)
         #: How many chunks it has.
         self.n_chunks = sum(len(part.chunks()) for part in self._parts)
 
@@ -102,7 +109,7 @@ class Source:
                     first + number * step,
                     functools.partial(part.utc, number * batches),
                     is_first,
-                    (first, functools.partial(part.utc, 0)),
+                    (first + part.start * step, functools.partial(part.utc, part.start * batches)),
                     arrays,
                     heaps,
                 )

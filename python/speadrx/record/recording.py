@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import math
 import os
 from typing import Any
 
@@ -14,6 +15,9 @@ from speadrx._core import LayoutError, __version__
 from speadrx.layout.declaration import Layout
 
 from .part import FORMAT, Stored, check_selection
+
+#: When to begin in a recording: at this UTC, or so many seconds of the data after its beginning.
+Begin = float | np.datetime64
 
 
 class RecordedPart:
@@ -27,6 +31,9 @@ class RecordedPart:
         Name of the group: "" for the first part.
     """
 
+    #: The number of the chunk with which it begins for those who do not want all of it; see `Recording.parts`.
+    start = 0
+
     def __init__(self, recording: Recording, name: str) -> None:
         self.recording = recording
         self.folder = os.path.join(recording.path, name)
@@ -37,12 +44,12 @@ class RecordedPart:
         self.attributes: dict[str, Any] = dict(self.group.attrs["speadrx"])
 
     def chunks(self) -> list[int]:
-        """The numbers of the chunks that are there, in order: a chunk is there with its `present`."""
+        """The numbers of the chunks that are there, in order, from `start` on: a chunk is there with its `present`."""
         stored = self.recording.stored
         place = 1 + stored.time_axis
         keys = (name.split(".") for name in os.listdir(os.path.join(self.folder, stored.present.name)))
         # Of a fleet, each chunk lies in several files.
-        return sorted({int(key[place]) for key in keys if key[0] == "c"})
+        return sorted(number for number in {int(key[place]) for key in keys if key[0] == "c"} if number >= self.start)
 
     def begin(self) -> int:
         """The number of the first chunk that is there. Those before it are none in recordings of a single receiver."""
@@ -114,6 +121,37 @@ class Recording:
             If zarr is not installed.
         """
         return RecordedPart(self, self.attributes["parts"][number])
+
+    def parts(self, begin: Begin | None = None) -> list[RecordedPart]:
+        """Open its parts, from some time on. Of the chunk in whose time that is, all is there.
+
+        Raises
+        ------
+        ValueError
+            If the recording does not tell such times.
+        ModuleNotFoundError
+            If zarr is not installed.
+        """
+        parts = [self.part(number) for number in range(len(self.attributes["parts"]))]
+        if begin is None:
+            return parts
+        rate, step = self.layout.time.tick_rate, self.layout.chunk_timestamp_step
+        if rate is None or (
+            isinstance(begin, np.datetime64) and not all(part.attributes["time_is_utc"] for part in parts)
+        ):
+            raise ValueError(f"begin: the recording does not tell its time in {'seconds' if rate is None else 'UTC'}")
+        before = 0.0
+        for part in parts:
+            length = part.length() * step / self.layout.chunk_batches / rate
+            utc = part.utc(0)
+            if isinstance(begin, np.datetime64):
+                assert utc is not None
+                seconds = float((begin - utc) / np.timedelta64(1, "s"))
+            else:
+                seconds = begin - before
+            part.start = max(math.floor(seconds * rate / step), 0)
+            before += length
+        return parts
 
 
 def recorded_layout(path: str) -> bytes:
