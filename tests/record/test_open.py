@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from recordings import (
     value,
 )
 from speadrx import Axis, Field, Layout, Recorder, SideItem, TimeAxis
+from speadrx.record.recording import Recording
 
 xarray = pytest.importorskip("xarray")
 zarr = pytest.importorskip("zarr")
@@ -309,6 +311,20 @@ def test_dimensions_of_heaps(tmp_path) -> None:
     for (batch, antenna), payload in BYTES.items():
         wanted = unpacked(payload, 10)[:63]
         assert dataset.data[batch - FIRST, antenna].values.reshape(-1).tolist() == wanted
+
+
+def test_a_chunk_that_is_not_compressed_takes_no_memory(tmp_path) -> None:
+    layout = layout_of(heap_bytes=2**20, dtype="uint8", side_items=())
+    payloads = {(batch, antenna): bytes([16 * batch + antenna]) * 2**20 for batch in range(4) for antenna in range(3)}
+    recording = Recording(record_bytes(tmp_path / "a.zarr", layout, payloads))
+    part = recording.part(0)
+    tracemalloc.start()
+    try:
+        numbers = part.read(recording.stored.data, 0)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert numbers[:, :, -1].tolist() == [[16 * batch + antenna for antenna in range(3)] for batch in range(4)]
 
 
 def test_names_do_not_collide(tmp_path) -> None:

@@ -75,7 +75,9 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
 )
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="End with N chunks.  [default: never]")
 @click.option(
-    "--max-bytes", type=quantities.size(1), help="End before the data takes more of the disk.  [default: never]"
+    "--max-bytes",
+    type=quantities.size(1),
+    help="End before the data, without metadata, takes more of the disk.  [default: never]",
 )
 @click.option(
     "--split",

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,28 @@ class RecordedPart:
     def read(self, array: Any, number: int) -> np.ndarray:
         """Read a chunk of one of the arrays of `Stored`, in its byte order, whatever that of the reader is."""
         stored, batches = self.recording.stored, self.recording.layout.chunk_batches
+        if (file := self._file(array, number)) is not None:
+            try:
+                return np.memmap(file, array.dtype, "r", shape=array.shape)
+            except ValueError as exc:
+                raise ValueError(
+                    f"chunk {number} of {os.path.join(self.folder, array.name)} is damaged: {exc}"
+                ) from exc
         chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
         try:
             values: np.ndarray = self.group[array.name][chunk].astype(array.dtype, copy=False)
         except (ValueError, RuntimeError) as exc:
             raise ValueError(f"chunk {number} of {os.path.join(self.folder, array.name)} is damaged: {exc}") from exc
         return values
+
+    def _file(self, array: Any, number: int) -> str | None:
+        """The file of a chunk, if it has the bytes of the array as they are: large chunks need no memory then."""
+        there = self.group[array.name]
+        if there.compressors or there.chunks != array.shape or sys.byteorder == "big":
+            return None
+        before, after = self.recording.stored.names(array)
+        path = os.path.join(self.folder, array.name, f"{before}{number}{after}")
+        return path if os.path.exists(path) else None
 
     def utc(self, batch: int) -> np.datetime64 | None:
         """UTC of a batch; None if that is not known."""
