@@ -171,15 +171,17 @@ class Output:
 
     def put_quickly(self, timestamp: int, memory: Memory, heaps: int, lent: Chunk) -> bool:
         """Queue a chunk that goes on where the last one ended and needs no metadata. Returns whether it was queued."""
-        lent._share()
-        if not self._waits or self._writer.wait_for_room(self._patience):
-            with self._lock:
-                if self._quick is not None and self._writer.put(
-                    self._quick, timestamp, self._most_gap, memory, heaps, lent
-                ):
-                    return True
-        lent._unshare()
-        return False
+        # Before it is shared: an interrupt may come meanwhile.
+        if self._waits and not self._writer.wait_for_room(self._patience):
+            return False
+        with self._lock:
+            if self._quick is None:
+                return False
+            lent._share()
+            if self._writer.put(self._quick, timestamp, self._most_gap, memory, heaps, lent):
+                return True
+            lent._unshare()
+            return False
 
     def put(self, arrival: Arrival) -> bool:
         """Queue a chunk. Returns whether it was queued; if not, that is counted."""
