@@ -235,6 +235,14 @@ impl Timeline {
     /// Judge a heap by its timestamp and its mark, if it has one.
     pub fn observe_marked(&mut self, heap: Sighting, mark: Option<Mark>, witness: &impl Witness) -> Verdict {
         let heap = self.understood(heap);
+        let verdict = self.judge(heap, mark, witness);
+        if !matches!(verdict, Verdict::Place(_)) {
+            self.voices.reject(heap.source);
+        }
+        verdict
+    }
+
+    fn judge(&mut self, heap: Sighting, mark: Option<Mark>, witness: &impl Witness) -> Verdict {
         let Some(current) = self.current else { return self.begin(heap, mark.is_some(), witness) };
         if let Some(verdict) = mark.and_then(|mark| self.heed(heap, mark, &current, witness)) {
             return verdict;
@@ -266,7 +274,7 @@ impl Timeline {
         let Some(current) = self.current.filter(|_| self.rules.resync) else { return };
         self.claim(heap, Kind::Repeated, Some(&current), witness);
         if let Some((agreed, _)) = self.majority(heap, &current, witness) {
-            self.restart(&current, &agreed);
+            self.restart(&current, agreed.stamp);
             self.settle(&agreed, false);
         }
     }
@@ -300,7 +308,7 @@ impl Timeline {
         }
         let agreed = Agreement { stamp: heap.stamp, oldest: heap.stamp, sources: 1, largest: 1 };
         match current.locate(grid, heap.stamp) {
-            _ if mark.begins && self.rules.resync => self.restart(current, &agreed),
+            _ if mark.begins && self.rules.resync => self.restart(current, agreed.stamp),
             Ok(at) if at.ahead > 0 && !mark.begins => self.jump(&at, current),
             _ => return None,
         }
@@ -380,6 +388,7 @@ impl Timeline {
         if n_sources <= 1 || self.rules.trusts {
             return true;
         }
+        self.pay(heap.source, witness);
         let is_next = at.ahead == 1;
         if is_next && at.chunk <= self.lead && !self.voices.listen(witness) {
             self.voices.lead(heap.source, at.chunk);
@@ -433,6 +442,12 @@ impl Timeline {
             return false;
         }
         true
+    }
+
+    /// All heaps pay for counts, placed or not.
+    fn pay(&mut self, source: u64, witness: &impl Witness) {
+        let heaps = self.voices.sent(source, witness);
+        self.budget = self.budget.saturating_add(heaps).min(self.rules.n_sources.saturating_mul(2));
     }
 
     /// A heap from before a flush, of a time that the window would still hold: what was flushed has been handed over.
@@ -537,7 +552,7 @@ impl Timeline {
     /// silent.
     fn majority(&mut self, heap: Sighting, current: &Segment, witness: &impl Witness) -> Option<(Agreement, bool)> {
         let Sighting { source, stamp, .. } = heap;
-        self.budget = self.budget.saturating_add(1).min(self.rules.n_sources.saturating_mul(2));
+        self.pay(source, witness);
         // Sources that lag have come to the window by the time that others are known to be silent, or they never will.
         let silence = SILENCE.saturating_mul(signed(self.rules.window)).saturating_mul(signed(self.rules.grid.batches));
         let silence = silence.saturating_add(self.voices.lag(source));
@@ -565,18 +580,19 @@ impl Timeline {
         witness: &impl Witness,
     ) -> Option<Verdict> {
         let clock = witness.now();
+        let end = self.voices.end(agreed, heap.stamp);
         let newest = current.newest_time(&self.rules.grid);
-        let near = current.locate(&self.rules.grid, agreed.stamp).ok();
+        let near = current.locate(&self.rules.grid, end).ok();
         // After half the range of timestamps, the nearest time with this timestamp is in the past.
         let beyond = || {
-            let time = current.time_near(agreed.stamp, self.pace.expected(clock)?)?;
+            let time = current.time_near(end, self.pace.expected(clock)?)?;
             let at = current.locate_time(&self.rules.grid, time).ok().filter(|at| at.ahead > 0)?;
             self.pace.is_expected(newest, time, clock).then_some(at)
         };
         match near.filter(|at| at.ahead > 0).or_else(beyond) {
             // Sources fell silent that were in the majority, or the heaps in between were lost.
-            Some(at) if at.ahead <= signed(self.rules.max_jump) => self.jump(&at, current),
-            Some(at) if self.has_gone_on(current, &at, agreed.stamp, clock) => self.jump(&at, current),
+            Some(at) if at.ahead <= signed(self.rules.max_jump.max(self.rules.window)) => self.jump(&at, current),
+            Some(at) if self.has_gone_on(current, &at, end, clock) => self.jump(&at, current),
             Some(at) if !self.rules.resync => {
                 // Chunk IDs go on to tell the time, but what lies in between is not missing.
                 let first = current.newest.saturating_add(1);
@@ -586,10 +602,10 @@ impl Timeline {
                 self.jump(&at, current);
             }
             // The first heap was not on the grid, so chunk IDs never told the time.
-            None if self.rules.grid.origin.is_none() && !current.is_at_step(&self.rules.grid, agreed.stamp) => {
-                self.restart(current, agreed);
+            None if self.rules.grid.origin.is_none() && !current.is_at_step(&self.rules.grid, end) => {
+                self.restart(current, end);
             }
-            _ if self.rules.resync => self.restart(current, agreed),
+            _ if self.rules.resync => self.restart(current, end),
             // What is late will be back.
             _ if self.is_late(current, agreed.stamp) => {
                 self.voices.wait();
@@ -634,14 +650,14 @@ impl Timeline {
     }
 
     /// Begin time again where sources agree that it is.
-    fn restart(&mut self, current: &Segment, agreed: &Agreement) {
+    fn restart(&mut self, current: &Segment, stamp: u64) {
         let grid = &self.rules.grid;
         // As at the start, the timestamp stands for itself, unless it makes sense only as time was unwrapped so far.
-        let itself = (agreed.stamp as i64).checked_sub_unsigned(current.origin);
+        let itself = (stamp as i64).checked_sub_unsigned(current.origin);
         let itself = itself.filter(|&time| time >= 0 && grid.is_aligned(time));
-        let unwrapped = || current.locate(grid, agreed.stamp).ok().map(|at| at.time).filter(|&time| time >= 0);
+        let unwrapped = || current.locate(grid, stamp).ok().map(|at| at.time).filter(|&time| time >= 0);
         let known = itself.or_else(unwrapped).map(|time| (time, current.origin));
-        let shown = || Some((grid.age_of(agreed.stamp)?, grid.origin_of(agreed.stamp)));
+        let shown = || Some((grid.age_of(stamp)?, grid.origin_of(stamp)));
         let Some((time, origin)) = known.or_else(shown) else { return };
         // Whatever the first heap is that a stream places there, its window has no chunk from before any more.
         let first = current.newest.saturating_add(self.rules.reach);

@@ -65,7 +65,8 @@ struct Claim {
     slot: u64,
     /// How many different heaps have said so in a row, the source not having gone on in the window in between.
     heaps: u64,
-    /// The timestamp with which it was last new.
+    /// The timestamp with which it was first said, and the one with which it was last new.
+    first: u64,
     since: u64,
     /// By how many batches it has gone on since anybody was heard in the window: two for each heap at most.
     gone_on: i64,
@@ -90,6 +91,11 @@ impl Claim {
         newest > self.newest && newest >= first
     }
 
+    /// Whether its source has been in the window since, given how many heaps of it have been placed: the claim's own may be one.
+    fn is_stale(&self, placed: u64) -> bool {
+        self.kind == Kind::Elsewhere && placed.wrapping_sub(self.placed) > 1
+    }
+
     /// Whether it counts, of a source that was received before in the segment or not.
     fn counts(&self, was_received: bool) -> bool {
         self.heaps >= 2 || self.kind == Kind::Elsewhere || (self.kind != Kind::Askew && !was_received)
@@ -111,9 +117,14 @@ struct Voice {
     /// It has been heard since it was last known whether it is slow: behind most others when it was heard.
     was_heard: bool,
     is_slow: bool,
-    /// The newest chunk to which it has led, or would have, and [`Voices::looks`] when it did so the last times.
+    /// The newest chunk to which it has led, or would have; and of the last times, [`Voices::looks`] and `sent` before.
     led_to: i64,
-    leads: VecDeque<i64>,
+    leads: VecDeque<(i64, u64)>,
+    /// Who was heard no later than at this look is silent: see [`Voices::lead`].
+    silent_since: i64,
+    /// Heaps of it that were rejected; and how many have come in all, when it was last asked.
+    rejected: u64,
+    sent: u64,
     /// The newest batch of which it has a heap, counted from chunk 0, or [`NOWHERE`].
     batch: i64,
     /// How far it has come for certain: see [`Voice::go_on`].
@@ -143,6 +154,9 @@ pub(crate) struct Voices {
     /// Ticks within which times agree: a window holds them, and a chunk before.
     span: i64,
     step: i64,
+    batches: u64,
+    /// So many chunks may a source lead, and leave nobody behind.
+    room: usize,
     /// Bits of timestamps.
     bits: u32,
     /// Ticks that a claim may go on by before it may have come to where others are: with those that sources may be apart,
@@ -182,7 +196,10 @@ impl Voice {
             was_heard: false,
             is_slow: false,
             led_to: NOWHERE,
-            leads: vec![NEVER; leads].into(),
+            leads: vec![(NEVER, 0); leads].into(),
+            silent_since: NEVER,
+            rejected: 0,
+            sent: 0,
             batch: NOWHERE,
             sure: NOWHERE,
             asked: 0,
@@ -222,12 +239,15 @@ impl Voices {
     /// Voices of sources that have not been heard.
     pub fn new(n_sources: u64, window: u64, room: i64, grid: &Grid) -> Self {
         let span = signed(window.saturating_sub(2).max(1)).saturating_mul(signed(grid.chunk_step));
-        // This time, and before that as often as all could without leaving anybody behind.
-        let leads = room.max(1).unsigned_abs().saturating_add(1) as usize;
+        let room = room.max(1).unsigned_abs() as usize;
+        // Where up to half of the heaps are lost, too.
+        let leads = room.saturating_mul(2).saturating_add(1);
         Self {
             all: (0..n_sources).map(|_| Voice::new(leads)).collect(),
+            room,
             span,
             step: signed(grid.step),
+            batches: grid.batches,
             bits: grid.bits,
             stay: (span.unsigned_abs() >> 1).min(grid.chunk_step.saturating_mul(2)),
             estranged: Arc::new(Estranged::new(n_sources)),
@@ -294,7 +314,10 @@ impl Voices {
     /// different heaps have said so in a row.
     pub fn claim(&mut self, heap: Sighting, kind: Kind, (first, lag): (i64, i64), witness: &impl Witness) -> u64 {
         let newest = witness.newest(heap.source);
-        let stands = |claim: &Claim| !claim.is_over(newest, first) && self.agree(heap.stamp, claim.stamp);
+        let placed = witness.placed(heap.source);
+        let stands = |claim: &Claim| {
+            !claim.is_over(newest, first) && !claim.is_stale(placed) && self.agree(heap.stamp, claim.stamp)
+        };
         let Some(voice) = self.all.get(heap.source as usize) else { return 0 };
         let standing = voice.claim.filter(stands);
         let heaps = standing.map_or(1, |claim| {
@@ -318,9 +341,23 @@ impl Voices {
                 (0..=self.step.saturating_mul(2)).contains(&ticks)
             });
         let lag = standing.map_or(lag, |claim| claim.lag);
-        let placed = witness.placed(heap.source);
         let (stamp, slot) = (heap.stamp, heap.slot);
-        let claim = Claim { stamp, slot, heaps, since, gone_on, at, furthest, is_steady, placed, lag, newest, kind };
+        let first_stamp = standing.map_or(stamp, |claim| claim.first);
+        let claim = Claim {
+            stamp,
+            slot,
+            heaps,
+            first: first_stamp,
+            since,
+            gone_on,
+            at,
+            furthest,
+            is_steady,
+            placed,
+            lag,
+            newest,
+            kind,
+        };
         let turn = self.turn;
         let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
         let is_first = voice.claim.is_none_or(|claim| claim.is_over(newest, first));
@@ -341,7 +378,7 @@ impl Voices {
     /// Find out who is slow, of those that were just heard; `times` has what batches sources are at.
     fn find_slow(&mut self, grid: &Grid, window: i64) {
         let half = self.times.len() >> 1;
-        if self.times.is_empty() {
+        if half == 0 {
             return;
         }
         let before = self.median;
@@ -441,18 +478,45 @@ impl Voices {
         if place == NOWHERE { self.began } else { place }
     }
 
-    /// A source leads to a chunk, or would. Whether it is the first time.
+    /// A heap of a source is rejected.
+    pub fn reject(&mut self, source: u64) {
+        if let Some(voice) = self.all.get_mut(source as usize) {
+            voice.rejected = voice.rejected.wrapping_add(1);
+        }
+    }
+
+    /// How many heaps a source has sent since it was last asked, with the one that is in question.
+    pub fn sent(&mut self, source: u64, witness: &impl Witness) -> u64 {
+        let placed = witness.placed(source);
+        let Some(voice) = self.all.get_mut(source as usize) else { return 0 };
+        let before = std::mem::replace(&mut voice.sent, placed.wrapping_add(voice.rejected));
+        voice.sent.wrapping_sub(before)
+    }
+
+    /// A source leads to a chunk, or would. Whether it is the first time, or shows that others are silent.
+    ///
+    /// Those are who have not been heard while it led to as many chunks as all could without leaving anybody behind, and sent as
+    /// many heaps as these have batches: a clock that runs ahead is no measure of time.
     pub fn lead(&mut self, source: u64, chunk: i64) -> bool {
-        let Some(voice) = self.all.get_mut(source as usize).filter(|voice| chunk > voice.led_to) else { return false };
-        voice.led_to = chunk;
-        voice.leads.pop_front();
-        voice.leads.push_back(self.looks);
-        true
+        let Some(voice) = self.all.get_mut(source as usize) else { return false };
+        let is_first = chunk > voice.led_to;
+        if is_first {
+            voice.led_to = chunk;
+            voice.leads.pop_front();
+            voice.leads.push_back((self.looks, voice.sent));
+        }
+        let heaps = (self.room as u64).saturating_mul(self.batches);
+        let mut before = voice.leads.iter().rev().skip(self.room);
+        let since =
+            before.find(|&&(_, sent)| voice.sent.wrapping_sub(sent) >= heaps).map_or(NEVER, |&(looks, _)| looks);
+        let is_known = since <= voice.silent_since;
+        voice.silent_since = voice.silent_since.max(since);
+        is_first || !is_known
     }
 
     /// A source leads to where the window begins with batch `first`: who is silent, and behind, is not live any more.
     pub fn leave(&mut self, source: u64, first: i64) {
-        let Some(since) = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()) else { return };
+        let Some(since) = self.all.get(source as usize).map(|voice| voice.silent_since) else { return };
         for voice in self.all.iter_mut().filter(|voice| voice.heard_at <= since && voice.batch < first) {
             voice.turn = None;
         }
@@ -476,15 +540,13 @@ impl Voices {
         // In a window of two chunks, nobody waits while others are read.
         let patience = window.saturating_sub(2).saturating_mul(signed(grid.batches));
         let patience = if patience > 0 { patience } else { signed(grid.batches).saturating_sub(1) };
-        let since = self.all.get(source as usize).and_then(|voice| voice.leads.front().copied()).unwrap_or(NEVER);
+        let since = self.all.get(source as usize).map_or(NEVER, |voice| voice.silent_since);
         let (mut late, mut slowest, mut slowest_late) = (0_u64, None, None);
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
         self.times.push(own);
-        // Once any other has been heard, those that have not been are expected, too.
-        let is_other = |&(other, voice): &(u64, &Voice)| other != source && voice.heard_at != NOWHERE;
-        let is_first = !(0_u64..).zip(self.all.iter()).any(|voice| is_other(&voice));
-        let may_come = |voice: &Voice| (voice.heard_at == NOWHERE && !is_first) || voice.is_live(self.turn);
+        // Those that have not been heard yet are expected, too.
+        let may_come = |voice: &Voice| voice.heard_at == NOWHERE || voice.is_live(self.turn);
         for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) > patience;
             if other == source || is_silent {
@@ -519,6 +581,11 @@ impl Voices {
         (slowest, Some(median))
     }
 
+    /// All bits of timestamps like this one.
+    fn low_bits(&self, stamp: u64) -> u64 {
+        low_bits(if stamp.wrapping_shr(self.bits) == 0 { self.bits } else { TIME_BITS })
+    }
+
     /// The claims that agree with a timestamp, as many as fit a window.
     pub fn agreement(&mut self, stamp: u64) -> Agreement {
         let mut times = std::mem::take(&mut self.times);
@@ -543,7 +610,7 @@ impl Voices {
         }
         self.times = times;
         let (sources, start, end) = best;
-        let low_bits = low_bits(if stamp.wrapping_shr(self.bits) == 0 { self.bits } else { TIME_BITS });
+        let low_bits = self.low_bits(stamp);
         Agreement {
             stamp: stamp.wrapping_add(end as u64) & low_bits,
             oldest: stamp.wrapping_add(start as u64) & low_bits,
@@ -557,6 +624,21 @@ impl Voices {
         let within =
             self.difference(claim.stamp, agreed.oldest) >= 0 && self.difference(agreed.stamp, claim.stamp) >= 0;
         within && self.agree(claim.stamp, agreed.stamp)
+    }
+
+    /// The timestamp to which the window should go, to be where most of those are that agree, and a heap, which is one of them.
+    ///
+    /// Half of them must be able to place what they have sent since they were there, or others would lose as much that are yet
+    /// to be read.
+    pub fn end(&self, agreed: &Agreement, stamp: u64) -> u64 {
+        let room = signed(self.room as u64).saturating_mul(self.step).saturating_mul(signed(self.batches));
+        let claims = self.all.iter().filter_map(Voice::counted).filter(|claim| self.is_of(claim, agreed));
+        let begins = claims.map(|claim| {
+            let (first, last) = (self.difference(claim.first, stamp), self.difference(claim.stamp, stamp));
+            first.max(last.saturating_sub(room))
+        });
+        let end = begins.min().unwrap_or(0).saturating_add(room).max(0).min(self.difference(agreed.stamp, stamp));
+        stamp.wrapping_add(end as u64) & self.low_bits(stamp)
     }
 
     /// Of the sources that are live, or agree on this, whether more than half agree.
@@ -624,8 +706,9 @@ impl Voices {
     ///
     /// If nobody was heard but those, the others are silent.
     pub fn follow(&mut self, agreed: &Agreement, segment: &Segment, grid: &Grid, others_are_silent: bool) {
-        let turn = self.turn;
-        self.began = segment.locate(grid, agreed.oldest).map_or(self.began, |at| grid.batch_of(&at));
+        let began = segment.locate(grid, agreed.oldest).map_or(self.began, |at| grid.batch_of(&at));
+        (self.began, self.median) = (began, began);
+        let (turn, looks, median) = (self.turn, self.looks, self.median);
         for source in 0..self.len() {
             let Some(voice) = self.all.get(source as usize) else { continue };
             let claim = voice.claim.filter(|claim| self.is_of(claim, agreed));
@@ -633,9 +716,12 @@ impl Voices {
             let at = claim.and_then(|claim| segment.locate(grid, claim.stamp).ok());
             voice.be_at(at.map_or(NOWHERE, |at| grid.batch_of(&at)));
             voice.led_to = NOWHERE;
-            if claim.is_some() {
+            if let Some(claim) = claim {
                 voice.claim = None;
                 voice.turn = Some(turn);
+                if voice.placed.wrapping_sub(claim.placed) <= 1 {
+                    (voice.heard_at, voice.median) = (looks, median);
+                }
                 self.claims = self.claims.saturating_sub(1);
                 self.estranged.clear(source);
             } else if others_are_silent {

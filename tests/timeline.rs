@@ -507,6 +507,118 @@ fn a_gap_within_the_window_costs_those_nothing_more_that_are_read_in_bursts() {
 }
 
 #[test]
+fn few_that_are_heard_first_a_window_behind_do_not_make_time_begin_again() {
+    // The window moves on to where most are, and misses no chunk: the account expects all batches in between.
+    let mut receiver = receiver_of_bursts(80);
+    let time = |source, batch| batch - if source < 10 { 80 } else { 0 };
+    lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |source| source >= 10, time);
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
+fn a_clock_that_runs_ahead_does_not_make_others_silent() {
+    // A burst of it spans more chunks than the window can spare, with fewer heaps.
+    for (sources, wrong) in [(4, 1), (80, 1), (80, 39)] {
+        let mut receiver = receiver_of_bursts(sources);
+        lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |_| true, |_, batch| batch);
+        let from = LATER + 3 + 256;
+        let time = |source, batch| batch + if source < wrong { (batch - from) / 4 } else { 0 };
+        let lost = lost_in_bursts(&mut receiver, (64, 10), from, |source| source >= wrong, time);
+        assert!(lost.iter().all(|&lost| lost <= 2), "{wrong} of {sources}: {lost:?}");
+    }
+}
+
+#[test]
+fn a_source_that_loses_heaps_goes_on_where_others_fall_silent() {
+    // How long others are silent is measured in its heaps: those that were lost on the way are missing there.
+    for (every, bound) in [(100, 8), (10, 16), (2, 80)] {
+        let mut receiver = receiver_of_bursts(4);
+        lost_in_bursts(&mut receiver, (1, 256), LATER + 3, |_| true, |_, batch| batch);
+        let heaps = (0..1000).filter(|batch| batch % every != 0);
+        let outcomes = heaps.map(|batch| receiver.heap((LATER + 3 + 256 + batch) * 4096, 0, 0));
+        let lost = outcomes.filter(|outcome| !matches!(outcome, Outcome::Received(..))).count();
+        assert!(lost <= bound, "one in {every}: {lost} lost");
+    }
+}
+
+#[test]
+fn garbage_in_the_first_burst_of_all_costs_the_others_nothing() {
+    for at in 1..63 {
+        for ahead in [9, 30, 59, 80, 150] {
+            let mut receiver = receiver_of_bursts(4);
+            let time = |source, batch| batch + if (source, batch) == (0, LATER + 3 + at) { ahead } else { 0 };
+            let lost = lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |_| true, time);
+            assert_eq!(lost, [0; 4], "{ahead} ahead at {at}");
+        }
+    }
+}
+
+#[test]
+fn who_was_ahead_and_is_right_again_loses_nothing() {
+    // What a source has asked for before it came back is no measure of what it may ask for now.
+    let mut receiver = Receiver::new(&layout(4096, 8, 80, None), 6, 1, true, false);
+    let end = LATER + 3 + 18 * 16;
+    let time = |source, batch| batch + if source < 10 && batch < end { 24 } else { 0 };
+    let lost = lost_in_bursts(&mut receiver, (16, 24), LATER + 3, |_| true, time);
+    assert!(lost.iter().all(|&lost| lost <= 2), "{lost:?}");
+}
+
+#[test]
+fn who_was_right_and_wrong_in_turn_is_soon_received_again() {
+    let mut receiver = receiver_of_bursts(80);
+    lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |_| true, |_, batch| batch);
+    let from = LATER + 3 + 256;
+    let time = |source, batch| batch + if source < 39 { 80 * ((batch - from) / 3 % 2) } else { 0 };
+    let lost = lost_in_bursts(&mut receiver, (64, 6), from, |source| source >= 39, time);
+    assert!(lost.iter().all(|&lost| lost <= 2), "{lost:?}");
+    let lost = lost_in_bursts(&mut receiver, (64, 4), from + 384, |_| true, |_, batch| batch);
+    assert!(lost.iter().all(|&lost| lost <= 2), "{lost:?}");
+}
+
+#[test]
+fn most_are_where_they_said_when_time_has_gone_to_them() {
+    // Wrong ones are heard next, and must not find the others silent.
+    let mut receiver = receiver_of_bursts(16);
+    let time = |source, batch| batch + if source >= 9 { 120 } else { 0 };
+    let is_good = |source| source < 9;
+    let lost = lost_in_bursts(&mut receiver, (64, 4), LATER + 3, is_good, time);
+    assert!(lost.iter().all(|&lost| lost <= 1), "{lost:?}");
+    let from = LATER + 3 + 256 + 8000;
+    lost_in_bursts(&mut receiver, (64, 1), from, is_good, time);
+    let lost = lost_in_bursts(&mut receiver, (64, 4), from + 64, is_good, time);
+    assert!(lost.iter().all(|&lost| lost <= 2), "{lost:?}");
+}
+
+#[test]
+fn after_a_gap_time_goes_to_where_a_majority_began() {
+    // Wrong ones are half a window ahead, and heard first: with few others, they are most that agree.
+    for (sources, wrong, alone) in [(4, 1, 1), (16, 2, 20), (80, 39, 20)] {
+        let mut receiver = receiver_of_bursts(sources);
+        lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |_| true, |_, batch| batch);
+        let from = LATER + 3 + 256 + 1600;
+        (0..wrong).for_each(|source| (0..alone).for_each(|i| _ = receiver.heap((from + 40 + i) * 4096, source, 0)));
+        let time = |source, batch| batch + if source < wrong { 40 } else { 0 };
+        let is_good = |source| source >= wrong;
+        let lost = lost_in_bursts(&mut receiver, (64, 1), from + alone, is_good, time);
+        // The last is read when more than half have been.
+        assert!(lost.last().is_some_and(|&lost| lost <= 2), "{wrong} of {sources}: {lost:?}");
+        let lost = lost_in_bursts(&mut receiver, (64, 4), from + alone + 64, is_good, time);
+        assert!(lost.iter().all(|&lost| lost <= 2), "{wrong} of {sources}: {lost:?}");
+    }
+}
+
+#[test]
+fn garbage_that_the_window_holds_is_no_reason_to_leave_sources_behind() {
+    // Each source has sent a heap that is ahead. They are not there yet, so the window must not follow another one from there.
+    let mut receiver = receiver_of_bursts(2);
+    must_go_on(&mut receiver, LATER, 0);
+    for (source, ahead) in [(0, 60), (1, 60), (0, 124)] {
+        receiver.heap((LATER + 400 + ahead) * 4096, source, 0);
+    }
+    must_go_on(&mut receiver, LATER + 400, 0);
+}
+
+#[test]
 fn a_slow_source_of_two_does_not_hold_up_the_other() {
     let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, true, false);
     must_go_on(&mut receiver, LATER, 0);
