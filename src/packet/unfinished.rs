@@ -227,6 +227,7 @@ mod tests {
         assert_eq!((unfinished.len(), unfinished.packets, unfinished.given_up), (0, 0, 0));
         assert!(unfinished.order.len() <= 2 * MOST_HEAPS);
     }
+
     #[test]
     fn heaps_with_the_same_counter_are_told_apart_by_their_values() {
         let mut unfinished = Unfinished::default();
