@@ -545,8 +545,10 @@ impl Voices {
         let slower = |than: Option<i64>, batch: i64| Some(than.map_or(batch, |than| than.min(batch)));
         self.times.clear();
         self.times.push(own);
-        // Those that have not been heard yet are expected, too.
-        let may_come = |voice: &Voice| voice.heard_at == NOWHERE || voice.is_live(self.turn);
+        // Once any other has been heard, those that have not been are expected, too.
+        let is_other = |&(other, voice): &(u64, &Voice)| other != source && voice.heard_at != NOWHERE;
+        let is_first = !(0_u64..).zip(self.all.iter()).any(|voice| is_other(&voice));
+        let may_come = |voice: &Voice| (voice.heard_at == NOWHERE && !is_first) || voice.is_live(self.turn);
         for (other, voice) in (0_u64..).zip(self.all.iter()).filter(|(_, voice)| may_come(voice)) {
             let is_silent = voice.heard_at <= since || self.median.saturating_sub(voice.median) > patience;
             if other == source || is_silent {

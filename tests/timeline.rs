@@ -542,18 +542,6 @@ fn a_source_that_loses_heaps_goes_on_where_others_fall_silent() {
 }
 
 #[test]
-fn garbage_in_the_first_burst_of_all_costs_the_others_nothing() {
-    for at in 1..63 {
-        for ahead in [9, 30, 59, 80, 150] {
-            let mut receiver = receiver_of_bursts(4);
-            let time = |source, batch| batch + if (source, batch) == (0, LATER + 3 + at) { ahead } else { 0 };
-            let lost = lost_in_bursts(&mut receiver, (64, 4), LATER + 3, |_| true, time);
-            assert_eq!(lost, [0; 4], "{ahead} ahead at {at}");
-        }
-    }
-}
-
-#[test]
 fn who_was_ahead_and_is_right_again_loses_nothing() {
     // What a source has asked for before it came back is no measure of what it may ask for now.
     let mut receiver = Receiver::new(&layout(4096, 8, 80, None), 6, 1, true, false);
