@@ -178,7 +178,6 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--set": [(f"{REPLAY} --set sources=beam", ["beam", "antenna"])],
         "--pace": [(f"{REPLAY} --pace 0", ["0"]), (f"{REPLAY} --pace nan", ["nan"])],
         "--to": [(f"{REPLAY} --to 239.1.2.3", ["'239.1.2.3'"])],
-        "--marks": [(f"{REPLAY} --no-marks", ["--no-marks", "capture"])],
         "--threads": [(f"{REPLAY} --threads 0", ["0"])],
         "--window": [(f"{REPLAY} --window x", ["'x'"])],
         "--tolerance": [(f"{REPLAY} --tolerance 5parsec", ["'5parsec'"])],

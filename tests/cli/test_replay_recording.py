@@ -479,6 +479,11 @@ class TestMistakes:
         assert options[0] in said
         assert "has no meaning for a recording" in said
 
+    def test_captures_have_no_marks(self, tmp_path) -> None:
+        (tmp_path / "a.pcap").touch()
+        said = run_here("replay", str(tmp_path / "a.pcap"), "-l", "meerkat-digitiser", "--no-marks", code=2)
+        assert "no meaning for a capture" in said
+
     def test_no_recording(self, tmp_path) -> None:
         assert "is not a recording" in run_here("replay", str(tmp_path), "--to", "127.0.0.1:7148", code=2)
 
