@@ -277,9 +277,10 @@ def test_killed_with_several_parts(tmp_path, seed) -> None:
         said = [int(process.stdout.readline()) for _ in range(random.Random(seed).randrange(60, 170))]
         process.send_signal(signal.SIGKILL)
     parts = attributes(path)["parts"]
-    # A jump back of several windows costs each source a heap or two.
+    # A jump back of several windows costs each source a heap or two. The second part may begin before all 90 chunks of
+    # the first are written, for some find the queue full.
     first = {"": 2800, **{name: attributes(path / name)["first_timestamp"] // STEP for name in parts[1:]}}
     heaps = {"": heaps_of(range(700, 790)), "part_1": heaps_of(range(2, 90))}
     present = sum(check_part(path / name, first[name], heaps[name], killed=True) for name in parts)
-    assert present > (said[-1] - 2) * EACH if said[-1] > 90 else present >= said[-1] * EACH
+    assert present > (said[-1] - 2) * EACH if len(parts) > 1 else present >= said[-1] * EACH
     assert attributes(path)["complete"] is False

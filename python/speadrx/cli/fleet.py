@@ -227,20 +227,29 @@ def _reach(scheduler: str) -> None:
     _import_dask()
     from distributed.comm import connect
 
+    failures: list[OSError] = []
+
     async def reach() -> None:
-        connection = await connect(scheduler, timeout=_ANSWER_SECONDS)
-        await connection.close()
+        try:
+            connection = await connect(scheduler, timeout=_ANSWER_SECONDS)
+            await connection.close()
+        except OSError as exc:
+            failures.append(exc)
 
     def end(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
+    # In a thread that nobody waits for: if it is cancelled, a connection may try again for as long as it has time.
+    thread = threading.Thread(target=lambda: asyncio.run(reach()), daemon=True)
     before = signal.signal(signal.SIGTERM, end)
     try:
-        asyncio.run(reach())
-    except OSError as exc:
-        raise UnusableError(f"scheduler: {scheduler} cannot be reached: {exc}") from None
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOK)
     finally:
         signal.signal(signal.SIGTERM, before)
+    for failure in failures:
+        raise UnusableError(f"scheduler: {scheduler} cannot be reached: {failure}")
 
 
 def _start(one: Fleet, console: Console) -> None:
