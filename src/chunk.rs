@@ -147,14 +147,18 @@ const AHEAD: usize = 4;
 
 /// Have memory come to the caches, if it is short: where there is more to write, this would be in the way.
 fn prefetch(memory: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
     const MOST: usize = 2048;
-    #[cfg(target_arch = "x86_64")]
-    if memory.len() <= MOST {
-        for line in memory.chunks(64) {
-            // SAFETY: it changes nothing that a program can see, whatever the address.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    if memory.len() > MOST {
+        return;
+    }
+    for line in memory.chunks(64) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: it changes nothing that a program can see, whatever the address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
     }
 }
 

@@ -32,6 +32,7 @@ from .stream import ChunkRingStream, ChunkStreamRingGroup
 logger = logging.getLogger(__name__)
 
 
+#: What is present in the chunk of a control heap.
 _NOTHING = Presence(np.zeros(0, np.int64), 0, 0)
 
 
