@@ -41,6 +41,8 @@ def proposal_for(n_bytes, *, dtype=None, shape=(), order="C", fields=None):
         (5120, {"fields": [("i", 10)], "shape": (4096,)}, "int10", (4096,)),  # MeerKAT's digitisers
         (6144, {"fields": [("u", 12)], "shape": (4096,)}, "uint12", (4096,)),
         (256, {"fields": [("i", 4), ("i", 4)], "shape": (16, 16)}, "int4", (16, 16, 2)),
+        (21, {"fields": [("i", 5)], "shape": (33,)}, "int5", (33,)),  # the last byte has bits that are not used
+        (21, {"fields": [("u", 5)], "shape": (None, 3)}, "uint5", (11, 3)),
     ],
 )
 def test_taken(n_bytes, given, dtype, shape):

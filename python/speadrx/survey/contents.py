@@ -117,6 +117,7 @@ def _shape(descriptor: Descriptor, element_bits: int, heap_bytes: int) -> tuple[
     """The shape of the array; a dimension that is not fixed has what the others leave."""
     fixed = math.prod(n for n in descriptor.shape if n is not None) * element_bits
     whole = 8 * heap_bytes // fixed if fixed else 0
-    if fixed * (whole if None in descriptor.shape else 1) != 8 * heap_bytes:
+    unused = 8 * heap_bytes - fixed * (whole if None in descriptor.shape else 1)
+    if not 0 <= unused < 8:  # packed samples may end within a byte
         raise _UnclearError(f"says {fixed / 8:,g} bytes, but heaps have {heap_bytes:,}")
     return tuple(whole if n is None else n for n in descriptor.shape)
