@@ -29,6 +29,7 @@ BENCHES = pathlib.Path(__file__).parent
 SCRIPTS: list[tuple[str, list[str], list[str]]] = [
     ("bench_callback.py", ["--repeats", "100"], ["--repeats", "7", "--heaps", "20000"]),
     ("bench_receive.py", ["--repeats", "60"], ["--repeats", "7"]),
+    ("bench_udp.py", ["--searches", "7"], ["--searches", "1"]),
     ("bench_accounting.py", [], ["--repeats", "20"]),
     ("bench_fill.py", ["--rounds", "11"], ["--rounds", "2", "--heaps", "1024"]),
     ("bench_fill.py", ["--rounds", "11", "--heap-bytes", "640"], ["--rounds", "2", "--heap-bytes", "640"]),
