@@ -147,6 +147,17 @@ def test_what_does_not_fit_is_said_at_once(cluster, array):
     assert "GPU" in problem.text
 
 
+def test_who_waits_for_workers_can_stop(cluster, array):
+    asked = []
+    fleet = Fleet(plan_of(array, resources={"GPU": 1}), cluster)
+    try:
+        found = fleet.connect(grace=PATIENCE, stop=lambda: asked.append("once") or True)
+    finally:
+        fleet.stop()
+    assert asked == ["once"]
+    assert any(problem.fatal for problem in found)
+
+
 def test_a_function_that_no_worker_has(cluster, array):
     fleet = Fleet(plan_of(array, function="nowhere_at_all:spectrum"), cluster)
     try:

@@ -151,7 +151,7 @@ def fleet(
 
         one = Fleet(plan, cluster, metrics_port=metrics_port, metrics_address=metrics_address, keep_results=False)
         try:
-            _start(one, console)
+            _start(one, console, interrupted)
             if not quiet and one.metrics_port is not None:
                 console.print(f"Metrics: http://{metrics_address}:{one.metrics_port}/metrics")
             _watch(one, interrupted, seconds, None if quiet or as_json else interval)
@@ -252,12 +252,14 @@ def _reach(scheduler: str) -> None:
         raise UnusableError(f"scheduler: {scheduler} cannot be reached: {failure}")
 
 
-def _start(one: Fleet, console: Console) -> None:
-    """Start, unless something does not fit."""
+def _start(one: Fleet, console: Console, interrupted: threading.Event) -> None:
+    """Start, unless something does not fit, or it was interrupted meanwhile."""
     from speadrx.fleet import FleetError
 
     try:
-        found: list[Problem] = one.connect()
+        found: list[Problem] = one.connect(stop=interrupted.is_set)
+        if interrupted.is_set():
+            raise click.Abort
         for problem in found:
             console.print(printable(f"{'Does not fit' if problem.fatal else 'Note'}: {problem.text}"))
         if any(problem.fatal for problem in found):

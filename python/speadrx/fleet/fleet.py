@@ -126,7 +126,7 @@ class Fleet:
         """Port on which the account is served; None if it is not."""
         return None if self._server is None else self._server.port
 
-    def connect(self, timeout: float = 60.0, grace: float = 10.0) -> list[Problem]:
+    def connect(self, timeout: float = 60.0, grace: float = 10.0, stop: Callable[[], bool] = bool) -> list[Problem]:
         """Connect to the scheduler, ask all workers what they have, and return what does not fit.
 
         Parameters
@@ -135,6 +135,8 @@ class Fleet:
             Seconds to wait for the scheduler.
         grace
             Seconds to wait for more workers if something does not fit those that have answered.
+        stop
+            Called a few times each second while it waits for workers. If it returns True, it waits no more.
 
         Raises
         ------
@@ -149,7 +151,7 @@ class Fleet:
                 self._client = None
             raise
         self._thread.start()
-        self.wait(lambda: not any(problem.fatal for problem in self._problems()), grace)
+        self.wait(lambda: stop() or not any(problem.fatal for problem in self._problems()), grace)
         return self._problems()
 
     def _open(self, timeout: float) -> None:
