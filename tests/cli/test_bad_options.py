@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
             ("recv -l array.toml", ["Missing"]),
             ("recv -l array.toml localhost", ["'localhost'", "localhost:7148"]),
             ("recv -l array.toml 127.0.0.1:99999", ["99999", "1 to 65535"]),
+            ("recv -l array.toml capture.pcap", ["'capture.pcap'", "speadrx replay"]),
         ],
         "--layout": [
             ("recv 127.0.0.1:7148", ["Missing"]),

@@ -65,6 +65,20 @@ class TestRecording:
             path.write_bytes(data)
         assert self.look(recorded) == before
 
+    def test_missing_of_one_source_is_the_same_alone(self, tmp_path):
+        """Others tell how much time there was, also those that are not looked at: source 0 never came."""
+        pytest.importorskip("zarr")
+        samples = noise(12, 3, 256, 60)
+        heaps = [(b, 1) for b in range(12)] + [(b, 2) for b in range(3, 9)]
+        write_capture(tmp_path / "capture.pcap", packets_of({at: packed(samples[at]) for at in sorted(heaps)}))
+        (tmp_path / "array.toml").write_text(layout_of().to_toml(), "utf-8")
+        capture, layout = str(tmp_path / "capture.pcap"), str(tmp_path / "array.toml")
+        run_here("record", capture, "-l", layout, "-o", str(tmp_path / "night.zarr"))
+        for source, missing in enumerate((12, 0, 6)):
+            chosen = ("--source", f"antenna={source}")
+            assert self.look(tmp_path, *chosen)["missing"] == missing
+            assert json.loads(run_here("look", capture, "-l", layout, "--json", *chosen))["missing"] == missing
+
     def test_selected_and_restarted(self, tmp_path):
         pytest.importorskip("zarr")
         samples = noise(8, 3, 256, 60)

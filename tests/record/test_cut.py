@@ -156,7 +156,14 @@ class TestTime:
     @pytest.mark.parametrize(
         ("begin", "first"),
         # A chunk has 64 ms, and the first begins at 44.8 s.
-        [("0s", 0), ("64ms", 1), ("127ms", 1), ("2023-11-14T22:14:04.800", 0), ("2023-11-14T22:14:04.93Z", 2)],
+        [
+            ("0s", 0),
+            ("64ms", 1),
+            ("127ms", 1),
+            ("2023-11-14T22:14:04.800", 0),
+            ("2023-11-14T22:14:04.93Z", 2),
+            ("2023-11-15T00:14:04.93+02:00", 2),
+        ],
     )
     def test_from(self, tmp_path, begin, first) -> None:
         """A cut, a look and a plot begin at the same time, with the chunk in which it is."""

@@ -47,6 +47,8 @@ class Impression:
         self._batches = 0
         #: Batches without any heap, which count as missing only if there is a heap after them.
         self._empty = 0
+        #: Whether there was a heap, perhaps of a source that is not looked at.
+        self._begun = False
         #: Heaps of a source in a batch.
         others = [len(axis.chosen) for i, axis in enumerate(meaning.axes) if i not in (meaning.time, meaning.source)]
         self._heaps = math.prod(others)
@@ -103,22 +105,23 @@ class Impression:
         else:
             self._skip(gap)
         there = self.meaning.arranged(present)
-        self._count(there)
+        by_batch = np.moveaxis(present, self.meaning.time, 0).reshape(present.shape[self.meaning.time], -1)
+        self._count(there, np.flatnonzero(by_batch.any(axis=1)))
         self._take(self.meaning.arranged(numbers), there)
         self._batches += len(there)
         self.chunks += 1
         if self.wanted is not None and self.chunks >= self.wanted:
             self._full = "chunks"
 
-    def _count(self, present: np.ndarray) -> None:
-        counts = present.reshape(len(present), len(self.present), -1).sum(axis=2)
-        occupied = np.flatnonzero(counts.any(axis=1))
+    def _count(self, present: np.ndarray, occupied: np.ndarray) -> None:
+        """Count heaps of a chunk, by the batches in which there is any, also of sources that are not looked at."""
         if not occupied.size:
             self._empty += len(present)
             return
+        counts = present.reshape(len(present), len(self.present), -1).sum(axis=2)
         # Before the first heap of all, nothing is missing.
-        before = self._empty if self.present.any() else -int(occupied[0])
-        end = int(occupied[-1]) + 1
+        before = self._empty if self._begun else -int(occupied[0])
+        end, self._begun = int(occupied[-1]) + 1, True
         self.missing += self._heaps * (before + end) - counts.sum(axis=0)
         self.present += counts.sum(axis=0)
         self._empty = len(present) - end

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -68,7 +69,7 @@ def read_begin(context: click.Context, parameter: click.Parameter, text: str | N
     seconds = quantities.read(text, quantities.SECONDS)
     if seconds is not None and 0 <= seconds < math.inf:
         return seconds
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):  # numpy warns of +01:00
         if "-" in text[1:] and not np.isnat(utc := np.datetime64(text.removesuffix("Z"), "ns")):
             return utc
     raise click.BadParameter(

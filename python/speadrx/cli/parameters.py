@@ -56,7 +56,11 @@ def read_endpoints(context: click.Context, parameter: click.Parameter, texts: tu
     try:
         return list(dict.fromkeys(endpoint for text in texts for endpoint in parse_endpoints(text)))
     except ValueError as exc:
-        raise click.BadParameter(str(exc).removeprefix("endpoint: ")) from None
+        message = str(exc).removeprefix("endpoint: ")
+        for text in texts:
+            if os.path.exists(text):
+                message = f"{text!r} is no endpoint, but on disk: 'speadrx replay' receives what is in a capture"
+        raise click.BadParameter(message) from None
 
 
 #: Where standard input is.
