@@ -24,11 +24,14 @@ from recordings import (
     check_part,
     heaps_of,
     layout_of,
+    packets_of,
     read_array,
     receiver,
     value,
 )
 from speadrx import Recorder
+from terminals import run_here
+from wire import write_capture
 
 
 def record(path: pathlib.Path, heaps, layout=None, *, queue: int = 1000, **kwargs) -> speadrx.RecorderStats:
@@ -376,6 +379,22 @@ class TestTrouble:
         (tmp_path / "mine").mkdir()
         with pytest.raises(FileExistsError):  # it is no recording
             record(tmp_path / "mine", heaps, overwrite=True)
+
+    def test_a_folder_that_another_recorder_writes_to_is_left_alone(self, tmp_path) -> None:
+        """Or else chunks of both would be in it."""
+        path, heaps = tmp_path / "a.zarr", heaps_of([3])
+        (tmp_path / "array.toml").write_text(layout_of().to_toml(), "utf-8")
+        capture = write_capture(tmp_path / "capture.pcap", packets_of(heaps))
+        arguments = (capture, "-l", str(tmp_path / "array.toml"), "-o", str(path), "--force")
+        with receiver(layout_of(), heaps_of(range(9))) as rx, Recorder(rx, path, queue=50) as recorder:
+            with pytest.raises(BlockingIOError, match="another recorder writes there"):
+                record(path, heaps, overwrite=True)
+            assert "another recorder writes there" in run_here("record", *arguments, code=2)
+            for chunk in recorder:
+                chunk.recycle()
+        assert check_part(path, 0, heaps_of(range(9))) == recorder.stats().heaps == 9 * BATCHES * ANTENNAS
+        record(path, heaps, overwrite=True)
+        assert check_part(path, 12, heaps) == len(heaps)
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),

@@ -19,7 +19,7 @@ from speadrx.receive.receiver import Receiver
 from speadrx.record import Recorder
 from speadrx.record.cut import Cutting, Source
 from speadrx.record.part import Stored, check_selection
-from speadrx.record.recording import Begin, is_recording
+from speadrx.record.recording import Begin, hold_folder, is_recording, release_folder
 
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
@@ -305,6 +305,8 @@ def _existing(output: str, force: bool, *, is_split: bool) -> list[str]:
             raise click.BadParameter(
                 f"{path} exists, and is no recording: --force leaves it alone", param_hint="--output"
             )
+        with _usable(path):
+            release_folder(hold_folder(path))
     return found
 
 

@@ -21,7 +21,7 @@ from speadrx.receive.chunk import Chunk
 
 from .compression import Compressor
 from .part import FORMAT, Part, Piece, Stored, check_selection, group_document, named
-from .recording import is_recording
+from .recording import hold_folder, is_recording, release_folder
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,9 @@ class Output:
         If an argument is wrong.
     """
 
+    #: What holds the folder; None if others write there, too.
+    _held: int | None = None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -153,16 +156,26 @@ class Output:
 
     def _make_folder(self, overwrite: bool) -> None:
         if overwrite and is_recording(self.path):
+            held = hold_folder(self.path)
             shutil.rmtree(self.path)
+            release_folder(held)
         os.mkdir(self.path)
         try:
+            self._held = hold_folder(self.path)
             with open(os.path.join(self.path, _RESERVE_NAME), "wb") as file:
                 file.write(bytes(_RESERVE))
             with open(os.path.join(self.path, "zarr.json"), "wb") as file:
                 file.write(self._root_document([], {}))
         except OSError:
             shutil.rmtree(self.path, ignore_errors=True)
+            self._release()
             raise
+
+    def _release(self) -> None:
+        """Let others write to the folder."""
+        held, self._held = self._held, None
+        if held is not None:
+            release_folder(held)
 
     @property
     def chunk_bytes(self) -> int:
@@ -390,6 +403,7 @@ class Output:
             self._thread.join()
             if self._compressor is not None:
                 self._compressor.close()
+            self._release()
 
     def _write_account(self, account: Callable[[], Mapping[str, Any]]) -> None:
         """Write the last metadata, in the space that was kept for them."""

@@ -64,7 +64,7 @@ class Recorder(Beside):
     FileExistsError
         If there is something at `path`, and it may not be overwritten.
     OSError
-        If the folder cannot be made.
+        If the folder cannot be made, or another recorder writes there.
     ValueError, TypeError
         If an argument is wrong.
     ModuleNotFoundError

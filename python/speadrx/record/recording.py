@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import importlib
 import json
 import math
@@ -205,6 +207,33 @@ def is_recording(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def hold_folder(path: str) -> int:
+    """Hold a folder as the one who writes there, until the descriptor that is returned is closed, or the process ends.
+
+    Raises
+    ------
+    OSError
+        If another one writes there.
+    """
+    held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise BlockingIOError(errno.EAGAIN, "another recorder writes there", path) from None
+    except OSError:  # some network file systems have no locks
+        pass
+    return held
+
+
+def release_folder(held: int) -> None:
+    """Let go of a folder, though a forked child may have the descriptor, too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(held, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        os.close(held)
 
 
 def _attributes(path: str) -> dict[str, Any]:
