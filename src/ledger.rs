@@ -155,12 +155,6 @@ impl Ledger {
         ledger
     }
 
-    /// Number of sources.
-    #[must_use]
-    pub fn n_sources(&self) -> u64 {
-        self.n_sources
-    }
-
     /// The first of [`hot`]. They stay where they are for as long as the ledger or a clone of it is there.
     pub(crate) fn counters(&self) -> *const AtomicU64 {
         self.hot.as_ptr().cast()

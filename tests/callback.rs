@@ -119,6 +119,35 @@ fn duplicates_are_forgotten_with_their_chunk() {
     }
 }
 
+#[test]
+fn lateness_is_counted_by_its_bits() {
+    // Those that are few batches late have counters of their own, up to 63.
+    let spec = SPEC.replace("batches = 4", "batches = 512");
+    let layout = Arc::new(Layout::new(LayoutSpec::from_toml(&spec).unwrap()).unwrap());
+    let group = Group::new(TimeRules::new(&layout, 2, 3, None, false).unwrap());
+    let context = Context::new(&layout.geometry(&BTreeMap::new()).unwrap(), 2, None, group, None).unwrap();
+    let mut expected = [0; 33];
+    for (behind, bits) in
+        [(0, 0), (1, 1), (2, 2), (3, 2), (62, 6), (63, 6), (64, 7), (65, 7), (127, 7), (128, 8), (511, 9)]
+    {
+        assert_eq!(place(&context, [(511 - behind) * 16, 8, 1, 0]), 0);
+        expected[bits] += 1;
+        assert_eq!(context.ledger().snapshot().late_batches, expected, "{behind} batches behind");
+    }
+}
+
+#[test]
+fn sources_that_are_not_there_have_no_heaps() {
+    let context = context();
+    assert_eq!(place(&context, [0, 8, 1, 0]), 0);
+    for source in [3, 4, u64::MAX] {
+        context.ledger().too_old(source, 5);
+        assert_eq!((context.ledger().newest_batch(source), context.ledger().placed(source)), (-1, 0));
+    }
+    let snapshot = context.ledger().snapshot();
+    assert_eq!((snapshot.placed, snapshot.newest, snapshot.too_old), (vec![0, 1, 0], vec![-1, 0, -1], vec![0; 3]));
+}
+
 /// What spead2 passes for a stream: one struct, always the same.
 struct Stream {
     data: ChunkPlaceData,

@@ -1,0 +1,144 @@
+//! What a group tells those who ask: its streams, and readers.
+
+use std::collections::BTreeMap;
+use std::ptr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use speadrx::abi::ChunkPlaceData;
+use speadrx::callback::Context;
+use speadrx::epochs::Cause;
+use speadrx::group::Group;
+use speadrx::layout::Layout;
+use speadrx::spec::LayoutSpec;
+use speadrx::sync::Arc;
+use speadrx::timeline::TimeRules;
+
+const STEP: i64 = 16;
+const BATCHES: i64 = 4;
+const ANTENNAS: i64 = 3;
+const WINDOW: u64 = 2;
+
+/// A group of streams, of a layout whose time has these words more.
+fn streams<const N: usize>(time: &str) -> (Arc<Group>, [Context; N]) {
+    let spec = format!(
+        r#"
+        heap_bytes = 8
+        sources = "antenna"
+        time = {{ item = 0x1600, step = {STEP}, batches = {BATCHES}{time} }}
+        axes = [{{ name = "antenna", item = 0x4101, size = {ANTENNAS} }}]
+        "#
+    );
+    let layout = Arc::new(Layout::new(LayoutSpec::from_toml(&spec).unwrap()).unwrap());
+    let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW + 1, None, true).unwrap());
+    let geometry = layout.geometry(&BTreeMap::new()).unwrap();
+    let contexts = std::array::from_fn(|_| Context::new(&geometry, WINDOW, None, Arc::clone(&group), None).unwrap());
+    (group, contexts)
+}
+
+/// Place a heap: its chunk, or −1.
+fn place(context: &Context, time: i64, antenna: i64) -> i64 {
+    let row = [time, 8, antenna];
+    let mut data = ChunkPlaceData {
+        packet: ptr::null(),
+        packet_size: 0,
+        items: row.as_ptr(),
+        chunk_id: -1,
+        heap_index: 0,
+        heap_offset: 0,
+        batch_stats: ptr::null_mut(),
+        extra: ptr::null_mut(),
+        extra_offset: 0,
+        extra_size: 0,
+    };
+    // SAFETY: the function belongs to the context, and the row has the items of the layout.
+    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, ptr::from_ref(context).cast_mut().cast()) };
+    data.chunk_id
+}
+
+#[test]
+fn utc_is_that_of_the_epoch_and_another_one_needs_two_heaps() {
+    let (group, [context]) = streams("");
+    let utc = |index| group.epochs().utc(index);
+    assert_eq!((place(&context, 0, 0), utc(0)), (0, None));
+    for (told, known) in [(0, 0), (100, 0), (0, 0), (100, 0), (200, 0), (200, 200), (200, 200), (300, 200)] {
+        group.note_utc(told);
+        assert_eq!(utc(0), Some(known), "told {told}");
+    }
+    assert!(group.flush());
+    assert_eq!((utc(1), group.epochs().len()), (None, 2));
+    for (told, known) in [(300, Some(300)), (200, Some(300)), (300, Some(300))] {
+        group.note_utc(told);
+        assert_eq!((utc(0), utc(1), utc(2)), (Some(200), known, None), "told {told}");
+    }
+    assert!(place(&context, 64, 0) > 1 && group.flush());
+    group.note_utc(300);
+    assert_eq!(utc(2), Some(300), "as before");
+}
+
+#[test]
+fn rate_is_measured_where_heaps_come_as_time_passes() {
+    for is_live in [false, true] {
+        let (group, [context]) = streams("");
+        if is_live {
+            group.set_live();
+        }
+        assert_eq!(group.measured_rate(), None);
+        let begins = Instant::now();
+        assert_eq!(place(&context, 0, 0), 0);
+        let has_begun = Instant::now();
+        assert_eq!(place(&context, 64, 0), 1);
+        sleep(Duration::from_millis(501));
+        let ends = Instant::now();
+        assert_eq!(place(&context, 128, 0), 2);
+        let has_ended = Instant::now();
+        let Some(rate) = group.measured_rate() else {
+            assert!(!is_live);
+            continue;
+        };
+        assert!(is_live);
+        let [low, high] = [(begins, has_ended), (has_begun, ends)].map(|(from, to)| 128.0 / (to - from).as_secs_f64());
+        assert!(low * 0.999 < rate && rate < high * 1.001, "{low} {rate} {high}");
+    }
+}
+
+#[test]
+fn phases_are_those_that_heaps_show() {
+    let (group, [context]) = streams(", phases = \"first\"");
+    assert_eq!(group.phases(), [None; 3]);
+    for (time, antenna) in [(32, 0), (35, 1), (31, 2)] {
+        place(&context, time, antenna);
+    }
+    assert_eq!(group.phases(), [0, 3, -1].map(Some));
+    let (group, []) = streams("");
+    assert_eq!((group.phases(), group.chunk_step()), (vec![], 64));
+}
+
+#[test]
+fn streams_ask_when_the_window_has_moved_and_only_then() {
+    let (_, [first, second]) = streams("");
+    let limits = || [&first, &second].map(|context| context.ledger().limit());
+    assert_eq!(limits(), [0, 0]);
+    assert_eq!((place(&first, 0, 0), limits()), (0, [4, 0]));
+    assert_eq!((place(&second, 0, 1), limits()), (0, [4, 4]));
+    assert_eq!((place(&second, 64, 1), limits()), (1, [0, 4]));
+    assert_eq!((place(&first, 64, 0), limits()), (1, [4, 4]));
+}
+
+#[test]
+fn what_is_played_in_a_loop_soon_comes_out_each_time() {
+    let (group, [first, second]) = streams("");
+    let mut epochs = Vec::new();
+    for _round in 0..6 {
+        for time in 0..WINDOW as i64 * BATCHES {
+            for antenna in 0..ANTENNAS {
+                assert!(place(if antenna == 0 { &first } else { &second }, time * STEP, antenna) >= 0);
+                assert_eq!(group.begins_again(), group.epochs().len() > 1);
+            }
+        }
+        epochs.push((group.epochs().len(), group.begins_again()));
+    }
+    // Copies may have come by other ways twice; once that is ruled out, each round begins anew.
+    assert_eq!(epochs, [(1, false), (1, false), (2, true), (3, true), (4, true), (5, true)]);
+    assert_eq!(group.epochs().get(1).map(|epoch| epoch.cause), Some(Cause::Restart));
+}
