@@ -402,6 +402,8 @@ class TestTrouble:
             ({"select": {"feed": [1]}}, ValueError, "select: given axis 'feed', but wanted one of antenna"),
             ({"select": {"antenna": [7]}}, ValueError, "select: antenna has no 7"),
             ({"select": {"antenna": []}}, ValueError, "nothing is selected"),
+            ({"select": {"antenna": 1}}, TypeError, "select: given {'antenna': 1}, but wanted a list of values"),
+            ({"select": "antenna=1"}, TypeError, "select: given 'antenna=1', but wanted a list of values"),
             ({"queue": 0}, ValueError, "queue"),
         ],
     )

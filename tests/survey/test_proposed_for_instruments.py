@@ -123,6 +123,16 @@ def stations() -> Packets:
                 yield packet(items, bytes(1024))
 
 
+def stations_by_counter() -> Packets:
+    """The same, but only the heap counter tells the time: it has the channel above the number of the packet."""
+    for n in range(40):
+        for channel in range(3):
+            for station in range(2):
+                items = [(1, channel << 32 | 1000 + n), (4, 1024), (0x1027, 1581164788), (0x1600, 0)]
+                items += [(0x3000, 5 << 16 | 64 + channel), (0x3001, 1 << 40 | station << 16), (0x3300, (0,))]
+                yield packet(items, bytes([n, channel, station, 0] * 256))
+
+
 PHASES = (0x4B4, 0xC19, 0x2F, 0x927, 0, 0x863, 0x4FD, 0xC7C, 0x34C, 0xB4D, 0x945, 0xF1A, 0xB7AA, 0xC149, 0xA3B, 0x10B2)
 
 
@@ -211,6 +221,17 @@ ROWS = {
     "vegas": Row(list(vegas()), {"time.item": 1, "time.step": 1, "time.bits": 40}),
     "vegas, length too long": Row(list(vegas(48)), {"time.item": 1, "heap_bytes": 512, "packets.heap_length": 512}),
     "stations": Row(list(stations()), {**WHOLE, "time.item": 0x3010, "time.step": 1}),
+    "stations, by counter": Row(
+        list(stations_by_counter()),
+        {
+            "packets.heap_length": "payload",
+            "packets.heap_counter": None,
+            "time.item": 1,
+            "time.mask": 0xFFFF_FFFF,
+            "time.bits": 32,
+            "time.step": 1,
+        },
+    ),
     "tiles": Row(list(tiles(whole=False)), {"time.step": 4629629, "axes.0.item": 0x2001}),
     "tiles, whole": Row(list(tiles(whole=True)), {**WHOLE, "time.step": 4629629, "axes.0.item": 0x2001}),
     "cbf": Row(

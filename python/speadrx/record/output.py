@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,6 +129,11 @@ class Output:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self._layout = os.fspath(path), layout
+        given: Any = select
+        if not isinstance(given, Mapping) or any(not isinstance(values, Iterable) for values in given.values()):
+            raise TypeError(
+                f"select: given {given!r}, but wanted a list of values for each axis, such as {{'antenna': [2, 3]}}"
+            )
         self._select = {name: list(dict.fromkeys(values)) for name, values in select.items()}
         self._compressor = None if compress is None else Compressor(compress, threads)
         codec = None if self._compressor is None else self._compressor.document

@@ -114,6 +114,8 @@ class Habits:
         Whether heaps have several packets.
     heaps, heap_bytes
         Heaps in all, and the bytes of each.
+    is_timed
+        Whether the heap counter is the time, so that it has to stay.
     """
 
     whole: bool
@@ -126,6 +128,7 @@ class Habits:
     several: bool
     heaps: int
     heap_bytes: int
+    is_timed: bool = False
 
     @classmethod
     def of(cls, stream: Stream, *, unrepeated: bool, reordered: bool, lacking: Mapping[int, int]) -> Habits:
@@ -152,7 +155,7 @@ class Habits:
         """The fields of a `[packets]` table that the stream needs."""
         fields: dict[str, Any] = {}
         if self.whole:
-            fields |= {"heap_length": "payload", "payload_offset": "zero", "heap_counter": "packet"}
+            fields |= self._whole_mends()
         elif self.telling:
             fields |= {"heap_counter": self.telling}
         elif self.shared and self.several:
@@ -165,12 +168,18 @@ class Habits:
             fields |= {"repeat_items": True}
         return fields
 
+    def _whole_mends(self) -> dict[str, str]:
+        """What mends packets that are whole heaps."""
+        fields = {"heap_length": "payload", "payload_offset": "zero"}
+        return fields if self.is_timed else {**fields, "heap_counter": "packet"}
+
     def said(self) -> Iterator[str]:
         """Say what was found, and what mends it."""
         if self.whole:
+            *some, last = (f'{name} = "{value}"' for name, value in self._whole_mends().items())
             yield (
                 "spead2 drops these packets, because they do not say that they are whole heaps, or say it wrong. "
-                'heap_length = "payload", payload_offset = "zero" and heap_counter = "packet" in [packets] mends that.'
+                f"{', '.join(some)} and {last} in [packets] mends that."
             )
         if self.too_long:
             yield (

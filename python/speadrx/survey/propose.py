@@ -127,11 +127,16 @@ def propose(
         obstacle = str(exc)
         best = Proposal(None, (), (), obstacle if "addressed" in obstacle else obstacle + _addressed(stream))
     assert best is not None
-    said = [*habits.said()]
+    said = [*_habits_with(habits, best.layout).said()]
     addressed = time_in_payload(right, described)
     if addressed and addressed not in (best.obstacle or ""):
         said.append(f"{addressed[0].upper()}{addressed[1:]}.")
     return dataclasses.replace(best, uncertain=(*said, *best.uncertain))
+
+
+def _habits_with(habits: Habits, layout: Layout | None) -> Habits:
+    """The habits, once it is known whether the heap counter is the time."""
+    return dataclasses.replace(habits, is_timed=layout is not None and layout.time.item == spead2.HEAP_CNT_ID)
 
 
 def _fitting(proposal: Proposal) -> int:
@@ -204,7 +209,7 @@ def _propose(
 
 def _with_packets(layout: Layout, stream: Stream, habits: Habits, notes: Notes) -> Layout:
     """Add what is to be mended in packets, and the item that is the data."""
-    mends = habits.mends()
+    mends = _habits_with(habits, layout).mends()
     if mends:
         layout = dataclasses.replace(layout, packets=Packets(**mends))
     if len(stream.payload_items) != 1 or stream.payload_one_of is not None:

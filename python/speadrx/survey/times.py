@@ -29,6 +29,8 @@ _NEIGHBOURS = 256
 #: Most sources that are looked at for phases of their own, and times that the typical one must have.
 _MOST_PHASES = 4096
 _LEAST_TIMES = 3
+#: The bits of the heap counter that may be the number of a packet.
+_PACKET_NUMBER = 2**32 - 1
 #: Most bits of a time that a layout takes.
 _MOST_BITS = 60
 
@@ -51,6 +53,8 @@ class TimeItem:
 
     ids: tuple[int, ...]
     values: np.ndarray
+    #: The bits of the item that are the time; None for all.
+    mask: int | None = None
 
     def __str__(self) -> str:
         """Name the items."""
@@ -98,7 +102,7 @@ class Times:
     def axis(self, batches: int, phases: tuple[int, ...] | None) -> TimeAxis:
         """The time axis of a layout; phases by index of the source."""
         origin = self.origin if self.lasts or self.origin is None else "first"
-        wanted: dict[str, Any] = {"origin": origin, "bits": self.bits, "phases": phases}
+        wanted: dict[str, Any] = {"mask": self.item.mask, "origin": origin, "bits": self.bits, "phases": phases}
         more = {name: value for name, value in wanted.items() if value is not None}
         return TimeAxis(item=self.item.field, step=self.step, batches=batches, **more)
 
@@ -129,6 +133,8 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
     for item in items:
         if item.ids == (TIMESTAMP_ID,):
             if rises[item.ids] < RISING and distinct[item.ids] <= 2:
+                if (number := _packet_number(stream)) is not None:
+                    return [number]
                 raise NoProposalError(
                     f"all heaps together have only {counted(distinct[item.ids], 'time')} (item {TIMESTAMP_ID:#x}), "
                     "which is not enough to find the step of the time axis: take more packets"
@@ -147,6 +153,19 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
             f"{rises[best.ids]:.2f} of the {RISING} wanted)" + (more or ": take more packets, or see the items")
         )
     return found
+
+
+def _packet_number(stream: Stream) -> TimeItem | None:
+    """The low 32 bits of the heap counter, if they are the time of packets that are whole heaps, as SKA-Low sends them.
+
+    Several heaps must have the same number: one of each channel, say. Otherwise it may just count heaps.
+    """
+    if stream.counters is None or not stream.whole:
+        return None
+    number = stream.counters & np.uint64(_PACKET_NUMBER)
+    if not 2 < distinct_of(number)[0].size <= stream.heaps / 2 or rise(number, _PACKET_NUMBER.bit_length()) < RISING:
+        return None
+    return TimeItem((spead2.HEAP_CNT_ID,), number, _PACKET_NUMBER)
 
 
 def time_in_payload(stream: Stream, described: Mapping[int, Descriptor]) -> str:
@@ -218,7 +237,7 @@ def _steady(item: TimeItem, values: np.ndarray, bits: int, step: int) -> Times:
 
 def _width(stream: Stream, item: TimeItem) -> tuple[int, np.ndarray]:
     """How many bits the times of an item have, and its values."""
-    bits = bits_of(stream)
+    bits = bits_of(stream) if item.mask is None else item.mask.bit_length()
     wide = np.count_nonzero(item.values >= np.uint64(1 << bits))
     if wide > (1 - _ON_GRID) * item.values.size:
         # Wider than MeerKAT's: they have all bits of an item.
@@ -237,7 +256,8 @@ def _note_steps(item: TimeItem, values: np.ndarray, bits: int, step: int, share:
     if bits != TIMESTAMP_BITS:
         notes.reasons.append(f"bits: {bits}, so that times may wrap there.")
     if known == ", the heap counter,":
-        notes.uncertain.append("No item seems to be the time, so the heap counter is taken for it.")
+        part = "the heap counter is" if item.mask is None else f"bits 0 to {bits - 1} of the heap counter are"
+        notes.uncertain.append(f"No item seems to be the time, so {part} taken for it.")
     if correlation < RISING:
         notes.uncertain.append(
             f"Times do not rise as heaps arrive (rank correlation {correlation:.2f}; {RISING} or more is expected): "
