@@ -21,6 +21,11 @@ const WINDOW: u64 = 2;
 
 /// A group of streams, of a layout whose time has these words more.
 fn streams<const N: usize>(time: &str) -> (Arc<Group>, [Context; N]) {
+    streams_that_jump(time, None)
+}
+
+/// Likewise, where a heap may be so many chunks ahead.
+fn streams_that_jump<const N: usize>(time: &str, max_jump: Option<u64>) -> (Arc<Group>, [Context; N]) {
     let spec = format!(
         r#"
         heap_bytes = 8
@@ -30,7 +35,7 @@ fn streams<const N: usize>(time: &str) -> (Arc<Group>, [Context; N]) {
         "#
     );
     let layout = Arc::new(Layout::new(LayoutSpec::from_toml(&spec).unwrap()).unwrap());
-    let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW + 1, None, true).unwrap());
+    let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW + 1, max_jump, true).unwrap());
     let geometry = layout.geometry(&BTreeMap::new()).unwrap();
     let contexts = std::array::from_fn(|_| Context::new(&geometry, WINDOW, None, Arc::clone(&group), None).unwrap());
     (group, contexts)
@@ -141,4 +146,25 @@ fn what_is_played_in_a_loop_soon_comes_out_each_time() {
     // Copies may have come by other ways twice; once that is ruled out, each round begins anew.
     assert_eq!(epochs, [(1, false), (1, false), (2, true), (3, true), (4, true), (5, true)]);
     assert_eq!(group.epochs().get(1).map(|epoch| epoch.cause), Some(Cause::Restart));
+}
+
+#[test]
+fn a_stream_knows_what_is_between_the_steps_of_time() {
+    let is_aligned = |group: &Group| [32, 33].map(|stamp| group.is_aligned(stamp));
+    for (time, expected) in
+        [("", [true, false]), (", align = \"floor\"", [true; 2]), (", phases = \"first\"", [true; 2])]
+    {
+        let (group, [context]) = streams(time);
+        assert_eq!(is_aligned(&group), expected, "{time}, before the first heap");
+        assert_eq!((place(&context, 0, 0), is_aligned(&group)), (0, expected), "{time}");
+    }
+}
+
+#[test]
+fn the_window_follows_a_heap_as_far_as_the_user_says() {
+    for (max_jump, ahead, expected) in [(Some(50), 50, 50), (Some(50), 51, -1), (None, 50, -1)] {
+        let (_, [context]) = streams_that_jump("", max_jump);
+        (0..ANTENNAS).for_each(|antenna| assert_eq!(place(&context, 0, antenna), 0));
+        assert_eq!(place(&context, ahead * 64, 0), expected, "{ahead} chunks ahead of {max_jump:?}");
+    }
 }

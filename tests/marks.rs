@@ -54,6 +54,14 @@ fn one_heap_is_enough_for_a_restart() {
 }
 
 #[test]
+fn a_restart_right_after_another_needs_one_heap_too() {
+    let (mut receiver, last) = receiver(true, LATER);
+    assert_eq!(marked(&mut receiver, 1000, 3, mark(last, BEGINS)), Ok(1000));
+    assert_eq!(marked(&mut receiver, 5, 3, mark(1000, BEGINS)), Ok(5));
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart, Cause::Restart]);
+}
+
+#[test]
 fn the_other_heaps_with_the_mark_of_a_restart_change_nothing() {
     let (mut receiver, last) = receiver(true, LATER);
     for source in [3, 0, 1, 2, 4, 0] {

@@ -96,6 +96,63 @@ fn without_resync_time_never_goes_back() {
 }
 
 #[test]
+fn without_resync_a_jump_that_no_clock_explains_has_an_epoch_and_true_times() {
+    let mut receiver = receiver(4, false, Some(1e9));
+    must_go_on(&mut receiver, LATER, 0);
+    must_go_on(&mut receiver, LATER * 2, 2);
+    assert_eq!((receiver.causes(), receiver.timeline.refusals()), (vec![Cause::Start, Cause::Restart], 0));
+    let Outcome::Received(chunk, time) = receiver.heap((LATER * 2 + 399) * 4096, 0, 0) else { panic!("lost") };
+    assert_eq!((chunk, time), ((LATER * 2 + 399) / 8, (LATER * 2 + 399) * 4096));
+}
+
+#[test]
+fn without_resync_those_who_are_late_are_not_refused() {
+    let mut receiver = receiver(4, false, None);
+    must_go_on(&mut receiver, LATER, 0);
+    // Behind the window, but no further than it is long.
+    let time = |source, batch| LATER + 400 + batch - if source < 3 { 50 } else { 0 };
+    lost(&mut receiver, |_| true, 10, time);
+    assert_eq!((receiver.timeline.refusals(), receiver.causes()), (0, vec![Cause::Start]));
+}
+
+#[test]
+fn what_was_known_of_the_clock_is_forgotten_with_the_time() {
+    // No more time passes than is sent. As the clock was before the first restart, it would explain the last jump.
+    let mut receiver = receiver(4, true, Some(1e9));
+    for (from, epochs) in [(LATER, 1), (0, 2), (10_000, 3)] {
+        must_go_on(&mut receiver, from, 2);
+        assert_eq!(receiver.causes().len(), epochs, "from {from}");
+    }
+}
+
+#[test]
+fn one_heap_of_each_source_does_not_make_time_begin_again() {
+    // Behind the window, or between the steps of time, where those that have wrapped may be. Said twice, it does.
+    for (step, off, expected) in
+        [(4096, -40 * 4096, Outcome::TooOld), (4095, 7, Outcome::Rejected(Verdict::Misaligned))]
+    {
+        let mut receiver = Receiver::new(&layout(step, 8, 4, None), 4, 1, true, false);
+        must_go_on(&mut receiver, LATER, 0);
+        for source in 0..4 {
+            let outcome = receiver.heap((LATER + 400) * i128::from(step) + off, source, 0);
+            assert_eq!((outcome, receiver.causes()), (expected, vec![Cause::Start]), "{off} ticks off");
+        }
+        (0..4).for_each(|source| _ = receiver.heap((LATER + 401) * i128::from(step) + off, source, 0));
+        assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart], "{off} ticks off");
+    }
+}
+
+#[test]
+fn a_heap_is_late_up_to_two_windows() {
+    let mut receiver = receiver(4, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    let newest = (LATER + 399) / 8;
+    for (behind, expected) in [(7, Outcome::TooOld), (8, Outcome::Rejected(Verdict::Implausible))] {
+        assert_eq!(receiver.heap((newest - behind) * 8 * 4096, 0, 0), expected, "{behind} chunks behind");
+    }
+}
+
+#[test]
 fn without_resync_the_rest_go_on_where_most_have_gone_back() {
     let mut receiver = receiver(5, false, None);
     must_go_on(&mut receiver, LATER, 0);
