@@ -20,19 +20,21 @@ class Stream:
 def test_stream_that_is_gone_but_not_closed_still_counts():
     """The garbage collector breaks weak references while network threads still run, and count."""
     held = HeldStreams(0, lambda total, remains: total + sum(counts[0] for counts in remains))
-    stream, counts = Stream(), [5]
+    stream, other, counts = Stream(), Stream(), [5]
     held.add(stream, counts)
-    del stream
+    held.add(other, [100])
+    del stream, other
     gc.collect()
-    assert held.read() == (0, (counts,))
+    assert held.read() == (0, (counts, [100]))
     counts[0] = 7
-    assert held.read() == (0, ([7],))
-    (callback,) = CALLBACKS
+    callback, callback_of_other = CALLBACKS
     CALLBACKS.clear()
+    callback_of_other(None)
+    assert held.read() == (100, ([7],))
     callback(None)
-    assert held.read() == (7, ())
+    assert held.read() == (107, ())
     counts[0] = 9  # nobody may count any more
-    assert held.read() == (7, ())
+    assert held.read() == (107, ())
 
 
 def test_stream_that_is_closed_but_not_gone_still_counts():
