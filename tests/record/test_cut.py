@@ -289,6 +289,7 @@ class TestWhatItSays:
         for source, path, options in ((piece, piece, ()), (piece, tmp_path / "b.zarr", ("--split", "1s"))):
             assert "that is to be cut" in cut(source, path, "--force", *options, code=2)
             assert (source / "zarr.json").exists()
+        assert "is in the recording that is to be cut" in cut(night, night / "data" / "a.zarr", code=2)
         assert "No such file" in cut(night, tmp_path / "no/a.zarr", code=2)
         cut(night, to)
         assert "exists" in cut(night, to, code=2)

@@ -133,6 +133,13 @@ def stations_by_counter() -> Packets:
                 yield packet(items, bytes([n, channel, station, 0] * 256))
 
 
+def counted_packets() -> Packets:
+    """Whole heaps without any time but the heap counter, which is the same for all antennas."""
+    for n in range(60):
+        for antenna in range(2):
+            yield packet([(1, 500 + n), (4, 256), (0x4101, antenna), (0x3300, (0,))], bytes([n, antenna] * 128))
+
+
 PHASES = (0x4B4, 0xC19, 0x2F, 0x927, 0, 0x863, 0x4FD, 0xC7C, 0x34C, 0xB4D, 0x945, 0xF1A, 0xB7AA, 0xC149, 0xA3B, 0x10B2)
 
 
@@ -232,6 +239,7 @@ ROWS = {
             "time.step": 1,
         },
     ),
+    "counted": Row(list(counted_packets()), {"packets.heap_counter": None, "time.item": 1, "axes.0.item": 0x4101}),
     "tiles": Row(list(tiles(whole=False)), {"time.step": 4629629, "axes.0.item": 0x2001}),
     "tiles, whole": Row(list(tiles(whole=True)), {**WHOLE, "time.step": 4629629, "axes.0.item": 0x2001}),
     "cbf": Row(

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import shutil
 from typing import Any
 
@@ -236,6 +237,8 @@ def _cut(
         for other in existing(output, is_split=split is not None):
             if os.path.exists(other) and os.path.samefile(path, other):
                 raise click.BadParameter(f"{other} is the recording that is to be cut", param_hint="--output")
+        if pathlib.Path(path).resolve() in pathlib.Path(output).resolve().parents:
+            raise click.BadParameter(f"{output} is in the recording that is to be cut", param_hint="--output")
         try:
             old = _existing(output, force, is_split=split is not None)
             source = Source(recording, select, begin)

@@ -146,6 +146,8 @@ def time_items(stream: Stream, described: Mapping[int, Descriptor]) -> list[Time
     found.sort(key=lambda item: (distinct[item.ids] == stream.heaps, -distinct[item.ids], item.ids))
     if not in_payload and stream.counters is not None and profile(stream.counters).kind == "counter":
         found.append(TimeItem((spead2.HEAP_CNT_ID,), stream.counters))
+    elif not in_payload and (number := _packet_number(stream)) is not None:
+        found.append(number)
     if not found:
         best = max(items, key=lambda item: rises[item.ids])
         raise NoProposalError(
