@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 use speadrx::epochs::Cause;
+use speadrx::layout::Layout;
+use speadrx::spec::LayoutSpec;
 use speadrx::timeline::Verdict;
 
 mod senders;
@@ -150,6 +152,47 @@ fn a_heap_is_late_up_to_two_windows() {
     for (behind, expected) in [(7, Outcome::TooOld), (8, Outcome::Rejected(Verdict::Implausible))] {
         assert_eq!(receiver.heap((newest - behind) * 8 * 4096, 0, 0), expected, "{behind} chunks behind");
     }
+}
+
+#[test]
+fn without_resync_time_begins_again_only_where_the_first_heap_was_wrong() {
+    let spec = r#"
+        heap_bytes = 8
+        sources = "antenna"
+        time = { item = 0x1600, step = 4096, batches = 8, origin = "first" }
+        axes = [{ name = "antenna", item = 0x4101, size = 4 }]
+    "#;
+    let layout = Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap();
+    let mut receiver = Receiver::new(&layout, 4, 1, false, false);
+    receiver.heap(LATER * 4096 + 7, 0, 0);
+    must_go_on(&mut receiver, LATER, 2);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+    assert_eq!(receiver.batches(0..400), [400; 4]);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+#[test]
+fn time_that_few_sources_have_shown_has_no_gap() {
+    // Nothing was lost before the others: it was the first source that was wrong.
+    let mut receiver = receiver(4, true, None);
+    (0..3).for_each(|batch| _ = receiver.heap((LATER + batch) * 4096, 0, 0));
+    for source in 1..4 {
+        (0..4).for_each(|batch| _ = receiver.heap((LATER * 2 + batch) * 4096, source, 0));
+    }
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+}
+
+#[test]
+fn where_the_rest_are_silent_time_goes_to_where_most_are() {
+    let mut receiver = receiver(5, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 0..400 {
+        for (source, at) in [(0, 0), (1, 5000), (2, 5000)] {
+            receiver.heap((at + batch) * 4096, source, 0);
+        }
+    }
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+    assert!(matches!(receiver.heap(5400 * 4096, 1, 0), Outcome::Received(..)));
 }
 
 #[test]
