@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 import random
+import re
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -184,6 +185,23 @@ def test_bad_layout_says_why(changes: dict[str, Any], parts: list[str]) -> None:
 def test_values_of_an_axis_must_be_a_sequence(values: Any) -> None:
     with pytest.raises(LayoutError, match=f"values: given {values!r}, but wanted a sequence"):
         Axis(name="antenna", item=0x4101, values=values)
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "wanted"),
+    [
+        ("time", {"item": TIME_ID, "step": 1, "batches": 8}, "TimeAxis"),
+        ("axes", [{"name": "antenna", "item": AXIS_ID, "size": 2}], "Axis"),
+        ("axes", [None], "Axis"),
+        ("side_items", ["status"], "SideItem"),
+        ("packets", {"heap_counter": "sender"}, "Packets"),
+        ("send", 5, "Send"),
+    ],
+)
+def test_parts_of_a_layout_are_objects(field: str, given: Any, wanted: str) -> None:
+    where, value = (f"{field}[0]", given[0]) if isinstance(given, list) else (field, given)
+    with pytest.raises(LayoutError, match=re.escape(f"{where}: given {value!r}, but wanted speadrx.{wanted}(")):
+        Layout(**{"heap_bytes": 512, "time": TIME, field: given})
 
 
 def test_axis_name_must_not_make_the_name_of_another_reason() -> None:

@@ -360,6 +360,7 @@ class Layout(DeclarativeLayout):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, as_tuple(name, value))
+        self._check_kinds()
         object.__setattr__(self, "source_labels", self.source_labels or ())
         if not isinstance(self.strides, Mapping):
             raise LayoutError(f"strides: given {self.strides!r}, but wanted a mapping from axis names")
@@ -371,6 +372,17 @@ class Layout(DeclarativeLayout):
         if not self.source_labels or self._has_default_labels:
             object.__setattr__(self, "source_labels", self._default_labels(n_sources))
         _ = self._contents  # its checks
+
+    def _check_kinds(self) -> None:
+        """Check that its parts are objects of their class."""
+        parts: list[tuple[str, object, type]] = [("time", self.time, TimeAxis)]
+        parts += [(f"axes[{number}]", axis, Axis) for number, axis in enumerate(self.axes)]
+        parts += [(f"side_items[{number}]", item, SideItem) for number, item in enumerate(self.side_items)]
+        parts += [("packets", self.packets, Packets)] if self.packets is not None else []
+        parts += [("send", self.send, Send)] if self.send is not None else []
+        for name, part, kind in parts:
+            if not isinstance(part, kind):
+                raise LayoutError(f"{name}: given {part!r}, but wanted speadrx.{kind.__name__}(...)")
 
     def _default_labels(self, n_sources: int) -> _DefaultLabels:
         """What senders send for each source, or the IDs of its items; or else the indices."""
