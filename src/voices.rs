@@ -82,13 +82,20 @@ struct Claim {
     /// The newest batch of the source at the last of them.
     newest: i64,
     kind: Kind,
+    /// Its source came late, and is in the window by now: if one window holds both, it is of one mind with who says so still.
+    is_back: bool,
 }
 
 impl Claim {
     /// Whether its source has gone on since in the window, which begins with batch `first`, given its newest batch. Heaps that
     /// are repeated, or from before its newest, do not show that it is right again.
     fn is_over(&self, newest: i64, first: i64) -> bool {
-        newest > self.newest && newest >= first
+        self.is_back || (newest > self.newest && newest >= first)
+    }
+
+    /// Whether its source, which has gone on to batch `newest` in the window, came there from where it said it was: at `batch`.
+    fn is_near(&self, newest: i64, batch: i64, span: i64) -> bool {
+        matches!(self.kind, Kind::Late | Kind::Lagging) && self.heaps >= 2 && newest.saturating_sub(batch) <= span
     }
 
     /// Whether its source has been in the window since, given how many heaps of it have been placed: the claim's own may be one.
@@ -227,6 +234,11 @@ impl Voice {
 
     /// What it claims, if that counts.
     fn counted(&self) -> Option<Claim> {
+        self.said().filter(|claim| !claim.is_back)
+    }
+
+    /// The same, or what it claimed before it came into the window, if one window holds both.
+    fn said(&self) -> Option<Claim> {
         self.claim.filter(|claim| claim.counts(self.batch != NOWHERE))
     }
 
@@ -295,9 +307,8 @@ impl Voices {
     pub fn join(&mut self, source: u64, batch: i64) {
         let (turn, looks, median) = (self.turn, self.looks, self.median);
         let Some(voice) = self.all.get_mut(source as usize) else { return };
-        if voice.claim.is_some_and(|claim| batch > claim.newest) {
-            voice.claim = None;
-            self.claims = self.claims.saturating_sub(1);
+        if let Some(claim) = voice.claim.as_mut().filter(|claim| batch > claim.newest) {
+            claim.is_back = true; // Whether one window holds both is found out when all are counted.
             self.estranged.clear(source);
         }
         self.is_anybody_new |= voice.batch == NOWHERE;
@@ -357,6 +368,7 @@ impl Voices {
             lag,
             newest,
             kind,
+            is_back: false,
         };
         let turn = self.turn;
         let Some(voice) = self.all.get_mut(heap.source as usize) else { return 0 };
@@ -428,6 +440,11 @@ impl Voices {
             let is_here = at.ahead <= 0 && at.ahead > window.wrapping_neg() && current.moment(&at).is_some();
             is_here.then_some(grid.batch_of(&at))
         };
+        let span = self.span.checked_div(self.step).unwrap_or(0);
+        let is_near = |claim: &Claim, newest: i64| {
+            let at = current.locate(grid, claim.stamp).ok();
+            at.is_some_and(|at| claim.is_near(newest, grid.batch_of(&at), span))
+        };
         let first = signed(current.first).saturating_mul(signed(grid.batches));
         let start = current.window_start(grid, window);
         self.times.clear();
@@ -454,7 +471,8 @@ impl Voices {
             if here.is_some() || voice.claim.is_some_and(|claim| claim.is_over(newest, start)) {
                 let steady = here.filter(|_| voice.claim.is_some_and(|claim| claim.is_steady)).unwrap_or(NOWHERE);
                 (voice.batch, voice.sure) = (voice.batch.max(steady), voice.sure.max(steady));
-                voice.claim = None;
+                voice.claim = voice.claim.filter(|claim| newest >= start && is_near(claim, newest));
+                voice.claim.iter_mut().for_each(|claim| claim.is_back = true);
                 self.estranged.clear(source);
             }
             self.claims = self.claims.saturating_add(u64::from(voice.claim.is_some()));
@@ -593,7 +611,7 @@ impl Voices {
         let mut times = std::mem::take(&mut self.times);
         times.clear();
         let (all, step, span) = (&self.all, self.step, &self.span);
-        let counted = all.iter().filter_map(Voice::counted);
+        let counted = all.iter().filter_map(Voice::said);
         let ticks = counted.map(|claim| self.difference(claim.stamp, stamp));
         times.extend(ticks.filter(|ticks| ticks.checked_rem(step) == Some(0)));
         times.sort_unstable();
@@ -634,7 +652,7 @@ impl Voices {
     /// to be read.
     pub fn end(&self, agreed: &Agreement, stamp: u64) -> u64 {
         let room = signed(self.room as u64).saturating_mul(self.step).saturating_mul(signed(self.batches));
-        let claims = self.all.iter().filter_map(Voice::counted).filter(|claim| self.is_of(claim, agreed));
+        let claims = self.all.iter().filter_map(Voice::said).filter(|claim| self.is_of(claim, agreed));
         let begins = claims.map(|claim| {
             let (first, last) = (self.difference(claim.first, stamp), self.difference(claim.stamp, stamp));
             first.max(last.saturating_sub(room))
@@ -649,7 +667,7 @@ impl Voices {
     pub fn is_majority(&mut self, agreed: &Agreement) -> bool {
         let (mut for_it, mut asked, mut most) = (0_u64, 0_u64, 0_u64);
         for voice in &self.all {
-            let is_of = voice.counted().is_some_and(|claim| self.is_of(&claim, agreed));
+            let is_of = voice.said().is_some_and(|claim| self.is_of(&claim, agreed));
             if is_of {
                 for_it = for_it.saturating_add(1);
                 most = most.max(voice.claim.map_or(0, |claim| claim.heaps));
@@ -681,7 +699,7 @@ impl Voices {
     /// Whether all that agree have gone on by so many batches since anybody was heard in the window.
     pub fn has_gone_on(&self, agreed: &Agreement, batches: i64) -> bool {
         let claims = self.all.iter().filter_map(|voice| voice.claim);
-        claims.filter(|claim| self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
+        claims.filter(|claim| !claim.is_back && self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
     }
 
     /// Nothing comes of a majority: wait until as many claims have been made anew.
@@ -721,8 +739,8 @@ impl Voices {
             if let Some(claim) = claim {
                 voice.claim = None;
                 voice.turn = Some(turn);
-                if voice.placed.wrapping_sub(claim.placed) <= 1 {
-                    (voice.heard_at, voice.median) = (looks, median);
+                if claim.is_back || voice.placed.wrapping_sub(claim.placed) <= 1 {
+                    (voice.heard_at, voice.median) = (looks, voice.batch.max(median));
                 }
                 self.claims = self.claims.saturating_sub(1);
                 self.estranged.clear(source);

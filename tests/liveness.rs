@@ -165,7 +165,7 @@ struct Case {
 
 fn case(wrong: usize, burst: i128) -> impl Strategy<Value = Case> {
     (
-        (3_u64..13, 1_usize..5, select(vec![1_usize, 2, 3, 4, 5, 6, 7, 16, 17])),
+        (1_u64..13, 1_usize..5, select(vec![1_usize, 2, 3, 4, 5, 6, 7, 16, 17])),
         (prop_oneof![Just(None), Just(Some(4096e9))], any::<bool>()),
         vec(event(), 0..40),
         (0..=wrong, vec(madness(), 8), any::<bool>()),
@@ -227,8 +227,8 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
                     // Sources that are read in turn, so many heaps each, may find the window in their midst until all have
                     // been read twice. Where all have gone back a little, they are known to have been further on, until they
                     // come there again.
-                    let rounds = if case.at < 0 { 3 } else { 2 };
-                    let is_edge = burst > 1 && batch < from + rounds * burst;
+                    let is_again = case.at < 0 && batch < (from - case.at).min(from + window * 8);
+                    let is_edge = burst > 1 && (batch < from + 2 * burst || is_again);
                     lost[source] += usize::from(enough && !is_edge && !matches!(outcome, Outcome::Received(..)));
                 }
             }
@@ -236,6 +236,61 @@ fn losses(case: &Case) -> (Vec<usize>, Vec<Cause>) {
         batch += burst;
     }
     (lost, receiver.causes())
+}
+
+/// Few sources have a time of their own, and then either all have that, or they had it from the start.
+#[derive(Clone, Debug)]
+struct Few {
+    window: u64,
+    streams: usize,
+    sources: usize,
+    /// How many they are, by how many batches they are off, and whether they are read first.
+    how_many: usize,
+    off: i128,
+    are_first: bool,
+    /// Heaps of each source that are read in a row.
+    burst: i128,
+    /// Where all begin, from the middle of a chunk to the next.
+    at: i128,
+}
+
+fn few() -> impl Strategy<Value = Few> {
+    let sources = select(vec![3_usize, 4, 5, 6, 7, 16, 17]);
+    ((5_u64..13, 1_usize..5, sources), (1_usize..9, 0..1000_i128, any::<bool>()), 1..70_i128, 0..8_i128).prop_map(
+        |((window, streams, sources), (few, off, are_first), burst, at)| {
+            // Good sources must fit the window, also while some of them have been read and the others not yet.
+            let burst = (burst - 1) % (i128::from(window - 3) * 8) + 1;
+            Few { window, streams, sources, how_many: few.min((sources - 1) / 2), off, are_first, burst, at }
+        },
+    )
+}
+
+impl Few {
+    fn receiver(&self) -> Receiver {
+        Receiver::new(&layout(4096, 8, self.sources as u64, None), self.window, self.streams, true, false)
+    }
+
+    /// Read some rounds of all sources, of which the good ones begin with batch `from`: what each of these has lost since
+    /// more than half of all had been read.
+    fn lost(&self, receiver: &mut Receiver, from: i128, rounds: i128, off: i128) -> Vec<usize> {
+        let is_few = |source: usize| source < self.how_many;
+        let mut order: Vec<usize> = (0..self.sources).collect();
+        order.sort_by_key(|&source| is_few(source) != self.are_first);
+        let (mut lost, mut read) = (vec![0; self.sources], 0);
+        for round in 0..rounds {
+            for &source in &order {
+                let is_good = off == 0 || !is_few(source);
+                read += usize::from(is_good && round == 0);
+                for batch in from + round * self.burst..from + (round + 1) * self.burst {
+                    let time = batch + if is_good { 0 } else { off };
+                    let outcome = receiver.heap(time * 4096, source, source % self.streams);
+                    let counts = is_good && 2 * read > self.sources;
+                    lost[source] += usize::from(counts && !matches!(outcome, Outcome::Received(..)));
+                }
+            }
+        }
+        lost
+    }
 }
 
 /// How many cases: many more in a long run.
@@ -259,6 +314,28 @@ proptest! {
         let (lost, causes) = losses(&case);
         let bound = if case.sources == 1 { 3 } else { 2 };
         prop_assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}, causes {causes:?}");
+    }
+
+    /// Few had gone back by one to two windows before all others do.
+    #[test]
+    fn few_that_went_back_first_speak_for_those_who_follow(few in few()) {
+        let mut receiver = few.receiver();
+        let (from, span) = (LATER + few.at, i128::from(few.window) * 8);
+        let rounds = span * 3 / few.burst + 1;
+        few.lost(&mut receiver, from, rounds, 0);
+        let (back, from) = (span + few.off % (span - 8), from + rounds * few.burst);
+        few.lost(&mut receiver, from, rounds, -back);
+        let lost = few.lost(&mut receiver, from + rounds * few.burst - back, rounds, 0);
+        prop_assert!(lost.iter().all(|&lost| lost <= 2), "lost {lost:?}, back by {back}");
+    }
+
+    /// Few are ahead from the start, and heard first.
+    #[test]
+    fn few_that_are_ahead_at_the_start_are_outvoted(few in few()) {
+        let few = Few { are_first: true, ..few };
+        let ahead = few.off % (i128::from(few.window) * 16);
+        let lost = few.lost(&mut few.receiver(), LATER + few.at, 12, ahead);
+        prop_assert!(lost.iter().all(|&lost| lost <= 2), "lost {lost:?}, ahead by {ahead}");
     }
 
     /// Likewise where heaps of each source are read in a row, as spead2 reads sockets: not counting those that were read before
