@@ -7,6 +7,7 @@ import json
 import pathlib
 import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -593,6 +594,15 @@ class TestMistakes:
         (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(document), "utf-8")
         with pytest.raises(ValueError, match=r"a\.zarr is damaged"):
             speadrx.open(tmp_path / "a.zarr")
+
+    def test_a_part_that_is_not_there(self, tmp_path) -> None:
+        path = record(tmp_path / "a.zarr", heaps_of([700, 701]) + heaps_of([2, 3]), max_jump=None)
+        shutil.rmtree(path / "part_1")
+        document = json.loads((path / "zarr.json").read_text("utf-8"))
+        document.pop("consolidated_metadata", None)
+        (path / "zarr.json").write_text(json.dumps(document), "utf-8")
+        with pytest.raises(ValueError, match=r"a\.zarr is damaged: part part_1 lacks 'part_1'"):
+            speadrx.open(path, part=1)
 
     @pytest.mark.parametrize("missing", ["xarray", "zarr"])
     def test_without_the_extra(self, path, monkeypatch, missing) -> None:

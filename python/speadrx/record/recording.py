@@ -42,9 +42,12 @@ class RecordedPart:
         self.folder = os.path.join(recording.path, name)
         root = import_extra("zarr", "recordings are read with").open_group(recording.path, mode="r")
         #: The Zarr group.
-        self.group = root[name] if name else root
-        #: What speadrx says of it: `first_timestamp`, `timestamp_step`, `tick_rate`, `time_is_utc`.
-        self.attributes: dict[str, Any] = dict(self.group.attrs["speadrx"])
+        try:
+            self.group = root[name] if name else root
+            #: What speadrx says of it: `first_timestamp`, `timestamp_step`, `tick_rate`, `time_is_utc`.
+            self.attributes: dict[str, Any] = dict(self.group.attrs["speadrx"])
+        except KeyError as exc:
+            raise ValueError(f"{recording.path} is damaged: part {name or 0} lacks {exc}") from exc
 
     def chunks(self) -> list[int]:
         """The numbers of the chunks that are there, in order, from `start` on: a chunk is there with its `present`."""
