@@ -172,6 +172,66 @@ fn without_resync_time_begins_again_only_where_the_first_heap_was_wrong() {
 }
 
 #[test]
+fn a_restart_waits_for_most_sources_or_for_a_second_heap() {
+    let mut sources = receiver(4, true, None);
+    must_go_on(&mut sources, LATER, 0);
+    assert_eq!(sources.batches(0..10), [1, 1, 0, 0], "the third is one of most");
+    let mut only = receiver(1, true, None);
+    must_go_on(&mut only, LATER, 0);
+    assert_eq!(only.heap(LATER * 3 * 4096, 0, 0), Outcome::Rejected(Verdict::Implausible));
+    must_go_on(&mut only, LATER + 400, 0);
+    assert_eq!(only.batches(0..10), [1]);
+}
+
+#[test]
+fn who_is_wrong_twice_is_named_and_who_lags_is_not() {
+    let mut receiver = receiver(4, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    for named in [vec![], vec![3], vec![3]] {
+        receiver.heap((LATER * 5 + named.len() as i128) * 4096, 3, 0);
+        assert_eq!(receiver.timeline.estranged().sources(), named);
+    }
+    must_go_on(&mut receiver, LATER + 400, 0);
+    assert_eq!(receiver.timeline.estranged().sources(), []);
+    let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 2, true, false);
+    must_go_on(&mut receiver, LATER, 0);
+    // The stream of the second is held up for five chunks.
+    (400..440).for_each(|batch| _ = receiver.heap((LATER + batch) * 4096, 0, 0));
+    for from in (LATER + 440..LATER + 2440).step_by(20) {
+        lost(&mut receiver, |_| true, 20, |source, batch| from + batch - if source == 1 { 40 } else { 0 });
+        assert_eq!(receiver.timeline.estranged().sources(), []);
+    }
+}
+
+#[test]
+fn timestamps_of_40_bits_wrap_also_within_a_gap() {
+    const FEW: i128 = 1 << 40;
+    let mut receiver = receiver(4, true, Some(1e9));
+    let mut now = 0;
+    let mut run = |from: i128, batches: i128| {
+        let mut lost = vec![0; 4];
+        for batch in from..from + batches {
+            receiver.pass((batch - now) * 4096);
+            now = batch;
+            for (source, lost) in lost.iter_mut().enumerate() {
+                // Half of them are a batch ahead.
+                let time = (batch + i128::from(source > 1)) * 4096;
+                let outcome = receiver.heap(time % FEW, source, 0);
+                *lost += usize::from(outcome != Outcome::Received(time / receiver.chunk_step(), time));
+            }
+        }
+        lost
+    };
+    let wrap = FEW / 4096;
+    assert_eq!(run(wrap - 200, 400), [0; 4]);
+    for from in [wrap * 14 / 10, wrap * 18 / 10, wrap * 2 - 1] {
+        let lost = run(from, 100);
+        assert_eq!(lost, [1, 1, 0, 0], "from {from}");
+    }
+    assert_eq!(receiver.causes(), [Cause::Start]);
+}
+
+#[test]
 fn time_that_few_sources_have_shown_has_no_gap() {
     // Nothing was lost before the others: it was the first source that was wrong.
     let mut receiver = receiver(4, true, None);
