@@ -30,8 +30,6 @@ class BuildCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metric: what a registry calls at each scrape."""
-        info = self._gauge(names.BUILD_INFO, *names.VERSIONS)
         with self._lock:
-            for labels, _ in self._label_sets:
-                info.add_metric((*labels, *self._versions), 1)
-        return [info]
+            samples = {(*labels, *self._versions): 1 for labels, _ in self._label_sets}
+        return [self._gauge(names.BUILD_INFO, samples, *names.VERSIONS)]

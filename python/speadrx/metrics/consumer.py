@@ -11,7 +11,7 @@ from speadrx.accounts.account import StreamAccounts, Totals
 from speadrx.receive.snapshot import in_flight_by_source
 
 from . import names
-from .collector import Stream, StreamCollector, add_samples
+from .collector import Stream, StreamCollector
 from .held import HeldStreams
 
 
@@ -69,14 +69,11 @@ class ConsumerCollector(StreamCollector[_LabelSet]):
                     in_flight.update(dict.fromkeys(keys, 0))
                 for sources, heaps in label_set.in_flight():
                     in_flight.update(dict(zip([(*labels, source) for source in sources], heaps, strict=True)))
-        families = [
-            self._counter(names.HEAPS_PRESENT, names.SOURCE),
-            self._counter(names.HEAPS_MISSING, names.SOURCE),
-            self._gauge(names.HEAPS_IN_FLIGHT, names.SOURCE),
-            self._counter(names.CHUNKS),
-            self._counter(names.RESTARTS),
-            self._counter(names.EPOCH_GAP_HEAPS),
+        return [
+            self._counter(names.HEAPS_PRESENT, present, names.SOURCE),
+            self._counter(names.HEAPS_MISSING, missing, names.SOURCE),
+            self._gauge(names.HEAPS_IN_FLIGHT, in_flight, names.SOURCE),
+            self._counter(names.CHUNKS, chunks),
+            self._counter(names.RESTARTS, restarts),
+            self._counter(names.EPOCH_GAP_HEAPS, gap),
         ]
-        for family, samples in zip(families, (present, missing, in_flight, chunks, restarts, gap), strict=True):
-            add_samples(family, samples)
-        return families

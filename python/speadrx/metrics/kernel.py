@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Metric
 from speadrx.receive.sockets import SocketSet
 
 from . import names
-from .collector import Stream, StreamCollector, add_samples
+from .collector import Stream, StreamCollector
 from .held import HeldStreams
 
 _SocketSets = tuple[SocketSet, ...]
@@ -58,13 +58,13 @@ class KernelCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        families = (
-            self._counter(names.SOCKET_DROPS, names.ENDPOINT),
-            self._gauge(names.SOCKET_RECEIVE_QUEUE_BYTES, names.ENDPOINT),
-            self._gauge(names.SOCKET_RECEIVE_BUFFER_BYTES, names.ENDPOINT),
-        )
+        drops, queues, buffers = (dict[tuple[str, ...], int]() for _ in range(3))
         with self._lock:
             for labels, label_set in self._label_sets:
-                for metric, values in zip(families, label_set.counts(), strict=True):
-                    add_samples(metric, {(*labels, endpoint): value for endpoint, value in values.items()})
-        return families
+                for samples, values in zip((drops, queues, buffers), label_set.counts(), strict=True):
+                    samples.update({(*labels, endpoint): value for endpoint, value in values.items()})
+        return [
+            self._counter(names.SOCKET_DROPS, drops, names.ENDPOINT),
+            self._gauge(names.SOCKET_RECEIVE_QUEUE_BYTES, queues, names.ENDPOINT),
+            self._gauge(names.SOCKET_RECEIVE_BUFFER_BYTES, buffers, names.ENDPOINT),
+        ]

@@ -11,8 +11,8 @@ from . import names
 
 _T = TypeVar("_T")
 
-#: Labels that collectors add to the user's labels. Histograms have ``le``.
-_OWN_LABELS = (names.SOURCE, names.REASON, names.RING, names.ENDPOINT, *names.VERSIONS, "le")
+#: Labels that collectors add to the user's labels.
+_OWN_LABELS = (names.SOURCE, names.REASON, names.RING, names.ENDPOINT, *names.VERSIONS, names.BUCKET)
 
 #: The names that Prometheus allows for labels.
 _LABEL_NAME = re.compile("(?!__)[a-zA-Z_][a-zA-Z0-9_]*")

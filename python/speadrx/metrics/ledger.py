@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
 from speadrx.accounts.ledger import Ledger, LedgerSnapshot
 
 from . import names
-from .collector import Stream, StreamCollector, add_samples
+from .collector import Samples, Stream, StreamCollector
 from .held import HeldStreams
+
+_Key = TypeVar("_Key")
 
 
 def _add(gone: LedgerSnapshot | None, snapshot: LedgerSnapshot | None) -> LedgerSnapshot | None:
@@ -48,14 +50,11 @@ class _Shape(NamedTuple):
 
     source_labels: tuple[str, ...]
     heap_bytes: int
-    reasons: tuple[str, ...]
-    chunk_batches: int
-    n_late_chunks: int
-
-    @property
-    def batch_bounds(self) -> list[int]:
-        """Upper bounds of the buckets of lateness in batches, up to the number of batches in a chunk."""
-        return [2**i - 1 for i in range((self.chunk_batches - 1).bit_length() + 1)]
+    #: Reason and source of rejected heaps.
+    rejected: tuple[tuple[str, str], ...]
+    #: Upper bounds of the buckets of lateness: in batches, up to the number of batches in a chunk; and in chunks.
+    batch_bounds: tuple[int, ...]
+    chunk_bounds: tuple[int, ...]
 
 
 class _Ledgers:
@@ -93,9 +92,12 @@ class _LabelSet:
             return
         layout = stream.ledger._layout
         snapshot = stream.ledger.snapshot()
-        reasons = tuple(snapshot.rejected_by_source)
         shape = _Shape(
-            layout.source_labels, layout.heap_bytes, reasons, layout.chunk_batches, len(snapshot.late_chunks)
+            layout.source_labels,
+            layout.heap_bytes,
+            tuple(itertools.product(snapshot.rejected_by_source, (*layout.source_labels, names.UNKNOWN_SOURCE))),
+            tuple(2**i - 1 for i in range((layout.chunk_batches - 1).bit_length() + 1)),
+            tuple(range(len(snapshot.late_chunks) - 1)),
         )
         self._by_shape[shape].add(stream, stream.ledger)
 
@@ -104,26 +106,34 @@ class _LabelSet:
             yield shape, ledgers.snapshot()
 
 
+def _add_up(totals: dict[_Key, int], keys: Iterable[_Key], counts: Iterable[int]) -> None:
+    for key, count in zip(keys, counts, strict=True):
+        totals[key] = totals.get(key, 0) + count
+
+
 class _Histogram:
     """Counts by the upper bounds of buckets, for each set of labels."""
 
     def __init__(self) -> None:
-        self._buckets: defaultdict[tuple[str, ...], Counter[float]] = defaultdict(Counter)
+        self._buckets: defaultdict[tuple[str, ...], dict[float, int]] = defaultdict(dict)
 
-    def add(self, labels: tuple[str, ...], bounds: Iterable[int], counts: list[int]) -> None:
+    def add(self, labels: tuple[str, ...], bounds: Sequence[int], counts: list[int]) -> None:
         """Add counts to buckets. Counts beyond the last bound go to the bucket without a bound."""
-        buckets = self._buckets[labels]
-        for bound, count in itertools.zip_longest(bounds, counts, fillvalue=math.inf):
-            buckets[bound] += int(count)
+        bounded = len(bounds)
+        _add_up(self._buckets[labels], (*bounds, math.inf), (*counts[:bounded], sum(counts[bounded:])))
 
-    def metric(self, name: str, labelnames: tuple[str, ...]) -> HistogramMetricFamily:
-        metric = HistogramMetricFamily(name, names.HELP[name], labels=labelnames)
+    def samples(self) -> Samples:
+        """Counts up to each bound."""
+        samples = {}
         for labels, buckets in self._buckets.items():
             bounds = sorted(buckets)
-            cumulative = itertools.accumulate(buckets[bound] for bound in bounds)
-            # The sum is not known, only a bound of it.
-            metric.add_metric(labels, list(zip(map(floatToGoString, bounds), cumulative, strict=True)), sum_value=None)
-        return metric
+            for bound, count in zip(bounds, itertools.accumulate(map(buckets.__getitem__, bounds)), strict=True):
+                samples[*labels, _written(bound)] = count
+        return samples
+
+
+#: A bound as Prometheus writes it. There are few, and it takes as long as the rest of a sample.
+_written = functools.cache(floatToGoString)
 
 
 class LedgerCollector(StreamCollector[_LabelSet]):
@@ -134,41 +144,31 @@ class LedgerCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        placed, received, duplicates, rejected, newest, estranged = (Counter[tuple[str, ...]]() for _ in range(6))
+        placed, received, duplicates, rejected, newest, estranged = (dict[tuple[str, ...], int]() for _ in range(6))
         late_batches, late_chunks = _Histogram(), _Histogram()
         with self._lock:
             for labels, label_set in self._label_sets:
                 for shape, snapshot in label_set.snapshots():
-                    keys = [(*labels, source) for source in snapshot.source_labels]
-                    placed.update(dict(zip(keys, snapshot.placed_by_source.tolist(), strict=True)))
-                    in_bytes = (snapshot.placed_by_source * shape.heap_bytes).tolist()
-                    received.update(dict(zip(keys, in_bytes, strict=True)))
-                    duplicates.update(dict(zip(keys, snapshot.duplicates_by_source.tolist(), strict=True)))
+                    keys = [(*labels, source) for source in shape.source_labels]
+                    _add_up(placed, keys, snapshot.placed_by_source.tolist())
+                    _add_up(received, keys, (snapshot.placed_by_source * shape.heap_bytes).tolist())
+                    _add_up(duplicates, keys, snapshot.duplicates_by_source.tolist())
                     for key, timestamp in zip(keys, snapshot.newest_timestamp_by_source.tolist(), strict=True):
                         if timestamp >= 0:
-                            newest[key] = max(newest[key], timestamp)
+                            newest[key] = max(newest.get(key, 0), timestamp)
                     for key, is_estranged in zip(keys, snapshot.estranged_by_source.tolist(), strict=True):
-                        estranged[key] = max(estranged[key], int(is_estranged))
-                    sources = (*snapshot.source_labels, names.UNKNOWN_SOURCE)
-                    for reason, heaps in snapshot.rejected_by_source.items():
-                        for source, count in zip(sources, heaps.tolist(), strict=True):
-                            rejected[*labels, reason, source] += count
+                        estranged[key] = estranged.get(key, 0) | is_estranged
+                    by_reason = [heaps.tolist() for heaps in snapshot.rejected_by_source.values()]
+                    _add_up(rejected, map(labels.__add__, shape.rejected), itertools.chain.from_iterable(by_reason))
                     late_batches.add(labels, shape.batch_bounds, snapshot.late_batches.tolist())
-                    late_chunks.add(labels, range(len(snapshot.late_chunks) - 1), snapshot.late_chunks.tolist())
-        families = [
-            self._counter(names.HEAPS_PLACED, names.SOURCE),
-            self._counter(names.RECEIVED_BYTES, names.SOURCE),
-            self._counter(names.HEAPS_DUPLICATE, names.SOURCE),
-            self._counter(names.HEAPS_REJECTED, names.REASON, names.SOURCE),
-            self._gauge(names.NEWEST_TIMESTAMP, names.SOURCE),
-            self._gauge(names.SOURCE_ESTRANGED, names.SOURCE),
-        ]
-        samples_of = (placed, received, duplicates, rejected, newest, estranged)
-        for metric, samples in zip(families, samples_of, strict=True):
-            add_samples(metric, samples)
-        labelnames = self._label_sets.labelnames
+                    late_chunks.add(labels, shape.chunk_bounds, snapshot.late_chunks.tolist())
         return [
-            *families,
-            late_batches.metric(names.HEAP_LATENESS_BATCHES, labelnames),
-            late_chunks.metric(names.HEAP_LATENESS_CHUNKS, labelnames),
+            self._counter(names.HEAPS_PLACED, placed, names.SOURCE),
+            self._counter(names.RECEIVED_BYTES, received, names.SOURCE),
+            self._counter(names.HEAPS_DUPLICATE, duplicates, names.SOURCE),
+            self._counter(names.HEAPS_REJECTED, rejected, names.REASON, names.SOURCE),
+            self._gauge(names.NEWEST_TIMESTAMP, newest, names.SOURCE),
+            self._gauge(names.SOURCE_ESTRANGED, estranged, names.SOURCE),
+            self._histogram(names.HEAP_LATENESS_BATCHES, late_batches.samples()),
+            self._histogram(names.HEAP_LATENESS_CHUNKS, late_chunks.samples()),
         ]

@@ -7,6 +7,7 @@ SOURCE = "source"
 REASON = "reason"
 RING = "ring"
 ENDPOINT = "endpoint"
+BUCKET = "le"
 #: Labels of `BUILD_INFO`: of speadrx, spead2 and Python.
 VERSIONS = ("version", "spead2_version", "python_version")
 

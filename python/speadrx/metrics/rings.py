@@ -114,20 +114,21 @@ class RingCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics: what a registry calls at each scrape."""
-        chunks = self._gauge(names.RING_CHUNKS, names.RING)
-        capacity = self._gauge(names.RING_CAPACITY_CHUNKS, names.RING)
-        blocked = self._counter(names.RING_BLOCKED_SECONDS, names.RING)
-        chunk_seconds = self._counter(names.RING_CHUNK_SECONDS, names.RING)
+        chunks, capacity, blocked, chunk_seconds = (dict[tuple[str, ...], float]() for _ in range(4))
         with self._lock:
             self._sample()
             for labels, label_set in self._label_sets:
                 for ring, integral in label_set.rings.items():
-                    chunks.add_metric((*labels, ring), integral.state.chunks)
-                    capacity.add_metric((*labels, ring), integral.state.capacity)
-                    blocked.add_metric((*labels, ring), integral.blocked_seconds)
-                data = label_set.rings[names.DATA_RING]
-                chunk_seconds.add_metric((*labels, names.DATA_RING), data.chunk_seconds)
-        return [chunks, capacity, blocked, chunk_seconds]
+                    chunks[*labels, ring] = integral.state.chunks
+                    capacity[*labels, ring] = integral.state.capacity
+                    blocked[*labels, ring] = integral.blocked_seconds
+                chunk_seconds[*labels, names.DATA_RING] = label_set.rings[names.DATA_RING].chunk_seconds
+        return [
+            self._gauge(names.RING_CHUNKS, chunks, names.RING),
+            self._gauge(names.RING_CAPACITY_CHUNKS, capacity, names.RING),
+            self._counter(names.RING_BLOCKED_SECONDS, blocked, names.RING),
+            self._counter(names.RING_CHUNK_SECONDS, chunk_seconds, names.RING),
+        ]
 
     def close(self) -> None:
         """End the thread. From then on, only scrapes look at the rings. It may be called again."""

@@ -11,7 +11,7 @@ from speadrx._core import unused_reasons
 from speadrx.receive.sockets import SocketSet, unused_packets
 
 from . import names
-from .collector import Stream, StreamCollector, add_samples
+from .collector import Stream, StreamCollector
 from .held import HeldStreams
 
 _SocketSets = tuple[SocketSet, ...]
@@ -49,8 +49,10 @@ class UnusedCollector(StreamCollector[_LabelSet]):
 
     def collect(self) -> Iterable[Metric]:
         """Return the metric: what a registry calls at each scrape."""
-        packets = self._counter(names.PACKETS_UNUSED, names.REASON)
         with self._lock:
-            for labels, label_set in self._label_sets:
-                add_samples(packets, {(*labels, reason): count for reason, count in label_set.counts().items()})
-        return [packets]
+            packets = {
+                (*labels, reason): count
+                for labels, label_set in self._label_sets
+                for reason, count in label_set.counts().items()
+            }
+        return [self._counter(names.PACKETS_UNUSED, packets, names.REASON)]
