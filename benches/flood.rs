@@ -105,7 +105,7 @@ impl Flood {
         };
         // SAFETY: the function belongs to the context, and the row has the items of the layout.
         unsafe {
-            context.function()(&raw mut data, ChunkPlaceData::SIZE, std::ptr::from_ref(context).cast_mut().cast());
+            context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument());
         };
         data.chunk_id >= 0
     }

@@ -5,8 +5,9 @@
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
 
 use crate::abi::{ChunkPlaceData, PlaceFn};
 use crate::error::LayoutError;
@@ -59,15 +60,10 @@ pub struct Cookie {
 /// Everything that the callback of one stream works with.
 #[derive(Debug)]
 pub struct Context {
-    /// Only the callback touches it, of which there is one call at a time.
-    state: UnsafeCell<State>,
-    placer: Placer,
+    /// Its own, in the allocation of the ledger's counters.
+    fast: NonNull<Fast>,
     ledger: Ledger,
-    /// Those of the ledger.
-    counters: Counters,
     side: Box<[SideField]>,
-    /// Shift of the first of them, where the fast path finds it at once.
-    first_shift: u32,
     /// Position of the first side item.
     first_side: usize,
     n_axes: usize,
@@ -79,12 +75,50 @@ pub struct Context {
     member: usize,
     stats: Option<Stats>,
     cookie: Option<Cookie>,
-    /// Address of the struct that the stream passes, always the same one. Another stream has another one.
-    owner: AtomicUsize,
     /// The first thread that has called, as [`here`] names it; 0 before that.
     thread: AtomicUsize,
     /// Test hook: the next cold call panics.
     panic_next: AtomicBool,
+}
+
+/// What the callback uses for every heap: it is called with a pointer to this. Behind it are the ledger's counters.
+#[derive(Debug)]
+struct Fast {
+    /// Address of the struct that the stream passes, always the same one. Another stream has another one.
+    owner: AtomicUsize,
+    placer: Placer,
+    /// Only the callback touches it, of which there is one call at a time.
+    state: UnsafeCell<State>,
+    /// Shift of the first side item.
+    side_shift: u32,
+    /// All else.
+    context: AtomicPtr<Context>,
+    #[cfg(loom)]
+    counters: Counters,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Fast>() <= hot::FRONT_BYTES, "room is left for it");
+
+impl Fast {
+    /// Put it where the ledger leaves room. Loom has atomics of its own there.
+    fn beside(self, ledger: &Ledger) -> NonNull<Self> {
+        #[cfg(loom)]
+        let place: *mut Self = Box::into_raw(Box::new(std::mem::MaybeUninit::uninit())).cast();
+        #[cfg(not(loom))]
+        let place = ledger.front().cast_mut().cast::<Self>();
+        // SAFETY: there is room, aligned for everything, which nobody else uses: each context has a ledger of its own.
+        unsafe {
+            place.write(self);
+            NonNull::new_unchecked(place)
+        }
+    }
+
+    /// The context.
+    fn context(&self) -> &Context {
+        // SAFETY: whoever calls the callback has the pointer from `Context::argument`, and the context is there, and there only.
+        unsafe { &*self.context.load(Relaxed) }
+    }
 }
 
 /// What changes from heap to heap, and is no one's business but the callback's.
@@ -95,17 +129,42 @@ struct State {
     has_ended: bool,
 }
 
-// SAFETY: all fields are Sync but `counters`, which are atomics of the ledger that is held beside them, and `state`, which only
-// the callback uses, of which there is one call at a time.
+// SAFETY: all fields are Sync but `fast`, which the context owns; of that, only `state` is not Sync, which only the callback
+// uses, of which there is one call at a time.
 unsafe impl Sync for Context {}
 // SAFETY: likewise; in the state, only a pointer into memory of its own is not Send.
 unsafe impl Send for Context {}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: `new` has put it there, the callback is not called any more, and nobody else uses it.
+        unsafe { self.fast.drop_in_place() };
+        #[cfg(loom)]
+        // SAFETY: it has come from such a box.
+        drop(unsafe { Box::from_raw(self.fast.as_ptr().cast::<std::mem::MaybeUninit<Fast>>()) });
+    }
+}
 
 /// The counters of [`hot`], in the ledger that the context holds.
 #[derive(Clone, Copy, Debug)]
 struct Counters(*const AtomicU64);
 
 impl Counters {
+    /// Those behind what the callback is called with.
+    ///
+    /// # Safety
+    ///
+    /// As for [`common`].
+    #[inline(always)]
+    unsafe fn behind(fast: *const Fast) -> Self {
+        #[cfg(not(loom))]
+        // SAFETY: the caller vouches that the pointer is that of a context, which has it from its ledger.
+        return Self(unsafe { fast.byte_add(hot::FRONT_BYTES) }.cast());
+        #[cfg(loom)]
+        // SAFETY: likewise.
+        return unsafe { (*fast).counters };
+    }
+
     /// One of them.
     ///
     /// # Safety
@@ -126,6 +185,13 @@ struct Row<const AXES: usize, const SIDE: usize, const REQUIRED: usize> {
     axes: [i64; AXES],
     side: [i64; SIDE],
     required: [i64; REQUIRED],
+}
+
+impl<const AXES: usize, const SIDE: usize, const REQUIRED: usize> Row<AXES, SIDE, REQUIRED> {
+    #[inline(always)]
+    fn items(&self) -> Items<'_> {
+        Items { time: self.time, heap_length: self.heap_length, axes: &self.axes, required: &self.required }
+    }
 }
 
 impl Context {
@@ -149,13 +215,19 @@ impl Context {
         let member = group.join(ledger.clone(), window);
         let state =
             State { window: Window::new(layout, window), filled: Filled::new(layout, window), has_ended: false };
-        Ok(Self {
+        let fast = Fast {
+            owner: AtomicUsize::new(0),
             placer,
-            counters: Counters(ledger.counters()),
             state: UnsafeCell::new(state),
+            side_shift: layout.side.first().map_or(0, |field| field.shift),
+            context: AtomicPtr::default(),
+            #[cfg(loom)]
+            counters: Counters(ledger.front().cast()),
+        };
+        Ok(Self {
+            fast: fast.beside(&ledger),
             ledger,
             side: layout.side.clone().into(),
-            first_shift: layout.side.first().map_or(0, |field| field.shift),
             first_side: layout.axes.len().saturating_add(FIRST_AXIS),
             n_axes: layout.axes.len(),
             n_required: layout.spec().required_items.len(),
@@ -165,7 +237,6 @@ impl Context {
             member,
             stats,
             cookie,
-            owner: AtomicUsize::new(0),
             thread: AtomicUsize::new(0),
             panic_next: AtomicBool::new(false),
         })
@@ -182,10 +253,50 @@ impl Context {
         self.panic_next.store(true, Relaxed);
     }
 
-    /// The callback for this context, which must be passed to it as the last argument.
+    /// What the callback must be given as its last argument. The context must stay where it is for as long as that is used.
+    #[must_use]
+    pub fn argument(&self) -> *mut c_void {
+        // SAFETY: it is a context.
+        unsafe { Self::argument_of(self) }
+    }
+
+    /// [`Self::argument`] of a context, for which [`Self::with_argument`] gives back the same pointer.
+    ///
+    /// # Safety
+    ///
+    /// The pointer must be to a context.
+    #[must_use]
+    pub unsafe fn argument_of(context: *const Self) -> *mut c_void {
+        // SAFETY: the caller vouches for it.
+        let this = unsafe { &*context };
+        this.fast().context.store(context.cast_mut(), Relaxed);
+        this.fast.as_ptr().cast()
+    }
+
+    /// The context that has an argument.
+    ///
+    /// # Safety
+    ///
+    /// It must be the argument of a context that is still there.
+    #[must_use]
+    pub unsafe fn with_argument(argument: *mut c_void) -> *const Self {
+        // SAFETY: the caller vouches for it.
+        unsafe { &*argument.cast::<Fast>() }.context.load(Relaxed)
+    }
+
+    fn fast(&self) -> &Fast {
+        // SAFETY: it is there as long as the context.
+        unsafe { self.fast.as_ref() }
+    }
+
+    fn placer(&self) -> &Placer {
+        &self.fast().placer
+    }
+
+    /// The callback for this context, which must be passed [`Self::argument`] as the last argument.
     #[must_use]
     pub fn function(&self) -> PlaceFn {
-        match (self.n_axes, self.placer.kind()) {
+        match (self.n_axes, self.placer().kind()) {
             (_, kind::ANY) => any,
             (_, kind::UNCOMMON) => general,
             (0, _) => self.with_axes::<0, { kind::COMMON }>(),
@@ -213,7 +324,7 @@ impl Context {
     }
 
     fn with_side_item<const N: usize, const KIND: u8, const SIDE: usize, const BYTES: usize>(&self) -> PlaceFn {
-        match (self.n_required, self.placer.is_dense()) {
+        match (self.n_required, self.placer().is_dense()) {
             (0, true) => common::<N, KIND, SIDE, BYTES, 0, true>,
             (0, false) => common::<N, KIND, SIDE, BYTES, 0, false>,
             (1, true) => common::<N, KIND, SIDE, BYTES, 1, true>,
@@ -239,7 +350,7 @@ impl Context {
             let items = slice::from_raw_parts(data.items, self.n_items);
             let size = if data.packet.is_null() { 0 } else { data.packet_size };
             let packet = if size == 0 { &[] } else { slice::from_raw_parts(data.packet, size) };
-            self.ledger.examples().note(self.placer.layout(), reason, items, packet);
+            self.ledger.examples().note(self.placer().layout(), reason, items, packet);
         }
         if let Some(stats) = self.stats.filter(|stats| reason < stats.count) {
             // SAFETY: the caller vouches for `batch_stats`, which nobody else touches during the call.
@@ -251,14 +362,14 @@ impl Context {
     }
 
     fn internal_error(&self) -> usize {
-        reason::internal_error(self.placer.layout().reasons().len())
+        reason::internal_error(self.placer().layout().reasons().len())
     }
 
     /// Judge a heap that the fast path did not place: where it goes, and whether that has gone.
     fn place_slowly(&self, state: &mut State, items: &[i64], mark: Option<Mark>) -> Result<(Placed, bool), usize> {
         assert!(!self.panic_next.swap(false, Relaxed), "panic asked for by a test");
-        let n_reasons = self.placer.layout().reasons().len();
-        let heap = Heap::new(&self.placer, items)?;
+        let n_reasons = self.placer().layout().reasons().len();
+        let heap = Heap::new(self.placer(), items)?;
         let source = match heap.source() {
             Ok(source) => source,
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
@@ -274,8 +385,8 @@ impl Context {
             Verdict::Implausible => return Err(reason::implausible(n_reasons)),
             Verdict::Backward => return Err(reason::backward(n_reasons)),
         };
-        let placed = heap.placed(&self.placer, moment.chunk, moment.batch)?;
-        let told = self.placer.layout().epoch_item.and_then(|position| items.get(position));
+        let placed = heap.placed(self.placer(), moment.chunk, moment.batch)?;
+        let told = self.placer().layout().epoch_item.and_then(|position| items.get(position));
         if let Some(seconds) = told.and_then(|&value| u64::try_from(value).ok()) {
             self.group.note_utc(seconds);
         }
@@ -296,7 +407,7 @@ impl Context {
 
     /// Count a heap that was placed where there was one already.
     fn count_again(&self, filled: &mut Filled, items: &[i64]) {
-        let Ok(heap) = Heap::new(&self.placer, items) else { return };
+        let Ok(heap) = Heap::new(self.placer(), items) else { return };
         let Ok(source) = heap.source() else { return };
         if self.ledger.duplicate(filled, source, self.group.begins_again()) {
             self.group.repeat(Sighting { source, stamp: heap.stamp, slot: heap.slot() });
@@ -309,7 +420,7 @@ impl Context {
         let old = window.first_chunk.wrapping_sub(moved);
         let mut copies = self.group.copies();
         filled.slide(moved, window.newest(), |chunk, row| {
-            let copy = |slot| self.ledger.copy(self.placer.layout().source_of(slot));
+            let copy = |slot| self.ledger.copy(self.placer().layout().source_of(slot));
             copies.leave(old.wrapping_add(chunk), row, copy);
         });
         copies.follow(self.member, Some(window.first_chunk));
@@ -322,7 +433,7 @@ impl Context {
     /// The stream must have stopped: its callback is not called any more.
     pub unsafe fn settle(&self) {
         // SAFETY: nobody else uses the state any more.
-        let state = unsafe { &mut *self.state.get() };
+        let state = unsafe { &mut *self.fast().state.get() };
         if let Some(moved) = state.window.clear(state.window.first_chunk.wrapping_add(state.window.newest())) {
             self.slide(state, moved);
         }
@@ -350,7 +461,7 @@ impl Context {
         // SAFETY: the caller vouches for everything.
         let value = unsafe { self.told(data) };
         // SAFETY: no two calls with one context overlap, and nothing else has a reference to the state now.
-        let state = unsafe { &mut *self.state.get() };
+        let state = unsafe { &mut *self.fast().state.get() };
         let chunk = if value == cookie.flush {
             self.group.control()
         } else if value == cookie.end {
@@ -404,7 +515,7 @@ impl Context {
         if first != 0 && first != here {
             return false;
         }
-        self.owner.store(data.addr(), Relaxed);
+        self.fast().owner.store(data.addr(), Relaxed);
         true
     }
 }
@@ -424,9 +535,9 @@ fn here() -> usize {
 ///
 /// # Safety
 ///
-/// `context` must point to a [`Context`] whose [`Context::function`] this is, and no two calls with the same context may
-/// overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the layout (and
-/// the one for the cookie, if the context has one), `batch_stats` has all that the context's [`Stats`] say and
+/// `context` must be the [`Context::argument`] of a context whose [`Context::function`] this is, and no two calls with the same
+/// context may overlap. `data` must point to a `chunk_place_data` of `data_size` bytes, in which `items` are those of the
+/// layout (and the one for the cookie, if the context has one), `batch_stats` has all that the context's [`Stats`] say and
 /// [`Stats::MORE`], and `extra` is null or has room for the layout's side items.
 unsafe extern "C" fn common<
     const N: usize,
@@ -440,61 +551,56 @@ unsafe extern "C" fn common<
     data_size: usize,
     context: *mut c_void,
 ) {
+    let fast = context.cast::<Fast>().cast_const();
     // SAFETY: the caller vouches for the context.
-    let context = unsafe { &*context.cast::<Context>() };
-    if data.addr() != context.owner.load(Relaxed) {
+    let (Fast { owner, placer, state, .. }, counters) = unsafe { (&*fast, Counters::behind(fast)) };
+    if data.addr() != owner.load(Relaxed) {
         // SAFETY: the caller vouches for everything.
-        return unsafe { meet(data, data_size, context) };
+        return unsafe { meet(data, data_size, fast) };
     }
     // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to. No two calls with one
     // context overlap, and nothing else touches the state.
-    let (data, State { window, filled, .. }) = unsafe { (&mut *data, &mut *context.state.get()) };
+    let (data, State { window, filled, .. }) = unsafe { (&mut *data, &mut *state.get()) };
     // SAFETY: `items` has all items of the layout, which these are.
     let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
-    let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
-    let counters = context.counters;
-    // SAFETY: there is such a counter, of the ledger that the context holds.
+    // SAFETY: there is such a counter.
     let limit = unsafe { counters.get(hot::LIMIT) }.load(Relaxed);
-    let Some(placed) = context.placer.place_newest::<DENSE, KIND>(window, limit, &items) else {
+    let Some(placed) = placer.place_newest::<DENSE, KIND>(window, limit, &row.items()) else {
         // SAFETY: the caller vouches for everything.
-        return unsafe { older::<N, SIDE, REQUIRED>(data, context, limit) };
+        return unsafe { older::<N, KIND, SIDE, BYTES, REQUIRED, DENSE>(data, fast) };
     };
     data.chunk_id = window.newest_chunk as i64;
     data.heap_index = placed.slot.index as usize;
     data.heap_offset = placed.slot.offset as usize;
     if let Some(&item) = row.side.first() {
         // SAFETY: the caller vouches for everything.
-        unsafe { store_side_item::<BYTES>(data, context, item, placed.slot.index) };
+        unsafe { store_side_item::<BYTES>(data, fast, item, placed.slot.index) };
     }
     let batch = window.newest_first_batch.wrapping_add(placed.batch);
-    // SAFETY: the placer knows no other sources and slots than those of the layout.
-    if unsafe { count_newest(counters, filled, placed.source, batch, placed.slot.index) } {
+    // SAFETY: the placer knows no other sources and slots than those of the layout, and there is a counter for any lateness.
+    let slot = unsafe {
+        count_of_source(counters, placed.source, batch);
+        count_lateness(&mut filled.newest_batch, batch, |index| Some(counters.get(index)));
+        &*filled.newest_row().add(placed.slot.index as usize)
+    };
+    if slot.replace(1) != 0 {
         // SAFETY: the caller vouches for everything.
-        unsafe { count_again(data, context) }
+        unsafe { count_again(data, fast) }
     }
 }
 
-/// Count a heap of the newest chunk. Returns whether its slot had one already.
+/// Count a placed heap of a source.
 ///
 /// # Safety
 ///
-/// The source and the slot must be there in the layout of which the counters and the slots are.
+/// The source must be there in the layout of which the counters are.
 #[inline(always)]
-unsafe fn count_newest(counters: Counters, filled: &mut Filled, source: u64, batch: u64, slot: u64) -> bool {
+unsafe fn count_of_source(counters: Counters, source: u64, batch: u64) {
     let of_source = hot::SOURCES.wrapping_add((source as usize).wrapping_mul(2));
-    // SAFETY: each source has two counters, there is one for any lateness, and the slots of the chunk lie behind the first.
-    let (placed, newest, late, slot) = unsafe {
-        (
-            counters.get(of_source),
-            counters.get(of_source.wrapping_add(1)),
-            |index| Some(counters.get(index)),
-            &*filled.newest_row().add(slot as usize),
-        )
-    };
+    // SAFETY: each source has two counters.
+    let (placed, newest) = unsafe { (counters.get(of_source), counters.get(of_source.wrapping_add(1))) };
     increment(placed);
     newest.store((newest.load(Relaxed) as i64).max(batch as i64) as u64, Relaxed);
-    count_lateness(&mut filled.newest_batch, batch, late);
-    slot.replace(1) != 0
 }
 
 /// What [`common`] does not place: heaps of older chunks of the window, and those that are in none.
@@ -503,16 +609,45 @@ unsafe fn count_newest(counters: Counters, filled: &mut Filled, source: u64, bat
 ///
 /// As for [`common`].
 #[inline(never)]
-unsafe extern "C" fn older<const N: usize, const SIDE: usize, const REQUIRED: usize>(
+unsafe extern "C" fn older<
+    const N: usize,
+    const KIND: u8,
+    const SIDE: usize,
+    const BYTES: usize,
+    const REQUIRED: usize,
+    const DENSE: bool,
+>(
     data: &mut ChunkPlaceData,
-    context: &Context,
-    limit: u64,
+    fast: *const Fast,
 ) {
-    // SAFETY: `items` has all items of the layout, which these are.
-    let row = unsafe { &*data.items.cast::<Row<N, SIDE, REQUIRED>>() };
-    let items = Items { time: row.time, heap_length: row.heap_length, axes: &row.axes, required: &row.required };
-    // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<{ kind::COMMON }>(data, context, limit, &items) };
+    // SAFETY: the caller vouches for the context; no two calls with it overlap, and nothing else touches the state.
+    let (Fast { placer, state, .. }, counters) = unsafe { (&*fast, Counters::behind(fast)) };
+    // SAFETY: likewise; there is such a counter; `items` has all items of the layout, which these are.
+    let (State { window, filled, .. }, limit, row) = unsafe {
+        (&mut *state.get(), counters.get(hot::LIMIT).load(Relaxed), &*data.items.cast::<Row<N, SIDE, REQUIRED>>())
+    };
+    let placed = placer.place::<DENSE, KIND>(window, window.usable(limit), &row.items());
+    let Some((placed, first_slot)) = placed.and_then(|placed| Some((placed, filled.older_row(placed.chunk)?))) else {
+        // SAFETY: the caller vouches for everything.
+        return unsafe { leave_fast_path(data, fast) };
+    };
+    data.chunk_id = window.first_chunk.wrapping_add(placed.chunk) as i64;
+    data.heap_index = placed.slot.index as usize;
+    data.heap_offset = placed.slot.offset as usize;
+    if let Some(&item) = row.side.first() {
+        // SAFETY: the caller vouches for everything.
+        unsafe { store_side_item::<BYTES>(data, fast, item, placed.slot.index) };
+    }
+    // SAFETY: the placer knows no other sources and slots than those of the layout.
+    let (context, slot) = unsafe {
+        count_of_source(counters, placed.source, window.first_batch.wrapping_add(placed.batch));
+        ((*fast).context(), &*first_slot.add(placed.slot.index as usize))
+    };
+    context.ledger.late(filled.newest().wrapping_sub(placed.chunk));
+    if slot.replace(1) != 0 {
+        // SAFETY: the caller vouches for everything.
+        unsafe { count_again(data, fast) }
+    }
 }
 
 /// The callback of all other layouts.
@@ -521,14 +656,16 @@ unsafe extern "C" fn older<const N: usize, const SIDE: usize, const REQUIRED: us
 ///
 /// As for [`common`].
 unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
+    let fast = context.cast::<Fast>().cast_const();
     // SAFETY: the caller vouches for the context.
-    let context = unsafe { &*context.cast::<Context>() };
-    if data.addr() != context.owner.load(Relaxed) {
+    let Fast { owner, placer, state, .. } = unsafe { &*fast };
+    if data.addr() != owner.load(Relaxed) {
         // SAFETY: the caller vouches for everything.
-        return unsafe { meet(data, data_size, context) };
+        return unsafe { meet(data, data_size, fast) };
     }
-    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
-    let data = unsafe { &mut *data };
+    // SAFETY: the caller vouches for the pointers, and `meet` has seen the size of what the first points to; no two calls with
+    // one context overlap, and nothing else touches the state.
+    let (data, context, State { window, .. }) = unsafe { (&mut *data, (*fast).context(), &*state.get()) };
     // SAFETY: `items` has all items of the layout: time and length, then the axes; behind the side items, the required ones.
     let (row, axes, required) = unsafe {
         (
@@ -538,8 +675,10 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
         )
     };
     let items = Items { time: row.time, heap_length: row.heap_length, axes, required };
+    let limit = window.usable(context.ledger.limit());
+    let placed = placer.place::<false, { kind::UNCOMMON }>(window, limit, &items);
     // SAFETY: the caller vouches for everything.
-    unsafe { place_heap::<{ kind::UNCOMMON }>(data, context, context.ledger.limit(), &items) };
+    unsafe { finish(data, fast, placed) };
 }
 
 /// The callback of layouts of [`kind::ANY`].
@@ -548,35 +687,21 @@ unsafe extern "C" fn general(data: *mut ChunkPlaceData, data_size: usize, contex
 ///
 /// As for [`common`].
 unsafe extern "C" fn any(data: *mut ChunkPlaceData, data_size: usize, context: *mut c_void) {
+    let fast = context.cast::<Fast>().cast_const();
     // SAFETY: the caller vouches for the context.
-    let context = unsafe { &*context.cast::<Context>() };
-    if data.addr() != context.owner.load(Relaxed) {
+    let Fast { owner, placer, state, .. } = unsafe { &*fast };
+    if data.addr() != owner.load(Relaxed) {
         // SAFETY: the caller vouches for everything.
-        return unsafe { meet(data, data_size, context) };
+        return unsafe { meet(data, data_size, fast) };
     }
-    // SAFETY: the caller vouches for the pointer, and `meet` has seen the size of what it points to.
-    let data = unsafe { &mut *data };
+    // SAFETY: the caller vouches for the pointers, and `meet` has seen the size of what the first points to; no two calls with
+    // one context overlap, and nothing else touches the state.
+    let (data, context, State { window, .. }) = unsafe { (&mut *data, (*fast).context(), &*state.get()) };
     // SAFETY: `items` has all items of the layout.
     let items = unsafe { slice::from_raw_parts(data.items, context.n_items) };
-    // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, .. } = unsafe { &*context.state.get() };
-    let placed = context.placer.place_any(window, window.usable(context.ledger.limit()), items);
+    let placed = placer.place_any(window, window.usable(context.ledger.limit()), items);
     // SAFETY: the caller vouches for everything.
-    unsafe { finish(data, context, placed) };
-}
-
-/// Place a heap in any chunk of the window, or leave it; `limit` is that of the newest chunk.
-///
-/// # Safety
-///
-/// As for [`common`].
-#[inline(always)]
-unsafe fn place_heap<const KIND: u8>(data: &mut ChunkPlaceData, context: &Context, limit: u64, items: &Items<'_>) {
-    // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, .. } = unsafe { &*context.state.get() };
-    let placed = context.placer.place::<false, KIND>(window, window.usable(limit), items);
-    // SAFETY: the caller vouches for everything.
-    unsafe { finish(data, context, placed) };
+    unsafe { finish(data, fast, placed) };
 }
 
 /// Tell spead2 of the place of a heap, if one was found, and count it; or leave the fast path.
@@ -585,13 +710,15 @@ unsafe fn place_heap<const KIND: u8>(data: &mut ChunkPlaceData, context: &Contex
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn finish(data: &mut ChunkPlaceData, context: &Context, placed: Option<Placed>) {
+unsafe fn finish(data: &mut ChunkPlaceData, fast: *const Fast, placed: Option<Placed>) {
     let Some(placed) = placed else {
         // SAFETY: the caller vouches for everything.
-        return unsafe { leave_fast_path(data, context) };
+        return unsafe { leave_fast_path(data, fast) };
     };
+    // SAFETY: the caller vouches for the context.
+    let (Fast { state, .. }, context) = unsafe { (&*fast, (*fast).context()) };
     // SAFETY: no two calls with one context overlap, and nothing else touches the state.
-    let State { window, filled, .. } = unsafe { &mut *context.state.get() };
+    let State { window, filled, .. } = unsafe { &mut *state.get() };
     data.chunk_id = window.first_chunk.wrapping_add(placed.chunk) as i64;
     data.heap_index = placed.slot.index as usize;
     data.heap_offset = placed.slot.offset as usize;
@@ -600,7 +727,7 @@ unsafe fn finish(data: &mut ChunkPlaceData, context: &Context, placed: Option<Pl
     let batch = window.first_batch.wrapping_add(placed.batch);
     if context.ledger.count(filled, placed.source, batch, placed.chunk, placed.slot.index) == Counted::Again {
         // SAFETY: the caller vouches for everything.
-        unsafe { count_again(data, context) }
+        unsafe { count_again(data, fast) }
     }
 }
 
@@ -611,9 +738,11 @@ unsafe fn finish(data: &mut ChunkPlaceData, context: &Context, placed: Option<Pl
 /// As for [`common`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, context: &Context) {
+unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, fast: *const Fast) {
+    // SAFETY: the caller vouches for the context.
+    let (Fast { state, .. }, context) = unsafe { (&*fast, (*fast).context()) };
     // SAFETY: the caller's own reference to the state is not used any more; `items` has all items of the layout.
-    let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
+    let (state, items) = unsafe { (&mut *state.get(), slice::from_raw_parts(data.items, context.n_items)) };
     let _ = catch_unwind(AssertUnwindSafe(|| context.count_again(&mut state.filled, items)));
 }
 
@@ -625,10 +754,12 @@ unsafe extern "C" fn count_again(data: &mut ChunkPlaceData, context: &Context) {
 /// As for [`common`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn meet(data: *mut ChunkPlaceData, data_size: usize, context: &Context) {
+unsafe extern "C" fn meet(data: *mut ChunkPlaceData, data_size: usize, fast: *const Fast) {
+    // SAFETY: the caller vouches for the context.
+    let context = unsafe { (*fast).context() };
     if data_size >= ChunkPlaceData::SIZE && context.serves(data) {
         // SAFETY: the caller vouches for everything, and the context for the stream.
-        unsafe { context.function()(data, data_size, std::ptr::from_ref(context).cast_mut().cast()) };
+        unsafe { context.function()(data, data_size, fast.cast_mut().cast()) };
     } else {
         context.ledger.strange();
     }
@@ -643,13 +774,15 @@ unsafe extern "C" fn meet(data: *mut ChunkPlaceData, data_size: usize, context: 
 /// As for [`common`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Context) {
+unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, fast: *const Fast) {
+    // SAFETY: the caller vouches for the context.
+    let (Fast { state, .. }, context) = unsafe { (&*fast, (*fast).context()) };
     // SAFETY: the caller vouches for everything.
     if unsafe { context.is_control(data) } {
         return;
     }
-    // SAFETY: place_heap's own reference to the state is not used any more; `items` has all items of the layout.
-    let (state, items) = unsafe { (&mut *context.state.get(), slice::from_raw_parts(data.items, context.n_items)) };
+    // SAFETY: the caller's own reference to the state is not used any more; `items` has all items of the layout.
+    let (state, items) = unsafe { (&mut *state.get(), slice::from_raw_parts(data.items, context.n_items)) };
     if state.has_ended {
         context.ledger.after_end();
         // SAFETY: the caller vouches for everything.
@@ -674,7 +807,7 @@ unsafe extern "C" fn leave_fast_path(data: &mut ChunkPlaceData, context: &Contex
                 data.heap_offset = placed.slot.offset as usize;
                 store_side_items(data, context);
             }
-            Err(reason) => context.reject(data, reason, context.placer.source(items)),
+            Err(reason) => context.reject(data, reason, context.placer().source(items)),
         }
     }
 }
@@ -716,13 +849,13 @@ unsafe fn store_side_items(data: &mut ChunkPlaceData, context: &Context) {
 ///
 /// As for [`common`].
 #[inline(always)]
-unsafe fn store_side_item<const BYTES: usize>(data: &mut ChunkPlaceData, context: &Context, item: i64, index: u64) {
+unsafe fn store_side_item<const BYTES: usize>(data: &mut ChunkPlaceData, fast: *const Fast, item: i64, index: u64) {
     if data.extra.is_null() {
         return;
     }
     // SAFETY: the caller vouches that `extra` has room for the record.
-    let record = unsafe { slice::from_raw_parts_mut(data.extra, BYTES) };
-    store_low::<BYTES>(record, side_value(item, context.first_shift));
+    let (record, shift) = unsafe { (slice::from_raw_parts_mut(data.extra, BYTES), (*fast).side_shift) };
+    store_low::<BYTES>(record, side_value(item, shift));
     data.extra_offset = (index as usize).wrapping_mul(BYTES);
     data.extra_size = BYTES;
 }

@@ -91,6 +91,12 @@ impl Filled {
         self.newest_row
     }
 
+    /// The first slot of a chunk, counted from the start of the window, that is older than the newest; None of any other.
+    #[inline(always)]
+    pub(crate) fn older_row(&self, chunk: u64) -> Option<*const Cell<u8>> {
+        if chunk >= self.newest { None } else { Some(self.row(chunk).as_ptr().cast()) }
+    }
+
     /// The lines of a chunk, counted from the start of the window; none if there is no such chunk.
     fn row(&self, chunk: u64) -> &[Line] {
         let lines = self.rows.get(chunk as usize).map(|&row| row..row.wrapping_add(self.lines));

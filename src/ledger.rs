@@ -2,6 +2,7 @@
 
 #![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::unwrap_used)]
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::epochs::Epochs;
@@ -26,7 +27,7 @@ use crate::window::Window;
 /// received, and is exact once the stream is quiet.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    /// See [`hot`].
+    /// [`hot::FRONT`] lines for the callback, and then see [`hot`].
     hot: Arc<[Line]>,
     n_sources: u64,
     /// Of each source, heaps placed into a slot of the window that had one already.
@@ -50,13 +51,28 @@ pub struct Ledger {
 }
 
 /// So many counters that no two streams write to lines that a processor fetches together.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[cfg_attr(not(loom), repr(align(128)))]
 struct Line([AtomicU64; hot::PER_LINE]);
 
-/// The counters that change with every placed heap, in one allocation, so that the callback needs one pointer: where each
-/// is among them.
+impl fmt::Debug for Line {
+    /// Says nothing of the counters: in their place, the callback may have something else.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Line")
+    }
+}
+
+/// The counters that change with every placed heap: where each is among them.
+///
+/// They are in one allocation, and in front of them is what the callback reads for every heap. So it needs one pointer. And
+/// none of its fields has the same place in a page as a counter that it stores to each time, which some processors take for
+/// the same place, and wait.
 pub(crate) mod hot {
+    /// Lines of the allocation in front of the counters, which the ledger does not touch; loom has atomics of its own, which
+    /// nothing else can replace.
+    pub const FRONT: usize = if cfg!(loom) { 0 } else { 10 };
+    pub const FRONT_BYTES: usize = FRONT * size_of::<super::Line>();
+
     /// How much of the newest chunk the fast path may use, in batches from its start. With nothing of that, it must not use
     /// the older ones either.
     pub const LIMIT: usize = 0;
@@ -138,7 +154,7 @@ impl Ledger {
         let n_sources = layout.n_sources();
         let n_lines = hot::SOURCES.wrapping_add(n_sources.wrapping_mul(2) as usize).div_ceil(hot::PER_LINE);
         let ledger = Self {
-            hot: (0..n_lines).map(|_| Line::default()).collect(),
+            hot: (0..hot::FRONT.wrapping_add(n_lines)).map(|_| Line::default()).collect(),
             n_sources,
             duplicates: zeros(layout.n_sources()),
             too_old: zeros(layout.n_sources()),
@@ -155,15 +171,16 @@ impl Ledger {
         ledger
     }
 
-    /// The first of [`hot`]. They stay where they are for as long as the ledger or a clone of it is there.
-    pub(crate) fn counters(&self) -> *const AtomicU64 {
+    /// Where [`hot::FRONT`] begins, behind which are the counters. They stay where they are for as long as the ledger or a
+    /// clone of it is there.
+    pub(crate) fn front(&self) -> *const u8 {
         self.hot.as_ptr().cast()
     }
 
     /// One of [`hot`].
     #[inline(always)]
     fn counter(&self, index: usize) -> Option<&AtomicU64> {
-        self.hot.get(index / hot::PER_LINE)?.0.get(index % hot::PER_LINE)
+        self.hot.get(hot::FRONT.wrapping_add(index / hot::PER_LINE))?.0.get(index % hot::PER_LINE)
     }
 
     #[inline(always)]
@@ -221,10 +238,16 @@ impl Ledger {
         if chunks == 0 {
             count_lateness(&mut filled.newest_batch, batch, |index| self.counter(index));
         } else {
-            let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
-            bucket.into_iter().for_each(increment);
+            self.late(chunks);
         }
         if filled.mark(chunk, slot) { Counted::Again } else { Counted::New }
+    }
+
+    /// Count a heap placed that belongs to a chunk so many behind the newest, at least one.
+    #[inline]
+    pub(crate) fn late(&self, chunks: u64) {
+        let bucket = get(&self.late_chunks, chunks.wrapping_sub(1)).or(self.late_chunks.last());
+        bucket.into_iter().for_each(increment);
     }
 
     /// Count a duplicate of a source.
@@ -288,7 +311,7 @@ impl Ledger {
 
     /// Those of [`hot`] from an index on.
     fn hot_from(&self, index: usize) -> impl Iterator<Item = &AtomicU64> {
-        let lines = self.hot.get(index / hot::PER_LINE..).unwrap_or_default();
+        let lines = self.hot.get(hot::FRONT.wrapping_add(index / hot::PER_LINE)..).unwrap_or_default();
         lines.iter().flat_map(|line| &line.0).skip(index % hot::PER_LINE)
     }
 

@@ -45,7 +45,7 @@ fn call(context: &Context, row: [i64; 4], size: usize, extra: *mut u8) -> ChunkP
         extra_size: 0,
     };
     // SAFETY: the function belongs to the context, and the row has the four items of the layout.
-    unsafe { context.function()(&raw mut data, size, ptr::from_ref(context).cast_mut().cast()) };
+    unsafe { context.function()(&raw mut data, size, context.argument()) };
     data
 }
 
@@ -175,9 +175,8 @@ impl Stream {
         self.row = row;
         self.data.items = self.row.as_ptr();
         self.data.chunk_id = -1;
-        let context = ptr::from_ref(context);
         // SAFETY: the function belongs to the context, and the row has the four items of the layout.
-        unsafe { (*context).function()(&raw mut self.data, ChunkPlaceData::SIZE, context.cast_mut().cast()) };
+        unsafe { context.function()(&raw mut self.data, ChunkPlaceData::SIZE, context.argument()) };
         self.data.chunk_id
     }
 }

@@ -54,7 +54,7 @@ fn call(context: &Context, row: [i64; 4]) -> i64 {
         extra_size: 0,
     };
     // SAFETY: the function belongs to the context, and the row has the items of the layout and that of the cookie.
-    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, ptr::from_ref(context).cast_mut().cast()) };
+    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument()) };
     data.chunk_id
 }
 

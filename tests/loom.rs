@@ -48,7 +48,7 @@ fn place(context: &Context, row: [i64; 2]) -> i64 {
     };
     // SAFETY: the function belongs to the context, and the row has the two items of the layout.
     unsafe {
-        context.function()(&raw mut data, ChunkPlaceData::SIZE, std::ptr::from_ref(context).cast_mut().cast());
+        context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument());
     }
     data.chunk_id
 }

@@ -616,8 +616,7 @@ impl<'a> Comparison<'a> {
         };
         // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
         unsafe {
-            let context = std::ptr::from_ref(&self.context).cast_mut().cast();
-            self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context);
+            self.context.function()(&raw mut data, ChunkPlaceData::SIZE, self.context.argument());
         }
         let verdict = self.reference.judge(items);
         match &verdict {

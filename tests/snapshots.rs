@@ -37,7 +37,7 @@ fn place(context: &Context, row: [i64; 3]) {
     };
     // SAFETY: the function belongs to the context, the row has the three items of the layout, and only one thread calls.
     unsafe {
-        context.function()(&raw mut data, ChunkPlaceData::SIZE, std::ptr::from_ref(context).cast_mut().cast());
+        context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument());
     }
 }
 

@@ -180,8 +180,7 @@ impl Feed {
     /// Call the callback for every heap, as spead2 does; return the number placed.
     #[inline(never)]
     pub fn pass(&mut self) -> usize {
-        let context = std::ptr::from_mut(&mut self.context).cast();
-        self.call_for_all(self.context.function(), context)
+        self.call_for_all(self.context.function(), self.context.argument())
     }
 
     /// The same without any accounting.

@@ -209,9 +209,8 @@ impl Stream {
             extra_offset: 0,
             extra_size: 0,
         };
-        let context = &raw const self.context;
         // SAFETY: function and context belong together, and every pointer is to what the contract asks for.
-        unsafe { self.context.function()(&raw mut data, ChunkPlaceData::SIZE, context.cast_mut().cast()) };
+        unsafe { self.context.function()(&raw mut data, ChunkPlaceData::SIZE, self.context.argument()) };
         assert_eq!(extra.last(), Some(&CANARY));
         assert!(data.chunk_id >= -1, "chunk {}", data.chunk_id);
         data

@@ -54,12 +54,12 @@ impl Placement {
 
 /// Drops the context's reference that the capsule holds.
 unsafe extern "C" fn drop_context(capsule: *mut ffi::PyObject) {
-    // SAFETY: called by Python as the destructor of a capsule from `Placement::capsule`. Its context is an
+    // SAFETY: called by Python as the destructor of a capsule from `Placement::capsule`. Its context is the argument of an
     // `Arc::into_raw` that nobody else gives back, or still null if setting it failed.
     unsafe {
-        let context = ffi::PyCapsule_GetContext(capsule).cast::<Context>();
-        if !context.is_null() {
-            drop(Arc::from_raw(context));
+        let argument = ffi::PyCapsule_GetContext(capsule);
+        if !argument.is_null() {
+            drop(Arc::from_raw(Context::with_argument(argument)));
         }
     }
 }
@@ -84,11 +84,12 @@ impl Placement {
         self.claim()?;
         let function = NonNull::new(self.context.function() as *mut c_void)
             .ok_or_else(|| PyValueError::new_err("the callback has no address"))?;
-        let context = Arc::into_raw(Arc::clone(&self.context)).cast_mut().cast::<c_void>();
         // SAFETY: the function has static lifetime, and the destructor copes with a capsule that has no context yet.
         let capsule =
             unsafe { PyCapsule::new_with_pointer_and_destructor(py, function, CAPSULE_NAME, Some(drop_context)) }?;
-        set_context(&capsule, context)?;
+        // SAFETY: the pointer is to a context.
+        let argument = unsafe { Context::argument_of(Arc::into_raw(Arc::clone(&self.context))) };
+        set_context(&capsule, argument)?;
         Ok(capsule)
     }
 
@@ -104,8 +105,7 @@ impl Placement {
         }
         self.claim()?;
         let heaps = Heaps { items, row, packets: &[] };
-        let context = Arc::as_ptr(&self.context).cast_mut().cast::<c_void>();
-        let callback = Callback { function: self.context.function(), context };
+        let callback = Callback { function: self.context.function(), context: self.context.argument() };
         let mut places = Vec::with_capacity(2 * items.len() / row);
         let note = |data: &ChunkPlaceData, _: &mut Stage, _: &[u8]| {
             places.extend([data.chunk_id, data.heap_index as i64]);
