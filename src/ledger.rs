@@ -53,7 +53,7 @@ pub struct Ledger {
 /// So many counters that no two streams write to lines that a processor fetches together.
 #[derive(Default)]
 #[cfg_attr(not(loom), repr(align(128)))]
-struct Line([AtomicU64; hot::PER_LINE]);
+pub(crate) struct Line([AtomicU64; hot::PER_LINE]);
 
 impl fmt::Debug for Line {
     /// Says nothing of the counters: in their place, the callback may have something else.
@@ -173,8 +173,8 @@ impl Ledger {
 
     /// Where [`hot::FRONT`] begins, behind which are the counters. They stay where they are for as long as the ledger or a
     /// clone of it is there.
-    pub(crate) fn front(&self) -> *const u8 {
-        self.hot.as_ptr().cast()
+    pub(crate) fn front(&self) -> *const Line {
+        self.hot.as_ptr()
     }
 
     /// One of [`hot`].
