@@ -104,7 +104,7 @@ impl Fast {
     /// Put it where the ledger leaves room. Loom has atomics of its own there.
     fn beside(self, ledger: &Ledger) -> NonNull<Self> {
         #[cfg(loom)]
-        let place: *mut Self = Box::into_raw(Box::new(std::mem::MaybeUninit::uninit())).cast();
+        let place: *mut Self = Box::into_raw(Box::new(std::mem::MaybeUninit::<Self>::uninit())).cast();
         #[cfg(not(loom))]
         let place = ledger.front().cast_mut().cast::<Self>();
         // SAFETY: there is room, aligned for everything, which nobody else uses: each context has a ledger of its own.
