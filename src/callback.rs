@@ -102,6 +102,7 @@ const _: () = assert!(size_of::<Fast>() <= hot::FRONT_BYTES, "room is left for i
 
 impl Fast {
     /// Put it where the ledger leaves room. Loom has atomics of its own there.
+    #[cfg_attr(loom, expect(unused_variables, reason = "it lies in a box"))]
     fn beside(self, ledger: &Ledger) -> NonNull<Self> {
         #[cfg(loom)]
         let place: *mut Self = Box::into_raw(Box::new(std::mem::MaybeUninit::<Self>::uninit())).cast();

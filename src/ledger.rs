@@ -71,6 +71,7 @@ pub(crate) mod hot {
     /// Lines of the allocation in front of the counters, which the ledger does not touch; loom has atomics of its own, which
     /// nothing else can replace.
     pub const FRONT: usize = if cfg!(loom) { 0 } else { 10 };
+    #[cfg(not(loom))]
     pub const FRONT_BYTES: usize = FRONT * size_of::<super::Line>();
 
     /// How much of the newest chunk the fast path may use, in batches from its start. With nothing of that, it must not use
