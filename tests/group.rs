@@ -57,7 +57,7 @@ fn place(context: &Context, time: i64, antenna: i64) -> i64 {
         extra_size: 0,
     };
     // SAFETY: the function belongs to the context, and the row has the items of the layout.
-    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, ptr::from_ref(context).cast_mut().cast()) };
+    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument()) };
     data.chunk_id
 }
 
