@@ -187,11 +187,12 @@ class History:
         if array is None:
             raise ValueError("chunk: has no present, as if it were in a ring: add it before it is recycled")
         presence = self._reader.read(array)
-        if not presence.end:
+        _, first, end = presence
+        if not end:
             return  # it holds no heap
         start, phase = divmod(chunk.timestamp, self.axes.time_step)
         rows = self._rows
-        self._count(chunk, array, presence, start, start + presence.first, start + presence.end)
+        self._count(chunk, array, presence, start, start + first, start + end)
         # If rows were merged, this is right for the last of them at least, and the phase changes with a restart only.
         self._phase[min(rows, self._rows - 1) : self._rows] = phase
         self.chunks += 1
@@ -200,8 +201,8 @@ class History:
         """Count a chunk that begins with the batch `start`, and has heaps from `first` on, before `end`."""
         assert self._reader is not None
         span, first, end = self._follow(chunk, first, end)
-        present = presence.by_source
-        if end - first < presence.end - presence.first:
+        present, first_present, end_present = presence
+        if end - first < end_present - first_present:
             others = self._reader.read_outside(array, first - start, end - start)
             self._outside += others
             present = present - others

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
-
-class Presence(NamedTuple):
-    """Heaps present in a chunk. Batches are counted from the beginning of the chunk."""
-
-    #: Heaps by source.
-    by_source: np.ndarray
-    #: The first batch that has a heap (the number of batches if none has), and the one after the last that has one.
-    first: int
-    end: int
+#: Heaps present in a chunk, by source; the first batch that has a heap (the number of batches if none has), and the one
+#: after the last that has one. Batches are counted from the beginning of the chunk. It is a plain tuple, as each chunk
+#: makes one.
+Presence = tuple[np.ndarray, int, int]
 
 
 class PresenceReader:
@@ -38,15 +33,14 @@ class PresenceReader:
         """Read the flags of a chunk."""
         if self._core is not None:
             counts, first, end = self._core.account_present(present)
-            return Presence(np.frombuffer(counts, np.int64), first, end)
+            return np.frombuffer(counts, np.int64), first, end
         count = int(np.count_nonzero(present))
-        by_source = np.array([count])
-        return Presence(by_source, 0, self._batches) if count else Presence(by_source, self._batches, 0)
+        return np.array([count]), *((0, self._batches) if count else (self._batches, 0))
 
     def read_outside(self, present: Any, first: int, end: int) -> np.ndarray:
         """Count the heaps before the batch `first` and from the batch `end` on, by source."""
         if self._core is None:
-            return self.read(present).by_source
+            return self.read(present)[0]
         others: Any = np.array(present).reshape(self._shape)
         np.moveaxis(others, self._time, 0)[max(first, 0) : max(end, 0)] = 0
         return np.frombuffer(self._core.account_present(others)[0], np.int64)

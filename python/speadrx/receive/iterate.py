@@ -10,6 +10,7 @@ import os
 import select
 import sys
 import threading
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
@@ -32,8 +33,11 @@ from .stream import ChunkRingStream, ChunkStreamRingGroup
 logger = logging.getLogger(__name__)
 
 
+#: The C++ method, which is the same for every kind of ring.
+_get_nowait = spead2.recv.ChunkRingbuffer.get_nowait
+
 #: What is present in the chunk of a control heap.
-_NOTHING = Presence(np.zeros(0, np.int64), 0, 0)
+_NOTHING: Presence = np.zeros(0, np.int64), 0, 0
 
 
 class _Readable:
@@ -67,6 +71,12 @@ class _Readable:
             futures.remove(future)
             if not futures:
                 loop.remove_reader(self._fd)
+
+
+@types.coroutine
+def _let_others_run() -> Iterator[None]:
+    """Without this, a ring that is never empty would keep other tasks from running. It is ``asyncio.sleep(0)``."""
+    yield
 
 
 def _answer(futures: list[Any], readable: bool) -> None:
@@ -188,17 +198,20 @@ class ChunkIterator:
         """Take the next chunk in hand. Raise `StopIteration` if the stream has ended."""
         starvation: Starvation | None = None
         while hand.chunk is None:
-            with self._lock:  # so that threads that share the iterator count chunks in the order of the ring
+            # So that threads that share the iterator count chunks in the order of the ring; and the exit of the
+            # interpreter waits for the lock, and so for what the core does with a chunk.
+            with self._lock:
                 if self._stream._exiting:
                     raise StopIteration
                 try:
-                    self._take_now(hand)
+                    self._take(hand)
+                    if hand.incomplete:
+                        self._complete(hand)
                     continue
                 except spead2.Stopped:
                     raise StopIteration from None
                 except spead2.Empty:
                     pass
-                # Inside the lock, since the exit of the interpreter waits for the lock.
                 starvation = starvation or Starvation(self._stream)
                 if not self._poll.poll(LOOK_INTERVAL * 1000):
                     starvation.look()
@@ -206,11 +219,8 @@ class ChunkIterator:
             self._complete(hand)  # an interrupt came before it was done
 
     async def __anext__(self) -> Chunk:
-        import asyncio
-
-        # Without this, a ring that is never empty would keep other tasks from running. There is no await between
-        # taking a chunk and returning it, so cancellation cannot lose a chunk.
-        await asyncio.sleep(0)
+        # There is no await between taking a chunk and returning it, so cancellation cannot lose a chunk.
+        await _let_others_run()
         check_ours(self._stream)
         hand = self._hands.own
         starvation: Starvation | None = None
@@ -219,7 +229,9 @@ class ChunkIterator:
                 if self._stream._exiting:
                     raise StopAsyncIteration
                 try:
-                    self._take_now(hand)
+                    self._take(hand)
+                    if hand.incomplete:
+                        self._complete(hand)
                     continue
                 except spead2.Stopped:
                     raise StopAsyncIteration from None
@@ -229,6 +241,8 @@ class ChunkIterator:
                 self._readable = _Readable(self._ring.data_fd)
             starvation = starvation or Starvation(self._stream)
             if not await self._readable.wait(LOOK_INTERVAL):
+                import asyncio
+
                 starvation.look(other_tasks=len(asyncio.all_tasks()) > 1)
         if hand.incomplete:
             self._complete(hand)
@@ -242,37 +256,29 @@ class ChunkIterator:
             self._fill(hand.chunk)
             hand.incomplete = False
 
-    def _take_now(self, hand: _Hand) -> None:
-        """Take a chunk, and fill its missing heaps. If there is none, raise `spead2.Empty` or `spead2.Stopped`."""
-        try:
-            self._take(hand)
-        except spead2.Stopped:
-            self._stream.stop()  # it has ended, but its thread may not have counted everything yet
-            raise
-        if hand.incomplete:
-            self._complete(hand)
-
     def _take(self, hand: _Hand) -> None:
         """Take the next chunk, count it and set its timestamp. If it has no heap, recycle it.
 
-        An interrupt (Ctrl-C) may come between any two steps, and the user may go on after it. So what was taken stays
-        in hand.
+        If there is none, raise `spead2.Empty` or `spead2.Stopped`. An interrupt (Ctrl-C) may come between any two
+        steps, and the user may go on after it. So what was taken stays in hand.
         """
         resumed = bool(hand.taken)
         if not resumed:
             self._get(hand)
         (chunk,) = hand.taken
+        present = None if chunk is None else chunk.present
         # Another iterator has just taken the one that waited, or an interrupt came just after it was recycled.
-        if chunk is None or chunk.data is None:
+        if chunk is None or present is None:
             hand.taken = []
             return
         stream, chunk_id = self._stream, chunk.chunk_id  # which spead2 makes anew each time it is read
         number, epoch, is_control, timestamp, utc = stream._locate(chunk_id)
         # The chunk of a control heap holds nothing but the control heap.
-        presence = _NOTHING if is_control else self._presence.read(chunk.present)
-        hand.incomplete = self._fill is not None and presence.by_source.sum() < self._chunk_heaps
+        presence = _NOTHING if is_control else self._presence.read(present)
+        by_source, _, end_batch = presence
+        hand.incomplete = self._fill is not None and by_source.sum() < self._chunk_heaps
         before = self._progress
-        if not presence.end:
+        if not end_batch:
             self._give_back(hand, chunk)
         elif not isinstance(chunk, Chunk):
             self._give_back(hand, chunk)
@@ -304,13 +310,16 @@ class ChunkIterator:
 
     def _get(self, hand: _Hand) -> None:
         """Take a chunk in hand, in one call, so that no interrupt comes between get and keep."""
-        last = -1 if self._progress is None else self._progress.last_chunk_id
-        waiting = self._stream._waiting
-        if waiting and (newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]):
-            hand.taken.extend(itertools.starmap(waiting.pop, [(min(newer), None)]))
-        else:
-            # The C++ method, which is the same for every kind of ring.
-            hand.taken.extend(map(spead2.recv.ChunkRingbuffer.get_nowait, (self._ring,)))
+        if waiting := self._stream._waiting:
+            last = -1 if self._progress is None else self._progress.last_chunk_id
+            if newer := [chunk_id for chunk_id in list(waiting) if chunk_id > last]:
+                hand.taken.extend(itertools.starmap(waiting.pop, [(min(newer), None)]))
+                return
+        try:
+            hand.taken.extend(map(_get_nowait, (self._ring,)))
+        except spead2.Stopped:
+            self._stream.stop()  # it has ended, but its thread may not have counted everything yet
+            raise
 
     def _lacking(self, number: int, epoch: int) -> int | None:
         """Return how many whole chunks lie before a chunk; None if time began again in between."""
@@ -356,18 +365,19 @@ class ChunkIterator:
         """Add a chunk to the account. It is `number` chunks after time 0."""
         before, progress, stream = self.accounting._totals, self._progress, self._stream
         chunk._ends = ends = stream._account_ends()
+        by_source, first_batch, end_batch = presence
         start = number * self._batches
-        batches = start + presence.first, start + presence.end
+        batches = start + first_batch, start + end_batch
         span, first, end = Span.following(None if progress is None else progress.span, stream, ends, epoch, batches)
         outside = before.outside
-        if end - first < presence.end - presence.first:
+        if end - first < end_batch - first_batch:
             others = self._presence.read_outside(chunk.present, first - start, end - start)
             outside = list(map(operator.add, outside, others.tolist()))
         expected_before = before.expected if progress is None or span.is_new else progress.expected_before
         progress = _Progress(chunk_id, span, expected_before, number + 1)
         # By position, which takes half the time: see Totals.
         return progress, Totals(
-            before.present_by_source + presence.by_source,
+            before.present_by_source + by_source,
             outside,
             self._expected(progress),
             before.chunks + 1,
