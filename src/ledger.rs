@@ -317,15 +317,21 @@ impl Ledger {
     }
 
     /// Add the heaps of the newest chunk to sums by the number of bits that they are late, and return how many there are.
+    ///
+    /// None of them is later than a chunk has batches, so the counters beyond are not read: of a thousand streams, they
+    /// would fill the caches.
     fn add_late_batches(&self, sums: &mut [u64]) -> u64 {
-        let near = self.hot_from(hot::NEAR).take(hot::NEAR_BATCHES);
-        let near_total = near.zip(0_u64..).fold(0_u64, |total, (counter, behind)| {
+        let near = self.hot_from(hot::NEAR).zip(0..self.batches.min(hot::NEAR_BATCHES as u64));
+        let near_total = near.fold(0_u64, |total, (counter, behind)| {
             let count = counter.load(Relaxed);
             if let Some(sum) = sums.get_mut(bits(behind)) {
                 *sum = sum.wrapping_add(count);
             }
             total.wrapping_add(count)
         });
+        if self.batches <= hot::NEAR_BATCHES as u64 {
+            return near_total;
+        }
         near_total.wrapping_add(add(sums, self.hot_from(hot::FAR).take(hot::FAR_BATCHES), Relaxed))
     }
 

@@ -140,19 +140,22 @@ fn agree<const KIND: u8>(
 
 #[test]
 fn lateness_is_counted_by_its_bits_near_and_far() {
-    let layout = layout("step = 1, batches = 300", "", "");
-    let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
-    let ledger = Ledger::new(&layout, WINDOW, group.epochs());
-    let mut filled = Filled::new(&layout, WINDOW);
-    filled.slide(0, 0, |_, _| ());
-    let mut expected = ledger.snapshot().late_batches;
-    for behind in 0..300_u64 {
-        let batch = 299 - behind;
-        let _ = ledger.count(&mut filled, 0, batch, 0, batch);
-        expected[if behind == 0 { 0 } else { behind.ilog2() as usize + 1 }] += 1;
+    // As many batches as have a counter of their own, one more, and many more.
+    for batches in [64, 65, 300_u64] {
+        let layout = layout(&format!("step = 1, batches = {batches}"), "", "");
+        let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
+        let ledger = Ledger::new(&layout, WINDOW, group.epochs());
+        let mut filled = Filled::new(&layout, WINDOW);
+        filled.slide(0, 0, |_, _| ());
+        let mut expected = ledger.snapshot().late_batches;
+        for behind in 0..batches {
+            let batch = batches - 1 - behind;
+            let _ = ledger.count(&mut filled, 0, batch, 0, batch);
+            expected[if behind == 0 { 0 } else { behind.ilog2() as usize + 1 }] += 1;
+        }
+        let snapshot = ledger.snapshot();
+        assert_eq!(snapshot.late_batches, expected);
+        assert_eq!((snapshot.late_chunks[0], snapshot.duplicates[0]), (batches, 0));
+        assert_eq!(ledger.placed(0), batches);
     }
-    let snapshot = ledger.snapshot();
-    assert_eq!(snapshot.late_batches, expected);
-    assert_eq!((snapshot.late_chunks[0], snapshot.duplicates[0]), (300, 0));
-    assert_eq!(ledger.placed(0), 300);
 }

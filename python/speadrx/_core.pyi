@@ -17,6 +17,7 @@ __all__ = [
     "LayoutError",
     "Ledger",
     "LedgerSnapshot",
+    "LedgerSum",
     "Memory",
     "OpenCapture",
     "Placement",
@@ -217,8 +218,6 @@ class Group:
     @property
     def refusals(self) -> int: ...
     @property
-    def estranged(self) -> list[int]: ...
-    @property
     def measured_rate(self) -> float | None: ...
     def set_live(self) -> None: ...
     def flush(self) -> bool: ...
@@ -240,8 +239,11 @@ class Ledger:
     def rejections(
         self,
     ) -> list[tuple[str | None, int, int, tuple[int, list[tuple[int, int, bool]]] | None]]: ...
-    @staticmethod
-    def sum(ledgers: Sequence[Ledger]) -> LedgerSnapshot: ...
+
+@final
+class LedgerSum:
+    def __new__(cls, ledgers: Sequence[Ledger], groups: Sequence[Group]) -> LedgerSum: ...
+    def snapshot(self) -> tuple[LedgerSnapshot, list[int]]: ...
 
 @final
 class LedgerSnapshot:

@@ -69,12 +69,6 @@ impl Group {
         self.0.refusals()
     }
 
-    /// Indices of the sources that disagree with the majority about the time.
-    #[getter]
-    fn estranged(&self) -> Vec<u64> {
-        self.0.estranged().sources()
-    }
-
     /// Ticks by which the timestamps of each source differ from the steps of time: those that are known.
     fn phases(&self) -> Vec<Option<i64>> {
         self.0.phases()

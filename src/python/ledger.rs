@@ -1,12 +1,15 @@
-//! `Ledger`: snapshots of a stream's counters for Python.
+//! `Ledger` and `LedgerSum`: snapshots of streams' counters for Python.
 
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::group::Group;
 use crate::examples::CAUSES;
+use crate::group::Group as CoreGroup;
 use crate::ledger::{Ledger as CoreLedger, Snapshot};
+use crate::sync::Arc;
 
 /// The ledger of one stream, which outlives it.
 #[pyclass(frozen, module = "speadrx._core")]
@@ -35,19 +38,35 @@ impl Ledger {
             })
             .collect()
     }
+}
 
-    /// Read and add up the ledgers of streams that have the same layout and window.
-    #[staticmethod]
-    fn sum(ledgers: Vec<PyRef<'_, Self>>) -> PyResult<LedgerSnapshot> {
-        let mut ledgers = ledgers.into_iter();
+/// The ledgers of streams that have the same layout and window, and the groups of these streams: read all in one call,
+/// because there may be a thousand.
+#[pyclass(frozen, module = "speadrx._core")]
+pub struct LedgerSum {
+    first: CoreLedger,
+    others: Vec<CoreLedger>,
+    groups: Vec<Arc<CoreGroup>>,
+}
+
+#[pymethods]
+impl LedgerSum {
+    #[new]
+    fn new(ledgers: Vec<PyRef<'_, Ledger>>, groups: Vec<PyRef<'_, Group>>) -> PyResult<Self> {
+        let mut ledgers = ledgers.into_iter().map(|ledger| ledger.0.clone());
         let Some(first) = ledgers.next() else {
             return Err(PyValueError::new_err("ledgers: is empty, but a sum needs at least one"));
         };
-        let mut sum = first.0.snapshot();
-        for ledger in ledgers {
-            sum.add(&ledger.0);
-        }
-        Ok(LedgerSnapshot(sum))
+        let groups = groups.into_iter().map(|group| Arc::clone(&group.0)).collect();
+        Ok(Self { first, others: ledgers.collect(), groups })
+    }
+
+    /// Read and add up all counters, without blocking anybody. Beside them, the indices of sources that disagree with the
+    /// majority of a group about the time: once for each such group.
+    fn snapshot(&self) -> (LedgerSnapshot, Vec<u64>) {
+        let mut sum = self.first.snapshot();
+        self.others.iter().for_each(|ledger| sum.add(ledger));
+        (LedgerSnapshot(sum), self.groups.iter().flat_map(|group| group.estranged().sources()).collect())
     }
 }
 
@@ -61,7 +80,7 @@ pub(super) fn bytes<'py, T: Copy, const N: usize>(
     values: &[T],
     to_bytes: impl Fn(T) -> [u8; N],
 ) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &values.iter().flat_map(|&value| to_bytes(value)).collect::<Vec<_>>())
+    PyBytes::new(py, values.iter().map(|&value| to_bytes(value)).collect::<Vec<_>>().as_flattened())
 }
 
 #[pymethods]

@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use super::layout::{Geometry, Layout, spec_fields, spec_to_toml};
     #[pymodule_export]
-    use super::ledger::{Ledger, LedgerSnapshot};
+    use super::ledger::{Ledger, LedgerSnapshot, LedgerSum};
     #[pymodule_export]
     use super::outgoing::{frame_packets, send_packets};
     #[pymodule_export]

@@ -10,6 +10,7 @@ import numpy as np
 
 from speadrx._core import Group as CoreGroup
 from speadrx._core import Ledger as CoreLedger
+from speadrx._core import LedgerSum
 from speadrx.layout.base import DeclarativeLayout
 
 from .rejections import Rejection, rejections
@@ -97,6 +98,8 @@ class Ledger:
         self._layout = layout
         self._cores = tuple(cores)
         self._groups = tuple(groups)
+        self._total = LedgerSum(self._cores, self._groups)
+        self._reasons = layout.declaration._compiled.reject_names
 
     @classmethod
     def _sum(cls, ledgers: Sequence[Ledger]) -> Ledger:
@@ -118,19 +121,16 @@ class Ledger:
 
     def snapshot(self) -> LedgerSnapshot:
         """Read the counts. It may be called at any time, from any thread, and blocks nobody."""
-        total = CoreLedger.sum(self._cores)
-        names = self._layout.declaration._compiled.reject_names
-        rejected = np.frombuffer(total.rejected_by_source, np.uint64).reshape(len(names), -1)
+        total, disagreeing = self._total.snapshot()
+        rejected = np.frombuffer(total.rejected_by_source, np.uint64).reshape(len(self._reasons), -1)
         estranged = np.zeros(len(self._layout.source_labels), bool)
-        for group in self._groups:
-            if sources := group.estranged:  # there may be a thousand groups, and hardly any source is estranged
-                estranged[sources] = True
+        estranged[disagreeing] = True
         return LedgerSnapshot(
             placed_by_source=np.frombuffer(total.placed, np.uint64),
             duplicates_by_source=np.frombuffer(total.duplicates, np.uint64),
             too_old_by_source=np.frombuffer(total.too_old, np.uint64),
             newest_timestamp_by_source=np.frombuffer(total.newest, np.int64),
-            rejected_by_source=dict(zip(names, rejected, strict=True)),
+            rejected_by_source=dict(zip(self._reasons, rejected, strict=True)),
             late_batches=np.frombuffer(total.late_batches, np.uint64),
             late_chunks=np.frombuffer(total.late_chunks, np.uint64),
             estranged_by_source=estranged,
