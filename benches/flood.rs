@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::Context;
 use speadrx::group::Group;
-use speadrx::layout::Layout;
-use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
+
+#[path = "../tests/senders/mod.rs"]
+mod senders;
 
 const SOURCES: i64 = 4096;
 const STEP: i64 = 4096;
@@ -69,11 +70,7 @@ struct Flood {
 
 impl Flood {
     fn new(members: usize, chunk: i64) -> Self {
-        let toml = format!(
-            "heap_bytes = 8\nsources = \"source\"\ntime = {{ item = 0x1600, step = {STEP}, batches = {chunk} }}\n\
-             axes = [{{ name = \"source\", item = 0x4101, size = {SOURCES} }}]"
-        );
-        let layout = Arc::new(Layout::new(LayoutSpec::from_toml(&toml).expect("toml")).expect("layout"));
+        let layout = Arc::new(senders::layout(STEP as u64, chunk as u64, SOURCES as u64, None));
         let window = WINDOW as u64;
         let reach = window * members as u64;
         let group = Group::new(TimeRules::new(&layout, window, reach, None, true).expect("rules"));
@@ -131,8 +128,8 @@ impl Flood {
         (good.end - good.start) * batches
     }
 
-    /// Nanoseconds of processor time for each wrong heap.
-    fn cost(members: usize, chunk: i64, beside: Option<Wrong>, instead: Option<Wrong>) -> f64 {
+    /// Nanoseconds of processor time for each wrong heap, and how many good ones are lost.
+    fn cost(members: usize, chunk: i64, beside: Option<Wrong>, instead: Option<Wrong>) -> (f64, u64) {
         let mut flood = Self::new(members, chunk);
         flood.pass(None, None, 4 * chunk);
         let start = processor_time();
@@ -147,7 +144,7 @@ impl Flood {
         let cost = processor_time() - start - each_good * good as f64;
         // What is lost is lost at once: it takes a heap of each to see that all are wrong at times.
         assert!(flood.lost.iter().all(|&lost| lost <= 2), "lost {:?}", flood.lost.iter().max());
-        1e9 * cost / flood.wrong as f64
+        (1e9 * cost / flood.wrong as f64, flood.lost.iter().sum())
     }
 }
 
@@ -169,14 +166,17 @@ fn main() {
         flood.pass(None, None, 64);
         let &(_, beside, instead) = all().find(|(name, ..)| name == kind).unwrap_or(&("", None, None));
         flood.pass(beside, instead, batches.parse().expect("a number"));
-        println!("{} wrong heaps", flood.wrong);
+        println!("{} wrong heaps, {} good ones lost", flood.wrong, flood.lost.iter().sum::<u64>());
         return;
     }
-    println!("{:34} {:>7} {:>13} {:>8} {:>10}", "wrong heaps", "streams", "chunk/batches", "ns each", "of a core");
+    println!(
+        "{:34} {:>7} {:>13} {:>8} {:>10} {:>9}",
+        "wrong heaps", "streams", "chunk/batches", "ns each", "of a core", "good lost"
+    );
     for &(name, beside, instead) in all() {
         for (members, chunk) in [(1, 16), (1, 1), (16, 16), (16, 1), (64, 16)] {
-            let cost = Flood::cost(members, chunk, beside, instead);
-            println!("{name:34} {members:7} {chunk:13} {cost:8.0} {:10.2}", 1e-9 * cost * PER_SECOND);
+            let (cost, lost) = Flood::cost(members, chunk, beside, instead);
+            println!("{name:34} {members:7} {chunk:13} {cost:8.0} {:10.2} {lost:9}", 1e-9 * cost * PER_SECOND);
         }
     }
 }

@@ -376,7 +376,7 @@ impl Context {
             Err(axis) => return Err(if self.group.is_aligned(heap.stamp) { axis } else { reason::BAD_TIMESTAMP }),
         };
         let seen = Sighting { source, stamp: heap.stamp, slot: heap.slot() };
-        let (verdict, moved) = self.group.observe(seen, mark, &self.ledger, &mut state.window);
+        let (verdict, moved) = self.group.observe(seen, mark, (&self.ledger, self.member), &mut state.window);
         if let Some(moved) = moved {
             self.slide(state, moved);
         }
@@ -411,7 +411,8 @@ impl Context {
         let Ok(heap) = Heap::new(self.placer(), items) else { return };
         let Ok(source) = heap.source() else { return };
         if self.ledger.duplicate(filled, source, self.group.begins_again()) {
-            self.group.repeat(Sighting { source, stamp: heap.stamp, slot: heap.slot() });
+            let seen = Sighting { source, stamp: heap.stamp, slot: heap.slot() };
+            self.group.repeat(seen, (&self.ledger, self.member));
         }
     }
 

@@ -8,6 +8,7 @@ use crate::epochs::Epochs;
 use crate::estranged::Estranged;
 use crate::ledger::Ledger;
 use crate::mark::Mark;
+use crate::members::Members;
 use crate::segment::Moment;
 use crate::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -43,7 +44,7 @@ pub struct Group {
 #[derive(Debug)]
 struct State {
     timeline: Timeline,
-    members: Vec<Ledger>,
+    members: Members,
     /// Chunk that control heaps are placed in.
     control: Option<u64>,
     /// What heaps have told of UTC at tick 0; and what one of them told that nobody else did.
@@ -67,7 +68,7 @@ impl Group {
         let epochs = std::sync::Arc::clone(timeline.epochs());
         let state = State {
             timeline,
-            members: Vec::new(),
+            members: Members::default(),
             control: None,
             utc: None,
             utc_doubt: None,
@@ -97,7 +98,7 @@ impl Group {
 
     /// Add the ledger of a stream whose window has `window` chunks, and return the number of the member.
     pub fn join(&self, ledger: Ledger, window: u64) -> usize {
-        self.lock().members.push(ledger);
+        self.lock().members.join(ledger);
         self.copies().join(window)
     }
 
@@ -163,7 +164,7 @@ impl Group {
         Some(self.started).filter(|_| self.is_live.load(Relaxed))
     }
 
-    /// Judge a heap by its timestamp, and its mark if it has one, for the stream whose ledger and window these are.
+    /// Judge a heap by its timestamp, and its mark if it has one, for the stream of which these are ledger, number and window.
     ///
     /// The window follows that of the group. Returns the verdict, and by how many chunks the window has moved, if it has.
     #[must_use]
@@ -171,20 +172,20 @@ impl Group {
         &self,
         heap: Sighting,
         mark: Option<Mark>,
-        own: &Ledger,
+        (own, member): (&Ledger, usize),
         window: &mut Window,
     ) -> (Verdict, Option<u64>) {
         let mut state = self.lock();
         let State { timeline, members, newest, floor, .. } = &mut *state;
         let first = window.first_chunk;
         let cleared = floor.checked_sub(1).and_then(|control| window.clear(control));
+        members.meet(own, member, heap.source);
         let verdict = timeline.observe_marked(heap, mark, &View { members, started: self.started() });
         if timeline.newest().is_some_and(|now| *newest != Some(now)) {
             *newest = timeline.newest();
+            members.move_on();
             // What the others know of the window is out of date: they must ask before they go on.
-            for member in members.iter() {
-                member.close();
-            }
+            members.all().iter().for_each(Ledger::close);
         }
         self.publish(timeline);
         if let Some((phases, lessons)) = timeline.lessons() {
@@ -211,16 +212,16 @@ impl Group {
     }
 
     /// Tell of a heap that came to a slot which has one: see [`Timeline::repeat`].
-    pub fn repeat(&self, heap: Sighting) {
+    pub fn repeat(&self, heap: Sighting, (own, member): (&Ledger, usize)) {
         let mut state = self.lock();
         let State { timeline, members, .. } = &mut *state;
         let before = timeline.newest();
+        members.meet(own, member, heap.source);
         timeline.repeat(heap, &View { members, started: self.started() });
         if timeline.newest() != before {
             self.begins_again.store(true, Relaxed);
-            for member in members.iter() {
-                member.close();
-            }
+            members.move_on();
+            members.all().iter().for_each(Ledger::close);
         }
     }
 
@@ -235,9 +236,7 @@ impl Group {
         }
         let moved = window.clear(control)?;
         state.floor = state.floor.max(control.saturating_add(1));
-        for member in &state.members {
-            member.close();
-        }
+        state.members.all().iter().for_each(Ledger::close);
         Some(moved)
     }
 
@@ -271,7 +270,7 @@ impl Group {
         let mut state = self.lock();
         own.close();
         state.ended = state.ended.saturating_add(1);
-        if state.ended < state.members.len() {
+        if state.ended < state.members.all().len() {
             return None;
         }
         let _ = state.flush(self.started());
@@ -300,21 +299,22 @@ impl State {
 
 /// The world as the timeline sees it.
 struct View<'a> {
-    members: &'a [Ledger],
+    members: &'a Members,
     /// When the clock began, if one can tell how far time has come.
     started: Option<Instant>,
 }
 
 impl Witness for View<'_> {
     fn placed(&self, source: u64) -> u64 {
-        match self.members {
-            [only] => only.placed(source),
-            members => members.iter().fold(0, |sum, ledger| sum.wrapping_add(ledger.placed(source))),
-        }
+        self.members.placed(source)
     }
 
     fn newest(&self, source: u64) -> i64 {
-        self.members.iter().map(|ledger| ledger.newest_batch(source)).max().unwrap_or(-1)
+        self.members.newest(source)
+    }
+
+    fn look(&self, is_urgent: bool) {
+        self.members.look(is_urgent);
     }
 
     fn now(&self) -> Option<u64> {

@@ -172,6 +172,11 @@ impl Ledger {
         ledger
     }
 
+    /// Number of sources.
+    pub(crate) fn n_sources(&self) -> u64 {
+        self.n_sources
+    }
+
     /// Where [`hot::FRONT`] begins, behind which are the counters. They stay where they are for as long as the ledger or a
     /// clone of it is there.
     pub(crate) fn front(&self) -> *const Line {

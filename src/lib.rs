@@ -24,6 +24,7 @@ pub mod group;
 pub mod layout;
 pub mod ledger;
 pub mod mark;
+mod members;
 mod pace;
 pub mod packet;
 pub mod place;

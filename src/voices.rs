@@ -26,6 +26,11 @@ pub trait Witness {
     /// The newest batch of a source that any stream has placed; negative if there is none.
     fn newest(&self, source: u64) -> i64;
 
+    /// All sources are about to be asked for. Whoever knows of them from hearsay may look again, and must if it is urgent.
+    fn look(&self, is_urgent: bool) {
+        let _ = is_urgent;
+    }
+
     /// Nanoseconds on a clock that never goes back; None if the heaps do not come as time passes.
     fn now(&self) -> Option<u64>;
 }
@@ -421,6 +426,7 @@ impl Voices {
     /// Note who has been heard since the last time. Whether that, or what came before, is somebody of whom it was not known
     /// when all were counted where in the segment they are.
     pub fn listen(&mut self, witness: &impl Witness) -> bool {
+        witness.look(true);
         self.looks = self.looks.saturating_add(1);
         for (source, voice) in (0_u64..).zip(self.all.iter_mut()) {
             let placed = witness.placed(source);
@@ -447,6 +453,7 @@ impl Voices {
         };
         let first = signed(current.first).saturating_mul(signed(grid.batches));
         let start = current.window_start(grid, window);
+        witness.look(false);
         self.times.clear();
         self.looks = self.looks.saturating_add(1);
         (self.live, self.claims, self.total) = (0, 0, 0);

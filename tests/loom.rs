@@ -159,7 +159,7 @@ fn no_more_heaps_become_something_than_were_placed() {
 
 #[test]
 fn newest_time_of_a_group_is_the_newest_of_any_stream() {
-    explore(27_000, || {
+    explore(6_600, || {
         let group = group();
         let other = Arc::clone(&group);
         let member = thread::spawn(move || place(&context(&other), [32, 8]));
@@ -173,7 +173,7 @@ fn newest_time_of_a_group_is_the_newest_of_any_stream() {
 
 #[test]
 fn streams_of_a_group_begin_in_the_same_age() {
-    explore(90_000, || {
+    explore(30_000, || {
         let group = group();
         let other = Arc::clone(&group);
         // Whoever is first, the other's timestamp is on the other side of the same wrap.
