@@ -569,7 +569,7 @@ unsafe extern "C" fn common<
     let limit = unsafe { counters.get(hot::LIMIT) }.load(Relaxed);
     let Some(placed) = placer.place_newest::<DENSE, KIND>(window, limit, &row.items()) else {
         // SAFETY: the caller vouches for everything.
-        return unsafe { older::<N, KIND, SIDE, BYTES, REQUIRED, DENSE>(data, fast) };
+        return unsafe { older::<N, KIND, SIDE, REQUIRED>(data, fast) };
     };
     data.chunk_id = window.newest_chunk as i64;
     data.heap_index = placed.slot.index as usize;
@@ -607,18 +607,13 @@ unsafe fn count_of_source(counters: Counters, source: u64, batch: u64) {
 
 /// What [`common`] does not place: heaps of older chunks of the window, and those that are in none.
 ///
+/// There is one for all kinds of strides and side items: they differ little in time, and each takes room in the package.
+///
 /// # Safety
 ///
 /// As for [`common`].
 #[inline(never)]
-unsafe extern "C" fn older<
-    const N: usize,
-    const KIND: u8,
-    const SIDE: usize,
-    const BYTES: usize,
-    const REQUIRED: usize,
-    const DENSE: bool,
->(
+unsafe extern "C" fn older<const N: usize, const KIND: u8, const SIDE: usize, const REQUIRED: usize>(
     data: &mut ChunkPlaceData,
     fast: *const Fast,
 ) {
@@ -628,7 +623,7 @@ unsafe extern "C" fn older<
     let (State { window, filled, .. }, limit, row) = unsafe {
         (&mut *state.get(), counters.get(hot::LIMIT).load(Relaxed), &*data.items.cast::<Row<N, SIDE, REQUIRED>>())
     };
-    let placed = placer.place::<DENSE, KIND>(window, window.usable(limit), &row.items());
+    let placed = placer.place::<false, KIND>(window, window.usable(limit), &row.items());
     let Some((placed, first_slot)) = placed.and_then(|placed| Some((placed, filled.older_row(placed.chunk)?))) else {
         // SAFETY: the caller vouches for everything.
         return unsafe { leave_fast_path(data, fast) };
@@ -636,15 +631,15 @@ unsafe extern "C" fn older<
     data.chunk_id = window.first_chunk.wrapping_add(placed.chunk) as i64;
     data.heap_index = placed.slot.index as usize;
     data.heap_offset = placed.slot.offset as usize;
-    if let Some(&item) = row.side.first() {
-        // SAFETY: the caller vouches for everything.
-        unsafe { store_side_item::<BYTES>(data, fast, item, placed.slot.index) };
-    }
-    // SAFETY: the placer knows no other sources and slots than those of the layout.
+    // SAFETY: the placer knows no other sources and slots than those of the layout; the caller vouches for the rest.
     let (context, slot) = unsafe {
         count_of_source(counters, placed.source, window.first_batch.wrapping_add(placed.batch));
         ((*fast).context(), &*first_slot.add(placed.slot.index as usize))
     };
+    if SIDE != 0 {
+        // SAFETY: the caller vouches for everything.
+        unsafe { store_side_items(data, context) };
+    }
     context.ledger.late(filled.newest().wrapping_sub(placed.chunk));
     if slot.replace(1) != 0 {
         // SAFETY: the caller vouches for everything.

@@ -299,7 +299,8 @@ class Played:
                 queue.stop()
         self._consumer.join(_PATIENCE)
         assert not self._consumer.is_alive(), "the chunks do not end"
-        return Outcome(self.history, self.chunks, self.rx.stats(), self.rx.stream._core.estranged)
+        estranged = np.flatnonzero(self.rx.stream.ledger.snapshot().estranged_by_source).tolist()
+        return Outcome(self.history, self.chunks, self.rx.stats(), estranged)
 
 
 def play(history: History, *, rate: float | None = None, paced: bool = False, **options: Any) -> Outcome:
