@@ -2,7 +2,8 @@
 
 Both streams are made by `make_stream` and receive heaps of one packet each on 127.0.0.1, from a process that simulates
 the senders. They take turns: each searches for its rate by bisection, as `speadrx bench --critical` does. Nearly all of
-the time is the kernel's and spead2's, so what is seen is whether anything of a callback is left in the whole.
+the time is the kernel's and spead2's, so what is seen is whether anything of a callback is left in the whole. Where the
+sender is the limit, it says no more than that both keep up.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(SEED)
     rates: dict[str, list[float]] = {SPEADRX: [], NUMBA: []}
+    by_sender = 0
     with StreamLoopback() as ours, StreamLoopback(numba_callbacks.antenna_channelised) as theirs:
         searches = {SPEADRX: CriticalSearch(ours.trial), NUMBA: CriticalSearch(theirs.trial)}
         for _ in range(args.searches):
@@ -110,8 +112,10 @@ def main() -> None:
                 found = searches[name].search()
                 assert found is not None
                 rates[name].append(found.heaps_per_second * CHANNELS * 64 * 8e-9)
+                by_sender += found.limit == "sender"
                 print(f"{name:8s} {rates[name][-1]:6.2f} Gb/s, limited by: {found.limit}", flush=True)
-    entry = rows.row("UDP, critical rate, 8192 B", "placement numba", "Gb/s", *rates.values(), least=0.95)
+    what = f"UDP, critical rate, 8192 B (the sender was the limit in {by_sender} of {2 * args.searches})"
+    entry = rows.row(what, "placement numba", "Gb/s", *rates.values())
     for line in rows.table([entry]):
         print("  ".join(line))
     rows.write(args.json, [entry])
