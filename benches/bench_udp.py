@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import socket
 import threading
-import time
 from typing import Any
 
 import numba_callbacks
@@ -22,7 +21,7 @@ from bench_receive import NUMBA, SPEADRX, make_layout
 
 import speadrx
 from speadrx.cli.critical import CriticalSearch
-from speadrx.cli.loopback import QUIET_SECONDS, Loopback, Trial
+from speadrx.cli.loopback import Loopback, Trial, settle
 
 SEED = 20240611
 WINDOW = 4
@@ -76,7 +75,7 @@ class StreamLoopback(Loopback):
         try:
             self._tell((endpoint, self._step_seconds, rate))
             sent = self._reply()
-            end = settle(stream, sent.heaps)
+            end = settle(lambda: stream.stats["heaps"], sent.heaps)
         finally:
             drops, stats = stream.kernel_drops(), stream.stats
             stream.stop()
@@ -84,17 +83,6 @@ class StreamLoopback(Loopback):
         # Of heaps of one packet, each that is read comes to its chunk, or is counted here.
         present = stats["heaps"] - stats["rejected_heaps"] - stats["too_old_heaps"]
         return Trial(sent, end - sent.begin, sent.heaps - present, drops)
-
-
-def settle(stream: Any, heaps: int) -> float:
-    """Wait until so many heaps have come, or no more come; return when the last one came."""
-    seen, last = -1, time.monotonic()
-    while seen < heaps and time.monotonic() - last < QUIET_SECONDS:
-        now = stream.stats["heaps"]
-        if now > seen:
-            seen, last = now, time.monotonic()
-        time.sleep(1e-3)
-    return last
 
 
 def main() -> None:

@@ -11,6 +11,9 @@ use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
 
+mod calling;
+use calling::call;
+
 const SPEC: &str = r#"
 heap_bytes = 8
 sources = "antenna"
@@ -31,26 +34,8 @@ fn context() -> Context {
     context
 }
 
-fn call(context: &Context, row: [i64; 4], size: usize, extra: *mut u8) -> ChunkPlaceData {
-    let mut data = ChunkPlaceData {
-        packet: ptr::null(),
-        packet_size: 0,
-        items: row.as_ptr(),
-        chunk_id: -1,
-        heap_index: 0,
-        heap_offset: 0,
-        batch_stats: ptr::null_mut(),
-        extra,
-        extra_offset: 0,
-        extra_size: 0,
-    };
-    // SAFETY: the function belongs to the context, and the row has the four items of the layout.
-    unsafe { context.function()(&raw mut data, size, context.argument()) };
-    data
-}
-
 fn place(context: &Context, row: [i64; 4]) -> i64 {
-    call(context, row, ChunkPlaceData::SIZE, ptr::null_mut()).chunk_id
+    call(context, &row, ChunkPlaceData::SIZE, ptr::null_mut()).chunk_id
 }
 
 #[test]
@@ -68,7 +53,7 @@ fn panic_rejects_the_heap_and_reception_goes_on() {
 #[test]
 fn struct_of_an_older_spead2_is_left_alone() {
     let context = context();
-    let data = call(&context, [0, 8, 1, 0], ChunkPlaceData::SIZE - 8, ptr::null_mut());
+    let data = call(&context, &[0, 8, 1, 0], ChunkPlaceData::SIZE - 8, ptr::null_mut());
     assert_eq!(data.chunk_id, -1);
     let snapshot = context.ledger().snapshot();
     assert_eq!((snapshot.placed, &snapshot.rejected[5]), (vec![0, 0, 0], &vec![0, 0, 0, 1]));
@@ -77,14 +62,14 @@ fn struct_of_an_older_spead2_is_left_alone() {
 #[test]
 fn struct_of_a_newer_spead2_is_welcome() {
     let context = context();
-    assert_eq!(call(&context, [64, 8, 1, 0], ChunkPlaceData::SIZE + 8, ptr::null_mut()).chunk_id, 1);
+    assert_eq!(call(&context, &[64, 8, 1, 0], ChunkPlaceData::SIZE + 8, ptr::null_mut()).chunk_id, 1);
 }
 
 #[test]
 fn stream_without_extra_gets_no_side_items() {
     let context = context();
     for _cold_then_fast in 0..2 {
-        let data = call(&context, [0, 8, 1, 7], ChunkPlaceData::SIZE, ptr::null_mut());
+        let data = call(&context, &[0, 8, 1, 7], ChunkPlaceData::SIZE, ptr::null_mut());
         assert_eq!((data.chunk_id, data.extra_size), (0, 0));
     }
 }
@@ -94,7 +79,7 @@ fn side_items_stay_within_their_record() {
     let context = context();
     for _cold_then_fast in 0..2 {
         let mut extra = [0xa5_u8; 3];
-        let data = call(&context, [16, 8, 2, 0x1234_5678], ChunkPlaceData::SIZE, extra.as_mut_ptr());
+        let data = call(&context, &[16, 8, 2, 0x1234_5678], ChunkPlaceData::SIZE, extra.as_mut_ptr());
         assert_eq!((data.extra_offset, data.extra_size), (5 * 2, 2));
         assert_eq!(extra, [0x78, 0x56, 0xa5]);
     }

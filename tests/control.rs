@@ -14,6 +14,8 @@ use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
 use speadrx::window::Window;
 
+mod calling;
+
 const SPEC: &str = r#"
 heap_bytes = 8
 sources = "antenna"
@@ -40,22 +42,9 @@ fn at(chunk: u64, epoch_first: u64, epoch_offset: i64) -> Moment {
     Moment { chunk, batch: 0, epoch_first, epoch_offset, origin: 0, bits: 48 }
 }
 
+/// The row has the items of the layout, and that of the cookie.
 fn call(context: &Context, row: [i64; 4]) -> i64 {
-    let mut data = ChunkPlaceData {
-        packet: ptr::null(),
-        packet_size: 0,
-        items: row.as_ptr(),
-        chunk_id: -1,
-        heap_index: 0,
-        heap_offset: 0,
-        batch_stats: ptr::null_mut(),
-        extra: ptr::null_mut(),
-        extra_offset: 0,
-        extra_size: 0,
-    };
-    // SAFETY: the function belongs to the context, and the row has the items of the layout and that of the cookie.
-    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument()) };
-    data.chunk_id
+    calling::call(context, &row, ChunkPlaceData::SIZE, ptr::null_mut()).chunk_id
 }
 
 fn place(context: &Context, chunk: i64, antenna: i64) -> i64 {

@@ -14,6 +14,8 @@ use speadrx::spec::LayoutSpec;
 use speadrx::sync::Arc;
 use speadrx::timeline::TimeRules;
 
+mod calling;
+
 const STEP: i64 = 16;
 const BATCHES: i64 = 4;
 const ANTENNAS: i64 = 3;
@@ -43,22 +45,7 @@ fn streams_that_jump<const N: usize>(time: &str, max_jump: Option<u64>) -> (Arc<
 
 /// Place a heap: its chunk, or −1.
 fn place(context: &Context, time: i64, antenna: i64) -> i64 {
-    let row = [time, 8, antenna];
-    let mut data = ChunkPlaceData {
-        packet: ptr::null(),
-        packet_size: 0,
-        items: row.as_ptr(),
-        chunk_id: -1,
-        heap_index: 0,
-        heap_offset: 0,
-        batch_stats: ptr::null_mut(),
-        extra: ptr::null_mut(),
-        extra_offset: 0,
-        extra_size: 0,
-    };
-    // SAFETY: the function belongs to the context, and the row has the items of the layout.
-    unsafe { context.function()(&raw mut data, ChunkPlaceData::SIZE, context.argument()) };
-    data.chunk_id
+    calling::call(context, &[time, 8, antenna], ChunkPlaceData::SIZE, ptr::null_mut()).chunk_id
 }
 
 #[test]

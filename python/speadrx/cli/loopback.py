@@ -176,7 +176,7 @@ class Loopback:
             try:
                 self._tell((endpoint, self._step_seconds, rate))
                 sent = self._reply()
-                end = _settle(receiver, sent.heaps)
+                end = settle(lambda: receiver.ledger.snapshot().seen, sent.heaps)
             finally:
                 receiver.drain()
                 consumer.join()
@@ -197,13 +197,13 @@ def _consume(receiver: Receiver) -> None:
         chunk.recycle()
 
 
-def _settle(receiver: Receiver, heaps: int) -> float:
-    """Wait until so many heaps have come, or no more come; return when the last one came."""
-    placed, last = -1, time.monotonic()
-    while placed < heaps and time.monotonic() - last < QUIET_SECONDS:
-        now = receiver.ledger.snapshot().seen
-        if now > placed:
-            placed, last = now, time.monotonic()
+def settle(count: Callable[[], int], heaps: int) -> float:
+    """Wait until so many heaps have come, as `count` tells, or no more come; return when the last one came."""
+    came, last = -1, time.monotonic()
+    while came < heaps and time.monotonic() - last < QUIET_SECONDS:
+        now = count()
+        if now > came:
+            came, last = now, time.monotonic()
         time.sleep(1e-3)
     return last
 
