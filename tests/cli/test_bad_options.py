@@ -96,6 +96,11 @@ CASES: dict[str, dict[str, list[tuple[str, list[str]]]]] = {
         "--pcap": [("send -l array.toml --pcap /nonexistent/x.pcap --batches 1", ["/nonexistent/x.pcap"])],
         "--interface": [("send -l array.toml 239.1.2.3:7148 --batches 1 --interface nowhere", ["'nowhere'"])],
         "--ttl": [(f"{SEND} --ttl 256", ["256"])],
+        "--threads": [
+            (f"{SEND} --threads 0", ["0"]),
+            (f"{SEND} --threads 99", ["99", "sources"]),
+            ("send -l array.toml --pcap new.pcap --batches 1 --threads 2", ["capture", "by one"]),
+        ],
         "--batches": [(f"{SEND} --batches 0", ["0"])],
         "--chunks": [(f"{SEND} --chunks -1", ["-1"])],
         "--seconds": [(f"{SEND} --seconds 0", ["0"])],

@@ -89,6 +89,37 @@ def test_rate_over_udp(layout, sink):  # noqa: F811
         assert errors == ""
 
 
+def test_threads(tmp_path, layout):  # noqa: F811
+    """Each has a socket of its own, and all together send what one does."""
+    path, truth = tmp_path / "truth.json", capture(tmp_path, layout, "--batches=8", *FAULTS)[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(PATIENCE)
+        run_here("send", *layout, endpoint(sock), "--batches=8", *FAULTS, "--threads=3", "--truth", str(path))
+        assert json.loads(path.read_text("utf-8")) == truth
+        ports = {sock.recvfrom(2048)[1] for _ in range(truth["packets"])}
+    assert len(ports) == 3
+
+
+def test_threads_at_a_rate(layout, sink):  # noqa: F811
+    """What was sent, over the time that it took, is the rate; a signal ends all threads."""
+    with piped("send", *layout, endpoint(sink), "--rate=0.01", "--json", "--threads=4") as process:
+        sink.recv(2048)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE)
+    summary = json.loads(output)
+    assert process.returncode == 0
+    assert set(summary["truth"]["sent"].values()) == {summary["truth"]["sent"]["m003"]} != {0}
+    assert summary["gigabits_per_second"] <= 0.01005
+    assert "Traceback" not in errors
+
+
+def test_an_error_in_a_thread_is_said_once(layout):  # noqa: F811
+    output = run_here("send", *layout, "255.255.255.255:9", "--threads=4", code=2)
+    assert output.count("Permission denied") == 1
+    assert output.startswith("Error: cannot send to 255.255.255.255:9: ")
+
+
 def test_too_fast_is_a_warning(layout, sink):  # noqa: F811
     with piped("send", *layout, endpoint(sink), "--rate=1000", "--seconds=0.3") as process:
         output, errors = process.communicate(timeout=PATIENCE)

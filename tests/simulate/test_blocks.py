@@ -159,7 +159,7 @@ def test_bursts_are_short(size, rate):
     """No more bytes than fit in a burst are sent before they are due, nor earlier than a moment."""
     sizes = np.full(1000, size)
     due = np.arange(1000) * size / rate
-    bursts = list(_bursts(sizes, due))
+    bursts = list(_bursts(sizes, due, BURST_BYTES))
     assert [end for _, end in bursts[:-1]] == [begin for begin, _ in bursts[1:]]
     assert (bursts[0][0], bursts[-1][1]) == (0, 1000)
     for begin, end in bursts:

@@ -29,6 +29,7 @@ _LIBRARY_NAMES = {
     "tolerance_bytes": "tolerance",
     "timestamp_jitter": "jitter",
     "max_packet_size": "packet_bytes",
+    "sink": "threads",
 }
 
 

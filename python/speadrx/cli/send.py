@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -28,6 +28,7 @@ from speadrx.simulate import (
     WallClock,
 )
 from speadrx.simulate.pacing import Clock
+from speadrx.simulate.sinks import BURST_BYTES
 
 from . import quantities
 from .interrupt import interruptible
@@ -118,7 +119,7 @@ def _show(
 
 def _run(
     simulator: Simulator,
-    sink: UdpSink | PcapSink,
+    sinks: Sequence[UdpSink | PcapSink],
     clock: WallClock | VirtualClock | None,
     batches: int | None,
     seconds: float | None,
@@ -141,17 +142,29 @@ def _run(
 
         total = batches * len(simulator.indices) if seconds is None and batches is not None else seconds
         with PolledProgress(total, poll):
-            simulator.send(sink, batches, stop=stop, clock=clock, **pace)
+            simulator.send(sinks, batches, stop=stop, clock=clock, **pace)
     return SendResult(truth, now() - start, clock.lost if isinstance(clock, WallClock) else 0.0)
 
 
-def _open_sink(
-    endpoints: list[tuple[str, int]], pcap: str | None, clock: Clock | None, interface: str | None, ttl: int
-) -> UdpSink | PcapSink:
-    if pcap is None:
-        return UdpSink(endpoints, interface=interface, ttl=ttl)
-    with usable_file(pcap, "--pcap"):
-        return PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
+@contextlib.contextmanager
+def _open_sinks(
+    endpoints: list[tuple[str, int]],
+    pcap: str | None,
+    clock: Clock | None,
+    interface: str | None,
+    ttl: int,
+    threads: int,
+) -> Iterator[Sequence[UdpSink | PcapSink]]:
+    """Open a capture file, or a socket for each thread: together they send no more at a time than one."""
+    with contextlib.ExitStack() as stack:
+        if pcap is None:
+            burst = BURST_BYTES // threads
+            made = (UdpSink(endpoints, interface=interface, ttl=ttl, burst_bytes=burst) for _ in range(threads))
+            yield [stack.enter_context(sink) for sink in made]
+            return
+        with usable_file(pcap, "--pcap"):
+            sink = PcapSink(pcap, endpoint=endpoints, clock=clock) if endpoints else PcapSink(pcap, clock=clock)
+        yield [stack.enter_context(sink)]
 
 
 def _open_truth(path: str | None) -> contextlib.AbstractContextManager[IO[str] | None]:
@@ -179,6 +192,7 @@ def _check(
     amounts: dict[str, float | None],
     rate: float | None,
     real_time: bool,
+    threads: int,
 ) -> None:
     """Refuse options that contradict each other, and files without an end."""
     if not endpoints and pcap is None:
@@ -188,6 +202,8 @@ def _check(
         raise click.UsageError(f"{given[0]} and {given[1]} both say how much to send: give only one of them")
     if pcap is not None and not given:
         raise click.UsageError("--pcap needs --batches, --chunks or --seconds, which say how much to write")
+    if pcap is not None and threads > 1:
+        raise click.UsageError("--threads is for the network: a capture file is written by one")
     if rate is not None and real_time:
         raise click.UsageError("--rate and --real-time both say how fast to send: give only one of them")
     if real_time and layout.declaration.time.tick_rate is None:
@@ -243,6 +259,14 @@ def _faults(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--interface", metavar="ADDRESS", help="Interface to send from.  [default: as the routes say]")
 @click.option(
     "--ttl", type=click.IntRange(0, 255), default=1, show_default=True, help="Most hops of multicast packets."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads, each with a socket of its own. The sources are dealt out to them.",
 )
 @click.option("--batches", type=click.IntRange(min=1), metavar="N", help="Send N batches.  [default: without end]")
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Send N chunks.  [default: without end]")
@@ -312,6 +336,7 @@ def send(
     pcap: str | None,
     interface: str | None,
     ttl: int,
+    threads: int,
     batches: int | None,
     chunks: int | None,
     seconds: float | None,
@@ -343,7 +368,7 @@ def send(
       2  wrong usage, or the network cannot be used
     """  # noqa: D301 (click needs the backslash)
     amounts = {"--batches": batches, "--chunks": chunks, "--seconds": seconds}
-    _check(layout, endpoints, pcap, amounts, rate, real_time)
+    _check(layout, endpoints, pcap, amounts, rate, real_time, threads)
     if as_json and truth_path == "-":
         raise click.UsageError("--truth - and --json both print to standard output: leave out --truth, JSON has it too")
     faults["late_by"] = LATE_CHUNKS * layout.chunk_heaps if late_by is None else late_by
@@ -365,8 +390,8 @@ def send(
     clock = None if rate is None and not real_time else WallClock() if pcap is None else VirtualClock()
     pace = {"rate": None if rate is None else rate * 1e9 / 8, "speed": 1.0 if real_time else None}
     try:
-        with naming_options(), _open_sink(endpoints, pcap, clock, interface, ttl) as sink:
-            sent = _run(simulator, sink, clock, batches, seconds, pace)
+        with naming_options(), _open_sinks(endpoints, pcap, clock, interface, ttl, threads) as sinks:
+            sent = _run(simulator, sinks, clock, batches, seconds, pace)
     except OSError as exc:
         raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}") from None
     try:

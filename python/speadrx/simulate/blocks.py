@@ -60,7 +60,7 @@ class Packets:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, some: slice) -> Packets:
+    def __getitem__(self, some: slice | np.ndarray) -> Packets:
         return Packets(self.headers, self.payload, self.places[some])
 
     def __iter__(self) -> Iterator[Packet]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from .faults import Faults, SendingOrder, Truth
 from .garbage import GarbageMaker
 from .pacing import AtOnce, AtRate, AtSpeed, Clock, Pace, WallClock, check_pace
 from .packets import PacketEncoder, axis_items, axis_size, check_arguments
-from .sinks import BlockSink, Sink
+from .sinks import Sink, sending
 
 #: Flavour of MeerKAT's streams: 16-bit item IDs, 48-bit addresses and immediate values.
 DEFAULT_FLAVOUR = spead2.Flavour(4, 64, 48, 0)
@@ -532,7 +532,7 @@ class Simulator:
 
     def send(
         self,
-        sink: Sink,
+        sink: Sink | Sequence[Sink],
         batches: int | None = None,
         *,
         rate: float | None = None,
@@ -545,7 +545,8 @@ class Simulator:
         Parameters
         ----------
         sink
-            Where packets go.
+            Where packets go. If there are several, the sources are dealt out to them, and each sends in a thread of its
+            own. What is sent is the same, and so is the order of the packets of a source.
         batches
             Number of batches. By default, sending does not end.
         rate
@@ -567,28 +568,33 @@ class Simulator:
         ------
         ValueError
             If `rate` or `speed` is not positive and finite, if both are given, or if the layout has no ``tick_rate``
-            for `speed`.
+            for `speed`; or if there are no sinks, or more than sources.
         """
+        sinks = sink if isinstance(sink, Sequence) else [sink]
+        sink_of_flow = self._deal(len(sinks))
         clock = WallClock() if clock is None else clock
         pace = self._pace(rate, speed, clock.now())
         most = max(_BLOCK_PACKETS, _BLOCK_BYTES * self._heap_packets // self.layout.heap_bytes)
         block = max(1, int(min(most, _BLOCK_SECONDS / max(pace.packet_seconds, 1e-12))))
-        for packets, begun in self._blocks(batches, stop, block=block, by_packet=speed is not None):
-            sizes = packets.sizes
-            self.truth.packets += len(packets)
-            self.truth.bytes += int(sizes.sum())
-            due = pace.due(sizes, begun)
-            if isinstance(sink, BlockSink):
-                sink.send_block(packets, due, clock)
-                continue
-            for i, (flow, packet) in enumerate(packets):
-                if due is not None:
-                    clock.wait_until(due[i])
-                sink.send(flow, packet)
+        with sending(sinks, sink_of_flow) as give:
+            for packets, begun in self._blocks(batches, stop, block=block, by_packet=speed is not None):
+                sizes = packets.sizes
+                self.truth.packets += len(packets)
+                self.truth.bytes += int(sizes.sum())
+                give(packets, pace.due(sizes, begun), clock)
         end = pace.end(self._heaps_begun)
         if end is not None:
             clock.wait_until(end)
         return self.truth
+
+    def _deal(self, n_sinks: int) -> np.ndarray:
+        """Deal out the sources to sinks; return the number of the sink for each flow."""
+        sources = list(dict.fromkeys(self._flow_source))
+        if not 1 <= n_sinks <= len(sources):
+            raise ValueError(
+                f"sink: {n_sinks}, but wanted at least 1 and at most the number of sources, {len(sources)}"
+            )
+        return np.array([sources.index(source) % n_sinks for source in self._flow_source])
 
     def _pace(self, rate: float | None, speed: float | None, start: float) -> Pace:
         check_pace(rate, speed, self._time.tick_rate)

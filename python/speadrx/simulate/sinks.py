@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import functools
 import ipaddress
 import operator
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -36,6 +39,62 @@ class BlockSink(Sink, Protocol):
 
     def send_block(self, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
         """Send packets, each when it is due by the clock; all at once if nothing is said."""
+
+
+def _give(sink: Sink, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
+    if isinstance(sink, BlockSink):
+        sink.send_block(packets, due, clock)
+        return
+    for i, (flow, packet) in enumerate(packets):
+        if due is not None:
+            clock.wait_until(due[i])
+        sink.send(flow, packet)
+
+
+@contextlib.contextmanager
+def sending(
+    sinks: Sequence[Sink], sink_of_flow: np.ndarray
+) -> Iterator[Callable[[Packets, np.ndarray | None, Clock], None]]:
+    """Send blocks of packets through one sink; or through several, each in a thread of its own.
+
+    Threads have a block at a time, so that none gets far ahead of another. Meanwhile the next block may be made.
+
+    Parameters
+    ----------
+    sinks
+        Where packets go.
+    sink_of_flow
+        The number of the sink for each flow.
+
+    Yields
+    ------
+    send
+        Sends a block of packets. At the end, all have been sent; the first error in a thread is raised.
+    """
+    if len(sinks) == 1:
+        yield functools.partial(_give, sinks[0])
+        return
+    running: list[concurrent.futures.Future[None]] = []
+
+    def finish() -> None:
+        concurrent.futures.wait(running)  # nothing is sent any more when there is an error
+        for part in running:
+            part.result()
+        running.clear()
+
+    def send(packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
+        numbers = sink_of_flow[packets.places["flow"]]
+        finish()
+        if due is not None:
+            clock.wait_until(due[0])  # here an interrupt ends it
+        for number, sink in enumerate(sinks):
+            mine = numbers == number
+            if mine.any():
+                running.append(pool.submit(_give, sink, packets[mine], None if due is None else due[mine], clock))
+
+    with concurrent.futures.ThreadPoolExecutor(len(sinks), "speadrx-send") as pool:
+        yield send
+        finish()
 
 
 class InprocSink:
@@ -102,6 +161,8 @@ class UdpSink(_ClosingSink):
     segment
         Whether packets of one size may be handed over as one message, where the kernel can cut that (``UDP_SEGMENT``).
         What counts, drops or copies packets before they are cut, as on a virtual network, then takes them for one.
+    burst_bytes
+        Packets that are paced are sent at most so many bytes at a time, or one by one if they have more.
 
     Raises
     ------
@@ -116,6 +177,7 @@ class UdpSink(_ClosingSink):
         interface: str | None = None,
         ttl: int = 1,
         segment: bool = True,
+        burst_bytes: int = BURST_BYTES,
     ) -> None:
         if not endpoints:
             raise ValueError("endpoints: is empty: wanted at least one (host, port) pair")
@@ -132,7 +194,7 @@ class UdpSink(_ClosingSink):
             raise ValueError(f"endpoints: {list(endpoints)} mix IPv4 and IPv6: wanted only one of them")
         self._endpoints = [address for *_, address in found]
         self._addresses = [_raw_address(family, address) for address in self._endpoints]
-        self._segment = segment
+        self._segment, self._burst_bytes = segment, burst_bytes
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if family == socket.AF_INET6:
@@ -156,7 +218,7 @@ class UdpSink(_ClosingSink):
 
     def send_block(self, packets: Packets, due: np.ndarray | None, clock: Clock) -> None:
         """Send packets, each when it is due."""
-        for begin, end in _bursts(packets.sizes, due):
+        for begin, end in _bursts(packets.sizes, due, self._burst_bytes):
             if due is not None:
                 clock.wait_until(due[begin])
             memory = packets[begin:end].memory
@@ -180,7 +242,7 @@ def _raw_address(family: int, address: tuple[Any, ...]) -> bytes:
     return packed + struct.pack(">I", flow_info) + socket.inet_pton(family, host) + struct.pack("=I", scope)
 
 
-def _bursts(sizes: np.ndarray, due: np.ndarray | None) -> Iterator[tuple[int, int]]:
+def _bursts(sizes: np.ndarray, due: np.ndarray | None, most: int) -> Iterator[tuple[int, int]]:
     """Begin and end of packets that are sent together."""
     if due is None:
         yield 0, len(sizes)
@@ -189,7 +251,7 @@ def _bursts(sizes: np.ndarray, due: np.ndarray | None) -> Iterator[tuple[int, in
     begin = 0
     while begin < len(sizes):
         sent = ends[begin] - sizes[begin]
-        full = np.searchsorted(ends, sent + BURST_BYTES, side="right")
+        full = np.searchsorted(ends, sent + most, side="right")
         later = np.searchsorted(due, due[begin] + BURST_SECONDS)
         end = max(begin + 1, int(min(full, later)))
         yield begin, end
