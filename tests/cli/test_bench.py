@@ -52,7 +52,8 @@ def test_what_is_sent_is_told_and_the_sender_ends_with_its_input(udp_port):
         sock.bind(("127.0.0.1", udp_port))
         sock.settimeout(PATIENCE)
         tell = pickle.dumps((LAYOUT, {"pol": 1}, 700))
-        tell += pickle.dumps((sock.getsockname(), 1.0, 24e3)) + pickle.dumps((sock.getsockname(), 0.1, 1e4))
+        where = {"endpoints": [sock.getsockname()]}
+        tell += pickle.dumps((where, 1.0, 24e3)) + pickle.dumps((where, 0.1, 1e4))
         sender = [sys.executable, "-c", "from speadrx.cli.loopback import _send; _send()"]
         result = subprocess.run(sender, input=tell, capture_output=True, check=True, timeout=PATIENCE)
         assert result.stderr == b""
@@ -70,8 +71,8 @@ def test_what_is_sent_is_told_and_the_sender_ends_with_its_input(udp_port):
 def test_sender_ends_quietly_when_nobody_receives():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        endpoint = sock.getsockname()
-    tell = pickle.dumps((WRAPPING, {}, 9000)) + pickle.dumps((endpoint, 0.1, 1e5))
+        where = {"endpoints": [sock.getsockname()]}
+    tell = pickle.dumps((WRAPPING, {}, 9000)) + pickle.dumps((where, 0.1, 1e5))
     sender = [sys.executable, "-c", "from speadrx.cli.loopback import _send; _send()"]
     with subprocess.Popen(sender, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

@@ -174,7 +174,7 @@ class Loopback:
             consumer = threading.Thread(target=_consume, args=(receiver,))
             consumer.start()
             try:
-                self._tell((endpoint, self._step_seconds, rate))
+                self._tell(({"endpoints": [endpoint]}, self._step_seconds, rate))
                 sent = self._reply()
                 end = settle(lambda: receiver.ledger.snapshot().seen, sent.heaps)
             finally:
@@ -215,10 +215,10 @@ def _send() -> None:
     batch_bytes = len(simulator.indices) * layout.heap_bytes
     with contextlib.suppress(EOFError, ConnectionError):  # the receiver has ended
         while True:
-            endpoint, seconds, rate = pickle.load(sys.stdin.buffer)
+            where, seconds, rate = pickle.load(sys.stdin.buffer)
             heaps, sent_bytes = sum(simulator.truth.sent), simulator.truth.bytes
             batches = max(1, round(seconds * rate / batch_bytes))
-            with UdpSink([endpoint]) as sink:
+            with UdpSink(**where) as sink:
                 begin = time.monotonic()
                 # Where the sender cannot follow, the trial ends nevertheless.
                 late = functools.partial(_is_past, begin + 2 * seconds)
