@@ -145,7 +145,7 @@ def test_an_error_in_one_thread_ends_all(sock, batches):
     """The kernel refuses to send to everybody, also the last packets. No thread is left, and nothing more is made."""
     threads = threading.active_count()
     clock = Draining(sock)
-    with opened(sock.getsockname(), ("255.255.255.255", 9), sock.getsockname()) as sinks:
+    with opened(sock.getsockname(), ("127.255.255.255", 9), sock.getsockname()) as sinks:
         simulator = Simulator(LAYOUT)
         with pytest.raises(PermissionError):
             simulator.send(sinks, batches, rate=RATE, clock=clock)
