@@ -314,7 +314,22 @@ class TestTrouble:
                 recorder.close()
         assert (seen, failed) == (15, 15)
 
-    def test_a_folder_that_is_gone_for_a_while(self, tmp_path) -> None:
+    def test_a_folder_that_is_moved(self, tmp_path) -> None:
+        """It is the same folder, wherever it is: nothing is lost, and nothing is made at its old place."""
+        path, away = tmp_path / "a.zarr", tmp_path / "away"
+        heaps = heaps_of(range(9))
+        with receiver(layout_of(), heaps) as rx, Recorder(rx, path, wait=True) as recorder:
+            for number, chunk in enumerate(recorder):
+                with chunk:
+                    if number == 2:
+                        path.rename(away)
+        stats = recorder.stats()
+        assert (stats.chunks, stats.not_written, stats.finished) == (9, {}, True)
+        assert check_part(away, 0, heaps) == len(heaps)
+        assert not path.exists()
+        assert not recorder.is_gone
+
+    def test_a_folder_of_data_that_is_gone_for_a_while(self, tmp_path) -> None:
         path, away = tmp_path / "a.zarr", tmp_path / "away"
         heaps = heaps_of(range(9))
         with receiver(layout_of(), heaps) as rx, Recorder(rx, path) as recorder:
@@ -322,26 +337,26 @@ class TestTrouble:
                 with chunk:
                     wait_for(lambda: recorder.stats().queued == 0)
                     if number == 2:
-                        path.rename(away)
+                        (path / "data").rename(away)
                     if number == 5:
-                        away.rename(path)
+                        away.rename(path / "data")
         stats = recorder.stats()
         assert (stats.chunks, stats.not_written, stats.finished) == (6, {"folder_gone": 3}, True)
-        assert "No such file" in stats.first_error
+        assert stats.first_error == f"{path}: No such file or directory (os error 2)"
         present = check_part(path, 0, heaps)
         assert present == stats.heaps == len(heaps) - stats.heaps_not_written == 6 * BATCHES * ANTENNAS
 
     def test_gone_at_the_begin(self, tmp_path) -> None:
         """The metadata that could not be written come later."""
-        path, away = tmp_path / "a.zarr", tmp_path / "away"
+        path = tmp_path / "a.zarr"
         heaps = heaps_of(range(9))
         with receiver(layout_of(), heaps) as rx, Recorder(rx, path) as recorder:
-            path.rename(away)
+            (path / "data").touch()  # a file in the place of a folder
             for number, chunk in enumerate(recorder):
                 with chunk:
                     wait_for(lambda: recorder.stats().queued == 0)
                     if number == 2:
-                        away.rename(path)
+                        (path / "data").unlink()
             assert (path / "data/zarr.json").exists()
         stats = recorder.stats()
         assert (stats.chunks, stats.not_written, stats.finished) == (6, {"folder_gone": 3}, True)
@@ -353,7 +368,7 @@ class TestTrouble:
             for chunk in recorder:
                 chunk.recycle()
             wait_for(lambda: recorder.stats().queued == 0)
-            path.rename(tmp_path / "away")
+            (path / "data").rename(tmp_path / "away")
         assert not recorder.stats().finished
         assert "the last metadata" in recorder.stats().first_error
 

@@ -72,7 +72,7 @@ class TestHung:
         assert sum(stats.not_written.values()) == 20
         assert stats.not_written["disk_hung"] >= 3
         assert stats.heaps_not_written == len(heaps)
-        assert stats.first_error == f"nothing was written for {SOON:g} s"
+        assert stats.first_error == f"{path}: nothing was written for {SOON:g} s"
         assert attributes(path)["complete"] is False
         if compress is None:
             del rx, recorder, chunk
@@ -89,7 +89,7 @@ class TestHung:
             os.mkfifo(path / ".zarr.json.partial")
         stats = recorder.stats()
         assert (stats.chunks, stats.not_written, stats.finished) == (5, {}, False)
-        assert stats.first_error == f"nothing was written for {SOON:g} s"
+        assert stats.first_error == f"{path}: nothing was written for {SOON:g} s"
         assert attributes(path)["complete"] is False
         assert read_array(path / "present").sum() == len(heaps)
 
@@ -176,6 +176,37 @@ def test_removed_for_good(tmp_path) -> None:
     stats = recorder.stats()
     assert (stats.chunks, stats.not_written, stats.finished) == (3, {"folder_gone": 6}, False)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("compress", [None, "zstd"])
+def test_removed_and_another_begun_there(tmp_path, compress) -> None:
+    """Nothing of the first gets into the second, not even its end."""
+    if compress is not None:
+        pytest.importorskip("numcodecs")
+    path = tmp_path / "a.zarr"
+    heaps = heaps_of([0, 1, 2, 3])
+    with receiver(layout_of(), heaps_of(range(9))) as rx, receiver(layout_of(), heaps) as other:
+        first = Recorder(rx, path, compress=compress, wait=True)
+        for number, chunk in enumerate(first):
+            with chunk:
+                wait_for(lambda: first.stats().queued == 0)
+                if number == 2:
+                    assert not first.is_gone
+                    shutil.rmtree(path)
+                    second = Recorder(other, path, wait=True)
+                if number == 5:
+                    for chunk_of_second in second:
+                        chunk_of_second.recycle()
+        assert first.is_gone
+        second.close()
+        content = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        first.close()
+    stats = first.stats()
+    assert (stats.chunks, stats.not_written, stats.finished) == (3, {"folder_gone": 6}, False)
+    assert stats.first_error == f"{path}: No such file or directory (os error 2)"
+    assert second.stats().not_written == {}
+    assert check_part(path, 0, heaps) == len(heaps)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == content
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,15 @@ class Pieces:
         self._recorders[-1].close(**options)
 
     def full(self) -> str | None:
-        """The limit that is reached."""
+        """The limit that is reached; or that the folder was removed, unless another piece comes."""
+        if self._full is None and self._split is None and self._recorders[-1].is_gone:
+            return "folder_gone"
         return self._full
+
+    def gone(self) -> list[str]:
+        """Those of the recordings that were removed while they were written to."""
+        with self._lock:
+            return [recorder.path for recorder in self._recorders if recorder.is_gone]
 
     @property
     def paths(self) -> list[str]:
@@ -246,7 +253,9 @@ def complain(pieces: Pieces) -> int:
         causes = ", ".join(f"{_CAUSES[cause]} ({n:,})" for cause, n in stats.not_written.items())
         what = f"{counted(stats.heaps_not_written, 'heap')} in {counted(lost, 'chunk')}"
         click.echo(f"Not recorded: {what}: {causes}.", err=True)
-    if not stats.finished:
+    for path in (gone := pieces.gone()):
+        click.echo(f"The folder was removed while it was recorded to: {path}.", err=True)
+    if not stats.finished and not gone:
         click.echo("The recording can be read, but lacks its account.", err=True)
     if stats.first_error is not None:
         click.echo(f"The first error: {stats.first_error}.", err=True)

@@ -115,23 +115,27 @@ class _PortionOutput(Output):
         self._watcher.start()
 
     def _make_folder(self, overwrite: bool) -> None:
-        if not self._is_ours():
+        # The one that writes the metadata has locked it.
+        with contextlib.suppress(OSError):
+            self._hold(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+        if self._held is None or not self._is_ours():
+            self._release()
             raise FileNotFoundError(
                 f"record: {self.path} is not the recording that the fleet has begun: all machines of a fleet, and the "
                 "one that starts it, need the same folder there"
             )
-        _write(os.path.join(self.path, _LEASE.format(self._portion.share)), str(self._portion.incarnation))
+        _write(os.path.join(self._root, _LEASE.format(self._portion.share)), str(self._portion.incarnation))
 
     def _is_ours(self) -> bool:
         try:
-            with open(os.path.join(self.path, _OPEN), encoding="ascii") as file:
+            with open(os.path.join(self._root, _OPEN), encoding="ascii") as file:
                 return file.read() == self._portion.id
         except OSError:
             return False
 
     def _watch(self) -> None:
         """Write no more once somebody else was started in our place: we may be believed dead."""
-        path = os.path.join(self.path, _LEASE.format(self._portion.share))
+        path = os.path.join(self._root, _LEASE.format(self._portion.share))
         while not self._over_watch.wait(_LOOK):
             with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
                 if int(file.read()) > self._portion.incarnation:
@@ -160,7 +164,7 @@ class _PortionOutput(Output):
     def _new_part(self, arrival: Arrival) -> Part:
         """Find the part that a chunk belongs to, or begin one."""
         while True:
-            claims = list(_claims(self.path))
+            claims = list(_claims(self._root))
             for number in range(len(claims) - 1, self._number, -1):
                 if (part := self._fitting(number, claims[number], arrival.timestamp)) is not None:
                     break
@@ -182,7 +186,7 @@ class _PortionOutput(Output):
         if time is not None and rate is not None:
             utc = int(time.astype("datetime64[ns]").astype(np.int64)) - round(before * step * 1e9 / rate)
         claim = {"begin": arrival.timestamp - before * step, "utc": utc}
-        path = os.path.join(self.path, _CLAIM.format(number))
+        path = os.path.join(self._root, _CLAIM.format(number))
         own = f"{path}.{self._portion.share}"
         _write(own, json.dumps(claim))
         with contextlib.suppress(FileExistsError):
@@ -301,7 +305,7 @@ class CommonOutput(Output):
 
     def _make_folder(self, overwrite: bool) -> None:
         super()._make_folder(overwrite)
-        _write(os.path.join(self.path, _OPEN), self._id)
+        _write(os.path.join(self._root, _OPEN), self._id)
 
     def grow(self, extents: Sequence[Mapping[str, Any]]) -> None:
         """Take what somebody has written of each part, and declare that much."""
@@ -335,19 +339,20 @@ class CommonOutput(Output):
     def look(self) -> None:
         """Look for what was written, and not reported: by somebody that has died."""
         time = self.stored.time_axis
-        extents = list(_claims(self.path))
+        extents = list(_claims(self._root))
         for number, extent in enumerate(extents):
             there = [key[time] for key in _written(self._folder(number), self.stored)]
             extent.first, extent.last = min(there, default=None), max(there, default=None)
         self.grow([asdict(extent) for extent in extents])
 
-    def close(self, account: Any) -> None:
-        """Write the last metadata, and end: nobody writes any more."""
-        super().close(account)
-        for name in os.listdir(self.path):
-            if name.startswith((_OPEN, _CLAIM[:6], _LEASE[:7])):
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self.path, name))
+    def _release(self) -> None:
+        """Remove what only those need who write: nobody does any more."""
+        if self._held is not None:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(self._root):
+                    if name.startswith((_OPEN, _CLAIM[:6], _LEASE[:7])):
+                        os.unlink(os.path.join(self._root, name))
+        super()._release()
 
 
 def _claims(path: str) -> Iterator[Extent]:

@@ -176,6 +176,11 @@ class Cutting:
         self.path = self._output.path
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the folder was removed while it was written to: nothing more can be recorded there."""
+        return self._output.is_gone
+
+    @property
     def chunk_bytes(self) -> int:
         """The bytes of a chunk as it is stored, if it is not compressed, and without metadata."""
         return self._output.chunk_bytes

@@ -21,7 +21,7 @@ from speadrx.receive.chunk import Chunk
 
 from .compression import Compressor
 from .part import FORMAT, Part, Piece, Stored, check_selection, group_document, named
-from .recording import hold_folder, is_recording, release_folder
+from .recording import hold_folder, inside, is_gone, is_recording, release_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class RecorderStats:
     #: The heaps that are present in chunks that were written, and in those that were not.
     heaps: int
     heaps_not_written: int
-    #: What the system said of the first chunk that was not written.
+    #: What the system said of the first chunk that was not written, and in which recording.
     first_error: str | None
     #: Groups in the recording: one, and one more for each time that began again, or jumped very far.
     parts: int
@@ -111,8 +111,11 @@ class Output:
         If an argument is wrong.
     """
 
-    #: What holds the folder; None if others write there, too.
+    #: What holds the folder, unless that is over; and its path by that.
     _held: int | None = None
+    _root: str
+    #: Whether it was removed before that.
+    _was_gone = False
 
     def __init__(
         self,
@@ -166,20 +169,31 @@ class Output:
             release_folder(held)
         os.mkdir(self.path)
         try:
-            self._held = hold_folder(self.path)
-            with open(os.path.join(self.path, _RESERVE_NAME), "wb") as file:
+            self._hold(hold_folder(self.path))
+            with open(os.path.join(self._root, _RESERVE_NAME), "wb") as file:
                 file.write(bytes(_RESERVE))
-            with open(os.path.join(self.path, "zarr.json"), "wb") as file:
+            with open(os.path.join(self._root, "zarr.json"), "wb") as file:
                 file.write(self._root_document([], {}))
         except OSError:
             shutil.rmtree(self.path, ignore_errors=True)
             self._release()
             raise
 
+    def _hold(self, held: int) -> None:
+        """Write to this folder, and to no other that may come to its path."""
+        self._held, self._root = held, inside(held)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder was removed while it was written to."""
+        held = self._held
+        return self._was_gone if held is None else is_gone(held)
+
     def _release(self) -> None:
         """Let others write to the folder."""
-        held, self._held = self._held, None
+        held = self._held
         if held is not None:
+            self._was_gone, self._held = is_gone(held), None
             release_folder(held)
 
     @property
@@ -285,7 +299,7 @@ class Output:
 
     def _folder(self, part: int) -> str:
         """The folder of a part, by its number."""
-        return os.path.join(self.path, f"part_{part}") if part else self.path
+        return os.path.join(self._root, f"part_{part}") if part else self._root
 
     def skip(self, end: int, *, begins: bool) -> None:
         """Take note of a chunk that has nothing to store: of its end, and of whether time began again before it."""
@@ -322,9 +336,9 @@ class Output:
         documents = dict(self._documents)
         for path, content, _ in pieces:
             if path.endswith("/zarr.json"):
-                name = path[len(self.path) : -len("/zarr.json")].lstrip("/")
+                name = path[len(self._root) : -len("/zarr.json")].lstrip("/")
                 documents[name] = named(name, content)
-        pieces.append((os.path.join(self.path, "zarr.json"), self._root_document(parts, documents, **more), True))
+        pieces.append((os.path.join(self._root, "zarr.json"), self._root_document(parts, documents, **more), True))
         return pieces, documents
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
@@ -370,6 +384,8 @@ class Output:
         first_error = counts.first_error
         if counts.last_error is not None:
             first_error = first_error or f"the last metadata: {counts.last_error}"
+        if first_error is not None:
+            first_error = f"{self.path}: {first_error}"
         return RecorderStats(
             chunks=counts.chunks,
             bytes=counts.bytes,
@@ -401,25 +417,27 @@ class Output:
             if self._writer.wait_until_settled(self._patience) and account is not None:
                 self._write_account(account)
         finally:
-            if not self._writer.wait_until_settled(0):
+            is_hung = not self._writer.wait_until_settled(0)
+            if is_hung:
                 self._writer.abandon(f"nothing was written for {self._patience:g} s")
             self._closed = True
             self._writer.end()
             self._thread.join()
             if self._compressor is not None:
                 self._compressor.close()
-            self._release()
+            if not is_hung:  # otherwise a thread may write there still
+                self._release()
 
     def _write_account(self, account: Callable[[], Mapping[str, Any]]) -> None:
         """Write the last metadata, in the space that was kept for them."""
         recorder = dataclasses.replace(self.stats(), finished=True, queued=0)
         ended = dt.datetime.now(dt.UTC).isoformat()
         last = {"complete": True, "ended": ended, "recorder": recorder, **account()}
-        pieces: list[Piece] = [(os.path.join(self.path, _RESERVE_NAME), None, False)]
+        pieces: list[Piece] = [(os.path.join(self._root, _RESERVE_NAME), None, False)]
         for part in self._parts:
             written, self._documents = self._metadata(part, part.files.chunks, self._parts, **last)
             pieces += written
         if not self._parts:
-            pieces.append((os.path.join(self.path, "zarr.json"), self._root_document([], {}, **last), True))
+            pieces.append((os.path.join(self._root, "zarr.json"), self._root_document([], {}, **last), True))
         self._writer.submit(pieces)
         self._finished = self._writer.wait_until_settled(self._patience) and self._writer.counts.last_error is None

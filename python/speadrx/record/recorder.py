@@ -117,6 +117,11 @@ class Recorder(Beside):
         """The bytes of all chunks, when those are written that are in the queue now."""
         return self._output.size()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder was removed while it was written to: nothing more can be recorded there."""
+        return self._output.is_gone
+
     def heaps(self, chunk: Chunk) -> int:
         """How many heaps are present in a chunk, of those that are selected."""
         return self._output.stored.held(chunk).heaps()

@@ -231,6 +231,19 @@ def hold_folder(path: str) -> int:
     return held
 
 
+def inside(held: int) -> str:
+    """The path of a folder that is held, which stays right if it is moved, and leads nowhere else if it is removed."""
+    return f"/proc/self/fd/{held}"
+
+
+def is_gone(held: int) -> bool:
+    """Whether a folder that is held was removed, so that nothing can be written there any more."""
+    try:
+        return not os.fstat(held).st_nlink
+    except OSError as exc:
+        return exc.errno == errno.ESTALE  # as network file systems say it
+
+
 def release_folder(held: int) -> None:
     """Let go of a folder, though a forked child may have the descriptor, too."""
     with contextlib.suppress(OSError):
