@@ -228,6 +228,24 @@ class TestPcapng:
         assert (datagram.payload, datagram.length) == (payload[:taken], len(payload))
         assert capture.cut_short == 1
 
+    @pytest.mark.parametrize("snaplen", [0, 100, 65535])
+    def test_simple_packets_end_where_they_did_on_the_way(self, tmp_path, order, snaplen):
+        """A packet that was cut short before this capture took it has no more bytes for the padding of its block."""
+        payload = bytes(range(1, 101))
+        frame = (ETHERNET + IPV4 + ipv4(udp(payload)))[:61]
+        body = struct.pack(order + "I", len(frame)) + frame + b"???"
+        content = section(order) + interface(order, 1, snaplen=snaplen) + block(order, 3, body)
+        (datagram,), capture = read(tmp_path, content, cut=True)
+        assert (datagram.payload, datagram.length) == (payload[:19], len(payload))
+        assert capture.cut_short == 1
+
+    def test_simple_packets_are_of_the_first_interface(self, tmp_path, order):
+        frame = ETHERNET + IPV4 + ipv4()
+        interfaces = interface(order, 1, snaplen=50) + interface(order, 101, snaplen=20)
+        content = section(order) + interfaces + block(order, 3, struct.pack(order + "I", len(frame)) + frame[:50])
+        (datagram,), _ = read(tmp_path, content, cut=True)
+        assert (datagram.payload, datagram.length) == (PAYLOAD[:8], len(PAYLOAD))
+
     @pytest.mark.parametrize(
         ("bad", "message"),
         [

@@ -312,6 +312,22 @@ def test_length_left_to_the_card(tmp_path):
     assert not capture.skipped
 
 
+def block(kind, body):
+    """A block of a pcapng file."""
+    return struct.pack("<II", kind, 12 + len(body)) + body + struct.pack("<I", 12 + len(body))
+
+
+def test_length_left_to_the_card_is_that_of_the_frame(tmp_path):
+    """What the capture has cut off belongs to it. In pcapng, simple packets have no other length."""
+    sent = [spead(i + 1, bytes([i]) * 400) for i in range(4)]
+    frame = ethernet(ip4(udp(b"".join(sent), 8 + len(sent[0])), length=0))
+    section = block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)) + block(1, struct.pack("<HHI", 1, 0, 1000))
+    for content in (pcap([frame], snaplen=1000), section + block(3, struct.pack("<I", len(frame)) + frame[:1000])):
+        datagrams, _ = read(tmp_path, content, cut=True)
+        assert [d.payload for d in datagrams] == [*sent[:2], b"".join(sent)[2 * len(sent[0]) : 1000 - 42]]
+        assert datagrams[2].length == len(sent[2])
+
+
 def test_ipv6_extensions(tmp_path):
     """All that contain their own length, in a row; an authentication header, which counts words; a whole fragment."""
     sent = spead(1, bytes(100))
