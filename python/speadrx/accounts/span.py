@@ -59,8 +59,9 @@ class Span(NamedTuple):
         if restarts and first < end:
             # Nobody knows what was sent in the gap. If time went back, there is no gap.
             return cls(epoch, first, end, restarts, gap=max(0, first - before.end)), first, end
-        # If it began again later than the account, that does not count.
-        return cls(epoch, before.first, max(before.end, end), 0, False), first, end
+        # If it began again later than the account, that does not count. This is so for nearly every chunk, and the
+        # constructor would be a call of Python more.
+        return tuple.__new__(cls, (epoch, before.first, max(before.end, end), 0, False, 0)), first, end
 
 
 def _clamped(stream: TellsTime, ends: Ends, epoch: int, first: int, end: int) -> tuple[int, int]:
