@@ -2,7 +2,6 @@
 
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "no library has memset for words, or prefetches"))]
 
-use std::mem;
 use std::ops::Range;
 
 use crate::layout::{Geometry, IndexFrom, Layout};
@@ -96,7 +95,8 @@ pub fn fill_missing(geometry: &Geometry, present: &[u8], data: &mut [u8], patter
     }
     let axes = layout.dimensions.iter().zip(geometry.strides());
     let offsets = Offsets::new(layout.spec().heap_bytes, axes.map(|(dimension, &stride)| (dimension.size, stride)));
-    overwrite(&offsets, present, data, &Filler::new(pattern))
+    let filler = Filler::new(pattern, data.as_ptr().addr());
+    overwrite(&offsets, present, data, &filler)
 }
 
 /// Set the side items of each missing heap of a chunk to 0.
@@ -112,38 +112,49 @@ pub fn zero_missing_extra(layout: &Layout, present: &[u8], extra: &mut [u8]) -> 
         return None;
     }
     let offsets = Offsets::new(record as u64, [(layout.chunk_heaps(), record as u64)].into_iter());
-    overwrite(&offsets, present, extra, &Filler::new(&[0])).map(drop)
+    overwrite(&offsets, present, extra, &Filler::new(&[0], 0)).map(drop)
 }
 
 /// Overwrite the offsets of missing heaps; those that follow one another in memory in one go.
 fn overwrite(offsets: &Offsets, present: &[u8], data: &mut [u8], filler: &Filler) -> Option<u64> {
     let mut filled = 0;
-    let mut run: Range<usize> = 0..0;
-    // Runs that were found, and whose memory is on its way to the caches: they are filled in order.
-    let mut ahead: [Range<usize>; AHEAD] = Default::default();
-    let mut turn = 0;
-    for index in missing(present) {
-        let start = offsets.offset(index);
-        if start != run.end {
-            prefetch(data.get(run.clone())?);
-            let next = ahead.get_mut(turn % AHEAD)?;
-            filler.fill(data.get_mut(mem::replace(next, run))?);
-            turn += 1;
-            run = start..start;
-        }
-        run.end += offsets.bytes;
+    let mut heaps = missing(present).map(|index| offsets.offset(index)).peekable();
+    let mut runs = std::iter::from_fn(|| {
+        let start = heaps.next()?;
+        let mut run = start..start + offsets.bytes;
         filled += 1;
+        while heaps.next_if_eq(&run.end).is_some() {
+            run.end += offsets.bytes;
+            filled += 1;
+        }
+        Some(run)
+    });
+    let mut found: Vec<Range<usize>> = Vec::with_capacity(TOGETHER);
+    loop {
+        found.clear();
+        found.extend(runs.by_ref().take(TOGETHER));
+        if found.is_empty() {
+            return Some(filled);
+        }
+        for (i, run) in found.iter().enumerate() {
+            if let Some(next) = found.get(i + AHEAD) {
+                prefetch(data.get(next.clone())?);
+            }
+            filler.fill(data.get_mut(run.clone())?);
+        }
     }
-    for i in 0..AHEAD {
-        filler.fill(data.get_mut(ahead.get((turn + i) % AHEAD)?.clone())?);
-    }
-    filler.fill(data.get_mut(run)?);
-    Some(filled)
 }
 
-/// Runs that are looked for before the first of them is filled. Single heaps lie far apart, in no cache: this way, the
-/// memory of some is waited for at a time.
+/// Runs that are looked for before the first of them is filled: each branch of the search that the processor guesses
+/// wrong would hold up the filling.
+const TOGETHER: usize = 64;
+
+/// How many runs ahead memory is fetched. Single heaps lie far apart, in no cache: this way, the memory of some is
+/// waited for at a time.
 const AHEAD: usize = 4;
+
+/// Bytes of a line of caches.
+const LINE: usize = 64;
 
 /// Have memory come to the caches, if it is short: where there is more to write, this would be in the way.
 fn prefetch(memory: &[u8]) {
@@ -151,7 +162,7 @@ fn prefetch(memory: &[u8]) {
     if memory.len() > MOST {
         return;
     }
-    for line in memory.chunks(64) {
+    for line in memory.chunks(LINE) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: it changes nothing that a program can see, whatever the address.
         unsafe {
@@ -169,13 +180,17 @@ fn missing(present: &[u8]) -> impl Iterator<Item = usize> {
     let blocks = present.chunks(BLOCK).enumerate();
     let lacking = blocks.filter(|(_, block)| block.iter().fold(u8::MAX, |least, &byte| least.min(byte)) == 0);
     lacking.flat_map(|(i, block)| {
-        let eights = block.chunks(8).enumerate();
-        eights.flat_map(move |(j, eight)| zeros(eight).map(move |k| i * BLOCK + j * 8 + k))
+        let mut found = block.chunks(8).enumerate().fold(0, |found, (j, eight)| found | zeros(eight) << (8 * j));
+        std::iter::from_fn(move || {
+            let index = (found != 0).then(|| i * BLOCK + found.trailing_zeros() as usize);
+            found &= found.wrapping_sub(1);
+            index
+        })
     })
 }
 
-/// Which of up to eight bytes are 0, in order.
-fn zeros(eight: &[u8]) -> impl Iterator<Item = usize> {
+/// Which of up to eight bytes are 0, a bit for each.
+fn zeros(eight: &[u8]) -> u64 {
     const LOW: u64 = u64::MAX / 0xff * 0x7f;
     let word = u64::from_le_bytes(eight.try_into().unwrap_or_else(|_| {
         let mut bytes = [u8::MAX; 8];
@@ -183,12 +198,9 @@ fn zeros(eight: &[u8]) -> impl Iterator<Item = usize> {
         bytes
     }));
     // The highest bit of each byte that is 0: in any other, the sum or the byte itself has it.
-    let mut found = !(((word & LOW) + LOW) | word | LOW);
-    std::iter::from_fn(move || {
-        let position = (found != 0).then(|| found.trailing_zeros() as usize / 8);
-        found &= found.wrapping_sub(1);
-        position
-    })
+    let found = !(((word & LOW) + LOW) | word | LOW);
+    // The product has the lowest bits of the bytes side by side, in its highest byte.
+    (found >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// Where the heaps of a chunk are in its memory.
@@ -233,20 +245,31 @@ enum Filler {
     Byte(u8),
     /// Patterns that divide eight bytes, as elements do.
     Word([u8; 8]),
-    /// Any others, as many as fit into a block.
-    Block(Vec<u8>),
+    /// Any others, as many as fit into a block, and how many bytes are before them.
+    Block(Vec<u8>, usize),
 }
 
 impl Filler {
     /// It stays in the first cache.
     const BLOCK: usize = 4096;
 
-    fn new(pattern: &[u8]) -> Self {
+    /// `address` is where the first heap is.
+    fn new(pattern: &[u8], address: usize) -> Self {
         let repeat = |size: usize| pattern.repeat((size / pattern.len().max(1)).max(1));
         match pattern {
             [first, rest @ ..] if rest.iter().all(|byte| byte == first) => Self::Byte(*first),
-            _ => repeat(8).try_into().map_or_else(|_| Self::Block(repeat(Self::BLOCK)), Self::Word),
+            _ => repeat(8).try_into().map_or_else(|_| Self::aligned(&repeat(Self::BLOCK), address), Self::Word),
         }
+    }
+
+    /// Lay a block such that lines of caches begin at the same of its bytes as of the first heap's: from there, it is
+    /// copied much faster. Most heaps are so many lines long, and lie alike.
+    fn aligned(patterns: &[u8], address: usize) -> Self {
+        let mut block: Vec<u8> = Vec::with_capacity(LINE + patterns.len());
+        let before = address.wrapping_sub(block.as_ptr().addr()) % LINE;
+        block.resize(before, 0);
+        block.extend_from_slice(patterns);
+        Self::Block(block, before)
     }
 
     /// Fill a slice that starts where a pattern does.
@@ -258,7 +281,8 @@ impl Filler {
                 fill_words(words, *word);
                 rest.iter_mut().zip(word).for_each(|(to, from)| *to = *from);
             }
-            Self::Block(block) => {
+            Self::Block(block, before) => {
+                let block = block.get(*before..).unwrap_or_default();
                 for piece in data.chunks_mut(block.len()) {
                     piece.copy_from_slice(block.get(..piece.len()).unwrap_or_default());
                 }

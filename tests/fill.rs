@@ -111,6 +111,55 @@ fn case() -> impl Strategy<Value = Case> {
         })
 }
 
+/// Fill heaps in one row, at an address with such a remainder, and compare.
+fn fill_row(heap_bytes: usize, present: &[u8], pattern: &[u8], remainder: usize) {
+    const LINE: usize = 64;
+    let case = Case {
+        heap_bytes: heap_bytes as u64,
+        sizes: vec![present.len() as u64],
+        array_order: Vec::new(),
+        memory_order: None,
+        gaps: vec![0],
+    };
+    let length = heap_bytes * present.len();
+    let mut memory = vec![0xee; length + 2 * LINE];
+    let start = (remainder + LINE - memory.as_ptr().addr() % LINE) % LINE;
+    let heap = pattern.repeat(heap_bytes / pattern.len());
+    let mut expected = memory.clone();
+    for i in (0..present.len()).filter(|&i| present[i] == 0) {
+        expected[start + i * heap_bytes..][..heap_bytes].copy_from_slice(&heap);
+    }
+    let missing = present.iter().filter(|&&flag| flag == 0).count() as u64;
+    let filled = fill_missing(&case.geometry(), present, &mut memory[start..start + length], pattern);
+    let what = format!("heaps of {heap_bytes}, pattern of {}, at {remainder}", pattern.len());
+    assert_eq!(filled, Some(missing), "{what}");
+    assert!(memory == expected, "{what}");
+}
+
+/// Sizes around those from which bytes are written in another way, anywhere in a line of the cache.
+#[test]
+fn heaps_of_any_size_are_filled_at_any_address() {
+    // Single heaps, and then a run.
+    let present: Vec<u8> = (0..40).map(|i| u8::from(i < 25 && i % 3 != 0)).collect();
+    let noise: Vec<u8> = (0..8200_u32).map(|i| (i.wrapping_mul(0x9e37_79b1) >> 24) as u8).collect();
+    for heap_bytes in [1, 8, 63, 64, 248, 255, 256, 257, 264, 640, 2040, 2048, 2056, 4095, 4096, 4104, 8192, 8200] {
+        for length in [1, 2, 4, 8, 16, heap_bytes].into_iter().filter(|length| heap_bytes % length == 0) {
+            for remainder in [0, 1, 8, 16, 48, 63] {
+                fill_row(heap_bytes, &present, &noise[..length], remainder);
+            }
+        }
+    }
+}
+
+/// Few and many: they are looked for some at a time.
+#[test]
+fn any_number_of_runs_is_filled() {
+    for runs in (0..70).chain(125..132).chain([1000]) {
+        let present: Vec<u8> = (0..2 * runs + 1).map(|i| u8::from(i % 2 == 0)).collect();
+        fill_row(24, &present, &[1, 2, 3], 0);
+    }
+}
+
 /// Which heaps are present: a fraction of them, in runs.
 fn present(heaps: usize, runs: &[(u8, Index)]) -> Vec<u8> {
     let mut present = Vec::new();
