@@ -409,6 +409,15 @@ mod tests {
     }
 
     #[test]
+    fn a_block_lies_as_the_first_heap_does() {
+        let pattern: Vec<u8> = (0..100).collect();
+        for address in [0, 1, 16, 63, 4096 + 48] {
+            let Filler::Block(block, before) = Filler::new(&pattern, address) else { panic!("no block") };
+            assert_eq!((block.as_ptr().addr() + before) % LINE, address % LINE);
+        }
+    }
+
+    #[test]
     fn any_byte_but_0_is_presence() {
         // Together by source, and one by one.
         for order in [r#"["pol", "time", "antenna"]"#, r#"["antenna", "time", "pol"]"#] {
