@@ -151,3 +151,23 @@ impl Filled {
         }
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+    use crate::spec::LayoutSpec;
+
+    #[test]
+    fn older_chunks_have_slots_of_their_own_for_who_asks_for_those() {
+        let text = "heap_bytes = 8\ntime = { item = 0x1600, step = 16, batches = 2 }\naxes = []";
+        let layout = Layout::new(LayoutSpec::from_toml(text).unwrap()).unwrap();
+        let mut filled = Filled::new(&layout, 4);
+        filled.slide(0, 2, |_, _| ());
+        let rows = [0, 1].map(|chunk| filled.older_row(chunk));
+        assert_eq!(rows, [0, 1].map(|chunk| Some(filled.row(chunk).as_ptr().cast())));
+        assert_ne!(rows.first(), rows.last());
+        // The newest is left to others, and there is nothing behind it.
+        assert_eq!([2, 3, 4].map(|chunk| filled.older_row(chunk)), [None; 3]);
+    }
+}

@@ -228,7 +228,8 @@ impl Group {
     /// A member places a control heap in a chunk: soon nothing can come out any more of the chunks up to it, of no member.
     ///
     /// The window of this one is empty from now on, and that of the others once they have asked. Returns by how many chunks
-    /// it has moved; None if there is no need, because newer heaps have been placed, or another control heap.
+    /// it has moved; None if there is no need, because newer heaps have been placed, or another control heap. (In the chunk
+    /// itself there are none: the epoch that begins with a flush begins behind it.)
     pub fn place_control(&self, control: u64, window: &mut Window) -> Option<u64> {
         let mut state = self.lock();
         if state.newest.is_some_and(|newest| newest.chunk > control) {

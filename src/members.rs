@@ -144,6 +144,7 @@ mod tests {
             }
             place(&members, streams - 1, 2, 7);
             members.look(true);
+            assert_eq!(members.carriers.len(), streams.div_ceil(64));
             let of_source = |source| (members.placed(source), members.newest(source));
             let carriers = streams.div_ceil(3) as u64;
             assert_eq!(of_source(0), (0, -1));
@@ -175,6 +176,20 @@ mod tests {
         place(&members, 0, 3, 5);
         members.look(true);
         assert_eq!(members.placed(3), 1);
+    }
+
+    #[test]
+    fn all_are_looked_at_when_heaps_have_paid_for_each_counter() {
+        for (streams, heaps) in [(4, 1), (5, 2), (8, 2), (9, 3)] {
+            let members = members(streams);
+            place(&members, 0, 1, 5);
+            for heap in 0..heaps {
+                assert_eq!(members.placed(1), 0, "{heap} of {heaps} heaps for {streams} streams");
+                members.meet(&members.all()[0], 0, 0);
+                members.look(false);
+            }
+            assert_eq!(members.placed(1), 1, "{streams} streams");
+        }
     }
 
     #[test]

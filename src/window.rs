@@ -215,4 +215,14 @@ mod tests {
         let later = Moment { epoch_first: 8, ..at(9, 48) };
         assert_eq!((window.follow(&later), window.low_bits), (None, 0xff));
     }
+
+    #[test]
+    fn window_is_emptied_unless_it_is_beyond_the_control_heap() {
+        for (control, moved) in [(5, None), (6, Some(1)), (9, Some(4)), (20, Some(15))] {
+            let mut window = window("");
+            window.follow(&at(9, 48));
+            assert_eq!((window.first_chunk, window.clear(control)), (6, moved), "{control}");
+            assert_eq!(window.limit, if moved.is_some() { 0 } else { 8 }, "{control}");
+        }
+    }
 }

@@ -107,6 +107,19 @@ fn phases_are_those_that_heaps_show() {
 }
 
 #[test]
+fn phases_that_are_known_need_not_be_asked_for_again() {
+    let (group, [context]) = streams(", phases = \"first\"");
+    for (time, antenna) in [(32, 0), (35, 1), (31, 2)] {
+        assert_eq!(place(&context, time, antenna), 0);
+    }
+    assert_eq!([64_035, 64_051].map(|time| place(&context, time, 1)), [-1; 2]);
+    // It is right again. Were the timeline asked, it would know that at once.
+    assert_eq!((place(&context, 51, 1), group.estranged().sources()), (0, vec![1]));
+    assert_eq!((place(&context, 64, 0), place(&context, 67, 1)), (1, 1));
+    assert_eq!((place(&context, 128, 0), group.estranged().sources()), (2, vec![]));
+}
+
+#[test]
 fn streams_ask_when_the_window_has_moved_and_only_then() {
     let (_, [first, second]) = streams("");
     let limits = || [&first, &second].map(|context| context.ledger().limit());
@@ -153,5 +166,36 @@ fn the_window_follows_a_heap_as_far_as_the_user_says() {
         let (_, [context]) = streams_that_jump("", max_jump);
         (0..ANTENNAS).for_each(|antenna| assert_eq!(place(&context, 0, antenna), 0));
         assert_eq!(place(&context, ahead * 64, 0), expected, "{ahead} chunks ahead of {max_jump:?}");
+    }
+}
+
+#[test]
+fn as_many_duplicates_as_there_are_slots_may_have_come_by_two_ways() {
+    let (group, [context]) = streams("");
+    let slots = WINDOW as i64 * BATCHES;
+    // All come once, and once more; where two of each source have come for the third time, all has begun again.
+    for batch in (0..slots).chain((0..slots).rev()).chain([1, 2]) {
+        assert!(group.epochs().len() <= 1, "before batch {batch}");
+        (0..ANTENNAS).for_each(|antenna| assert!(place(&context, batch * STEP, antenna) >= 0));
+    }
+    assert_eq!(group.epochs().len(), 2);
+}
+
+#[test]
+fn who_has_begun_to_come_through_another_stream_is_waited_for() {
+    let (_, [first, second]) = streams("");
+    for chunk in 0..5 {
+        for batch in chunk * BATCHES..(chunk + 1) * BATCHES {
+            // The first one comes through both in turn: it opens the second stream for the others.
+            assert_eq!(place(if batch % BATCHES == 0 { &first } else { &second }, batch * STEP, 0), chunk);
+            if chunk < 4 && batch % BATCHES > 0 {
+                (1..ANTENNAS).for_each(|antenna| assert_eq!(place(&second, batch * STEP, antenna), chunk));
+            }
+        }
+    }
+    // They are a chunk behind, as far as they may be.
+    assert_eq!(place(&first, 5 * BATCHES * STEP, 0), -1);
+    for chunk in [3, 4, 5] {
+        (1..ANTENNAS).for_each(|antenna| assert_eq!(place(&second, chunk * BATCHES * STEP, antenna), chunk));
     }
 }

@@ -71,6 +71,21 @@ fn the_other_heaps_with_the_mark_of_a_restart_change_nothing() {
 }
 
 #[test]
+fn the_other_heaps_with_the_mark_of_a_gap_leave_nobody_behind() {
+    // One of two is as far ahead as it may be, so that the other can go on.
+    let mut receiver = Receiver::new(&layout(4096, 8, 2, None), 4, 1, true, false);
+    assert_eq!(receiver.batches(LATER..LATER + 100), [0; 2]);
+    assert!(matches!(receiver.heap((LATER + 14 * 8) * STEP, 0, 0), Outcome::Received(..)));
+    assert_eq!(marked(&mut receiver, LATER + 14 * 8 + 1, 0, mark(LATER + 99, 0)), Ok(LATER + 14 * 8 + 1));
+    for chunk in [15, 16] {
+        assert_eq!(receiver.heap((LATER + chunk * 8) * STEP, 0, 0), Outcome::Rejected(Verdict::Implausible));
+    }
+    for batch in 100..128 {
+        assert!(matches!(receiver.heap((LATER + batch) * STEP, 1, 0), Outcome::Received(..)), "batch {batch}");
+    }
+}
+
+#[test]
 fn heaps_before_it_may_be_lost() {
     let (mut receiver, last) = receiver(true, LATER);
     assert_eq!(marked(&mut receiver, 7, 3, mark(last + 30, BEGINS)), Ok(7));

@@ -1,14 +1,16 @@
 //! What each fault costs: histories of heaps, each of which has broken a receiver.
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
 use speadrx::epochs::Cause;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
-use speadrx::timeline::Verdict;
+use speadrx::timeline::{Sighting, Verdict, Witness};
 
 mod senders;
 
-use senders::{LATER, Outcome, RANGE, Receiver, layout};
+use senders::{LATER, Outcome, RANGE, Receiver, World, layout};
 
 /// Chunks of 8 batches of 4096 ticks.
 fn receiver(sources: u64, resync: bool, tick_rate: Option<f64>) -> Receiver {
@@ -811,6 +813,338 @@ fn the_rate_that_a_stream_shows_is_known() {
         must_go_on(&mut receiver, LATER + 2800, 1);
         assert_eq!(receiver.causes(), [Cause::Start], "{factor}");
     }
+}
+
+/// A world that notes how often all sources were asked for, and in which one has gone on to this batch by then.
+struct Watched<'a> {
+    world: &'a World,
+    asked: Cell<usize>,
+    gone_on: Option<(u64, i64)>,
+}
+
+impl Witness for Watched<'_> {
+    fn placed(&self, source: u64) -> u64 {
+        self.world.placed(source)
+    }
+
+    fn newest(&self, source: u64) -> i64 {
+        match self.gone_on {
+            Some((who, batch)) if who == source && self.asked.get() > 0 => batch,
+            _ => self.world.newest(source),
+        }
+    }
+
+    fn look(&self, _is_urgent: bool) {
+        self.asked.set(self.asked.get() + 1);
+    }
+
+    fn now(&self) -> Option<u64> {
+        self.world.now()
+    }
+}
+
+#[test]
+fn a_gap_as_long_as_the_window_has_room_costs_nothing() {
+    for (window, chunks) in [(4, 2), (5, 3), (10, 2), (10, 8)] {
+        let mut receiver = Receiver::new(&layout(4096, 8, 4, None), window, 1, true, false);
+        must_go_on(&mut receiver, LATER, 0);
+        must_go_on(&mut receiver, LATER + 400 + (chunks - 1) * 8, 0);
+        assert_eq!(receiver.causes(), [Cause::Start]);
+    }
+}
+
+#[test]
+fn who_has_just_been_heard_is_waited_for_by_those_who_led_before() {
+    for chunks in 12..16 {
+        let mut receiver = receiver(5, true, None);
+        for batch in 0..chunks * 8 {
+            (0..2).for_each(|source| _ = receiver.heap((LATER + batch) * 4096, source, 0));
+        }
+        // Most sources have been silent until now, and are where the window begins.
+        let mut hear = |batch: i128, source| receiver.heap((LATER + batch) * 4096, source, 0);
+        let first = (chunks - 4) * 8;
+        for batch in first..chunks * 8 {
+            for source in 2..5 {
+                let outcome = hear(batch, source);
+                assert!(matches!(outcome, Outcome::Received(..)), "{batch} of {source} in {chunks}: {outcome:?}");
+            }
+            if batch == first {
+                (0..2).for_each(|source| _ = hear(chunks * 8, source));
+            }
+        }
+    }
+}
+
+#[test]
+fn who_was_ahead_by_mistake_is_asked_for_again_when_it_comes_there() {
+    let mut receiver = receiver(80, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    // It asks so often in vain that no more is left that its heaps have paid for.
+    for i in 0..96 {
+        let outcome = receiver.heap((LATER + 400 + 16 + i % 8) * 4096, 0, 0);
+        assert_eq!(outcome, Outcome::Rejected(Verdict::Implausible));
+    }
+    assert_eq!(receiver.batches(LATER + 400..LATER + 408), [0; 80]);
+    must_go_on(&mut receiver, LATER + 400 + 16, 0);
+}
+
+#[test]
+fn all_sources_are_asked_for_a_few_times_or_when_heaps_have_paid_for_it() {
+    const SOURCES: i128 = 1000;
+    let mut receiver = receiver(SOURCES as u64, true, None);
+    assert_eq!(receiver.batches(LATER..LATER + 16), [0; SOURCES as usize]);
+    let Receiver { timeline, world, .. } = &mut receiver;
+    let watched = Watched { world, asked: Cell::new(0), gone_on: None };
+    // Garbage ahead of the window, each heap of which is news.
+    for i in 0..4 * SOURCES {
+        let batch = LATER + if i % 2 == 0 { 32 } else { 100_000 + i * 1000 };
+        let heap = Sighting { source: 7, stamp: (batch * 4096) as u64, slot: 7 };
+        assert_eq!(timeline.observe(heap, &watched), Verdict::Implausible);
+    }
+    let asked = watched.asked.get();
+    assert!((1..=64 + 2 + 4).contains(&asked), "{asked} times");
+}
+
+#[test]
+fn who_goes_on_in_the_window_while_all_are_counted_has_not_won_elsewhere() {
+    let mut receiver = receiver(4, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    let Receiver { timeline, world, .. } = &mut receiver;
+    let before = timeline.newest();
+    let newest = world.newest(0);
+    let watched = Watched { world, asked: Cell::new(0), gone_on: Some((0, newest + 1)) };
+    // The others are silent; it has gone on elsewhere for as long as they are given.
+    let mut batches = LATER * 5..LATER * 5 + 200;
+    while watched.asked.get() == 0 {
+        let batch = batches.next().expect("it is asked for when it has gone on for two windows");
+        let heap = Sighting { source: 0, stamp: (batch * 4096) as u64, slot: 0 };
+        assert_eq!(timeline.observe(heap, &watched), Verdict::Implausible);
+    }
+    assert_eq!(timeline.newest(), before);
+}
+
+#[test]
+fn a_heap_from_before_time_zero_is_not_what_its_timestamp_was_before_a_restart() {
+    // The timestamp that would be before time 0 now has been one before the wrap.
+    let mut receiver = receiver(2, true, None);
+    (-1..1000).for_each(|chunk| _ = receiver.heap(RANGE + chunk * 8 * 4096, 0, 0));
+    (0..2).for_each(|batch| _ = receiver.heap(batch * 4096, 0, 0));
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+    for chunk in 1..4 {
+        let outcome = receiver.heap(RANGE - chunk * 8 * 4096, 1, 0);
+        assert_eq!(outcome, Outcome::Rejected(Verdict::Implausible), "{chunk} chunks before");
+    }
+}
+
+#[test]
+fn timestamps_of_40_bits_that_have_wrapped_make_sense_with_a_step_that_is_no_power_of_two() {
+    // Of 48 bits, they would be of a time after wraps beyond the end of time.
+    const FEW: i128 = 1 << 40;
+    const STEP: i128 = 1_000_003;
+    let mut receiver = Receiver::new(&layout(STEP as u64, 8, 4, None), 4, 1, true, false);
+    let mut lost = |from: i128, batches: i128| {
+        let mut lost = vec![0; 4];
+        for time in (from..from + batches).map(|batch| batch * STEP) {
+            for (source, lost) in lost.iter_mut().enumerate() {
+                let outcome = receiver.heap(time % FEW, source, 0);
+                *lost += usize::from(outcome != Outcome::Received(time / (8 * STEP), time));
+            }
+        }
+        lost
+    };
+    let wrap = FEW / STEP;
+    assert_eq!(lost(wrap - 200, 400), [0; 4]);
+    // An outage is one as with any other step.
+    let after = lost(wrap + 10_000, 100);
+    assert!(after.iter().all(|&lost| lost <= 1), "lost {after:?}");
+}
+
+#[test]
+fn the_former_time_goes_on_for_a_window_at_most_and_is_late_up_to_two() {
+    let spec = r#"
+        heap_bytes = 8
+        sources = "antenna"
+        time = { item = 0x1600, step = 4096, batches = 8, origin = "first" }
+        axes = [{ name = "antenna", item = 0x4101, size = 4 }]
+    "#;
+    let layout = Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap();
+    for (chunks, expected) in [
+        (-8, Outcome::Rejected(Verdict::Misaligned)),
+        (-7, Outcome::TooOld),
+        (0, Outcome::TooOld),
+        (1, Outcome::Rejected(Verdict::Implausible)),
+        (4, Outcome::Rejected(Verdict::Implausible)),
+        (5, Outcome::Rejected(Verdict::Misaligned)),
+    ] {
+        let mut receiver = Receiver::new(&layout, 4, 1, true, false);
+        for batch in 0..400 {
+            (0..4).for_each(|source| _ = receiver.heap(batch * 4096 + 7, source, 0));
+        }
+        // After a restart, the steps of time are elsewhere.
+        must_go_on(&mut receiver, LATER, 2);
+        assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+        let time = (49 + chunks) * 8 * 4096 + 7;
+        let is_aligned = expected != Outcome::Rejected(Verdict::Misaligned);
+        assert_eq!(receiver.timeline.is_aligned(time as u64), is_aligned, "{chunks} chunks ahead");
+        assert_eq!(receiver.heap(time, 0, 0), expected, "{chunks} chunks ahead");
+    }
+}
+
+#[test]
+fn a_stream_that_lags_may_bring_its_heaps_in_another_order() {
+    let mut receiver = Receiver::new(&layout(4096, 8, 4, None), 4, 2, true, false);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 400..560 {
+        for source in [0, 2, 3] {
+            receiver.heap((LATER + batch) * 4096, source, source % 2);
+        }
+    }
+    // Up to a window of it before its newest, which is 399.
+    for (batch, expected) in [
+        (399 - 31, Outcome::TooOld),
+        (399 - 32, Outcome::Rejected(Verdict::Implausible)),
+        (400, Outcome::TooOld),
+        (420, Outcome::TooOld),
+        (401, Outcome::TooOld),
+    ] {
+        assert_eq!(receiver.heap((LATER + batch) * 4096, 1, 1), expected, "batch {batch}");
+    }
+}
+
+#[test]
+fn who_is_in_the_window_does_not_lag() {
+    // The window begins with the last batch of a source, or just behind that. Then its heaps are late.
+    for (last, named) in [(400, vec![3]), (399, vec![])] {
+        let mut receiver = receiver(4, true, None);
+        receiver.batches(LATER..=LATER + last);
+        for batch in last + 1..432 {
+            (0..3).for_each(|source| _ = receiver.heap((LATER + batch) * 4096, source, 0));
+        }
+        for batch in [380, 381] {
+            assert_eq!(receiver.heap((LATER + batch) * 4096, 3, 0), Outcome::TooOld);
+        }
+        assert_eq!(receiver.timeline.estranged().sources(), named, "last batch {last}");
+    }
+}
+
+#[test]
+fn where_some_repeat_what_others_have_flushed_time_begins_again() {
+    // They agree on a time that the window holds. It is no way ahead, whether a clock can tell or not.
+    for tick_rate in [None, Some(1e9)] {
+        let mut receiver = receiver(2, true, tick_rate);
+        must_go_on(&mut receiver, LATER, 0);
+        receiver.flush();
+        assert_eq!(receiver.batches(LATER + 400..LATER + 408), [0; 2]);
+        for batch in 400..403 {
+            let stamp = ((LATER + batch) * 4096) as u64;
+            assert!(!receiver.repeat(Sighting { source: 0, stamp, slot: 0 }));
+        }
+        (392..394).for_each(|batch| _ = receiver.heap((LATER + batch) * 4096, 1, 0));
+        assert_eq!(receiver.causes(), [Cause::Start, Cause::Flush, Cause::Restart], "{tick_rate:?}");
+    }
+}
+
+#[test]
+fn a_flush_leaves_room_for_a_chunk_before_the_end_of_time() {
+    let step = 1_000_003;
+    let last = i128::from(i64::MAX) / (8 * step);
+    for (before, control) in [(5, Some(last - 1)), (4, None)] {
+        let mut receiver = Receiver::new(&layout(step as u64, 8, 1, None), 4, 1, true, false);
+        let from = (last - before) * 8;
+        assert_eq!(receiver.batches(from..from + 2), [1], "so long after a wrap, it must be said twice");
+        assert_eq!(receiver.newest(), Some(last - before));
+        assert_eq!(receiver.timeline.control().map(i128::from), control, "{before} chunks before");
+        receiver.flush();
+        assert_eq!(receiver.causes().len(), 1 + usize::from(control.is_some()));
+    }
+}
+
+/// Sources that send a batch in so many nanoseconds, which takes them 4096 ticks.
+fn receiver_at_rate(nanoseconds: i32) -> Receiver {
+    let mut receiver = receiver(4, true, Some(4096e9 / f64::from(nanoseconds)));
+    for batch in 0..400 {
+        (0..4).for_each(|source| _ = receiver.heap((LATER + batch) * 4096, source, 0));
+        receiver.pass(nanoseconds.into());
+    }
+    receiver
+}
+
+#[test]
+fn how_far_time_can_have_come_depends_on_the_rate_of_the_stream() {
+    for nanoseconds in [400, 4096, 40_000] {
+        for (late, expected) in [(0, vec![Cause::Start]), (300, vec![Cause::Start, Cause::Restart])] {
+            let mut receiver = receiver_at_rate(nanoseconds);
+            receiver.pass(800 * i128::from(nanoseconds));
+            // A tenth more is a tolerance, and so is a window.
+            must_go_on(&mut receiver, LATER + 1200 + late, 2);
+            assert_eq!(receiver.causes(), expected, "{late} batches more than in {nanoseconds} ns each");
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_a_little_slow_is_followed() {
+    // A chunk of a second takes 50 us more.
+    let mut receiver = Receiver::new(&layout(1_000_000, 1000, 1, Some(1e9)), 4, 1, true, true);
+    let mut batch = 0;
+    let mut send_after = |receiver: &mut Receiver, seconds: i128, chunks: i128| {
+        receiver.pass(seconds * 1_000_050_000);
+        batch += chunks * 1000;
+        (0..3).for_each(|i| _ = receiver.heap((batch + i) * 1_000_000, 0, 0));
+        receiver.causes()
+    };
+    for _ in 0..1000 {
+        assert_eq!(send_after(&mut receiver, 1000, 1000), [Cause::Start]);
+    }
+    // More than has passed, though by less than it is slow by now.
+    assert_eq!(send_after(&mut receiver, 10, 30), [Cause::Start, Cause::Restart]);
+}
+
+#[test]
+fn of_a_capture_any_gap_of_an_hour_may_be() {
+    const SECOND: i32 = 100_000_000;
+    for (seconds, expected) in [(3599, vec![Cause::Start]), (3601, vec![Cause::Start, Cause::Restart])] {
+        let mut receiver = Receiver::new(&layout(1000, 8, 4, Some(SECOND.into())), 4, 1, true, false);
+        assert_eq!(receiver.batches(0..400), [0; 4]);
+        receiver.batches((0..4).map(|batch| batch + seconds * i128::from(SECOND) / 1000));
+        assert_eq!(receiver.causes(), expected, "{seconds} s");
+    }
+}
+
+#[test]
+fn after_half_the_range_only_the_time_to_expect_is_that_of_an_outage() {
+    // What is nearest to the newest time is in the past.
+    const OUTAGE: i128 = 3 << 46;
+    let tenth = OUTAGE / 10;
+    for (off, expected) in [
+        (0, vec![Cause::Start]),
+        (tenth / 2, vec![Cause::Start]),
+        (-tenth / 2, vec![Cause::Start]),
+        (tenth * 2, vec![Cause::Start, Cause::Restart]),
+        (-tenth * 2, vec![Cause::Start, Cause::Restart]),
+    ] {
+        let mut receiver = receiver(4, true, Some(1e9));
+        must_go_on(&mut receiver, LATER, 0);
+        receiver.pass(OUTAGE);
+        must_go_on(&mut receiver, LATER + 400 + (OUTAGE + off) / 4096, 2);
+        assert_eq!(receiver.causes(), expected, "{off} ticks off");
+    }
+}
+
+#[test]
+fn one_that_is_right_again_clears_no_other_name() {
+    let mut receiver = receiver(5, true, None);
+    must_go_on(&mut receiver, LATER, 0);
+    for batch in 0..4 {
+        (2..4).for_each(|source| _ = receiver.heap((LATER * 5 + batch) * 4096, source as usize, 0));
+    }
+    assert_eq!(receiver.timeline.estranged().sources(), [2, 3]);
+    for batch in 400..440 {
+        for source in [0, 1, 3, 4] {
+            receiver.heap((LATER + batch) * 4096, source, 0);
+        }
+    }
+    assert_eq!(receiver.timeline.estranged().sources(), [2]);
 }
 
 proptest! {
