@@ -1,6 +1,6 @@
 //! Cost of the callback per heap, called through its C function pointer, for each format.
 
-#[expect(dead_code, reason = "only the ledger and instruction benches place without a ledger")]
+#[expect(dead_code, reason = "only other benches place without a ledger, or have two streams")]
 mod formats;
 
 use std::time::Duration;

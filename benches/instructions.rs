@@ -1,6 +1,7 @@
 //! Calls the callback a given number of times, for an instruction counter to watch: `instructions FORMAT PASSES`, or
 //! `instructions FORMAT PASSES alone` for placement without accounting. Without arguments, lists the formats.
 
+#[expect(dead_code, reason = "only the bench of neighbours has two streams")]
 mod formats;
 
 use formats::Feed;
@@ -14,7 +15,7 @@ fn main() {
         }
         return;
     };
-    let (_, mut feed) = Feed::all().into_iter().find(|(name, _)| name == format).expect("a format");
+    let mut feed = Feed::named(format);
     for _ in 0..passes.parse().expect("a number of passes") {
         feed.advance();
         let placed = if how.is_empty() { feed.pass() } else { feed.pass_alone() };

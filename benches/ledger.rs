@@ -1,5 +1,6 @@
 //! What the accounting costs: the callback against placement alone, alternating, as a ratio.
 
+#[expect(dead_code, reason = "only the bench of neighbours has two streams")]
 mod formats;
 
 use std::time::{Duration, Instant};

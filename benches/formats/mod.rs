@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use speadrx::abi::{ChunkPlaceData, PlaceFn};
 use speadrx::callback::Context;
 use speadrx::group::Group;
-use speadrx::layout::Layout;
+use speadrx::layout::{Geometry, Layout};
 use speadrx::place::{Heap, Items, Placer, kind};
 use speadrx::segment::Moment;
 use speadrx::spec::LayoutSpec;
@@ -98,6 +98,14 @@ extern "C" fn leave_alone(data: &mut ChunkPlaceData, alone: &mut Alone, n_items:
     }
 }
 
+/// How two streams belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    Group,
+    Neighbours,
+    FarApart,
+}
+
 /// One callback with the heaps of a few chunks, in order or shuffled within the window.
 pub struct Feed {
     context: Context,
@@ -112,25 +120,72 @@ pub struct Feed {
 impl Feed {
     /// Name and feed of each format.
     pub fn all() -> Vec<(&'static str, Self)> {
-        let padded = BTreeMap::from([("stride".to_owned(), 256 * 5120 + 4096)]);
-        let second_pol = BTreeMap::from([("pol".to_owned(), 1)]);
-        let none = BTreeMap::new();
-        vec![
-            ("digitiser", Self::new(DIGITISER, &padded, false)),
-            ("antenna-channelised/80", Self::new(&antenna_channelised(80), &none, false)),
-            ("tied-array/64", Self::new(TIED_ARRAY, &second_pol, false)),
-            ("antenna-channelised/4", Self::new(&antenna_channelised(4), &none, false)),
-            ("antenna-channelised/1024", Self::new(&antenna_channelised(1024), &none, false)),
-            ("antenna-channelised/4 shuffled", Self::new(&antenna_channelised(4), &none, true)),
-            ("antenna-channelised/1024 shuffled", Self::new(&antenna_channelised(1024), &none, true)),
-        ]
+        let names = [
+            "digitiser",
+            "antenna-channelised/80",
+            "tied-array/64",
+            "antenna-channelised/4",
+            "antenna-channelised/1024",
+            "antenna-channelised/4 shuffled",
+            "antenna-channelised/1024 shuffled",
+        ];
+        names.into_iter().map(|name| (name, Self::named(name))).collect()
+    }
+
+    /// The feed of one format.
+    pub fn named(name: &str) -> Self {
+        let (format, order) = name.split_once(' ').unwrap_or((name, ""));
+        match format.split_once('/') {
+            None => Self::new(DIGITISER, &BTreeMap::from([("stride".to_owned(), 256 * 5120 + 4096)]), false),
+            Some(("tied-array", _)) => Self::new(TIED_ARRAY, &BTreeMap::from([("pol".to_owned(), 1)]), false),
+            Some((_, n_ants)) => {
+                let toml = antenna_channelised(n_ants.parse().expect("a number of antennas"));
+                Self::new(&toml, &BTreeMap::new(), order == "shuffled")
+            }
+        }
     }
 
     fn new(toml: &str, user_data: &BTreeMap<String, u64>, shuffled: bool) -> Self {
         let layout = Arc::new(Layout::new(LayoutSpec::from_toml(toml).expect("toml")).expect("layout"));
         let geometry = layout.geometry(user_data).expect("geometry");
-        let group = Group::new(TimeRules::new(&layout, WINDOW, WINDOW, None, true).expect("rules"));
-        let context = Context::new(&geometry, WINDOW, None, group, None).expect("context");
+        let context = Context::new(&geometry, WINDOW, None, Self::group(&layout), None).expect("context");
+        Self::of_context(context, &geometry, shuffled)
+    }
+
+    /// Two streams with every second source each, in chunks of so many batches: of one group, or of a group each. Of several
+    /// of those, the two that lie closest to each other, or farthest apart.
+    pub fn pair(n_ants: u64, batches: u64, streams: Streams) -> [Self; 2] {
+        let toml = antenna_channelised(n_ants).replace("batches = 8", &format!("batches = {batches}"));
+        let layout = Arc::new(Layout::new(LayoutSpec::from_toml(&toml).expect("toml")).expect("layout"));
+        let geometry = layout.geometry(&BTreeMap::new()).expect("geometry");
+        let group = Self::group(&layout);
+        let make = |_| {
+            let group = if streams == Streams::Group { Arc::clone(&group) } else { Self::group(&layout) };
+            Context::new(&geometry, WINDOW, None, group, None).expect("context")
+        };
+        let mut contexts: Vec<_> = (0..if streams == Streams::Group { 2 } else { 12 }).map(make).collect();
+        contexts.sort_by_key(Context::argument);
+        let gap = |index: usize| contexts[index + 1].argument().addr() - contexts[index].argument().addr();
+        if streams == Streams::Neighbours {
+            let closest = (0..contexts.len() - 1).min_by_key(|&index| gap(index)).expect("contexts");
+            contexts.rotate_left(closest + 1);
+        }
+        let ends = [contexts.pop(), contexts.drain(..).next()];
+        let mut member = 0;
+        ends.map(|context| {
+            let mut feed = Self::of_context(context.expect("two contexts"), &geometry, false);
+            feed.rows = feed.rows.chunks(feed.n_items).skip(member).step_by(2).flatten().copied().collect();
+            member += 1;
+            feed
+        })
+    }
+
+    fn group(layout: &Layout) -> Arc<Group> {
+        Group::new(TimeRules::new(layout, WINDOW, WINDOW, None, true).expect("rules"))
+    }
+
+    fn of_context(context: Context, geometry: &Geometry, shuffled: bool) -> Self {
+        let layout = geometry.layout();
         let time = &layout.spec().time;
         let axis = &layout.spec().axes[0];
         let mut rows = Vec::new();
@@ -153,7 +208,7 @@ impl Feed {
             }
         }
         let alone =
-            Alone { placer: Placer::new(&geometry, WINDOW).expect("placer"), window: Window::new(&layout, WINDOW) };
+            Alone { placer: Placer::new(geometry, WINDOW).expect("placer"), window: Window::new(layout, WINDOW) };
         Self {
             context,
             alone,
@@ -163,6 +218,11 @@ impl Feed {
             stats: vec![0; 16],
             extra: [0; 16],
         }
+    }
+
+    /// Where what its callback uses for every heap lies.
+    pub fn address(&self) -> usize {
+        self.context.argument().addr()
     }
 
     /// Heaps of one pass.
@@ -193,7 +253,7 @@ impl Feed {
             self.alone.placer.is_dense(),
             self.alone.placer.kind(),
         ) {
-            (1, 0, false, kind::COMMON) => place_alone::<{ kind::COMMON }, 1, 0, false>,
+            (1, 0, false, kind::BITS) => place_alone::<{ kind::BITS }, 1, 0, false>,
             (0, 1, true, kind::POWER) => place_alone::<{ kind::POWER }, 0, 1, true>,
             (0, 0, true, kind::UNIT) => place_alone::<{ kind::UNIT }, 0, 0, true>,
             other => panic!("no instance for {other:?}"),
