@@ -16,7 +16,7 @@ use crate::mark::Mark;
 use crate::pace::Pace;
 use crate::segment::{Grid, LocateError, Located, Moment, Segment, signed};
 use crate::stamps::Stamps;
-use crate::voices::{Agreement, Kind, NOWHERE, Voices};
+use crate::voices::{Agreement, Kind, Voices};
 pub use crate::voices::{Sighting, Witness};
 
 /// For so many windows must all who agree have gone on elsewhere, and nobody in the window, before those who were there are
@@ -453,7 +453,7 @@ impl Timeline {
     /// A heap from before a flush, of a time that the window would still hold: what was flushed has been handed over.
     ///
     /// A source that goes on there has not gone back.
-    fn flushed(&mut self, heap: Sighting, here: &Located, witness: &impl Witness) -> Option<Verdict> {
+    fn flushed(&self, heap: Sighting, here: &Located, witness: &impl Witness) -> Option<Verdict> {
         let previous = self.previous?;
         let at = previous.locate(&self.rules.grid, heap.stamp).ok()?;
         // After a restart the same timestamp was another time, perhaps one that never was.
@@ -463,7 +463,6 @@ impl Timeline {
         if signed(batch) <= witness.newest(heap.source) {
             return None;
         }
-        self.voices.join(heap.source, NOWHERE);
         Some(Verdict::Place(moment))
     }
 

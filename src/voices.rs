@@ -12,7 +12,7 @@ use crate::segment::{Grid, Segment, difference, signed};
 /// For so many turns of the window after a source was last heard, it is live.
 const LIVE_TURNS: u64 = 2;
 /// Batch of a source that has none in the current segment.
-pub(crate) const NOWHERE: i64 = -1;
+const NOWHERE: i64 = -1;
 /// Before anybody was heard.
 const NEVER: i64 = i64::MIN;
 
@@ -27,9 +27,7 @@ pub trait Witness {
     fn newest(&self, source: u64) -> i64;
 
     /// All sources are about to be asked for. Whoever knows of them from hearsay may look again, and must if it is urgent.
-    fn look(&self, is_urgent: bool) {
-        let _ = is_urgent;
-    }
+    fn look(&self, _is_urgent: bool) {}
 
     /// Nanoseconds on a clock that never goes back; None if the heaps do not come as time passes.
     fn now(&self) -> Option<u64>;
@@ -308,22 +306,13 @@ impl Voices {
         ticks.unsigned_abs() <= self.span.unsigned_abs() && ticks.checked_rem(self.step) == Some(0)
     }
 
-    /// A heap of a source is in the window, or it would be but for a flush.
-    pub fn join(&mut self, source: u64, batch: i64) {
-        let (turn, looks, median) = (self.turn, self.looks, self.median);
-        let Some(voice) = self.all.get_mut(source as usize) else { return };
-        if let Some(claim) = voice.claim.as_mut().filter(|claim| batch > claim.newest) {
-            claim.is_back = true; // Whether one window holds both is found out when all are counted.
+    /// A heap of a source is in the window: who goes on there does not disagree any more. All else is found out when sources
+    /// are counted, for the heap will have been placed by then.
+    pub fn join(&self, source: u64, batch: i64) {
+        let claim = self.all.get(source as usize).and_then(|voice| voice.claim);
+        if claim.is_some_and(|claim| batch > claim.newest) {
             self.estranged.clear(source);
         }
-        self.is_anybody_new |= voice.batch == NOWHERE;
-        voice.turn = Some(turn);
-        voice.heard_at = looks;
-        voice.median = median;
-        if voice.batch == NOWHERE {
-            voice.be_at(batch);
-        }
-        voice.batch = voice.batch.max(batch);
     }
 
     /// A heap of a source is not where the window is, which begins with batch `first`, and lags by `lag` batches. How many

@@ -1,6 +1,8 @@
 //! Streams of a group as the timeline sees them: with a window that all share, and a fast path that asks nobody.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use std::cell::Cell;
+
 use speadrx::epochs::Cause;
 use speadrx::layout::Layout;
 use speadrx::segment::Moment;
@@ -40,6 +42,8 @@ pub struct World {
     placed: Vec<u64>,
     newest: Vec<i64>,
     now: Option<u64>,
+    /// How often all sources have been counted.
+    pub counts: Cell<usize>,
 }
 
 impl Witness for World {
@@ -49,6 +53,10 @@ impl Witness for World {
 
     fn newest(&self, source: u64) -> i64 {
         self.newest[source as usize]
+    }
+
+    fn look(&self, is_urgent: bool) {
+        self.counts.set(self.counts.get() + usize::from(!is_urgent));
     }
 
     fn now(&self) -> Option<u64> {
@@ -78,7 +86,12 @@ impl Receiver {
         let time = &layout.spec().time;
         Self {
             timeline: Timeline::new(TimeRules::new(layout, window, reach, None, resync).unwrap()),
-            world: World { placed: vec![0; sources], newest: vec![-1; sources], now: is_live.then_some(0) },
+            world: World {
+                placed: vec![0; sources],
+                newest: vec![-1; sources],
+                now: is_live.then_some(0),
+                counts: Cell::new(0),
+            },
             step: time.step.into(),
             batches: time.batches.into(),
             window: window.into(),
