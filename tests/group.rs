@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use speadrx::abi::ChunkPlaceData;
 use speadrx::callback::Context;
+use speadrx::copies::Copies;
 use speadrx::epochs::Cause;
+use speadrx::filled::Filled;
 use speadrx::group::Group;
 use speadrx::layout::Layout;
 use speadrx::spec::LayoutSpec;
@@ -107,6 +109,20 @@ fn phases_are_those_that_heaps_show() {
 }
 
 #[test]
+fn another_phase_is_believed_when_two_heaps_in_a_row_show_it() {
+    let (group, [context]) = streams(", phases = \"first\"");
+    for (time, antenna) in [(32, 0), (35, 1), (40, 2)] {
+        place(&context, time, antenna);
+    }
+    assert_eq!(group.phases(), [0, 3, STEP / 2].map(Some));
+    // The same heap again shows nothing new, nor do two that differ.
+    for (time, phase) in [(53, 3), (53, 3), (70, 3), (86, 6)] {
+        place(&context, time, 1);
+        assert_eq!(group.phases(), [0, phase, STEP / 2].map(Some), "heap of {time}");
+    }
+}
+
+#[test]
 fn phases_that_are_known_need_not_be_asked_for_again() {
     let (group, [context]) = streams(", phases = \"first\"");
     for (time, antenna) in [(32, 0), (35, 1), (31, 2)] {
@@ -197,5 +213,37 @@ fn who_has_begun_to_come_through_another_stream_is_waited_for() {
     assert_eq!(place(&first, 5 * BATCHES * STEP, 0), -1);
     for chunk in [3, 4, 5] {
         (1..ANTENNAS).for_each(|antenna| assert_eq!(place(&second, chunk * BATCHES * STEP, antenna), chunk));
+    }
+}
+
+#[test]
+fn a_heap_from_the_start_is_no_wrap_long_before_one_however_far_the_window_may_jump() {
+    // With 40 bits, it would be ahead by no more than the user allows.
+    let (_, [context]) = streams_that_jump("", Some(1 << 35));
+    (0..ANTENNAS).for_each(|antenna| assert!(place(&context, 3 << 38, antenna) >= 0));
+    assert_eq!(place(&context, 0, 0), -1);
+}
+
+#[test]
+fn copies_are_found_in_full_chunks_too() {
+    let spec = r#"
+        heap_bytes = 8
+        sources = "antenna"
+        time = { item = 0x1600, step = 16, batches = 16 }
+        axes = [{ name = "antenna", item = 0x4101, size = 16 }]
+    "#;
+    let layout = Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap();
+    for slots in [1, 255, 256] {
+        let mut copies = Copies::default();
+        let mut found = Vec::new();
+        for _member in 0..2 {
+            copies.join(1);
+        }
+        for expected in [vec![], (0..slots).collect()] {
+            let mut filled = Filled::new(&layout, 1);
+            (0..slots).for_each(|slot| assert!(!filled.mark(0, slot)));
+            filled.slide(1, 0, |_, row| copies.leave(5, row, |slot| found.push(slot)));
+            assert_eq!(found, expected);
+        }
     }
 }

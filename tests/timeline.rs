@@ -12,6 +12,9 @@ mod senders;
 
 use senders::{LATER, Outcome, RANGE, Receiver, World, layout};
 
+/// Where timestamps of 40 bits wrap.
+const FEW: i128 = 1 << 40;
+
 /// Chunks of 8 batches of 4096 ticks.
 fn receiver(sources: u64, resync: bool, tick_rate: Option<f64>) -> Receiver {
     Receiver::new(&layout(4096, 8, sources, tick_rate), 4, 1, resync, tick_rate.is_some())
@@ -207,7 +210,6 @@ fn who_is_wrong_twice_is_named_and_who_lags_is_not() {
 
 #[test]
 fn timestamps_of_40_bits_wrap_also_within_a_gap() {
-    const FEW: i128 = 1 << 40;
     let mut receiver = receiver(4, true, Some(1e9));
     let mut now = 0;
     let mut run = |from: i128, batches: i128| {
@@ -939,7 +941,6 @@ fn a_heap_from_before_time_zero_is_not_what_its_timestamp_was_before_a_restart()
 #[test]
 fn timestamps_of_40_bits_that_have_wrapped_make_sense_with_a_step_that_is_no_power_of_two() {
     // Of 48 bits, they would be of a time after wraps beyond the end of time.
-    const FEW: i128 = 1 << 40;
     const STEP: i128 = 1_000_003;
     let mut receiver = Receiver::new(&layout(STEP as u64, 8, 4, None), 4, 1, true, false);
     let mut lost = |from: i128, batches: i128| {
@@ -1145,6 +1146,49 @@ fn one_that_is_right_again_clears_no_other_name() {
         }
     }
     assert_eq!(receiver.timeline.estranged().sources(), [2]);
+}
+
+/// Four sources whose timestamps have 40 bits and have just wrapped, and the first batch after that.
+fn receiver_of_40_bits() -> (Receiver, i128) {
+    let mut receiver = receiver(4, true, None);
+    let wrap = FEW / 4096;
+    for batch in wrap - 100..wrap + 100 {
+        (0..4).for_each(|source| _ = receiver.heap(batch * 4096 % FEW, source, 0));
+    }
+    assert_eq!(receiver.causes(), [Cause::Start]);
+    (receiver, wrap + 100)
+}
+
+#[test]
+fn a_timestamp_of_more_than_40_bits_is_wrong_where_they_have_40() {
+    let (mut receiver, next) = receiver_of_40_bits();
+    assert_eq!(receiver.heap(next * 4096 + 8 * FEW, 0, 0), Outcome::Rejected(Verdict::Implausible));
+    // One that would be right with 48 bits does no harm either.
+    assert!(matches!(receiver.heap(next * 4096, 0, 0), Outcome::Received(..)));
+    for batch in next..next + 100 {
+        for source in 0..4 {
+            let outcome = receiver.heap(batch * 4096 % FEW, source, 0);
+            assert_eq!(outcome, Outcome::Received(batch / 8, batch * 4096), "source {source}");
+        }
+    }
+}
+
+#[test]
+fn after_a_restart_timestamps_may_have_more_bits() {
+    let (mut receiver, _) = receiver_of_40_bits();
+    let from = 5 * FEW / 4096;
+    must_go_on(&mut receiver, from, 2);
+    assert_eq!(receiver.causes(), [Cause::Start, Cause::Restart]);
+    assert_eq!(receiver.heap((from + 400) * 4096 % FEW, 0, 0), Outcome::Rejected(Verdict::Implausible));
+    must_go_on(&mut receiver, from + 400, 0);
+}
+
+#[test]
+fn time_does_not_begin_with_a_heap_between_its_steps() {
+    let mut receiver = receiver(1, true, None);
+    assert_eq!(receiver.heap(LATER * 4096 + 7, 0, 0), Outcome::Rejected(Verdict::Misaligned));
+    assert_eq!(receiver.causes(), []);
+    must_go_on(&mut receiver, LATER, 0);
 }
 
 proptest! {
