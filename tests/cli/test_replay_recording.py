@@ -6,6 +6,7 @@ import collections
 import json
 import pathlib
 import random
+import shutil
 import struct
 import sys
 import threading
@@ -47,7 +48,7 @@ from speadrx import Axis, Layout, Recorder, Send, TimeAxis
 from speadrx.cli.resend import Resender
 from speadrx.record.recording import Recording
 from speadrx.simulate import VirtualClock
-from terminals import run, run_here
+from terminals import PATIENCE, piped, run, run_here
 
 
 class Packets:
@@ -80,10 +81,10 @@ def items_of(packet: bytes) -> tuple[dict[int, int], bytes]:
 
 
 def record(path: pathlib.Path, queue: spead2.InprocQueue, layout: Layout, **kwargs) -> pathlib.Path:
-    select = kwargs.pop("select", None)
+    how = {name: kwargs.pop(name, None) for name in ("select", "compress")}
     with (
         speadrx.Receiver(layout, queue, **kwargs) as rx,
-        Recorder(rx, path, wait=True, select=select) as recorder,
+        Recorder(rx, path, wait=True, **how) as recorder,
     ):
         for chunk in recorder:
             chunk.recycle()
@@ -490,6 +491,37 @@ class TestMistakes:
     def test_an_empty_one(self, tmp_path) -> None:
         path = str(record(tmp_path / "a.zarr", queue_of([]), layout_of()))
         assert "holds nothing" in run_here("replay", path, "--to", "127.0.0.1:7148", code=2)
+
+    def test_no_heap_is_there(self, tmp_path) -> None:
+        """As when the disk was full before the first chunk."""
+        path = record(tmp_path / "a.zarr", queue_of(heaps_of([0])), layout_of())
+        (path / "present/c.0.0").unlink()
+        with piped("replay", str(path), "--to", f"127.0.0.1:{own_port()}") as process:
+            output, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (1, f"{path} has no heap.\n")
+        assert "0 heaps in 0 packets" in output
+
+    @pytest.mark.parametrize("compress", [None, "zstd"])
+    @pytest.mark.parametrize(
+        ("damage", "what", "why"),
+        [
+            ("data/c.1.0.0", "chunk 1 of {}/data", "Too many levels of symbolic links"),
+            ("present/c.0.0", "chunk 0 of {}/present", "Too many levels of symbolic links"),
+            ("time/c.0", "{}/time", "Too many levels of symbolic links"),
+            ("present", "{}/present", "No such file or directory"),
+            ("present/c.x.0", "{}/present", "invalid literal for int() with base 10: 'x'"),
+        ],
+    )
+    def test_what_is_damaged_is_named(self, tmp_path, compress, damage, what, why) -> None:
+        """Not the network, which has nothing to do with it."""
+        path = record(tmp_path / "a.zarr", queue_of(heaps_of(range(3))), layout_of(), compress=compress)
+        if damage == "present":
+            shutil.rmtree(path / damage)
+        else:
+            (path / damage).unlink(missing_ok=True)
+            (path / damage).symlink_to((path / damage).name)
+        said = run_here("replay", str(path), "--to", f"127.0.0.1:{own_port()}", "--json", "--pace=1000", code=2)
+        assert " ".join(said.split()).endswith(f"{what.format(path)} is damaged: {why}"), said
 
     def test_user_data_that_is_missing(self, tmp_path) -> None:
         layout = layout_of(axes=(*layout_of().axes, Axis(name="pol", size=2, from_user_data="pol")))

@@ -78,7 +78,7 @@ def replay(
     \b
     Exit codes:
       0  heaps were received, or a recording was sent
-      1  no heap was received, more were missing than --max-loss,
+      1  no heap was received or sent, more were missing than --max-loss,
          or the account does not add up
       2  wrong usage, or FILE cannot be used (what comes before damage is received)
     """  # noqa: D301 (click needs the backslash)

@@ -256,7 +256,7 @@ def resend(
     start = time.perf_counter()
     try:
         with naming_options(), UdpSink(endpoints) as sink:
-            _send(resender, sink, pace)
+            interrupted = _send(resender, sink, pace)
     except OSError as exc:
         raise UnusableError(f"cannot send to {where}: {exc.strerror or exc}") from None
     truth = resender.truth
@@ -265,9 +265,13 @@ def resend(
         click.echo(json.dumps({**about, "truth": truth_report(truth, recording.layout.source_labels)}))
     amount = f"{counted(truth.copies, 'heap')} in {counted(truth.packets, 'packet')}, {truth.bytes / 1e6:,.1f} MB"
     console.print(printable(f"Sent to {where}: {amount}."))
+    if not truth.copies and not interrupted:
+        click.echo(f"{path} has no heap.", err=True)
+        context.exit(1)
 
 
-def _send(resender: Resender, sink: Sink, pace: float | None) -> None:
+def _send(resender: Resender, sink: Sink, pace: float | None) -> bool:
+    """Send it, and return whether it was interrupted."""
     total = sum(len(part.chunks()) for part in resender.parts) * resender.parts[0].recording.layout.chunk_heaps
     truth = resender.truth
     with interruptible() as interrupted:
@@ -277,3 +281,4 @@ def _send(resender: Resender, sink: Sink, pace: float | None) -> None:
 
         with PolledProgress(total, poll):
             resender.send(sink, pace=pace, stop=interrupted.is_set)
+        return interrupted.is_set()

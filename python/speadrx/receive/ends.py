@@ -28,9 +28,9 @@ _SOURCE_SECONDS = 1.0
 
 
 def running(reference: weakref.ref[Any]) -> Any:
-    """The stream or group, unless it is gone or stopped."""
+    """The stream or group, unless it is gone, stopped or inert."""
     owner = reference()
-    return None if owner is None or owner._stopped else owner
+    return None if owner is None or owner._stopped or owner._exiting else owner
 
 
 def waits_for_consumer(owner: Any) -> bool:

@@ -1,18 +1,28 @@
-"""Forked children: in them, the streams of their parent are inert, because the network threads are not there.
+"""Streams that are inert: those of the parent in a forked child, and those whose descriptors somebody else has closed.
 
-A child shares with its parent all that a stream has in the kernel. If it stopped a stream, gave a chunk back, or only
-let go of a stream, it would wait for ever for threads that it does not have, and the parent would go deaf or crash.
+A child has no network threads, and shares with its parent all that a stream has in the kernel. If it stopped a stream,
+gave a chunk back, or only let go of a stream, it would wait for ever for threads that it does not have, and the parent
+would go deaf or crash. If a program closes all descriptors, as it may to become a daemon, the network threads are
+there, but wait at descriptors that nothing can wake any more.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from .sockets import leave_sockets
+
+logger = logging.getLogger(__name__)
+
+_CLOSED = (
+    "stream: another part of this program has closed its descriptors (as os.closerange does), so it can receive "
+    "nothing more: close only your own, or do so before there is a receiver"
+)
 
 
 def check_ours(owner: Any) -> None:
@@ -21,13 +31,32 @@ def check_ours(owner: Any) -> None:
     Raises
     ------
     RuntimeError
-        If this process is a forked child of the one that has made it.
+        If this process is a forked child of the one that has made it, or has closed its descriptors.
     """
+    if owner._lost:
+        raise RuntimeError(_CLOSED)
     if owner._inherited:
         raise RuntimeError(
             f"stream: belongs to process {owner._process}, and this is process {os.getpid()}, forked from it, which "
             "has no threads that receive: wanted a stream or Receiver that was made in this process"
         )
+
+
+def check_descriptors(owner: Any) -> None:
+    """Check that a stream or group has its descriptors still. If not, it is inert from now on.
+
+    Raises
+    ------
+    RuntimeError
+        If somebody else has closed them.
+    """
+    if not owner._lost and not owner._stopped and not owner._has_descriptors():
+        owner._lost = owner._exiting = True
+        _keep_for_ever([owner])
+        _end_without_spead2()
+        logger.error("%s", _CLOSED)
+    if owner._lost:
+        raise RuntimeError(_CLOSED)
 
 
 def leave_to_parent(streams: Iterable[Any]) -> None:

@@ -25,7 +25,7 @@ from speadrx.accounts.span import Span
 
 from .chunk import Chunk
 from .fill import chunk_filler
-from .fork import check_ours
+from .fork import check_descriptors, check_ours
 from .gaps import GapChunks
 from .starvation import LOOK_INTERVAL, Starvation
 from .stream import ChunkRingStream, ChunkStreamRingGroup
@@ -138,6 +138,7 @@ class ChunkIterator:
         self._ring = stream.data_ringbuffer
         self._poll = select.poll()
         self._poll.register(self._ring.data_fd, select.POLLIN)
+        self._ready = [(self._ring.data_fd, select.POLLIN)]
         self._readable: _Readable | None = None
         self._lock = threading.Lock()
         self._hands = _Hands()
@@ -202,6 +203,7 @@ class ChunkIterator:
             # interpreter waits for the lock, and so for what the core does with a chunk.
             with self._lock:
                 if self._stream._exiting:
+                    check_ours(self._stream)
                     raise StopIteration
                 try:
                     self._take(hand)
@@ -213,7 +215,8 @@ class ChunkIterator:
                 except spead2.Empty:
                     pass
                 starvation = starvation or Starvation(self._stream)
-                if not self._poll.poll(LOOK_INTERVAL * 1000):
+                if self._poll.poll(LOOK_INTERVAL * 1000) != self._ready:
+                    check_descriptors(self._stream)
                     starvation.look()
         if hand.incomplete:
             self._complete(hand)  # an interrupt came before it was done
@@ -227,6 +230,7 @@ class ChunkIterator:
         while hand.chunk is None:
             with self._lock:  # held for a moment only, unless a thread waits in __next__
                 if self._stream._exiting:
+                    check_ours(self._stream)
                     raise StopAsyncIteration
                 try:
                     self._take(hand)
@@ -242,6 +246,8 @@ class ChunkIterator:
             starvation = starvation or Starvation(self._stream)
             if not await self._readable.wait(LOOK_INTERVAL):
                 import asyncio
+
+                check_descriptors(self._stream)
 
                 starvation.look(other_tasks=len(asyncio.all_tasks()) > 1)
         if hand.incomplete:
@@ -319,6 +325,9 @@ class ChunkIterator:
             hand.taken.extend(map(_get_nowait, (self._ring,)))
         except spead2.Stopped:
             self._stream.stop()  # it has ended, but its thread may not have counted everything yet
+            raise
+        except RuntimeError:
+            check_descriptors(self._stream)
             raise
 
     def _lacking(self, number: int, epoch: int) -> int | None:

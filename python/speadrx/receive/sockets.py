@@ -113,8 +113,8 @@ class SocketSet:
             if self.closed:
                 sock.close()
             else:
+                self._inodes.append(inode_of(sock))  # first, for an interrupt may come at any line
                 self._endpoints[sock] = endpoint
-                self._inodes.append(inode_of(sock))
                 self._last[sock] = 0
                 self._drops.setdefault(endpoint, 0)
 
@@ -174,6 +174,14 @@ class SocketSet:
         with self._lock:
             pending = (fcntl.ioctl(sock, termios.FIONREAD, bytes(_INT.size)) for sock in self._endpoints)
             return all(_INT.unpack(size) == (0,) for size in pending)
+
+    def are_open(self) -> bool:
+        """Whether nobody else has closed a socket, or has its descriptor now."""
+        with self._lock:
+            try:
+                return all(inode_of(sock) in self._inodes for sock in self._endpoints)
+            except OSError:
+                return False
 
     def unread_batches(self) -> int:
         """At most how many batches a stream reads until it has read all packets that the kernel has now."""

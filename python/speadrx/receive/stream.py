@@ -26,7 +26,7 @@ from speadrx.layout.base import BaseLayout, DeclarativeLayout
 
 from .chunk import Chunk, ChunkBuffers
 from .control import ControlHeaps, drain
-from .fork import check_ours, leave_to_parent
+from .fork import check_descriptors, check_ours, leave_to_parent
 from .gaps import GapChunk
 from .readers import member_sockets
 from .sockets import SocketSet
@@ -171,6 +171,9 @@ class _Receiving(_RingPair):
         self._exiting = False
         self._process = os.getpid()
         self._inherited = False  # whether this is a forked child of that process
+        self._lost = False  # whether somebody else has closed its descriptors
+        self._ring_descriptor = self.data_ringbuffer.data_fd
+        self._ring_status = os.fstat(self._ring_descriptor)
         # In spead2, two threads that stop the same stream can wait for each other for ever, as after `drain`. The lock
         # is reentrant, because a signal handler or the garbage collector may stop the stream too.
         self._stop_lock = threading.RLock()
@@ -181,6 +184,14 @@ class _Receiving(_RingPair):
     def _streams(self) -> Sequence[Any]:
         """The streams that read, each in its own thread."""
         raise NotImplementedError
+
+    def _has_descriptors(self) -> bool:
+        """Whether its sockets are open, and the descriptor at which its consumer waits."""
+        try:
+            there = os.path.samestat(os.fstat(self._ring_descriptor), self._ring_status)
+        except OSError:
+            return False
+        return there and all(sockets.are_open() for sockets in self._socket_sets)
 
     def epochs(self) -> tuple[Epoch, ...]:
         """The epochs so far, oldest first. There is none before the first heap, or if the layout has its own callback.
@@ -268,6 +279,7 @@ class _Receiving(_RingPair):
             If the layout has a callback of its own.
         """
         check_ours(self)
+        check_descriptors(self)
         if self._core is None or self._control is None:
             raise ValueError("drain: needs a declarative layout, but this one has a placement callback of its own")
         if not self._stopped and self._drains.acquire(blocking=False):
@@ -314,10 +326,16 @@ class _Receiving(_RingPair):
 
         Call it even if the sender has ended the stream, so that the ports become free. In a forked child, it does
         nothing.
+
+        Raises
+        ------
+        RuntimeError
+            If another part of the program has closed its descriptors.
         """
         if self._inherited:
             return
         with self._stop_lock:
+            check_descriptors(self)
             if not self._stopped:
                 super().stop()  # type: ignore[misc]
                 self._close_sockets()

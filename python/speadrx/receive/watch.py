@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -14,6 +15,7 @@ from speadrx.accounts.rejections import summary
 from speadrx.accounts.report import mixed_heaps, rate_mismatch
 
 from .disagreement import Disagreement
+from .fork import check_descriptors
 from .silence import Silence
 from .sockets import SocketSet, shared_counters
 
@@ -60,6 +62,10 @@ class _Watched:
         """Look at the stream. Return False if it is gone or stopped."""
         owner = self.owner()
         if owner is None or owner._stopped:
+            return False
+        with contextlib.suppress(RuntimeError):
+            check_descriptors(owner)
+        if owner._exiting:
             return False
         if owner.ledger is None:  # the layout has a callback of its own
             seen = 0

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,12 @@ class RecordedPart:
         """The numbers of the chunks that are there, in order, from `start` on: a chunk is there with its `present`."""
         stored = self.recording.stored
         place = 1 + stored.time_axis
-        keys = (name.split(".") for name in os.listdir(os.path.join(self.folder, stored.present.name)))
-        # Of a fleet, each chunk lies in several files.
-        return sorted(number for number in {int(key[place]) for key in keys if key[0] == "c"} if number >= self.start)
+        folder = os.path.join(self.folder, stored.present.name)
+        with _naming(folder):
+            keys = (name.split(".") for name in os.listdir(folder))
+            # Of a fleet, each chunk lies in several files.
+            numbers = {int(key[place]) for key in keys if key[0] == "c"}
+        return sorted(number for number in numbers if number >= self.start)
 
     def begin(self) -> int:
         """The number of the first chunk that is there. Those before it are none in recordings of a single receiver."""
@@ -65,18 +69,11 @@ class RecordedPart:
     def read(self, array: Any, number: int) -> np.ndarray:
         """Read a chunk of one of the arrays of `Stored`, in its byte order, whatever that of the reader is."""
         stored, batches = self.recording.stored, self.recording.layout.chunk_batches
-        if (file := self._file(array, number)) is not None:
-            try:
+        with _naming(f"chunk {number} of {os.path.join(self.folder, array.name)}"):
+            if (file := self._file(array, number)) is not None:
                 return np.memmap(file, array.dtype, "r", shape=array.shape)
-            except ValueError as exc:
-                raise ValueError(
-                    f"chunk {number} of {os.path.join(self.folder, array.name)} is damaged: {exc}"
-                ) from exc
-        chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
-        try:
+            chunk = (slice(None),) * stored.time_axis + (slice(number * batches, (number + 1) * batches),)
             values: np.ndarray = self.group[array.name][chunk].astype(array.dtype, copy=False)
-        except (ValueError, RuntimeError) as exc:
-            raise ValueError(f"chunk {number} of {os.path.join(self.folder, array.name)} is damaged: {exc}") from exc
         return values
 
     def _file(self, array: Any, number: int) -> str | None:
@@ -86,13 +83,15 @@ class RecordedPart:
             return None
         before, after = self.recording.stored.names(array)
         path = os.path.join(self.folder, array.name, f"{before}{number}{after}")
-        return path if os.path.exists(path) else None
+        return path if os.path.lexists(path) else None
 
     def utc(self, batch: int) -> np.datetime64 | None:
         """UTC of a batch; None if that is not known."""
         if not self.attributes["time_is_utc"]:
             return None
-        return np.datetime64(int(self.group[self.recording.stored.time_name][batch]), "ns")
+        name = self.recording.stored.time_name
+        with _naming(os.path.join(self.folder, name)):
+            return np.datetime64(int(self.group[name][batch]), "ns")
 
     def length(self) -> int:
         """How many batches it spans. While it grows, or if its end was not written, its arrays are longer."""
@@ -250,6 +249,15 @@ def release_folder(held: int) -> None:
         fcntl.flock(held, fcntl.LOCK_UN)
     with contextlib.suppress(OSError):
         os.close(held)
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Make errors of reading name what is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as exc:
+        raise ValueError(f"{what} is damaged: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _attributes(path: str) -> dict[str, Any]:
