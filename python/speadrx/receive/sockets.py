@@ -179,7 +179,8 @@ class SocketSet:
         """Whether nobody else has closed a socket, or has its descriptor now."""
         with self._lock:
             try:
-                return all(inode_of(sock) in self._inodes for sock in self._endpoints)
+                # What an interrupt has closed is no longer its own.
+                return all(inode_of(sock) in self._inodes for sock in self._endpoints if sock.fileno() >= 0)
             except OSError:
                 return False
 
