@@ -90,6 +90,9 @@ BAD = [
     ({"shares": 5}, ["shares", "5", "4"]),
     ({"shares": 0}, ["shares", "0", "1"]),
     ({"shares": 2.5}, ["shares", "2.5", "integer"]),
+    ({"shares": True}, ["shares", "True", "integer"]),
+    ({"report_seconds": True}, ["report_seconds", "True", "number"]),
+    ({"silent_seconds": True}, ["silent_seconds", "True", "number"]),
     ({"resources": {"NIC": -1}}, ["resources.NIC", "-1"]),
     ({"resources": {"NIC": True}}, ["resources.NIC", "True"]),
     ({"resources": ["NIC"]}, ["resources", "['NIC']"]),
@@ -97,6 +100,10 @@ BAD = [
     ({"function": "night:1st"}, ["function", "'night:1st'"]),
     ({"function": 7}, ["function", "7"]),
     ({"record": "night.zarr"}, ["record", "'night.zarr'", "{share}"]),
+    *(
+        ({"receiver": {name: True}}, [f"receiver.{name}", "True", "wanted a"])
+        for name in ("threads", "window", "tolerance_seconds", "tolerance_bytes", "chunks", "buffer")
+    ),
     ({"receiver": {"windw": 4}}, ["receiver.windw", "window"]),
     ({"receiver": {"labels": {}}}, ["receiver.labels"]),
     ({"receiver": {"window": 0}}, ["receiver.window", "0", "1"]),

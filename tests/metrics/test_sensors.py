@@ -143,7 +143,7 @@ async def test_sensors_before_the_first_chunk(prefixes: list[str]) -> None:
     assert (device.stype, device.value, device.status) == (DeviceStatus, DeviceStatus.DEGRADED, WARN)
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), float("nan"), None, "1"])
+@pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), float("nan"), None, "1", True])
 def test_wrong_timeout(timeout: Any) -> None:
     with pytest.raises(ValueError, match=r"sensor_timeout: given .*, but wanted a positive number of seconds"):
         make_sensors(timeout)

@@ -370,6 +370,6 @@ class SensorUpdater:
 
 
 def _check_number(name: str, value: Any, wanted: str, *, above: float = -math.inf) -> float:
-    if not isinstance(value, (int, float, np.number)) or not above < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not above < value < math.inf:
         raise ValueError(f"{name}: given {value!r}, but wanted {wanted}")
     return float(value)

@@ -9,7 +9,7 @@ from typing import Any
 def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """Check an argument that must be an integer, and return it."""
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)  # for Python, True is 1
     except TypeError:
         raise TypeError(f"{name}: given {value!r}, but wanted an integer") from None
     if least is not None and number < least:
