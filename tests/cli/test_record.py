@@ -150,6 +150,17 @@ class TestCapture:
         assert len(data) == 3 * 1000
         assert sum(file.stat().st_size for file in set(files).difference(data)) < 10 * 1000 * BATCHES + 1e6
 
+    @pytest.mark.parametrize("text", ["antenna=m2,1", "m2", "2", "antenna=0x2"])
+    def test_select_by_label(self, options, tmp_path, text):
+        """As `look` does."""
+        labels = ["--set", "sources=antenna", "--set", 'source_labels=["m0", "m1", "m2"]']
+        record([*options, *labels], tmp_path, heaps_of(range(3)), f"--select={text}")
+        wanted = [2, 1] if "," in text else [2]
+        assert attributes(tmp_path / "a.zarr")["select"] == {"antenna": wanted}
+        cut = tmp_path / "cut.zarr"
+        run_here("record", str(tmp_path / "a.zarr"), "-o", str(cut), "--select=m2")
+        assert attributes(cut)["select"] == {"antenna": [2]}
+
     def test_select(self, options, tmp_path):
         heaps = heaps_of(range(5))
         record(options, tmp_path, heaps, "--select=antenna=2,0")

@@ -242,11 +242,14 @@ def _read_selection(
             )
         there = next(dimension.values for dimension in dimensions if dimension.name == name)
         for value in values.split(","):
-            found.setdefault(name, set()).add(_index(value, name, there, labels if name == layout.sources else ()))
+            found.setdefault(name, set()).add(
+                index_of("selection", value, name, there, labels if name == layout.sources else ())
+            )
     return found
 
 
-def _index(text: str, name: str, values: Sequence[int], labels: Sequence[str]) -> int:
+def index_of(option: str, text: str, name: str, values: Sequence[int], labels: Sequence[str]) -> int:
+    """The index on an axis that an option selects, by its value there, or the label of a source."""
     try:
         return list(values).index(int(text, 0))
     except ValueError:
@@ -254,7 +257,7 @@ def _index(text: str, name: str, values: Sequence[int], labels: Sequence[str]) -
             return labels.index(text)
         there = [label for label in labels if not label.isdecimal()] or [str(value) for value in values]
         some = ", ".join(there if len(there) <= 8 else [*there[:7], "...", there[-1]])
-        raise ValueError(f"selection: {text!r} is no {name} here; there is {some}") from None
+        raise ValueError(f"{option}: {text!r} is no {name} here; there is {some}") from None
 
 
 def _chosen(dimension: Dimension, by_name: Mapping[str, set[int]]) -> Dimension:

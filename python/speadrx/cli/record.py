@@ -25,6 +25,7 @@ from speadrx.record.recording import Begin, hold_folder, is_recording, release_f
 from . import quantities
 from .captured import open_capture, report, run_capture, show_capture
 from .interrupt import interruptible
+from .meaning import index_of
 from .options import begin_option, layout_options, refuse_begin
 from .parameters import UnusableError, describe, naming_options, read_sources
 from .pieces import Limits, Pieces, complain, document, existing, summary
@@ -46,16 +47,21 @@ _OF_RECORDINGS = (
 )
 
 
-def _read_selection(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, list[int]]:
-    """Read values of axes, such as ``antenna=3,7``."""
+def _selected(layout: DeclarativeLayout, texts: tuple[str, ...]) -> dict[str, list[int]]:
+    """Read values of axes, such as ``antenna=3,7``, or the label of a source."""
+    axes, sources = {axis.name: axis for axis in layout.declaration.axes}, layout.declaration.sources
     selection: dict[str, list[int]] = {}
     for text in texts:
-        name, _, values = text.partition("=")
-        try:
-            found = [int(value, 0) for value in values.split(",")]
-        except ValueError:
-            raise click.BadParameter(f"{text!r} is not AXIS=VALUES, such as antenna=3,7") from None
-        selection[name] = selection.get(name, []) + found
+        name, equals, values = text.partition("=")
+        if not equals:
+            name, values = sources or "", text
+        if name not in axes:
+            raise ValueError(
+                f"select: {text!r}: the layout has no axis {name!r}; its axes are {', '.join(axes) or 'none'}"
+            )
+        numbers, labels = axes[name]._numbers, layout.source_labels if name == sources else ()
+        chosen = [numbers[index_of("select", value, name, numbers, labels)] for value in values.split(",")]
+        selection[name] = selection.get(name, []) + chosen
     return selection
 
 
@@ -88,10 +94,9 @@ def _read_selection(context: click.Context, parameter: click.Parameter, texts: t
 @begin_option
 @click.option(
     "--select",
-    callback=_read_selection,
     multiple=True,
     metavar="AXIS=VALUES",
-    help="Keep only this of an axis, such as antenna=3,7. It may be given once for each axis.  [default: all]",
+    help="Keep only this of an axis, such as antenna=3,7; or the source with a label, such as m003.  [default: all]",
 )
 @click.option(
     "--compress",
@@ -117,7 +122,7 @@ def record(
     max_bytes: int | None,
     split: float | None,
     begin: Begin | None,
-    select: dict[str, list[int]],
+    select: tuple[str, ...],
     compress: str | None,
     patience: float,
     interval: float,
@@ -162,14 +167,15 @@ def record(
     split_ticks = _ticks(layout, split, "--split")
     old = _existing(output, force, is_split=split is not None)
     with naming_options():
-        _check_room(layout, select, max_bytes)
+        selection = _selected(layout, select)
+        _check_room(layout, selection, max_bytes)
     made: list[Pieces] = []
 
     def make(receiver: Receiver) -> Session:
         recorder = functools.partial(
             Recorder,
             receiver,
-            select=select,
+            select=selection,
             wait=is_capture,
             overwrite=force,
             compress=compress,
@@ -216,7 +222,7 @@ def _cut(
     output: str,
     split: float | None,
     wanted: tuple[int | None, int | None, float | None],
-    select: dict[str, list[int]],
+    select: tuple[str, ...],
     begin: Begin | None,
     **options: Any,
 ) -> None:
@@ -241,7 +247,7 @@ def _cut(
             raise click.BadParameter(f"{output} is in the recording that is to be cut", param_hint="--output")
         try:
             old = _existing(output, force, is_split=split is not None)
-            source = Source(recording, select, begin)
+            source = Source(recording, _selected(recording.layout, select), begin)
             _check_room(recording.layout, source.select, max_bytes)
             with _usable(output):
                 make = functools.partial(Cutting, source, overwrite=force, **options)
