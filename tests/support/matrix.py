@@ -48,9 +48,10 @@ clock); and the layout's tick rate (none, right, wrong by 4 % or by a factor of 
 
 - *Good heaps* are those of sources with right clocks. *Lost* is how many of them did not reach the user.
 - After each event some loss cannot be avoided: what is read before more than half of the live sources have been read
-  again that agree. (A source is live if it was heard in the last 4 windows.) *Worst source* is what a single source has
-  lost apart from this, after one event. It may be 2 heaps; 3 if there is one source; 1 where receiving begins; 0 where
-  nothing happens.
+  again that agree. (A source is live if it was heard in the last 4 windows.) Where threads read as fast as they can,
+  nobody notes the order: the round in which that comes about counts as read before, and the next one too if a
+  minority could be the first to be heard in it. *Worst source* is what a single source has lost apart from this,
+  after one event. It may be 2 heaps; 3 if there is one source; 1 where receiving begins; 0 where nothing happens.
 - *Outside* is the number of cells in which a source has lost more than it may, or something else was wrong.
 - The *figure* is exact if the loss figure and the missing heaps of each source are what they are in truth.
 - The *residual* is the number of heaps that no counter accounts for.
