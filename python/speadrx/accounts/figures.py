@@ -17,6 +17,7 @@ from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from speadrx._whole import whole_file
 from speadrx._words import counted
 
 from .history import History
@@ -109,10 +110,11 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written.
     """
-    metadata = {"Date": None} if os.fspath(path).lower().endswith(".svg") else {}
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    kind = os.path.splitext(path)[1].lower().removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else {}
+    with mpl.rc_context(STYLE), warnings.catch_warnings(), whole_file(path) as file:
         warnings.simplefilter("ignore")
-        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
+        figure.savefig(file, format=kind or None, dpi=DOTS_PER_INCH, metadata=metadata)
 
 
 def shortened(text: str, n: int) -> str:

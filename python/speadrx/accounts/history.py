@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from speadrx._whole import whole_file
 from speadrx.layout.base import DeclarativeLayout
 
 from .fields import FieldError, Fields
@@ -420,17 +421,8 @@ class History:
             If the file cannot be written.
         """
         text = json.dumps(self.to_json(), separators=(",", ":")) + "\n"
-        file = pathlib.Path(os.path.realpath(path))
-        part = file.with_name(f"{file.name}.part")
-        if file.exists() and not file.is_file():  # a device or a pipe
+        with whole_file(path) as file:
             file.write_text(text, encoding="utf-8")
-            return
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import math
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from speadrx import _core
+from speadrx._whole import whole_file
 from speadrx._words import counted, listed
 from speadrx.receive.endpoints import parse_endpoints
 from speadrx.survey.capture import MOST_VALUES, Capture, read_datagrams
@@ -335,8 +337,10 @@ def _finish(
         click.echo(toml, nl=False)
     if output is not None:
         try:
-            with output.open("w" if force else "x", encoding="utf-8") as file:
-                file.write(toml)
+            if output.exists() and not force:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            with whole_file(output) as file:
+                file.write_text(toml, encoding="utf-8")
         except OSError as exc:
             raise UnusableError(f"{output} cannot be written: {exc.strerror}") from None
         click.echo(f"Wrote {output}", err=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from speadrx._whole import whole_file
 from speadrx.layout import presets
 from speadrx.layout.base import STAT_PREFIX
 from speadrx.layout.declaration import Axis, Layout, TimeAxis
@@ -316,7 +317,8 @@ def layout(
     loaded = load_layout(name_or_path, overrides, "FILE|PRESET")
     if svg is not None:
         try:
-            svg.write_text(svg_picture(loaded), encoding="utf-8")
+            with whole_file(svg) as file:
+                file.write_text(svg_picture(loaded), encoding="utf-8")
         except OSError as exc:
             raise click.BadParameter(f"{svg}: {exc.strerror or exc}", param_hint="--svg") from None
     if toml:

@@ -9,6 +9,7 @@ import ipaddress
 import operator
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -313,7 +314,9 @@ class PcapSink(_ClosingSink):
         self._prefixes = [_prefix(source, _endpoint("endpoint", each)) for each in ([endpoint] if single else endpoint)]
         self._clock = clock
         self._number = 0
+        self._path = os.fspath(path)
         self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self._status = os.fstat(self._file.fileno())
         # Magic, version 2.4, time zone, accuracy, longest packet, Ethernet.
         self._file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 0x40000, 1))
 
@@ -342,9 +345,23 @@ class PcapSink(_ClosingSink):
                             f"clock: its time, {microseconds / 1e6:g} s, must be less than 2^32 s in a capture file"
                         )
                     stamps[i] = microseconds
-        self._file.write(_core.frame_packets(self._prefixes, packets.memory, stamps, self._number % 0x10000))
+        with self._removing():
+            self._file.write(_core.frame_packets(self._prefixes, packets.memory, stamps, self._number % 0x10000))
         self._number += n
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._removing():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[None]:
+        """Leave no file behind that cannot be written to its end: it would break off within a packet."""
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError):
+                own = os.lstat(self._path)
+                if stat.S_ISREG(own.st_mode) and os.path.samestat(own, self._status):
+                    os.unlink(self._path)
+            raise
