@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::{check, check_distinct, check_item};
 use crate::error::LayoutError;
-use crate::spec::{is_default, is_true, numbers, optional_number, yes};
+use crate::spec::{flag, is_default, is_true, numbers, numbers_by_name, optional_number, yes};
 
 /// Items of SPEAD itself that a packet may lack: the heap's length, and the place of its payload in the heap.
 const OMITTED: std::ops::RangeInclusive<u64> = 2..=3;
@@ -35,13 +35,13 @@ pub struct SendSpec {
     pub payload_items: Vec<u64>,
     /// Whether each packet of a heap has all items (the default), or only the first.
     #[cfg_attr(test, schemars(extend("default" = true)))]
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    #[serde(default = "yes", skip_serializing_if = "is_true", deserialize_with = "flag")]
     pub repeat_items: bool,
     /// Whether a heap that describes the items comes before the others.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "flag")]
     pub descriptors: bool,
     /// Items that every heap has with the same value, by ID.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers_by_name")]
     pub constants: BTreeMap<String, u64>,
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_path_to_error::Path;
 
 #[cfg(test)]
 use crate::check::{LAST_CONTROL_ID, MAX_ITEM_ID, MAX_SHIFT, MAX_TIME_BITS, MIN_TIME_BITS, NAME};
@@ -123,139 +124,178 @@ pub enum Stride {
     UserData(String),
 }
 
-/// A number from 0 on. Unlike the integers that serde reads by itself, its errors tell the value that was given.
-struct Number(u64);
+/// What a field takes. Unlike what serde reads by itself, errors tell the value that was given; and nothing is bent that
+/// comes from Python: `true` to the number 1, any value to a yes, a text to a list of its letters.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub text: &'static str,
+    pub kinds: &'static [Kind],
+}
+
+/// A kind of value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Yes or no.
+    Flag,
+    /// A number from 0 to 2^63 - 1. More has no form in TOML, and no use: item values have 63 bits.
+    Whole,
+    Real,
+    Word,
+    Wholes,
+    Names,
+}
+
+/// What was read.
+pub(crate) enum Taken {
+    Flag(bool),
+    Whole(u64),
+    Real(f64),
+    Word(String),
+    Wholes(Vec<u64>),
+    Names(Vec<String>),
+}
+
+const WHOLE: Wanted = Wanted { text: "a whole number from 0 to 2^63 - 1", kinds: &[Kind::Whole] };
+const WHOLES: Wanted = Wanted { text: "a list of whole numbers from 0 to 2^63 - 1", kinds: &[Kind::Wholes] };
+const FLAG: Wanted = Wanted { text: "true or false", kinds: &[Kind::Flag] };
+const REAL: Wanted = Wanted { text: "a number", kinds: &[Kind::Real] };
+const NAMES: Wanted = Wanted { text: "a list of names", kinds: &[Kind::Names] };
+
+impl Wanted {
+    /// Read it.
+    pub fn read<'de, D: Deserializer<'de>>(self, deserializer: D) -> Result<Taken, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    /// That it is something else.
+    pub fn refuse<E: Error>(self, given: Unexpected<'_>) -> E {
+        E::invalid_value(given, &self)
+    }
+
+    fn takes(self, kind: Kind) -> bool {
+        self.kinds.contains(&kind)
+    }
+}
+
+impl<'de> Visitor<'de> for Wanted {
+    type Value = Taken;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Taken, E> {
+        if self.takes(Kind::Flag) { Ok(Taken::Flag(value)) } else { Err(self.refuse(Unexpected::Bool(value))) }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "as of any number that is written without a point")]
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Taken, E> {
+        match u64::try_from(value) {
+            Ok(value) if self.takes(Kind::Whole) => Ok(Taken::Whole(value)),
+            _ if self.takes(Kind::Real) => Ok(Taken::Real(value as f64)),
+            _ => Err(self.refuse(Unexpected::Signed(value))),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "as of any number that is written without a point")]
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Taken, E> {
+        match i64::try_from(value) {
+            Ok(signed) => self.visit_i64(signed),
+            Err(_) if self.takes(Kind::Real) => Ok(Taken::Real(value as f64)),
+            Err(_) => Err(self.refuse(Unexpected::Unsigned(value))),
+        }
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Taken, E> {
+        if self.takes(Kind::Real) { Ok(Taken::Real(value)) } else { Err(self.refuse(Unexpected::Float(value))) }
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Taken, E> {
+        if self.takes(Kind::Word) {
+            Ok(Taken::Word(value.to_owned()))
+        } else {
+            Err(self.refuse(Unexpected::Str(value)))
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Taken, A::Error> {
+        if self.takes(Kind::Wholes) {
+            let mut all = Vec::new();
+            while let Some(Number(value)) = values.next_element()? {
+                all.push(value);
+            }
+            return Ok(Taken::Wholes(all));
+        }
+        if self.takes(Kind::Names) {
+            let mut all = Vec::new();
+            while let Some(name) = values.next_element()? {
+                all.push(name);
+            }
+            return Ok(Taken::Names(all));
+        }
+        Err(self.refuse(Unexpected::Seq))
+    }
+}
+
+/// A number in a list.
+pub(crate) struct Number(pub u64);
 
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl Visitor<'_> for Reader {
-            type Value = Number;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number from 0 to 2^63 - 1")
-            }
-
-            fn visit_u64<E: Error>(self, value: u64) -> Result<Number, E> {
-                // More has no form in TOML, and no use: item values have 63 bits.
-                let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
-                i64::try_from(value).map(|_| Number(value)).map_err(refuse)
-            }
-
-            fn visit_i64<E: Error>(self, value: i64) -> Result<Number, E> {
-                let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
-                value.try_into().map(Number).map_err(refuse)
-            }
-        }
-        deserializer.deserialize_any(Reader)
-    }
-}
-
-/// A number, several of them, or a word, whichever of these `expecting` says.
-struct Value {
-    expecting: &'static str,
-    takes_numbers: bool,
-    takes_word: bool,
-}
-
-/// What [`Value`] has read.
-enum Read {
-    Number(u64),
-    Numbers(Vec<u64>),
-    Word(Shown),
-}
-
-impl<'de> Visitor<'de> for Value {
-    type Value = Read;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expecting)
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Read, E> {
-        let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
-        i64::try_from(value).map(|_| Read::Number(value)).map_err(refuse)
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Read, E> {
-        let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
-        value.try_into().map(Read::Number).map_err(refuse)
-    }
-
-    fn visit_str<E: Error>(self, word: &str) -> Result<Read, E> {
-        let known = self.takes_word && word == "first";
-        known
-            .then_some(Read::Word(Shown::First))
-            .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(word), &self))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Read, A::Error> {
-        if !self.takes_numbers {
-            return Err(A::Error::invalid_type(serde::de::Unexpected::Seq, &self));
-        }
-        let mut all = Vec::new();
-        while let Some(Number(value)) = values.next_element()? {
-            all.push(value);
-        }
-        Ok(Read::Numbers(all))
+        number(deserializer).map(Number)
     }
 }
 
 fn origin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Origin>, D::Error> {
-    let expecting = "a whole number from 0 to 2^63 - 1, or \"first\"";
-    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: false, takes_word: true })?;
-    Ok(match read {
-        Read::Number(at) => Some(Origin::At(at)),
-        Read::Word(word) => Some(Origin::Shown(word)),
-        Read::Numbers(_) => None,
-    })
+    const WANTED: Wanted =
+        Wanted { text: "a whole number from 0 to 2^63 - 1, or \"first\"", kinds: &[Kind::Whole, Kind::Word] };
+    match WANTED.read(deserializer)? {
+        Taken::Whole(at) => Ok(Some(Origin::At(at))),
+        taken => first(WANTED, &taken).map(|word| Some(Origin::Shown(word))),
+    }
 }
 
 fn phases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Phases>, D::Error> {
-    let expecting = "whole numbers from 0 to 2^63 - 1, one for each source, or \"first\"";
-    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: true, takes_word: true })?;
-    Ok(match read {
-        Read::Number(only) => Some(Phases::Listed(vec![only])),
-        Read::Numbers(all) => Some(Phases::Listed(all)),
-        Read::Word(word) => Some(Phases::Shown(word)),
-    })
+    const WANTED: Wanted = Wanted {
+        text: "whole numbers from 0 to 2^63 - 1, one for each source, or \"first\"",
+        kinds: &[Kind::Whole, Kind::Wholes, Kind::Word],
+    };
+    match WANTED.read(deserializer)? {
+        Taken::Whole(only) => Ok(Some(Phases::Listed(vec![only]))),
+        Taken::Wholes(all) => Ok(Some(Phases::Listed(all))),
+        taken => first(WANTED, &taken).map(|word| Some(Phases::Shown(word))),
+    }
+}
+
+/// The word `first`, which stands for what heaps show.
+fn first<E: Error>(wanted: Wanted, taken: &Taken) -> Result<Shown, E> {
+    match taken {
+        Taken::Word(word) if word == "first" => Ok(Shown::First),
+        Taken::Word(word) => Err(wanted.refuse(Unexpected::Str(word))),
+        _ => Err(E::custom(wanted.text)),
+    }
 }
 
 fn time_item<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TimeItem, D::Error> {
-    let expecting = "a whole number from 0 to 2^63 - 1, or several";
-    let read = deserializer.deserialize_any(Value { expecting, takes_numbers: true, takes_word: false })?;
-    match read {
-        Read::Number(id) => Ok(TimeItem::One(id)),
-        Read::Numbers(ids) => Ok(TimeItem::OneOf(ids)),
-        Read::Word(_) => Err(D::Error::custom(expecting)),
+    let wanted = Wanted { text: "a whole number from 0 to 2^63 - 1, or several", kinds: &[Kind::Whole, Kind::Wholes] };
+    match wanted.read(deserializer)? {
+        Taken::Whole(id) => Ok(TimeItem::One(id)),
+        Taken::Wholes(ids) => Ok(TimeItem::OneOf(ids)),
+        _ => Err(D::Error::custom(wanted.text)),
     }
 }
 
 impl<'de> Deserialize<'de> for Stride {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl Visitor<'_> for Reader {
-            type Value = Stride;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes from 0 to 2^63 - 1, or the name of a field of user_data")
-            }
-
-            fn visit_u64<E: Error>(self, value: u64) -> Result<Stride, E> {
-                let refuse = |_| E::invalid_value(serde::de::Unexpected::Unsigned(value), &self);
-                i64::try_from(value).map(|_| Stride::Bytes(value)).map_err(refuse)
-            }
-
-            fn visit_i64<E: Error>(self, value: i64) -> Result<Stride, E> {
-                let refuse = |_| E::invalid_value(serde::de::Unexpected::Signed(value), &self);
-                value.try_into().map(Stride::Bytes).map_err(refuse)
-            }
-
-            fn visit_str<E: Error>(self, name: &str) -> Result<Stride, E> {
-                Ok(Stride::UserData(name.to_owned()))
-            }
+        let wanted = Wanted {
+            text: "a number of bytes from 0 to 2^63 - 1, or the name of a field of user_data",
+            kinds: &[Kind::Whole, Kind::Word],
+        };
+        match wanted.read(deserializer)? {
+            Taken::Whole(bytes) => Ok(Self::Bytes(bytes)),
+            Taken::Word(name) => Ok(Self::UserData(name)),
+            _ => Err(D::Error::custom(wanted.text)),
         }
-        deserializer.deserialize_any(Reader)
     }
 }
 
@@ -270,7 +310,8 @@ impl Stride {
 }
 
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    Number::deserialize(deserializer).map(|number| number.0)
+    let Taken::Whole(value) = WHOLE.read(deserializer)? else { return Err(D::Error::custom(WHOLE.text)) };
+    Ok(value)
 }
 
 pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -278,11 +319,35 @@ pub(crate) fn optional_number<'de, D: Deserializer<'de>>(deserializer: D) -> Res
 }
 
 pub(crate) fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
-    Vec::<Number>::deserialize(deserializer).map(|all| all.into_iter().map(|number| number.0).collect())
+    let Taken::Wholes(all) = WHOLES.read(deserializer)? else { return Err(D::Error::custom(WHOLES.text)) };
+    Ok(all)
 }
 
 fn optional_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u64>>, D::Error> {
     numbers(deserializer).map(Some)
+}
+
+pub(crate) fn numbers_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u64>, D::Error> {
+    let all = BTreeMap::<String, Number>::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|(name, number)| (name, number.0)).collect())
+}
+
+pub(crate) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    FLAG.read(deserializer).map(|taken| matches!(taken, Taken::Flag(true)))
+}
+
+fn real<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let Taken::Real(value) = REAL.read(deserializer)? else { return Err(D::Error::custom(REAL.text)) };
+    Ok(Some(value))
+}
+
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let Taken::Names(all) = NAMES.read(deserializer)? else { return Err(D::Error::custom(NAMES.text)) };
+    Ok(all)
+}
+
+fn optional_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    names(deserializer).map(Some)
 }
 
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -347,7 +412,7 @@ pub struct TimeSpec {
     pub batches: u64,
     /// Ticks per second, in Hz. Needed to convert timestamps to seconds.
     #[cfg_attr(test, schemars(extend("exclusiveMinimum" = 0)))]
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "real")]
     pub tick_rate: Option<f64>,
     /// What to do with a timestamp that is not a multiple of `step`, counted from `origin`.
     #[cfg_attr(test, schemars(extend("default" = "reject")))]
@@ -373,7 +438,7 @@ pub struct TimeSpec {
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "phases")]
     pub phases: Option<Phases>,
     /// UTC at tick 0, in seconds since 1970.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "real")]
     pub epoch: Option<f64>,
     /// ID of the item that tells this, instead of `epoch`.
     #[cfg_attr(test, schemars(range(min = LAST_CONTROL_ID + 1, max = MAX_ITEM_ID)))]
@@ -488,13 +553,13 @@ pub struct LayoutSpec {
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
     pub payload_item: Option<u64>,
     /// Names of all axes, slowest to fastest (default: time, then `axes`).
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_names")]
     pub order: Option<Vec<String>>,
     /// Name of the axis whose index is the source: the accounts count heaps by source.
     #[serde(default, skip_serializing_if = "is_default")]
     pub sources: Option<String>,
     /// Name of each source in the accounts (default: what senders send for it; or the ID of its item, or its index).
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_names")]
     pub source_labels: Option<Vec<String>>,
     /// IDs of other items that a heap must have. Heaps without them are rejected.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "numbers")]
@@ -509,10 +574,10 @@ pub struct LayoutSpec {
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_numbers")]
     pub heap_shape: Option<Vec<u64>>,
     /// Names of the dimensions of `heap_shape`.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "names")]
     pub heap_axes: Vec<String>,
     /// Order of all axes in `Chunk.samples()`, those of `heap_axes` among them (default: the axes, then those of a heap).
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_names")]
     pub samples_order: Option<Vec<String>>,
     /// Samples in a heap, if this is not the product of `heap_shape`.
     #[serde(default, skip_serializing_if = "is_default", deserialize_with = "optional_number")]
@@ -546,9 +611,21 @@ impl LayoutSpec {
     ///
     /// [`LayoutError::Malformed`] if a field is missing, unknown or of the wrong type.
     pub fn read<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, LayoutError> {
+        Self::read_telling(deserializer, |_, problem| problem)
+    }
+
+    /// The same, with better words for what is wrong with the field at a path.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn read_telling<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+        tell: impl Fn(&Path, String) -> String,
+    ) -> Result<Self, LayoutError> {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let path = error.path().to_string();
-            let problem = error.inner().to_string();
+            let problem = tell(error.path(), error.inner().to_string());
             LayoutError::Malformed(if path == "." { problem } else { format!("{path}: {problem}") })
         })
     }

@@ -4,14 +4,14 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use serde::de::{Deserializer, Error, Unexpected};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{check, check_distinct, check_item};
 use crate::error::LayoutError;
 use crate::packet::plan::uses;
-use crate::spec::{AxisSpec, LayoutSpec};
+use crate::spec::{AxisSpec, Kind, LayoutSpec, Taken, Wanted, flag};
 
 /// Bytes of a heap that its packets do not tell, or tell wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -75,12 +75,11 @@ pub struct Encoding {
 
 impl Encoding {
     fn parse(text: &str) -> Option<Self> {
-        let (little, rest) = match text.strip_prefix('<') {
-            Some(rest) => (true, rest),
-            None => (false, text.strip_prefix('>').unwrap_or(text)),
-        };
-        let bytes = rest.strip_prefix('u')?.parse().ok().filter(|bytes| (1..=8).contains(bytes))?;
-        Some(Self { little, bytes })
+        let little = text.starts_with('<');
+        let rest = text.strip_prefix(['<', '>']);
+        let bytes = rest.unwrap_or(text).strip_prefix('u')?.parse().ok().filter(|bytes| (1..=8).contains(bytes))?;
+        // Elsewhere, numpy takes "u4" for the order of the machine: only a byte has none.
+        (rest.is_some() || bytes == 1).then_some(Self { little, bytes })
     }
 
     /// The number that these bytes are, if there are so many of them.
@@ -122,7 +121,7 @@ pub struct PacketsSpec {
     pub heap_counter: Option<HeapCounter>,
     /// Whether the items of a heap are in its first packet only.
     #[cfg_attr(test, schemars(extend("default" = false)))]
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not", deserialize_with = "flag")]
     pub repeat_items: bool,
     /// How the values of some items are written, by ID: `<u4` is 4 bytes with the lowest first, `>u8` 8 bytes with the
     /// highest first. Addressed values of these items are made immediate.
@@ -275,87 +274,38 @@ pub(crate) fn check_packets(spec: &LayoutSpec, items: &[u64]) -> Result<(), Layo
     })
 }
 
-/// Reads a number from 0 to 2^63 - 1, a word or a list of such numbers, whichever of these `expecting` says.
-struct Reader {
-    expecting: &'static str,
-    words: &'static [&'static str],
-    list: bool,
-    number: bool,
-}
-
-enum Read {
-    Number(u64),
-    Word(usize),
-    List(Vec<u64>),
-}
-
-impl<'de> Visitor<'de> for Reader {
-    type Value = Read;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expecting)
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Read, E> {
-        if self.number && i64::try_from(value).is_ok() {
-            return Ok(Read::Number(value));
-        }
-        Err(E::invalid_value(Unexpected::Unsigned(value), &self))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Read, E> {
-        match u64::try_from(value) {
-            Ok(value) => self.visit_u64(value),
-            Err(_) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
-        }
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Read, E> {
-        let known = self.words.iter().position(|word| *word == text);
-        known.map(Read::Word).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Read, A::Error> {
-        if !self.list {
-            return Err(A::Error::invalid_type(Unexpected::Seq, &self));
-        }
-        let mut all = Vec::new();
-        while let Some(value) = values.next_element::<i64>()? {
-            let wanted = "item IDs";
-            all.push(u64::try_from(value).map_err(|_| A::Error::invalid_value(Unexpected::Signed(value), &wanted))?);
-        }
-        Ok(Read::List(all))
-    }
+/// Which of some words it is.
+fn position<E: Error>(wanted: Wanted, taken: &Taken, words: &[&str]) -> Result<usize, E> {
+    let Taken::Word(text) = taken else { return Err(E::custom(wanted.text)) };
+    words.iter().position(|word| word == text).ok_or_else(|| wanted.refuse(Unexpected::Str(text)))
 }
 
 fn heap_length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<HeapLength>, D::Error> {
-    let expecting = "a number of bytes, or \"payload\"";
-    let reader = Reader { expecting, words: &["payload"], list: false, number: true };
-    Ok(Some(match deserializer.deserialize_any(reader)? {
-        Read::Number(bytes) => HeapLength::Bytes(bytes),
-        Read::Word(_) | Read::List(_) => HeapLength::Payload(PayloadWord::Payload),
+    let wanted = Wanted { text: "a number of bytes, or \"payload\"", kinds: &[Kind::Whole, Kind::Word] };
+    Ok(Some(match wanted.read(deserializer)? {
+        Taken::Whole(bytes) => HeapLength::Bytes(bytes),
+        taken => position(wanted, &taken, &["payload"]).map(|_| HeapLength::Payload(PayloadWord::Payload))?,
     }))
 }
 
 fn heap_counter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<HeapCounter>, D::Error> {
-    let expecting = "\"packet\", \"sender\", or a list of item IDs";
-    let reader = Reader { expecting, words: &["packet", "sender"], list: true, number: false };
-    Ok(Some(match deserializer.deserialize_any(reader)? {
-        Read::List(ids) => HeapCounter::Items(ids),
-        Read::Word(0) => HeapCounter::By(CounterWord::Packet),
-        Read::Word(_) | Read::Number(_) => HeapCounter::By(CounterWord::Sender),
+    let wanted = Wanted { text: "\"packet\", \"sender\", or a list of item IDs", kinds: &[Kind::Wholes, Kind::Word] };
+    Ok(Some(match wanted.read(deserializer)? {
+        Taken::Wholes(ids) => HeapCounter::Items(ids),
+        taken if position(wanted, &taken, &["packet", "sender"])? == 0 => HeapCounter::By(CounterWord::Packet),
+        _ => HeapCounter::By(CounterWord::Sender),
     }))
 }
 
 /// Read an item ID, or the name of an item that is added.
 pub(crate) fn item<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    let expecting = "an item ID, \"payload_item\", \"sender\", \"packet_seconds\" or \"packet_nanoseconds\"";
-    let words = const { &["payload_item", "sender", "packet_seconds", "packet_nanoseconds"] };
-    Ok(match deserializer.deserialize_any(Reader { expecting, words, list: false, number: true })? {
-        Read::Number(id) => id,
-        Read::Word(word) => Synthetic::FIRST | word as u64,
-        Read::List(_) => 0,
-    })
+    let text = "an item ID, \"payload_item\", \"sender\", \"packet_seconds\" or \"packet_nanoseconds\"";
+    let words = ["payload_item", "sender", "packet_seconds", "packet_nanoseconds"];
+    let wanted = Wanted { text, kinds: &[Kind::Whole, Kind::Word] };
+    match wanted.read(deserializer)? {
+        Taken::Whole(id) => Ok(id),
+        taken => position(wanted, &taken, &words).map(|word| Synthetic::FIRST | word as u64),
+    }
 }
 
 /// Read one that may be absent.
@@ -428,7 +378,8 @@ mod tests {
         let big = Encoding::parse(">u3").unwrap();
         assert_eq!(big.read(&[1, 2, 3]), Some(0x1_0203));
         assert_eq!(big.read(&[1, 2]), None);
-        for wrong in ["u0", "<u9", "<f8", "<i4", "4", "", "=u4"] {
+        assert_eq!(Encoding::parse("u1").unwrap().read(&[7, 8]), Some(7));
+        for wrong in ["u0", "<u9", "<f8", "<i4", "4", "", "=u4", "u4"] {
             assert_eq!(Encoding::parse(wrong), None, "{wrong}");
         }
     }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
-use pythonize::{depythonize, pythonize};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
+use pythonize::{Depythonizer, depythonize, pythonize};
+use serde_path_to_error::{Path, Segment};
 
 use super::chunk::{account_present, fill_missing, unpack};
 use super::group::Group;
@@ -17,7 +18,43 @@ use crate::spec::LayoutSpec;
 use crate::unpack::Packing;
 
 fn read_spec(spec: &Bound<'_, PyAny>) -> PyResult<LayoutSpec> {
-    Ok(LayoutSpec::read(&mut pythonize::Depythonizer::from_object(spec))?)
+    let read = LayoutSpec::read_telling(&mut Depythonizer::from_object(spec), |path, problem| {
+        told(spec, path, &problem).unwrap_or(problem)
+    });
+    Ok(read?)
+}
+
+/// How errors of conversions from Python begin and end, which tell no value, and what was wanted.
+const WANTED: [(&str, &str, &str); 5] = [
+    ("unexpected type", "'Mapping'", "a table"),
+    ("unexpected type", "'Sequence'", "a list"),
+    ("unexpected type", "'str'", "text"),
+    ("unsupported type", "", "another kind of value"),
+    ("expected either a str or dict", "", "a word"),
+];
+
+/// What is wrong with a value, with the value, if its type or itself is.
+fn told(spec: &Bound<'_, PyAny>, path: &Path, problem: &str) -> Option<String> {
+    let known = WANTED.iter().find(|(begin, end, _)| problem.starts_with(begin) && problem.ends_with(end));
+    let mut wanted = match known {
+        Some((_, _, wanted)) => wanted,
+        None if problem.starts_with("unknown field") => return None,
+        None => problem.split_once(", expected ")?.1,
+    };
+    let mut value = spec.clone();
+    for segment in path {
+        value = match segment {
+            Segment::Map { key } => value.get_item(key).ok()?,
+            // Python takes a text for a list of its letters.
+            Segment::Seq { .. } if value.is_instance_of::<PyString>() => {
+                wanted = "a list";
+                break;
+            }
+            Segment::Seq { index } => value.get_item(index).ok()?,
+            _ => return None,
+        };
+    }
+    Some(format!("given {}, but wanted {wanted}", value.repr().ok()?))
 }
 
 /// Check that a dict has the fields of a declaration, of the right types, and return those that are set.

@@ -153,7 +153,7 @@ def test_list_and_schema() -> None:
         (["meerkat-digitizer"], ["meerkat-digitizer", "did you mean 'meerkat-digitiser'"]),
         (["none.toml"], ["none.toml"]),
         (["/"], ["/: Is a directory"]),
-        (["{bad}"], ["bad.toml", "axes[0].size", "true", "whole number"]),
+        (["{bad}"], ["bad.toml", "axes[0].size", "True", "whole number"]),
         (["meerkat-digitiser", "--set", "time.batches=0"], ["time.batches: 0", "at least 1"]),
         (["meerkat-digitiser", "--set", "time.batchs=1"], ["did you mean 'batches'"]),
         (["meerkat-digitiser", "--json", "--toml"], ["one of", "--json"]),

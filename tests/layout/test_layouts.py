@@ -101,7 +101,7 @@ def test_overrides_follow_one_another(file: pathlib.Path) -> None:
         ("axes=[3]", ["axes[0]"]),
         ('axes=[{name="x", size=1}]', ["axes[0].item"]),
         ("strides=3", ["strides: 3 is not a table", "strides.AXIS"]),
-        ("name=2020-01-01", ["name", "str"]),
+        ("name=2020-01-01", ["name", "2020, 1, 1", "text"]),
         ("axes.antenna.size=2", ["source_labels: 3", "2 sources"]),
         ("heap_bytes=1\nname='x'", ["heap_bytes", "whole number"]),
     ],

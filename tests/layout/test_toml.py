@@ -109,7 +109,7 @@ size = 3
     [
         ("heap_bytes = 8", "heap_bytes = 0", ["heap_bytes: 0", "at least 1"]),
         ("heap_bytes = 8", "heap_bytes = -8", ["heap_bytes", "-8"]),
-        ("heap_bytes = 8", 'heap_bytes = "8"', ["heap_bytes", '"8"']),
+        ("heap_bytes = 8", 'heap_bytes = "8"', ["heap_bytes", "'8'"]),
         ("heap_bytes = 8", "heap_bytes = ", ["line 2"]),
         ("heap_bytes = 8", "", ["heap_bytes", "missing"]),
         ("heap_bytes = 8", "heap_bytes = 8\nheap_size = 8", ["heap_size", "heap_bytes"]),
@@ -118,7 +118,7 @@ size = 3
         ("step = 16", "step = 1.6", ["time.step", "1.6"]),
         ("step = 16", 'step = 16\nalign = "up"', ["time.align", "up", "reject", "mask"]),
         ("step = 16", "step = 16\nunit = 1", ["time.unit", "tick_rate"]),
-        ("size = 3", "size = true", ["axes[0].size", "true"]),
+        ("size = 3", "size = true", ["axes[0].size", "True"]),
         ("size = 3", "size = 0", ["axes[0].size: 0", "at least 1"]),
         ("size = 3", "values = [1, 2, -3]", ["axes[0].values[2]", "-3"]),
         ("size = 3", "sizes = 3", ["axes[0].sizes", "size"]),
