@@ -370,7 +370,7 @@ fn heaps_are_told_apart_by_items_that_only_the_first_packet_has() {
 #[test]
 fn a_counter_that_comes_round_names_another_heap() {
     // The second packet of the heap of time 5 is lost; the next heap with its counter says so in its items.
-    for table in ["heap_length = 8", "heap_counter = 'sender'", "repeat_items = true\nitems = { 0x1600 = 'u6' }"] {
+    for table in ["heap_length = 8", "heap_counter = 'sender'", "repeat_items = true\nitems = { 0x1600 = '>u6' }"] {
         let mut run = Run::new(&format!("[packets]\n{table}"));
         run.give(1, 0, &part(7, 8, 0, &[(TIME, 5, true)], b"abcd"));
         run.give(1, 10, &part(7, 8, 0, &[(TIME, 9, true)], b"ABCD"));
