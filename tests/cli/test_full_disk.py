@@ -74,3 +74,16 @@ def test_no_capture_that_breaks_off(tmp_path: pathlib.Path, batches) -> None:
     assert str(file) in said, said
     assert "File too large" in said, said
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_open_already_is_written_to() -> None:
+    done = subprocess.run(
+        [*SPEADRX, "layout", LAYOUT, "--toml", "--svg", "/dev/stdout"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert "<svg" in done.stdout
+    assert "heap_bytes" in done.stdout
