@@ -719,7 +719,11 @@ mod tests {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/speadrx/layout/presets/layout.schema.json");
         let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         let schema = settings.with_transform(for_toml).into_generator().into_root_schema_for::<LayoutSpec>();
-        let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        // A line for each value, as programs read it, and people its changes.
+        let mut text = Vec::new();
+        let lines = serde_json::ser::PrettyFormatter::with_indent(b"");
+        schema.serialize(&mut serde_json::Serializer::with_formatter(&mut text, lines)).unwrap();
+        let text = String::from_utf8(text).unwrap() + "\n";
         if env::var_os("WRITE_SCHEMA").is_some() {
             fs::write(&file, &text).unwrap();
         }
