@@ -235,19 +235,14 @@ impl Voice {
         (self.batch, self.sure) = (batch, batch);
     }
 
-    /// What it claims, if that counts by itself.
+    /// What it claims, if that counts.
     fn counted(&self) -> Option<Claim> {
-        self.claim.filter(|claim| !claim.is_back && self.is_sure(claim))
+        self.said().filter(|claim| !claim.is_back)
     }
 
-    /// The same, or what it claimed before it came into the window, if one window holds both; or where a single heap of it was
-    /// late, for that counts if one of those who agree is sure.
+    /// The same, or what it claimed before it came into the window, if one window holds both.
     fn said(&self) -> Option<Claim> {
-        self.claim.filter(|claim| self.is_sure(claim) || matches!(claim.kind, Kind::Late | Kind::Lagging))
-    }
-
-    fn is_sure(&self, claim: &Claim) -> bool {
-        claim.counts(self.batch != NOWHERE)
+        self.claim.filter(|claim| claim.counts(self.batch != NOWHERE))
     }
 
     fn is_live(&self, turn: u64) -> bool {
@@ -662,21 +657,20 @@ impl Voices {
         stamp.wrapping_add(end as u64) & self.low_bits(stamp)
     }
 
-    /// Of the sources that are live, or agree on this, whether more than half agree, and one of those for sure.
+    /// Of the sources that are live, or agree on this, whether more than half agree.
     ///
     /// A source that is the only one must say it twice.
     pub fn is_majority(&mut self, agreed: &Agreement) -> bool {
-        let (mut for_it, mut asked, mut most, mut is_sure) = (0_u64, 0_u64, 0_u64, false);
+        let (mut for_it, mut asked, mut most) = (0_u64, 0_u64, 0_u64);
         for voice in &self.all {
-            let claim = voice.said().filter(|claim| self.is_of(claim, agreed));
-            if let Some(claim) = claim {
+            let is_of = voice.said().is_some_and(|claim| self.is_of(&claim, agreed));
+            if is_of {
                 for_it = for_it.saturating_add(1);
-                is_sure |= voice.is_sure(&claim);
-                most = most.max(claim.heaps);
+                most = most.max(voice.claim.map_or(0, |claim| claim.heaps));
             }
-            asked = asked.saturating_add(u64::from(claim.is_some() || voice.is_live(self.turn)));
+            asked = asked.saturating_add(u64::from(is_of || voice.is_live(self.turn)));
         }
-        let has_won = for_it.saturating_mul(2) > asked && is_sure && (for_it >= 2 || most >= 2);
+        let has_won = for_it.saturating_mul(2) > asked && (for_it >= 2 || most >= 2);
         if !has_won {
             self.wanting = (asked >> 1).saturating_add(1).saturating_sub(agreed.largest).max(1);
         }
@@ -700,8 +694,8 @@ impl Voices {
 
     /// Whether all that agree have gone on by so many batches since anybody was heard in the window.
     pub fn has_gone_on(&self, agreed: &Agreement, batches: i64) -> bool {
-        let claims = self.all.iter().filter_map(Voice::counted);
-        claims.filter(|claim| self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
+        let claims = self.all.iter().filter_map(|voice| voice.claim);
+        claims.filter(|claim| !claim.is_back && self.is_of(claim, agreed)).all(|claim| claim.gone_on >= batches)
     }
 
     /// Nothing comes of a majority: wait until as many claims have been made anew.

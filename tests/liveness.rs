@@ -293,39 +293,6 @@ impl Few {
     }
 }
 
-impl Few {
-    /// Read a round of all sources, each stream in its own thread: `turns` has which one is read next, and for how many heaps.
-    /// The few begin with a batch of their own: what each of the others has lost since more than half of all had been read.
-    fn lost_where_threads_meet(
-        &self,
-        receiver: &mut Receiver,
-        (from, few_from): (i128, i128),
-        turns: &[(usize, usize)],
-    ) -> Vec<usize> {
-        let is_few = |source: usize| source < self.how_many;
-        let mut order: Vec<usize> = (0..self.sources).collect();
-        order.sort_by_key(|&source| is_few(source) != self.are_first);
-        let mut queues = vec![Vec::new(); self.streams];
-        for source in order {
-            let from = if is_few(source) { few_from } else { from };
-            queues[source % self.streams].extend((from..from + self.burst).map(|batch| (source, batch)));
-        }
-        let (mut lost, mut read) = (vec![0; self.sources], vec![false; self.sources]);
-        let rest = (0..self.streams).map(|stream| (stream, usize::MAX));
-        for (turn, heaps) in turns.iter().copied().chain(rest) {
-            let stream = turn % self.streams;
-            let n = heaps.min(queues[stream].len());
-            for (source, batch) in queues[stream].drain(..n) {
-                read[source] |= !is_few(source);
-                let outcome = receiver.heap(batch * 4096, source, stream);
-                let counts = !is_few(source) && 2 * read.iter().filter(|&&read| read).count() > self.sources;
-                lost[source] += usize::from(counts && !matches!(outcome, Outcome::Received(..)));
-            }
-        }
-        lost
-    }
-}
-
 /// How many cases: many more in a long run.
 fn cases() -> u32 {
     std::env::var("LIVENESS_CASES").map_or(600, |cases| cases.parse().unwrap())
@@ -378,17 +345,5 @@ proptest! {
         let (lost, causes) = losses(&case);
         let bound = if case.sources == 1 { 3 } else { 2 };
         prop_assert!(lost.iter().all(|&lost| lost <= bound), "lost {lost:?}, causes {causes:?}");
-    }
-
-    /// All but a few go back so far that none of their first heaps is in the window, and are read by several threads.
-    #[test]
-    fn most_go_back_where_threads_meet(few in few(), turns in vec((0..4_usize, 1..70_usize), 0..60)) {
-        let mut receiver = few.receiver();
-        let (from, span) = (LATER + few.at, i128::from(few.window) * 8);
-        let rounds = span * 3 / few.burst + 1;
-        few.lost(&mut receiver, from, rounds, 0);
-        let (from, back) = (from + rounds * few.burst, span + few.burst + few.off % span);
-        let lost = few.lost_where_threads_meet(&mut receiver, (from - back, from), &turns);
-        prop_assert!(lost.iter().all(|&lost| lost <= 2), "lost {lost:?}, back by {back}");
     }
 }

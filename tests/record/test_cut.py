@@ -283,8 +283,8 @@ class TestWhatItSays:
         layout = str(night)
         assert "needs no such option" in cut(night, to, "-l", layout, code=2)
         assert "needs no such option" in cut(night, to, "--window", "4", code=2)
-        assert "antenna has no 7" in cut(night, to, "--select", "antenna=7", code=2)
-        assert "wanted one of antenna" in cut(night, to, "--select", "beam=7", code=2)
+        assert "'7' is no antenna here" in cut(night, to, "--select", "antenna=7", code=2)
+        assert "its axes are antenna" in cut(night, to, "--select", "beam=7", code=2)
         piece = record(tmp_path / "b_000.zarr")
         for source, path, options in ((piece, piece, ()), (piece, tmp_path / "b.zarr", ("--split", "1s"))):
             assert "that is to be cut" in cut(source, path, "--force", *options, code=2)
