@@ -210,7 +210,7 @@ def test_command_on_a_frozen_disk(disk, tmp_path, udp_port) -> None:
         send(udp_port, heaps[7 * EACH :])
         wait_for_line(process.stdout, f"queue {few - 7}/")
         process.send_signal(signal.SIGINT)
-        wait_for_line(process.stderr, "The first error: nothing was written for 0.5 s.")
+        wait_for_line(process.stderr, f"The first error: {path}: nothing was written for 0.5 s.")
         disk.thaw()
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 3
