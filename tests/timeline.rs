@@ -159,15 +159,20 @@ fn a_heap_is_late_up_to_two_windows() {
     }
 }
 
-#[test]
-fn without_resync_time_begins_again_only_where_the_first_heap_was_wrong() {
+/// Four sources, whose first heap says where steps begin.
+fn layout_that_begins_anywhere() -> Layout {
     let spec = r#"
         heap_bytes = 8
         sources = "antenna"
         time = { item = 0x1600, step = 4096, batches = 8, origin = "first" }
         axes = [{ name = "antenna", item = 0x4101, size = 4 }]
     "#;
-    let layout = Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap();
+    Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap()
+}
+
+#[test]
+fn without_resync_time_begins_again_only_where_the_first_heap_was_wrong() {
+    let layout = layout_that_begins_anywhere();
     let mut receiver = Receiver::new(&layout, 4, 1, false, false);
     receiver.heap(LATER * 4096 + 7, 0, 0);
     must_go_on(&mut receiver, LATER, 2);
@@ -962,13 +967,7 @@ fn timestamps_of_40_bits_that_have_wrapped_make_sense_with_a_step_that_is_no_pow
 
 #[test]
 fn the_former_time_goes_on_for_a_window_at_most_and_is_late_up_to_two() {
-    let spec = r#"
-        heap_bytes = 8
-        sources = "antenna"
-        time = { item = 0x1600, step = 4096, batches = 8, origin = "first" }
-        axes = [{ name = "antenna", item = 0x4101, size = 4 }]
-    "#;
-    let layout = Layout::new(LayoutSpec::from_toml(spec).unwrap()).unwrap();
+    let layout = layout_that_begins_anywhere();
     for (chunks, expected) in [
         (-8, Outcome::Rejected(Verdict::Misaligned)),
         (-7, Outcome::TooOld),
